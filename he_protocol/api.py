@@ -1,0 +1,143 @@
+"""The REST documents that are not signed, and the paths under which everything is found."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from he_protocol.messages import SignedUpdate
+
+RoundState = Literal["open", "closed", "opening", "published", "failed"]
+Phase = Literal["contribution", "commitment", "reveal", "confirmation"]
+PHASES: tuple[Phase, ...] = ("contribution", "commitment", "reveal", "confirmation")
+
+
+class Document(msgspec.Struct, frozen=True):
+    """Base of answers. Readers ignore members they do not know, so that servers can grow."""
+
+
+class Failure(Document, frozen=True):
+    """Why a round failed: a problem URN and what happened."""
+
+    type: str
+    detail: str
+
+
+class TaskStatus(Document, frozen=True):
+    """One task: the authority's signed configuration and where it stands."""
+
+    task: str
+    name: str
+    config: str
+    keys_ready: bool
+    model_version: int
+    round: int
+
+
+class TaskList(Document, frozen=True):
+    tasks: tuple[TaskStatus, ...]
+
+
+class RoundStatus(Document, frozen=True):
+    """One round; times are Unix seconds, 0 where not reached. `seconds` has one entry per server stage."""
+
+    round: int
+    state: RoundState
+    updates: int
+    opened_at: float
+    deadline: float
+    version: int
+    shares: int
+    failure: Failure | None
+    seconds: dict[str, float]
+
+
+class UpdateStatus(Document, frozen=True):
+    """Where an acknowledged update is."""
+
+    update_id: str
+    round: int
+    state: RoundState
+    version: int
+    failure: Failure | None
+
+
+class UpdateReceipt(Document, frozen=True):
+    """Answer to an upload: the server's signed receipt and the round that the update is in."""
+
+    receipt: str
+    round: int
+
+
+class PendingOpenings(Document, frozen=True):
+    """Rounds that wait for this holder's share."""
+
+    rounds: tuple[int, ...]
+
+
+class Opening(Document, frozen=True):
+    """What a holder needs to decide: the signed manifest and every update's signed head."""
+
+    manifest: str
+    updates: tuple[SignedUpdate, ...]
+
+
+class BoardEntry(Document, frozen=True):
+    """One post of the key ceremony; its body is fetched on its own."""
+
+    holder: str
+    message: str
+    size: int
+
+
+class Board(Document, frozen=True):
+    phase: Phase
+    posts: tuple[BoardEntry, ...]
+
+
+TASKS = "/v1/tasks"
+
+
+def task_path(task: str) -> str:
+    return f"{TASKS}/{task}"
+
+
+def model_path(task: str) -> str:
+    return f"{TASKS}/{task}/model"
+
+
+def update_path(task: str, update: str) -> str:
+    return f"{TASKS}/{task}/updates/{update}"
+
+
+def part_path(task: str, update: str, part: str) -> str:
+    return f"{TASKS}/{task}/updates/{update}/parts/{part}"
+
+
+def round_path(task: str, number: int) -> str:
+    return f"{TASKS}/{task}/rounds/{number}"
+
+
+def openings_path(task: str) -> str:
+    return f"{TASKS}/{task}/openings"
+
+
+def opening_path(task: str, number: int) -> str:
+    return f"{TASKS}/{task}/rounds/{number}/opening"
+
+
+def share_path(task: str, number: int, holder: str) -> str:
+    return f"{TASKS}/{task}/rounds/{number}/shares/{holder}"
+
+
+def sum_path(task: str, number: int) -> str:
+    return f"{TASKS}/{task}/rounds/{number}/sum"
+
+
+def board_path(task: str, phase: Phase) -> str:
+    return f"{TASKS}/{task}/board/{phase}"
+
+
+def post_path(task: str, phase: Phase, holder: str) -> str:
+    return f"{TASKS}/{task}/board/{phase}/{holder}"

@@ -1,0 +1,91 @@
+"""Private keys on disk: one file per party, mode 0600, optionally under a passphrase.
+
+The content is JSON; under a passphrase it is a JWE (RFC 7516) with PBES2-HS512+A256KW and A256GCM.
+This is the one module here that touches the disk: every program keeps keys the same careful way.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TypeVar
+
+from joserfc import jwe
+from joserfc.errors import JoseError
+from joserfc.jwk import OctKey
+
+from he_protocol.messages import Key32, Message, Name, decode, encode
+from he_protocol.problems import BAD_KEY_FILE, Refusal
+from he_protocol.signing import SigningKey
+
+PBES2_ROUNDS = 210_000
+"""OWASP's 2023 figure for PBKDF2-HMAC-SHA512."""
+_ALGORITHMS = ["PBES2-HS512+A256KW", "A256GCM"]
+
+M = TypeVar("M", bound=Message)
+
+
+class KeyRecord(Message, frozen=True):
+    """What a party's key file holds. `hpke` is empty but for key holders."""
+
+    name: Name
+    public: Key32
+    private: bytes
+    hpke: bytes = b""
+
+    def __repr__(self) -> str:
+        return f"KeyRecord(name={self.name!r})"
+
+    @property
+    def signing(self) -> SigningKey:
+        return SigningKey(self.public, self.private)
+
+
+def write_private(path: Path, record: Message, passphrase: str = "", *, replace: bool = False) -> None:
+    """Write a secret durably with mode 0600.
+
+    Raises `bad-key-file` when the file exists and `replace` is false.
+    """
+    if path.exists() and not replace:
+        raise Refusal(BAD_KEY_FILE, f"{path} exists and is not overwritten")
+    data = encode(record)
+    if passphrase:
+        header = {"alg": _ALGORITHMS[0], "enc": _ALGORITHMS[1], "p2c": PBES2_ROUNDS}
+        key = OctKey.import_key(passphrase.encode())
+        data = jwe.encrypt_compact(header, data, key, algorithms=_ALGORITHMS).encode()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def read_private(path: Path, kind: type[M], passphrase: str = "") -> M:
+    """Read what `write_private` wrote.
+
+    Raises `bad-key-file` when it is missing, readable by others, or the passphrase is wrong.
+    """
+    try:
+        mode = path.stat().st_mode
+        data = path.read_bytes()
+    except OSError as error:
+        raise Refusal(BAD_KEY_FILE, f"cannot read {path}: {error.strerror}") from None
+    if mode & 0o077:
+        raise Refusal(BAD_KEY_FILE, f"{path} is open to others", expected="mode 0600", got=f"{mode & 0o777:04o}")
+    if not data.startswith(b"{"):
+        if not passphrase:
+            raise Refusal(BAD_KEY_FILE, f"{path} is under a passphrase and none was given")
+        try:
+            key = OctKey.import_key(passphrase.encode())
+            data = jwe.decrypt_compact(data, key, algorithms=_ALGORITHMS).plaintext or b""
+        except (JoseError, ValueError):
+            raise Refusal(BAD_KEY_FILE, f"the passphrase does not open {path}") from None
+    return decode(data, kind)

@@ -1,0 +1,225 @@
+"""Every signed object that travels, as strict frozen structs, and the one strict decoder.
+
+Unknown fields, trailing bytes and oversize input are refused before anything is used. Bytes are
+base64 in JSON, times are whole Unix seconds.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, TypeVar
+
+import msgspec
+from msgspec import Meta
+
+from he_protocol.problems import MALFORMED, TOO_LARGE, TRAILING_BYTES, UNKNOWN_FIELD, Refusal
+
+Name = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$", description="lower-case name, at most 64")]
+Digest = Annotated[bytes, Meta(min_length=32, max_length=32, description="SHA-256")]
+Key32 = Annotated[bytes, Meta(min_length=32, max_length=32, description="Ed25519 public key")]
+UpdateId = Annotated[bytes, Meta(min_length=16, max_length=16, description="16 random bytes")]
+HpkeKey = Annotated[bytes, Meta(min_length=1216, max_length=1216, description="ML-KEM-768 key, then X25519 key")]
+Count = Annotated[int, Meta(ge=0, le=2**53)]
+Positive = Annotated[int, Meta(ge=1, le=2**53)]
+Time = Annotated[int, Meta(ge=0, le=2**53, description="Unix seconds")]
+PositiveFloat = Annotated[float, Meta(gt=0)]
+Role = Literal["client", "holder", "server"]
+
+MESSAGE_LIMIT = 4 * 1024 * 1024
+"""Bytes of the largest JSON message: a manifest of a few ten thousand updates."""
+
+
+class Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Base of everything that is signed; the class name is part of the JWS `typ`."""
+
+
+class Part(Message, frozen=True):
+    """One piece of an update's body: its size in bytes and SHA-256."""
+
+    name: Name
+    size: Count
+    sha256: Digest
+
+
+class UpdateHeader(Message, frozen=True):
+    """What a client signs for one update."""
+
+    task_hash: Digest
+    epoch: Count
+    update_id: UpdateId
+    client: Name
+    base_version: Count
+    created: Time
+    parts: tuple[Part, ...]
+
+
+class SignedUpdate(Message, frozen=True):
+    """Head of an update frame: the header's JWS and the client's credential."""
+
+    header: str
+    credential: str
+
+
+class ManifestEntry(Message, frozen=True):
+    update_id: UpdateId
+    client: Name
+    header: Digest
+
+
+class Manifest(Message, frozen=True):
+    """The server's signed list of the updates in a closed round, sorted by update id."""
+
+    task_hash: Digest
+    epoch: Count
+    round: Positive
+    model_version: Count
+    updates: tuple[ManifestEntry, ...]
+
+
+class PartDigest(Message, frozen=True):
+    """SHA-256 of what a holder says about one part of the replicated sharing."""
+
+    part: Count
+    sha256: Digest
+
+
+class Share(Message, frozen=True):
+    """A holder's release for one manifest; the part vectors follow as bytes in this order."""
+
+    task_hash: Digest
+    epoch: Count
+    round: Positive
+    manifest: Digest
+    holder: Name
+    parts: tuple[PartDigest, ...]
+
+
+class SealedSeeds(Message, frozen=True):
+    """One holder's seeds for another holder, in an HPKE envelope."""
+
+    to: Name
+    box: bytes
+
+
+class Contribution(Message, frozen=True):
+    """Ceremony phase 1: seeds for every part that two holders share."""
+
+    task_hash: Digest
+    epoch: Count
+    holder: Name
+    boxes: tuple[SealedSeeds, ...]
+
+
+class Commitment(Message, frozen=True):
+    """Ceremony phase 2: digests of every key part, before anyone reveals one."""
+
+    task_hash: Digest
+    epoch: Count
+    holder: Name
+    transcript: Digest
+    parts: tuple[PartDigest, ...]
+
+
+class Reveal(Message, frozen=True):
+    """Ceremony phase 3: the key parts that this holder is first to know; their bytes follow."""
+
+    task_hash: Digest
+    epoch: Count
+    holder: Name
+    transcript: Digest
+    parts: tuple[PartDigest, ...]
+
+
+class Confirmation(Message, frozen=True):
+    """Ceremony phase 4: this holder saw every commitment kept and computed this joint key."""
+
+    task_hash: Digest
+    epoch: Count
+    holder: Name
+    transcript: Digest
+    key: Digest
+
+
+class Receipt(Message, frozen=True):
+    """The server's signed word that an update is durable."""
+
+    task_hash: Digest
+    update_id: UpdateId
+    client: Name
+    header: Digest
+    received: Time
+
+
+class Jwk(Message, frozen=True):
+    """RFC 8037 public key."""
+
+    x: str
+    kty: Literal["OKP"] = "OKP"
+    crv: Literal["Ed25519"] = "Ed25519"
+
+
+class Cnf(Message, frozen=True):
+    """RFC 7800 confirmation."""
+
+    jwk: Jwk
+
+
+class Credential(Message, frozen=True):
+    """The authority's word about one party: a JWT (RFC 7519) with the party's key in `cnf`."""
+
+    iss: str
+    sub: Name
+    role: Role
+    iat: Time
+    exp: Time
+    cnf: Cnf
+    hpke: bytes = b""
+
+
+class EnrolRequest(Message, frozen=True):
+    """What a party asks the authority to certify, signed with its own key to prove possession."""
+
+    name: Name
+    role: Role
+    key: Key32
+    created: Time
+    hpke: bytes = b""
+
+
+class RequestProof(Message, frozen=True):
+    """Short-lived proof for one HTTP request, in the manner of RFC 9449 (DPoP)."""
+
+    aud: Name
+    htm: str
+    htu: str
+    iat: Time
+    exp: Time
+    jti: str
+    ath: str
+
+
+M = TypeVar("M")
+
+
+def encode(message: object) -> bytes:
+    """JSON bytes of a message: what is signed and hashed is exactly these bytes."""
+    return msgspec.json.encode(message)
+
+
+def decode(data: bytes, kind: type[M], *, limit: int = MESSAGE_LIMIT) -> M:
+    """Read one message strictly.
+
+    Raises `too-large`, `malformed`, `unknown-field` or `trailing-bytes`.
+    """
+    if len(data) > limit:
+        raise Refusal(TOO_LARGE, f"{kind.__name__} is too long", expected=f"at most {limit} bytes", got=len(data))
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except msgspec.DecodeError as error:
+        text = str(error)
+        if "unknown field" in text:
+            problem = UNKNOWN_FIELD
+        elif "trailing characters" in text:
+            problem = TRAILING_BYTES
+        else:
+            problem = MALFORMED
+        raise Refusal(problem, f"{kind.__name__}: {text}") from None

@@ -1,0 +1,154 @@
+"""Everything HushSum can refuse, as RFC 9457 problem types with stable URNs.
+
+One `Refusal` travels through the whole system: pure checks raise it, the server renders it as
+`application/problem+json`, the client turns that document back into the same `Refusal`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import msgspec
+
+URN = "urn:hushsum:problem:"
+
+
+@dataclass(frozen=True)
+class ProblemType:
+    """A stable kind of refusal. `slug` never changes meaning once released."""
+
+    slug: str
+    status: int
+    title: str
+
+    @property
+    def urn(self) -> str:
+        return URN + self.slug
+
+
+class ProblemDocument(msgspec.Struct, omit_defaults=True):
+    """RFC 9457 body. Unknown members are ignored on reading, as section 3.2 of the RFC asks."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    expected: str = ""
+    got: str = ""
+
+
+class Refusal(Exception):
+    """Input was refused; nothing was changed.
+
+    `expected` and `got` are short and never hold secret bytes.
+    """
+
+    def __init__(self, problem: ProblemType, detail: str, *, expected: object = "", got: object = "") -> None:
+        self.problem = problem
+        self.detail = detail
+        self.expected = str(expected)
+        self.got = str(got)
+        super().__init__(str(self))
+
+    def __str__(self) -> str:
+        text = f"{self.problem.title}: {self.detail}"
+        if self.expected or self.got:
+            text += f" (expected {self.expected or 'nothing'}, got {self.got or 'nothing'})"
+        return f"{text} [{self.problem.slug}]"
+
+    def document(self) -> bytes:
+        """The refusal as `application/problem+json`."""
+        return msgspec.json.encode(
+            ProblemDocument(
+                self.problem.urn, self.problem.title, self.problem.status, self.detail, self.expected, self.got
+            )
+        )
+
+    @classmethod
+    def from_document(cls, body: bytes, status: int) -> Refusal:
+        """Read a problem document; anything else becomes `unexpected-answer`."""
+        try:
+            doc = msgspec.json.decode(body, type=ProblemDocument)
+            problem = PROBLEMS[doc.type.removeprefix(URN)]
+        except (msgspec.MsgspecError, KeyError):
+            return cls(UNEXPECTED_ANSWER, "the peer did not answer with a known problem type", got=f"HTTP {status}")
+        return cls(problem, doc.detail, expected=doc.expected, got=doc.got)
+
+
+PROBLEMS: dict[str, ProblemType] = {}
+
+
+def _define(slug: str, status: int, title: str) -> ProblemType:
+    problem = ProblemType(slug, status, title)
+    PROBLEMS[slug] = problem
+    return problem
+
+
+# Reading bytes
+MALFORMED = _define("malformed", 400, "The message cannot be read")
+UNKNOWN_FIELD = _define("unknown-field", 400, "The message has a field that this version does not know")
+TRAILING_BYTES = _define("trailing-bytes", 400, "There are bytes after the end of the message")
+WRONG_SIZE = _define("wrong-size", 400, "A part does not have the size that the profile fixes")
+TOO_LARGE = _define("too-large", 413, "The message is larger than its limit")
+RESIDUE_RANGE = _define("residue-out-of-range", 400, "A residue is not below its modulus")
+DIGEST_MISMATCH = _define("digest-mismatch", 400, "The bytes do not match the signed digest")
+
+# Who speaks
+UNAUTHENTICATED = _define("unauthenticated", 401, "The request carries no valid proof of identity")
+BAD_SIGNATURE = _define("bad-signature", 401, "A signature does not verify")
+FOREIGN_CREDENTIAL = _define("foreign-credential", 401, "The credential was issued by another authority")
+EXPIRED_CREDENTIAL = _define("expired-credential", 401, "The credential is not valid now")
+REPLAYED_REQUEST = _define("replayed-request", 401, "This request proof was used before")
+WRONG_ROLE = _define("wrong-role", 403, "The credential does not have the role that this needs")
+NOT_ADDRESSED = _define("not-addressed", 403, "The message speaks for somebody else")
+
+# What it is about
+NOT_FOUND = _define("not-found", 404, "There is no such thing here")
+METHOD_NOT_ALLOWED = _define("method-not-allowed", 405, "The resource does not answer this method")
+WRONG_TASK = _define("wrong-task", 409, "The message belongs to another task")
+WRONG_EPOCH = _define("wrong-epoch", 409, "The message belongs to another epoch")
+WRONG_SCHEME = _define("wrong-scheme", 409, "The scheme or profile is not known to this version")
+FINGERPRINT_MISMATCH = _define("fingerprint-mismatch", 409, "The parameters differ between the parties")
+TENSEAL_VERSION = _define("tenseal-version", 409, "The installed TenSEAL is not the pinned release")
+PRIVATE_CONTEXT = _define("private-context", 400, "The TenSEAL context holds a secret key")
+KEYS_NOT_READY = _define("keys-not-ready", 409, "The committee has not finished its key ceremony")
+
+# Updates
+UPDATE_ID_REUSED = _define("update-id-reused", 409, "This update id was used with other bytes")
+ALREADY_IN_ROUND = _define("already-in-round", 409, "This client already has an update in the open round")
+STALE_UPDATE = _define("stale-update", 409, "The update was computed on a model that is too old or not published")
+CLOCK_SKEW = _define("clock-skew", 400, "The message was created in the future")
+
+# Rounds and openings
+WRONG_STATE = _define("wrong-state", 409, "The round is not in the state that this needs")
+TOO_FEW_CLIENTS = _define("too-few-clients", 409, "There are fewer clients than the task or the key holder asks for")
+TOO_MANY_CLIENTS = _define("too-many-clients", 409, "There are more clients than the sum can hold")
+DUPLICATE_CLIENT = _define("duplicate-client", 409, "A client appears twice in the manifest")
+DUPLICATE_UPDATE = _define("duplicate-update", 409, "An update appears twice in the manifest")
+MANIFEST_MISMATCH = _define("manifest-mismatch", 409, "The headers are not those that the manifest lists")
+MANIFEST_FORK = _define("manifest-fork", 409, "Another manifest was accepted for this round")
+UPDATE_OPENED_BEFORE = _define("update-opened-before", 409, "An update of the manifest was opened before")
+BUDGET_EXHAUSTED = _define("budget-exhausted", 409, "The opening would exceed the privacy or flooding budget")
+NO_QUORUM = _define("no-quorum", 504, "Too few key holders answered before the deadline")
+WRONG_SHARE = _define("wrong-share", 400, "A key holder's share is wrong")
+COMBINE_REFUSED = _define("combine-refused", 409, "The shares do not open the sum")
+
+# Ceremony
+CEREMONY_CONFLICT = _define("ceremony-conflict", 409, "The key ceremony's messages contradict each other")
+COMMITMENT_BROKEN = _define("commitment-broken", 409, "A revealed key part is not the one committed to")
+
+# Planning and settings
+SUM_COULD_WRAP = _define("sum-could-wrap", 400, "Sums under this plan could wrap around the modulus")
+BAD_COMMITTEE = _define("bad-committee", 400, "The committee cannot give the promised bounds")
+BAD_PLAN = _define("bad-plan", 400, "The task's plan is not consistent")
+BAD_SETTINGS = _define("bad-settings", 400, "A setting is missing or wrong")
+BAD_TENSORS = _define("bad-tensors", 400, "The tensors are not those of the task")
+BAD_KEY_FILE = _define("bad-key-file", 400, "A key file cannot be used")
+
+# Service
+DISK_FULL = _define("disk-full", 507, "There is no room to store this durably")
+DATABASE_UNAVAILABLE = _define("database-unavailable", 503, "The database does not answer")
+SHUTTING_DOWN = _define("shutting-down", 503, "The server is draining; try again")
+INTERNAL = _define("internal", 500, "The server failed; the incident was logged")
+UNREACHABLE = _define("unreachable", 503, "The server cannot be reached")
+UNEXPECTED_ANSWER = _define("unexpected-answer", 502, "The server answered with something else than the protocol")

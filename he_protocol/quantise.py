@@ -1,0 +1,47 @@
+"""From floats to integers and back (section 3 of the design)."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from he_protocol.kernel import kernel
+from he_protocol.problems import BAD_TENSORS, Refusal
+
+Integers = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float32]
+
+
+def clip_l2(update: Floats, norm: float) -> Floats:
+    """The update scaled to an L2 norm of at most `norm`; computed in float64."""
+    length = float(np.linalg.norm(update.astype(np.float64)))
+    if not np.isfinite(length):
+        raise Refusal(BAD_TENSORS, "the update has a value that is not finite")
+    return update if length <= norm else (update.astype(np.float64) * (norm / length)).astype(np.float32)
+
+
+def quantise(update: Floats, scale: float, value_range: float, words: npt.NDArray[np.uint64]) -> Integers:
+    """Clip each coordinate to ±`value_range`, multiply by `scale`, round stochastically.
+
+    `words` are uniform 64-bit words from a CSPRNG, one for each coordinate; their top 53 bits decide.
+    """
+    if not np.isfinite(update).all():
+        raise Refusal(BAD_TENSORS, "the update has a value that is not finite")
+    out = np.empty(update.shape, dtype=np.int64)
+    _quantise(np.ascontiguousarray(update, dtype=np.float32), scale, value_range, words, out)
+    return out
+
+
+def dequantise(total: Integers, scale: float) -> npt.NDArray[np.float64]:
+    """The real sum behind an opened integer sum."""
+    return total / scale
+
+
+@kernel
+def _quantise(update: Floats, scale: float, value_range: float, words: npt.NDArray[np.uint64], out: Integers) -> None:
+    unit = 1.0 / 9007199254740992.0  # 2^-53
+    for i in range(update.size):
+        value = min(max(float(update[i]), -value_range), value_range) * scale
+        below = np.floor(value)
+        draw = np.float64(words[i] >> np.uint64(11)) * unit
+        out[i] = np.int64(below) + (1 if draw < value - below else 0)

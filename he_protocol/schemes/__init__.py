@@ -1,0 +1,98 @@
+"""The seam between HushSum and an encryption scheme.
+
+A scheme is one module here (its public half), one of the same name in `he_client.schemes` (sealing)
+and one in `keys.schemes` (opening). Each module here names its `PROFILES`; nothing else in the
+project knows which schemes exist.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import pkgutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
+from importlib import import_module
+from typing import Literal, Protocol
+
+import msgspec
+
+from he_protocol.problems import WRONG_SCHEME, Refusal
+from he_protocol.quantise import Integers
+from he_protocol.residues import ResidueLayout, Residues
+from he_protocol.sharing import Sharing
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A named set of parameters; the only place where crypto numbers live."""
+
+    name: str
+    scheme: str
+
+    @property
+    def fingerprint(self) -> bytes:
+        """SHA-256 over every parameter: travels with the task and must agree everywhere."""
+        return hashlib.sha256(msgspec.json.encode(asdict(self), order="sorted")).digest()
+
+
+@dataclass(frozen=True)
+class BodyPart:
+    """One piece of an update's body.
+
+    role "sum": the server adds it; "key": key holders download it and work on it.
+    `layout` is None where the bytes are not residues.
+    """
+
+    name: str
+    role: Literal["sum", "key"]
+    size: int
+    layout: ResidueLayout | None
+
+
+class Scheme(Protocol):
+    """The public half of a scheme under one profile."""
+
+    @property
+    def profile(self) -> Profile: ...
+
+    @property
+    def ceremony(self) -> bool:
+        """Whether the committee must make a joint key before clients can encrypt."""
+
+    @property
+    def capacity(self) -> int:
+        """The largest absolute value that an opened sum may have."""
+
+    def body(self, length: int, sharing: Sharing) -> tuple[BodyPart, ...]:
+        """The parts of an update of `length` integers, in the order in which they travel."""
+
+    def share_layout(self, length: int) -> ResidueLayout:
+        """Layout of the vector that holders release for each part of the sharing."""
+
+    def check_openings(self, openings: int, max_clients: int, length: int) -> None:
+        """Refuse a number of openings in one epoch that the scheme cannot bear."""
+
+    def combine(self, total: Residues, released: Sequence[Residues], length: int, count: int) -> Integers:
+        """Open the sum of `count` updates from the folded "sum" part and one vector per sharing part.
+
+        Raises `combine-refused` when the result cannot be a sum.
+        """
+
+
+@cache
+def load_scheme(scheme: str, profile: str) -> Scheme:
+    """The public half of a scheme, by the names in a task's configuration."""
+    if scheme not in scheme_names():
+        raise Refusal(WRONG_SCHEME, "unknown scheme", expected=", ".join(scheme_names()), got=scheme)
+    module = import_module(f"{__name__}.{scheme}")
+    profiles: dict[str, Profile] = module.PROFILES
+    if profile not in profiles:
+        raise Refusal(WRONG_SCHEME, "unknown profile", expected=", ".join(profiles), got=profile)
+    made: Scheme = module.make(profiles[profile])
+    return made
+
+
+@cache
+def scheme_names() -> tuple[str, ...]:
+    return tuple(sorted(module.name for module in pkgutil.iter_modules(__path__)))

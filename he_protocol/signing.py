@@ -1,0 +1,124 @@
+"""JWS (RFC 7515) with Ed25519 (RFC 9864) over the exact bytes of a JSON message.
+
+The protected header's `typ` names the kind of message, so that one kind can never be taken for
+another, whoever signed it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from joserfc import jws
+from joserfc.errors import JoseError
+from joserfc.jwk import OKPKey
+from joserfc.util import urlsafe_b64decode, urlsafe_b64encode
+
+from he_protocol.messages import MESSAGE_LIMIT, Message, decode, encode
+from he_protocol.problems import BAD_SIGNATURE, MALFORMED, TOO_LARGE, Refusal
+
+ALGORITHM = "Ed25519"
+TOKEN_LIMIT = MESSAGE_LIMIT * 4 // 3 + 1024
+
+M = TypeVar("M", bound=Message)
+
+
+class _Registry(jws.JWSRegistry):
+    max_payload_length = TOKEN_LIMIT
+
+
+_REGISTRY = _Registry(algorithms=[ALGORITHM])
+
+
+@dataclass(frozen=True)
+class SigningKey:
+    """An Ed25519 key pair; the private half never shows in `repr`."""
+
+    public: bytes
+    private: bytes = field(repr=False)
+
+    @classmethod
+    def generate(cls) -> SigningKey:
+        """A fresh pair from the operating system's CSPRNG."""
+        pair = OKPKey.generate_key("Ed25519").as_dict(private=True)
+        return cls(urlsafe_b64decode(str(pair["x"]).encode()), urlsafe_b64decode(str(pair["d"]).encode()))
+
+    def sign(self, message: Message) -> str:
+        """Compact JWS of a message."""
+        key = OKPKey.import_key({**_jwk(self.public), "d": _text(self.private)})
+        header = {"alg": ALGORITHM, "typ": _typ(type(message))}
+        return jws.serialize_compact(header, encode(message), key, registry=_REGISTRY)
+
+
+def verify(token: str, kind: type[M], public: bytes) -> M:
+    """The message inside a JWS, once its type and signature are checked against `public` (32 bytes).
+
+    Raises `malformed`, `unknown-field`, `trailing-bytes`, `too-large` or `bad-signature`.
+    """
+    parsed = _split(token)
+    wanted = {"alg": ALGORITHM, "typ": _typ(kind)}
+    if parsed.headers() != wanted:
+        raise Refusal(BAD_SIGNATURE, "the protected header is not of this kind", expected=wanted, got=parsed.headers())
+    try:
+        jws.deserialize_compact(token, OKPKey.import_key(_jwk(public)), registry=_REGISTRY)
+    except (JoseError, ValueError):
+        raise Refusal(BAD_SIGNATURE, f"the signature on this {kind.__name__} does not verify") from None
+    return decode(parsed.payload, kind)
+
+
+def read_unverified(token: str, kind: type[M]) -> M:
+    """The message inside a JWS, strictly parsed, its signature *not* checked."""
+    return decode(_split(token).payload, kind)
+
+
+def payload_hash(token: str) -> bytes:
+    """SHA-256 of the exact bytes that a JWS signs."""
+    return hashlib.sha256(_split(token).payload).digest()
+
+
+def token_hash(token: str) -> bytes:
+    """SHA-256 of a whole compact JWS, signature included."""
+    return hashlib.sha256(token.encode()).digest()
+
+
+def public_from_jwk(x: str) -> bytes:
+    """The 32 bytes of an RFC 8037 `x`."""
+    try:
+        raw = urlsafe_b64decode(x.encode())
+    except ValueError:
+        raw = b""
+    if len(raw) != 32:
+        raise Refusal(MALFORMED, "a JWK's x is not 32 bytes of base64url")
+    return raw
+
+
+def jwk_x(public: bytes) -> str:
+    """RFC 8037 `x` of a public key."""
+    return _text(public)
+
+
+def fingerprint(public: bytes) -> str:
+    """A short name for a public key: base64url of its SHA-256."""
+    return _text(hashlib.sha256(public).digest())
+
+
+def _split(token: str) -> jws.CompactSignature:
+    if len(token) > TOKEN_LIMIT:
+        raise Refusal(TOO_LARGE, "a signed message is too long", expected=f"at most {TOKEN_LIMIT}", got=len(token))
+    try:
+        return jws.extract_compact(token.encode(), registry=_REGISTRY)
+    except (JoseError, ValueError):
+        raise Refusal(MALFORMED, "not a compact JWS (RFC 7515 section 7.1)") from None
+
+
+def _typ(kind: type[Message]) -> str:
+    return f"hushsum-{kind.__name__.lower()}+jws"
+
+
+def _jwk(public: bytes) -> dict[str, str | list[str]]:
+    return {"kty": "OKP", "crv": "Ed25519", "x": _text(public)}
+
+
+def _text(raw: bytes) -> str:
+    return urlsafe_b64encode(raw).decode()

@@ -1,0 +1,207 @@
+"""A federated task: what the authority signs, and everything that follows from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod, sqrt
+from typing import Annotated, Literal
+
+from msgspec import Meta
+from msgspec.structs import replace
+
+from he_protocol import privacy
+from he_protocol.messages import Count, Digest, HpkeKey, Key32, Message, Name, Positive, PositiveFloat
+from he_protocol.privacy import PrivacyPlan
+from he_protocol.problems import BAD_PLAN, FINGERPRINT_MISMATCH, SUM_COULD_WRAP, Refusal
+from he_protocol.schemes import BodyPart, Scheme, load_scheme
+from he_protocol.sharing import Sharing
+from he_protocol.signing import payload_hash, verify
+
+MAX_LENGTH = 1 << 30
+NOISE_TAIL = 12.0
+"""Standard deviations of summed noise that must still fit: exceeded with probability below 2^-100."""
+
+
+class TensorSpec(Message, frozen=True):
+    name: Annotated[str, Meta(min_length=1, max_length=256)]
+    shape: tuple[Positive, ...]
+
+    @property
+    def size(self) -> int:
+        return prod(self.shape)
+
+
+class Optimiser(Message, frozen=True):
+    """Server-side step: model += learning_rate * velocity, velocity = momentum * velocity + mean."""
+
+    learning_rate: PositiveFloat = 1.0
+    momentum: Annotated[float, Meta(ge=0, lt=1)] = 0.0
+
+
+class ServerEntry(Message, frozen=True):
+    name: Name
+    key: Key32
+
+
+class HolderEntry(Message, frozen=True):
+    name: Name
+    key: Key32
+    hpke: HpkeKey
+
+
+class TaskConfig(Message, frozen=True):
+    """One federated training job.
+
+    weighting: "uniform" divides an opened sum by the number of updates; "examples" by the summed
+    weights (each at most `weight_cap` examples), which ride inside the ciphertext; "fixed" by
+    `weight_cap` (for DP-FedSGD: the expected number of sampled records over all clients).
+    """
+
+    name: Name
+    scheme: Name
+    profile: Name
+    fingerprint: Digest
+    epoch: Count
+    tensors: Annotated[tuple[TensorSpec, ...], Meta(min_length=1)]
+    scale: PositiveFloat
+    value_range: PositiveFloat
+    privacy: PrivacyPlan
+    min_clients: Positive
+    max_clients: Positive
+    collect_seconds: Positive
+    opening_seconds: Positive
+    staleness: Count
+    max_openings: Positive
+    server: ServerEntry
+    holders: Annotated[tuple[HolderEntry, ...], Meta(min_length=1)]
+    threshold: Positive
+    weighting: Literal["uniform", "examples", "fixed"] = "uniform"
+    weight_cap: PositiveFloat = 1.0
+    optimiser: Optimiser = Optimiser()
+
+
+@dataclass(frozen=True)
+class Task:
+    """A checked task configuration. `token` is the authority's JWS, `hash` the SHA-256 of its payload."""
+
+    config: TaskConfig
+    token: str
+    hash: bytes
+
+    @classmethod
+    def from_token(cls, token: str, authority: bytes) -> Task:
+        """Verify and check a signed `TaskConfig`; raises the refusal that names what is wrong."""
+        task = cls(verify(token, TaskConfig, authority), token, payload_hash(token))
+        check_config(task.config)
+        return task
+
+    @property
+    def id(self) -> str:
+        """The task's hash in hex: its name in URLs."""
+        return self.hash.hex()
+
+    @cached_property
+    def scheme(self) -> Scheme:
+        return load_scheme(self.config.scheme, self.config.profile)
+
+    @cached_property
+    def sharing(self) -> Sharing:
+        return Sharing(len(self.config.holders), self.config.threshold)
+
+    @property
+    def parameters(self) -> int:
+        """Model parameters: d."""
+        return sum(spec.size for spec in self.config.tensors)
+
+    @property
+    def length(self) -> int:
+        """Coordinates that travel: d, and one more where the weight rides along."""
+        return self.parameters + (self.config.weighting == "examples")
+
+    @cached_property
+    def body(self) -> tuple[BodyPart, ...]:
+        return self.scheme.body(self.length, self.sharing)
+
+    def part(self, role: Literal["sum", "key"]) -> BodyPart:
+        """The body part that the server sums, or the one that key holders work on."""
+        return next(part for part in self.body if part.role == role)
+
+    @property
+    def noise_std(self) -> float:
+        """Standard deviation of the integer noise that each client adds."""
+        return _noise_std(self.config, self.length)
+
+    def holder_index(self, name: str) -> int | None:
+        """A holder's number in the sharing, or None for a stranger."""
+        return next((i for i, holder in enumerate(self.config.holders) if holder.name == name), None)
+
+
+def check_config(config: TaskConfig) -> None:
+    """Refuse a configuration whose parts do not fit together.
+
+    Raises `wrong-scheme`, `fingerprint-mismatch`, `bad-committee`, `bad-plan` or `sum-could-wrap`.
+    """
+    scheme = load_scheme(config.scheme, config.profile)
+    if config.fingerprint != scheme.profile.fingerprint:
+        raise Refusal(
+            FINGERPRINT_MISMATCH,
+            f"profile {config.profile} has other parameters here",
+            expected=config.fingerprint.hex(),
+            got=scheme.profile.fingerprint.hex(),
+        )
+    Sharing(len(config.holders), config.threshold)
+    for values, what in (
+        ([holder.name for holder in config.holders], "holder names"),
+        ([holder.key for holder in config.holders], "holder keys"),
+        ([spec.name for spec in config.tensors], "tensor names"),
+    ):
+        if len(set(values)) != len(values):
+            raise Refusal(BAD_PLAN, f"{what} must differ")
+    length = sum(spec.size for spec in config.tensors) + (config.weighting == "examples")
+    if length > MAX_LENGTH:
+        raise Refusal(BAD_PLAN, "the model is too large", expected=f"at most {MAX_LENGTH} parameters", got=length)
+    if config.min_clients > config.max_clients:
+        raise Refusal(BAD_PLAN, "min_clients exceeds max_clients", got=f"{config.min_clients} > {config.max_clients}")
+    privacy.check_plan(config.privacy)
+    if config.privacy.unit == "record" and config.weighting == "examples":
+        raise Refusal(
+            BAD_PLAN, "record-level privacy hides how many records a client has", expected="weighting 'fixed'"
+        )
+    needed = largest_sum(config, length)
+    if needed > scheme.capacity:
+        raise Refusal(
+            SUM_COULD_WRAP,
+            "lower scale, value_range or max_clients",
+            expected=f"sums up to {scheme.capacity}",
+            got=f"{needed:.0f}",
+        )
+    scheme.check_openings(config.max_openings, config.max_clients, length)
+
+
+def largest_sum(config: TaskConfig, length: int) -> float:
+    """The largest absolute value that the sum of `max_clients` honest updates can reach."""
+    values = config.max_clients * (config.scale * config.value_range + 1)
+    return values + NOISE_TAIL * sqrt(config.max_clients) * _noise_std(config, length)
+
+
+def derive_scale(config: TaskConfig) -> float:
+    """The largest power of two that `check_config` accepts as `scale` for this configuration."""
+    scheme = load_scheme(config.scheme, config.profile)
+    length = sum(spec.size for spec in config.tensors) + (config.weighting == "examples")
+    # largest_sum = slope * scale + offset: noise grows with the scale, rounding does not.
+    at_zero, at_one = (largest_sum(replace(config, scale=s), length) for s in (0.0, 1.0))
+    best = (scheme.capacity - at_zero) / (at_one - at_zero)
+    if best < 1:
+        raise Refusal(SUM_COULD_WRAP, "no scale is small enough", expected=f"sums up to {scheme.capacity}")
+    return 2.0 ** (int(best).bit_length() - 1)
+
+
+def _noise_std(config: TaskConfig, length: int) -> float:
+    return privacy.noise_std(
+        config.privacy,
+        scale=config.scale,
+        length=length,
+        min_clients=config.min_clients,
+        weight_range=config.value_range if config.weighting == "examples" else 0.0,
+    )
