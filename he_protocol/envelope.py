@@ -22,8 +22,11 @@ def seal(plaintext: bytes, public: bytes, info: bytes) -> bytes:
     """Encrypt to `public` (1,216 bytes: ML-KEM-768 key, then X25519 key), bound to `info`."""
     if len(public) != PUBLIC_BYTES:
         raise Refusal(MALFORMED, "not a holder's HPKE key", expected=f"{PUBLIC_BYTES} bytes", got=len(public))
-    key = MLKEM768X25519PublicKey(
-        MLKEM768PublicKey.from_public_bytes(public[:MLKEM_PUBLIC_BYTES]),
-        X25519PublicKey.from_public_bytes(public[MLKEM_PUBLIC_BYTES:]),
-    )
-    return SUITE.encrypt(plaintext, key, info)
+    try:
+        key = MLKEM768X25519PublicKey(
+            MLKEM768PublicKey.from_public_bytes(public[:MLKEM_PUBLIC_BYTES]),
+            X25519PublicKey.from_public_bytes(public[MLKEM_PUBLIC_BYTES:]),
+        )
+        return SUITE.encrypt(plaintext, key, info)
+    except ValueError:  # coefficients above q, or a point of low order
+        raise Refusal(MALFORMED, "not a holder's HPKE key", expected="an encapsulation key (FIPS 203, 7.2)") from None

@@ -54,8 +54,9 @@ def write_private(path: Path, record: Message, passphrase: str = "", *, replace:
         key = OctKey.import_key(passphrase.encode())
         data = jwe.encrypt_compact(header, data, key, algorithms=_ALGORITHMS).encode()
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    partial = path.with_name(path.name + ".partial")
+    partial.unlink(missing_ok=True)  # what a crash left behind may have another mode
+    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "wb") as file:
         file.write(data)
         file.flush()

@@ -214,7 +214,7 @@ def decode(data: bytes, kind: type[M], *, limit: int = MESSAGE_LIMIT) -> M:
         raise Refusal(TOO_LARGE, f"{kind.__name__} is too long", expected=f"at most {limit} bytes", got=len(data))
     try:
         return msgspec.json.decode(data, type=kind)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         text = str(error)
         if "unknown field" in text:
             problem = UNKNOWN_FIELD

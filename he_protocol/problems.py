@@ -70,7 +70,7 @@ class Refusal(Exception):
         try:
             doc = msgspec.json.decode(body, type=ProblemDocument)
             problem = PROBLEMS[doc.type.removeprefix(URN)]
-        except (msgspec.MsgspecError, KeyError):
+        except (msgspec.MsgspecError, UnicodeDecodeError, KeyError):
             return cls(UNEXPECTED_ANSWER, "the peer did not answer with a known problem type", got=f"HTTP {status}")
         return cls(problem, doc.detail, expected=doc.expected, got=doc.got)
 

@@ -13,11 +13,16 @@ Floats = npt.NDArray[np.float32]
 
 
 def clip_l2(update: Floats, norm: float) -> Floats:
-    """The update scaled to an L2 norm of at most `norm`; computed in float64."""
+    """The update scaled to an L2 norm of at most `norm`; computed in float64.
+
+    The result is made smaller by 2^-23, so that rounding it to float32 cannot carry it over `norm`.
+    """
     length = float(np.linalg.norm(update.astype(np.float64)))
     if not np.isfinite(length):
         raise Refusal(BAD_TENSORS, "the update has a value that is not finite")
-    return update if length <= norm else (update.astype(np.float64) * (norm / length)).astype(np.float32)
+    if length <= norm:
+        return update
+    return (update.astype(np.float64) * (norm / length * (1 - 2.0**-23))).astype(np.float32)
 
 
 def quantise(update: Floats, scale: float, value_range: float, words: npt.NDArray[np.uint64]) -> Integers:

@@ -162,6 +162,8 @@ def _fields(data: bytes) -> Iterator[tuple[int, bytes]]:
 
     while at < len(data):
         key = varint()
+        if key >> 32:  # protobuf truncates tags to 32 bits: 2^32 + tag would smuggle a field past its number
+            raise Refusal(MALFORMED, "not TenSEAL's protobuf: a tag above 32 bits", got=key)
         start = at
         match key & 7:
             case 0:

@@ -74,7 +74,7 @@ class Sharing:
 
 @dataclass(frozen=True)
 class Resolution:
-    """For every part the digest to use; `suspects` are holders that a majority contradicts."""
+    """For every part the digest to use; `suspects` are holders not believed."""
 
     digests: tuple[bytes, ...]
     suspects: frozenset[int]
@@ -84,11 +84,11 @@ def resolve(sharing: Sharing, claims: Mapping[int, Mapping[int, bytes]]) -> Reso
     """Choose among what holders claim each part to be (holder -> part -> digest).
 
     Parts are deterministic, so honest holders agree to the byte. A holder that a majority
-    contradicts on one part is not believed on any other.
+    contradicts on one part is not believed on any other, nor one that claims a part it cannot know.
 
     Raises `combine-refused` when a part is missing, or stands one against one.
     """
-    suspects: set[int] = set()
+    suspects = {holder for holder, parts in claims.items() if not set(parts) <= set(sharing.parts_of(holder))}
     while True:
         votes: Sequence[Counter[bytes]] = [
             Counter(parts[i] for holder, parts in claims.items() if holder not in suspects and i in parts)

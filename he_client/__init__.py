@@ -1,0 +1,10 @@
+"""The async client library: train locally, add noise, encrypt, upload once.
+
+See `HushSumClient` for the whole interface and `he_client.training` for the PyTorch helper.
+"""
+
+from he_client.client import HushSumClient, Model, Submission
+from he_client.identity import Identity
+from he_client.sync import SyncClient
+
+__all__ = ["HushSumClient", "Identity", "Model", "Submission", "SyncClient"]

@@ -1,0 +1,263 @@
+"""`HushSumClient`: everything that a device does with a server."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import secrets
+import ssl
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+from safetensors.numpy import load as load_safetensors
+
+from he_client.encode import encode
+from he_client.identity import Identity
+from he_client.schemes import Sealer, make_sealer
+from he_client.spool import SealedUpdate, Spool
+from he_client.tensors import Tensors, flatten
+from he_client.transport import RetryPolicy, Transport
+from he_protocol import api
+from he_protocol.messages import Part, Receipt, SignedUpdate, UpdateHeader, decode
+from he_protocol.privacy import epsilon
+from he_protocol.problems import (
+    DIGEST_MISMATCH,
+    PROBLEMS,
+    RESIDUE_RANGE,
+    STALE_UPDATE,
+    UNEXPECTED_ANSWER,
+    UNREACHABLE,
+    UPDATE_ID_REUSED,
+    URN,
+    WRONG_EPOCH,
+    WRONG_SIZE,
+    WRONG_TASK,
+    Refusal,
+)
+from he_protocol.quantise import Integers
+from he_protocol.signing import token_hash, verify
+from he_protocol.task import Task
+
+VERSION_HEADER = "HushSum-Model-Version"
+FINAL = frozenset({STALE_UPDATE, WRONG_TASK, WRONG_EPOCH, WRONG_SIZE, DIGEST_MISMATCH, RESIDUE_RANGE, UPDATE_ID_REUSED})
+"""Refusals that the same bytes will always meet: the sealed update is dropped. After any other it is kept."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """A published model: float32 tensors by name."""
+
+    version: int
+    tensors: dict[str, npt.NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class Submission:
+    """An acknowledged update. `bytes` is what was uploaded, head included; `seconds` by stage."""
+
+    task_id: str
+    update_id: str
+    round: int
+    bytes: int
+    seconds: dict[str, float]
+
+
+class HushSumClient:
+    """One client of one server.
+
+    >>> async with HushSumClient(url, Identity.load(path), state_dir=path) as client:  # doctest: +SKIP
+    ...     task = await client.task("keyboard")
+    ...     model = await client.pull_model(task)
+    ...     sent = await client.submit(task, train(model.tensors), base_version=model.version)
+    ...     version = await client.wait(sent)
+    """
+
+    def __init__(
+        self,
+        url: str,
+        identity: Identity,
+        *,
+        state_dir: Path,
+        tls: ssl.SSLContext | None = None,
+        retry: RetryPolicy | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._state = Path(state_dir)
+        self._transport = Transport(url, identity, tls=tls, retry=retry, clock=clock)
+        self._sealers: dict[str, Sealer] = {}
+        self._clock = clock
+
+    async def __aenter__(self) -> Self:
+        await self._transport.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        await self._transport.__aexit__(kind, error, tb)
+
+    async def task(self, name: str) -> Task:
+        """The task of this name or hash; its configuration is signed by the authority."""
+        return await self._transport.task(name)
+
+    async def pull_model(self, task: Task) -> Model:
+        """The newest published model; not downloaded again when it has not changed."""
+        body_path, etag_path = self._state / f"{task.id}.safetensors", self._state / f"{task.id}.etag"
+        headers = {}
+        if body_path.exists() and etag_path.exists():
+            headers["If-None-Match"] = etag_path.read_text()
+        answer = await self._transport.request(
+            "GET", api.model_path(task.id), audience=task.config.server.name, headers=headers, limit=1 << 33
+        )
+        if answer.status == 304:
+            body = body_path.read_bytes()
+        else:
+            body, etag = answer.body, answer.headers["ETag"]
+            if etag.strip('"') != hashlib.sha256(body).hexdigest():
+                raise Refusal(DIGEST_MISMATCH, "the model is not what its ETag says", expected=etag)
+            self._state.mkdir(parents=True, exist_ok=True)
+            etag_path.unlink(missing_ok=True)
+            body_path.write_bytes(body)
+            etag_path.write_text(etag)
+        tensors = load_safetensors(body)
+        flatten(task, tensors)
+        return Model(int(answer.headers[VERSION_HEADER]), tensors)
+
+    async def submit(
+        self, task: Task, update: Tensors, *, base_version: int, examples: float | None = None
+    ) -> Submission:
+        """Clip, quantise, add noise, encrypt, store, upload.
+
+        update: float32 tensors of the task's names and shapes: the change of the model (or, at record
+        level, the sum of clipped gradients times -1). Raises the refusal that names what is wrong;
+        when the server cannot be reached the sealed update stays in the state directory and
+        `resume` sends the same bytes again.
+        """
+        started = time.perf_counter()
+        integers = await asyncio.to_thread(encode, task, flatten(task, update), examples)
+        encoded = time.perf_counter()
+        sealed = await self.seal(task, integers, base_version=base_version)
+        encrypted = time.perf_counter()
+        sent = await self.send(task, sealed)
+        return Submission(
+            sent.task_id,
+            sent.update_id,
+            sent.round,
+            sent.bytes,
+            {"encode": encoded - started, "encrypt": encrypted - encoded} | sent.seconds,
+        )
+
+    async def seal(self, task: Task, integers: Integers, *, base_version: int) -> SealedUpdate:
+        """Encrypt integers (as `he_client.encode.encode` makes them) and store them durably."""
+        sealer = await self._sealer(task)
+        spool = self._spool(task)
+        update_id = secrets.token_bytes(16)
+        sealed = spool.begin(update_id.hex())
+        digests = {part.name: hashlib.sha256() for part in task.body}
+        files = {part.name: path.open("wb") for part, path in zip(task.body, sealed.parts, strict=True)}
+
+        def write(name: str, data: bytes) -> None:
+            digests[name].update(data)
+            files[name].write(data)
+
+        try:
+            await sealer.seal(integers, write)
+        except BaseException:
+            spool.discard(sealed)
+            raise
+        finally:
+            for file in files.values():
+                file.close()
+        identity = self._transport.identity
+        header = UpdateHeader(
+            task_hash=task.hash,
+            epoch=task.config.epoch,
+            update_id=update_id,
+            client=identity.name,
+            base_version=base_version,
+            created=int(self._clock()),
+            parts=tuple(Part(part.name, part.size, digests[part.name].digest()) for part in task.body),
+        )
+        spool.commit(sealed, SignedUpdate(identity.key.sign(header), identity.credential))
+        return sealed
+
+    async def send(self, task: Task, sealed: SealedUpdate) -> Submission:
+        """Upload a sealed update, byte for byte the same however often, and keep the receipt."""
+        started = time.perf_counter()
+        spool = self._spool(task)
+        head = sealed.head
+        try:
+            answer = await self._transport.put_frame(
+                api.update_path(task.id, sealed.update_id), head, sealed.parts, task.config.server.name
+            )
+        except Refusal as refusal:
+            if refusal.problem in FINAL:
+                spool.discard(sealed)
+            raise
+        receipt = decode(answer.body, api.UpdateReceipt)
+        signed = verify(receipt.receipt, Receipt, task.config.server.key)
+        if (signed.update_id.hex(), signed.header) != (sealed.update_id, token_hash(spool.header(sealed).header)):
+            raise Refusal(UNEXPECTED_ANSWER, "the receipt is for another update", expected=sealed.update_id)
+        size = sealed.size + len(head) + 4
+        spool.finish(sealed, receipt.receipt)
+        return Submission(task.id, sealed.update_id, receipt.round, size, {"upload": time.perf_counter() - started})
+
+    async def resume(self, task: Task) -> list[Submission]:
+        """Send what an earlier run sealed but got no receipt for."""
+        return [await self.send(task, sealed) for sealed in self._spool(task).pending()]
+
+    async def wait(self, task: Task, sent: Submission, *, within: float = 3600.0) -> int:
+        """The model version that an acknowledged update went into.
+
+        Raises the round's failure (`too-few-clients`, `no-quorum`, `combine-refused`), or `unreachable`
+        when nothing was decided within that many seconds.
+        """
+        path = api.update_path(task.id, sent.update_id)
+        deadline = time.monotonic() + within
+        pause = 0.05
+        while True:
+            status = await self._transport.document("GET", path, api.UpdateStatus, audience=task.config.server.name)
+            if status.state == "published":
+                return status.version
+            if status.failure is not None:
+                problem = PROBLEMS.get(status.failure.type.removeprefix(URN), UNEXPECTED_ANSWER)
+                raise Refusal(problem, f"round {status.round}: {status.failure.detail}")
+            if time.monotonic() > deadline:
+                raise Refusal(UNREACHABLE, f"round {status.round} is still {status.state} after {within} s")
+            await asyncio.sleep(pause)
+            pause = min(pause * 1.5, 1.0)
+
+    async def round(self, task: Task, number: int) -> api.RoundStatus:
+        """One round's state and timings."""
+        path = api.round_path(task.id, number)
+        return await self._transport.document("GET", path, api.RoundStatus, audience=task.config.server.name)
+
+    async def opened_sum(self, task: Task, number: int) -> Integers:
+        """The integer sum that the committee opened for a published round, shape (task.length,)."""
+        answer = await self._transport.request(
+            "GET", api.sum_path(task.id, number), audience=task.config.server.name, limit=1 << 33
+        )
+        total: Integers = load_safetensors(answer.body)["sum"]
+        return total
+
+    def privacy_spent(self, task: Task) -> float:
+        """Epsilon (at the plan's delta) that this client's acknowledged updates can have cost so far."""
+        return epsilon(task.config.privacy, self._spool(task).acknowledged())
+
+    def privacy_planned(self, task: Task) -> float:
+        """Epsilon if the task uses its whole budget of openings: known before training starts."""
+        return epsilon(task.config.privacy, task.config.max_openings)
+
+    def _spool(self, task: Task) -> Spool:
+        return Spool(self._state / "updates", task.id, tuple(part.name for part in task.body))
+
+    async def _sealer(self, task: Task) -> Sealer:
+        if task.id not in self._sealers:
+            self._sealers[task.id] = await make_sealer(task, self._transport, self._state / "keys")
+        return self._sealers[task.id]

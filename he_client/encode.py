@@ -1,0 +1,64 @@
+"""From a float update to noised integers: clip, quantise, add noise (section 3 of the design).
+
+Everything random here is secret, so it comes from the operating system's CSPRNG through AES-CTR.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import numpy.typing as npt
+
+from he_protocol.gaussian import Gaussian
+from he_protocol.keystream import KEY_BYTES, expand_words
+from he_protocol.problems import BAD_PLAN, BAD_TENSORS, Refusal
+from he_protocol.quantise import Floats, Integers, clip_l2, quantise
+from he_protocol.task import Task
+
+Words = Callable[[int], npt.NDArray[np.uint64]]
+BLOCK = 1 << 16
+"""Coordinates per block: bounds the memory that randomness takes."""
+
+
+def secret_words(count: int) -> npt.NDArray[np.uint64]:
+    """`count` uniform 64-bit words: AES-256-CTR under a fresh key from the operating system."""
+    return expand_words(os.urandom(KEY_BYTES), count)
+
+
+def encode(task: Task, update: Floats, examples: float | None, words: Words = secret_words) -> Integers:
+    """The integers that a client encrypts for one update, shape (task.length,), int64.
+
+    update: float32, shape (task.parameters,); for unit "record" it is the sum of already clipped
+    gradients (`he_client.training.clipped_gradient_sum`). examples: this client's number of
+    examples, needed exactly where the task weights by them.
+    """
+    return np.concatenate(list(_blocks(task, _prepared(task, update, examples), words)))
+
+
+def _prepared(task: Task, update: Floats, examples: float | None) -> Floats:
+    """The update at client level clipped, and with its weight riding along where the task asks."""
+    config = task.config
+    if update.shape != (task.parameters,):
+        raise Refusal(BAD_TENSORS, "the update has another shape", expected=(task.parameters,), got=update.shape)
+    if (config.weighting == "examples") != (examples is not None):
+        raise Refusal(BAD_PLAN, "a number of examples goes with weighting 'examples' and only with it", got=examples)
+    if config.privacy.unit == "client":
+        update = clip_l2(update, config.privacy.clip_norm)
+    if examples is None:
+        return update
+    if not examples > 0:
+        raise Refusal(BAD_PLAN, "the number of examples must be positive", got=examples)
+    weight = min(examples, config.weight_cap) / config.weight_cap
+    return np.append(update * np.float32(weight), np.float32(weight * config.value_range))
+
+
+def _blocks(task: Task, update: Floats, words: Words) -> Iterator[Integers]:
+    noise = Gaussian(task.noise_std) if task.noise_std > 0 else None
+    for start in range(0, update.size, BLOCK):
+        block = update[start : start + BLOCK]
+        integers = quantise(block, task.config.scale, task.config.value_range, words(block.size))
+        if noise is not None:
+            integers += noise.sample(words(block.size * noise.words))
+        yield integers

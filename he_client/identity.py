@@ -1,0 +1,62 @@
+"""A party's own identity: its key, its credential, and the authority it trusts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from he_protocol.keyfile import KeyRecord, read_private, write_private
+from he_protocol.messages import Credential, EnrolRequest, Role
+from he_protocol.problems import BAD_KEY_FILE, NOT_ADDRESSED, Refusal
+from he_protocol.signing import SigningKey, public_from_jwk, verify
+
+KEY_FILE = "identity.key"
+CREDENTIAL_FILE = "credential.jws"
+AUTHORITY_FILE = "authority.pub"
+REQUEST_FILE = "enroll-request.jws"
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Who we are: `authority` is the 32-byte public key that everything is checked against."""
+
+    name: str
+    key: SigningKey
+    credential: str
+    authority: bytes
+
+    @classmethod
+    def load(cls, directory: Path, passphrase: str = "") -> Identity:
+        """Read `identity.key`, `credential.jws` and `authority.pub` from a directory.
+
+        Raises `bad-key-file`, `bad-signature` when the credential is not by this authority, or
+        `not-addressed` when it was issued for another key.
+        """
+        record = read_private(directory / KEY_FILE, KeyRecord, passphrase)
+        authority = public_from_jwk(_read(directory / AUTHORITY_FILE))
+        token = _read(directory / CREDENTIAL_FILE)
+        credential = verify(token, Credential, authority)
+        if credential.sub != record.name or public_from_jwk(credential.cnf.jwk.x) != record.public:
+            raise Refusal(NOT_ADDRESSED, "the credential is for another key", expected=record.name, got=credential.sub)
+        return cls(record.name, record.signing, token, authority)
+
+
+def create(
+    directory: Path, name: str, role: Role, now: float, *, passphrase: str = "", hpke: tuple[bytes, bytes] = (b"", b"")
+) -> str:
+    """Make a key pair, store it with mode 0600, and return the signed enrolment request.
+
+    `hpke` is a key holder's (public, private) HPKE pair.
+    """
+    key = SigningKey.generate()
+    write_private(directory / KEY_FILE, KeyRecord(name, key.public, key.private, hpke[1]), passphrase)
+    request = key.sign(EnrolRequest(name, role, key.public, int(now), hpke[0]))
+    (directory / REQUEST_FILE).write_text(request + "\n")
+    return request
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except OSError as error:
+        raise Refusal(BAD_KEY_FILE, f"cannot read {path}: {error.strerror}") from None

@@ -1,0 +1,34 @@
+"""The client's half of the seam: how each scheme seals an update.
+
+One module per scheme, of the same name as in `he_protocol.schemes`, with a `make_sealer`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Protocol
+
+from he_client.transport import Transport
+from he_protocol.quantise import Integers
+from he_protocol.task import Task
+
+Sink = Callable[[str, bytes], None]
+
+
+class Sealer(Protocol):
+    """Encrypts updates of one task."""
+
+    async def seal(self, integers: Integers, write: Sink) -> None:
+        """Encrypt integers of shape (task.length,) under fresh randomness.
+
+        Every body part's bytes go to `write(part name, bytes)`, in order within a part.
+        """
+
+
+async def make_sealer(task: Task, transport: Transport, cache: Path) -> Sealer:
+    """The sealer of a task's scheme; fetches and checks whatever public keys it needs."""
+    module = import_module(f"{__name__}.{task.scheme.profile.scheme}")
+    made: Sealer = await module.make_sealer(task, transport, cache)
+    return made

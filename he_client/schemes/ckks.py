@@ -1,0 +1,167 @@
+"""Sealing under scheme `ckks`, with TenSEAL.
+
+TenSEAL holds the GIL while it encrypts, so ciphertexts are made in a pool of processes that is
+shared by all clients of this process. Each worker keeps the contexts that it has loaded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import multiprocessing
+import os
+from concurrent.futures import ProcessPoolExecutor
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import zstandard
+
+from he_client.schemes import Sink
+from he_client.transport import Transport
+from he_protocol import api, residues, seal
+from he_protocol.messages import Confirmation
+from he_protocol.problems import (
+    CEREMONY_CONFLICT,
+    DIGEST_MISMATCH,
+    KEYS_NOT_READY,
+    PRIVATE_CONTEXT,
+    TENSEAL_VERSION,
+    WRONG_EPOCH,
+    WRONG_TASK,
+    Refusal,
+)
+from he_protocol.quantise import Integers
+from he_protocol.schemes.ckks import Ckks, CkksProfile, common_polynomial
+from he_protocol.signing import verify
+from he_protocol.task import Task
+
+if TYPE_CHECKING:
+    import tenseal
+
+
+async def make_sealer(task: Task, transport: Transport, cache: Path) -> CkksSealer:
+    """Fetch the committee's joint key, check every holder's confirmation, build a TenSEAL context."""
+    scheme = task.scheme
+    assert isinstance(scheme, Ckks)
+    check_tenseal(scheme.profile)
+    audience = task.config.server.name
+    board = await transport.document("GET", api.board_path(task.id, "confirmation"), api.Board, audience=audience)
+    digest = check_confirmations(task, {post.holder: post.message for post in board.posts})
+    path = cache / f"{digest.hex()}.context"
+    if not path.exists():
+        first = task.config.holders[0].name
+        answer = await transport.request("GET", api.post_path(task.id, "confirmation", first), audience=audience)
+        context = await asyncio.to_thread(joint_context, task, scheme, digest, answer.body)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(f".{os.getpid()}")
+        partial.write_bytes(context)
+        partial.replace(path)
+    return CkksSealer(scheme.profile, path)
+
+
+def check_confirmations(task: Task, confirmations: dict[str, str]) -> bytes:
+    """SHA-256 of the joint key, which every single holder must have confirmed.
+
+    All are asked for, not a quorum: a holder that saw a commitment broken does not confirm.
+    Raises `keys-not-ready`, `bad-signature`, `wrong-task`, `wrong-epoch` or `ceremony-conflict`.
+    """
+    read = []
+    for holder in task.config.holders:
+        if holder.name not in confirmations:
+            raise Refusal(KEYS_NOT_READY, f"holder {holder.name!r} has not confirmed the joint key yet")
+        message = verify(confirmations[holder.name], Confirmation, holder.key)
+        if message.task_hash != task.hash:
+            raise Refusal(
+                WRONG_TASK, f"the confirmation of {holder.name!r}", expected=task.id, got=message.task_hash.hex()
+            )
+        if message.epoch != task.config.epoch:
+            raise Refusal(
+                WRONG_EPOCH, f"the confirmation of {holder.name!r}", expected=task.config.epoch, got=message.epoch
+            )
+        read.append((message.key, message.transcript))
+    if len(set(read)) != 1:
+        raise Refusal(CEREMONY_CONFLICT, "the holders confirmed different keys")
+    return read[0][0]
+
+
+def joint_context(task: Task, scheme: Ckks, digest: bytes, packed: bytes) -> bytes:
+    """A serialised TenSEAL context with the committee's joint public key and no secret key."""
+    if hashlib.sha256(packed).digest() != digest:
+        raise Refusal(DIGEST_MISMATCH, "the joint key is not the one that the holders confirmed")
+    layout = scheme.key_layout()
+    joint = residues.unpack(packed, layout).reshape(layout.shape)
+    common = common_polynomial(scheme.profile, task.hash, task.config.epoch)
+    return seal.public_context(np.concatenate([joint, common]), layout.moduli, scheme.profile.scale)
+
+
+def check_tenseal(profile: CkksProfile) -> None:
+    """Refuse any TenSEAL but the pinned one: its bytes do not load across releases."""
+    import tenseal
+
+    if tenseal.__version__ != profile.tenseal:
+        raise Refusal(TENSEAL_VERSION, "install the pinned release", expected=profile.tenseal, got=tenseal.__version__)
+
+
+def load_context(data: bytes) -> tenseal.Context:
+    """The only way in which this project loads a TenSEAL context: it refuses a secret key inside."""
+    import tenseal
+
+    seal.refuse_private(data)
+    context = tenseal.context_from(data)
+    if context.has_secret_key():
+        raise Refusal(PRIVATE_CONTEXT, "TenSEAL found a secret key in it")
+    return context
+
+
+class CkksSealer:
+    """Encrypts vectors of integers, one per slot, into (c0, c1)."""
+
+    def __init__(self, profile: CkksProfile, context: Path) -> None:
+        self._profile = profile
+        self._context = context
+
+    async def seal(self, integers: Integers, write: Sink) -> None:
+        loop = asyncio.get_running_loop()
+        slots = self._profile.slots
+        chunks = [integers[at : at + slots] for at in range(0, max(len(integers), 1), slots)]
+        for first in range(0, len(chunks), _WINDOW):
+            work = [
+                loop.run_in_executor(_pool(), encrypt, self._profile, str(self._context), chunk)
+                for chunk in chunks[first : first + _WINDOW]
+            ]
+            for c0, c1 in await asyncio.gather(*work):
+                write("c0", c0)
+                write("c1", c1)
+
+
+def encrypt(profile: CkksProfile, context: str, chunk: Integers) -> tuple[bytes, bytes]:
+    """Packed residues of c0 and c1 for at most N/2 integers. Runs in a worker process."""
+    import tenseal
+
+    slots = np.zeros(profile.slots)
+    slots[: len(chunk)] = chunk
+    vector = tenseal.ckks_vector(_loaded(context), slots.tolist(), scale=profile.scale)
+    (item,) = seal.read_vector(vector.serialize())
+    mode, payload = seal.unwrap(item)
+    if mode == seal.ZSTD:
+        payload = zstandard.ZstdDecompressor().decompressobj().decompress(payload)
+    polynomials = seal.read_ciphertext(payload, profile.data_moduli, profile.degree)
+    layout = residues.ResidueLayout(1, profile.data_moduli, profile.degree, profile.bits)
+    return residues.pack(polynomials[:1], layout), residues.pack(polynomials[1:], layout)
+
+
+_WINDOW = 16
+"""Ciphertexts under way at once: bounds memory at about 10 MB."""
+
+
+@lru_cache(maxsize=4)
+def _loaded(path: str) -> tenseal.Context:
+    return load_context(Path(path).read_bytes())
+
+
+@lru_cache(maxsize=1)
+def _pool() -> ProcessPoolExecutor:
+    # spawn: a fork would copy the threads' locks of torch and numba in an unknown state
+    return ProcessPoolExecutor(max_workers=os.cpu_count(), mp_context=multiprocessing.get_context("spawn"))

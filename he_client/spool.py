@@ -1,0 +1,107 @@
+"""Sealed updates on disk, written before the first send and resent byte for byte.
+
+One folder per update: a file for each body part, and `head` (the signed head) written last. A
+folder without `head` was never sent and is thrown away; a `receipt` ends the story and frees the
+parts. Re-encrypting after a crash would put the same vector under fresh noise a second time.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from he_protocol.messages import SignedUpdate, decode, encode
+
+HEAD, RECEIPT = "head", "receipt"
+
+
+@dataclass(frozen=True)
+class SealedUpdate:
+    """One sealed update in the spool; `parts` are the body's files in the order in which they travel."""
+
+    task_id: str
+    update_id: str
+    folder: Path
+    parts: tuple[Path, ...]
+
+    @property
+    def head(self) -> bytes:
+        return (self.folder / HEAD).read_bytes()
+
+    @property
+    def size(self) -> int:
+        """Bytes of the body."""
+        return sum(path.stat().st_size for path in self.parts)
+
+
+class Spool:
+    """The sealed updates of one client for one task."""
+
+    def __init__(self, root: Path, task_id: str, part_names: tuple[str, ...]) -> None:
+        self._root = root / task_id
+        self._task_id = task_id
+        self._part_names = part_names
+
+    def begin(self, update_id: str) -> SealedUpdate:
+        """An empty folder for an update that is about to be sealed."""
+        folder = self._root / update_id
+        folder.mkdir(parents=True)
+        return self._sealed(update_id)
+
+    def commit(self, sealed: SealedUpdate, head: SignedUpdate) -> None:
+        """Make the parts and then the head durable: from now on the update is only ever resent."""
+        for path in sealed.parts:
+            _sync(path)
+        _write(sealed.folder / HEAD, encode(head))
+
+    def pending(self) -> list[SealedUpdate]:
+        """Sealed updates without a receipt, oldest first; half-sealed ones are removed."""
+        found = []
+        for folder in sorted(self._folders(), key=lambda path: path.stat().st_mtime):
+            if not (folder / HEAD).exists():
+                shutil.rmtree(folder)
+            elif not (folder / RECEIPT).exists():
+                found.append(self._sealed(folder.name))
+        return found
+
+    def finish(self, sealed: SealedUpdate, receipt: str) -> None:
+        """Keep the server's receipt, drop the ciphertext."""
+        _write(sealed.folder / RECEIPT, receipt.encode())
+        for path in sealed.parts:
+            path.unlink()
+
+    def discard(self, sealed: SealedUpdate) -> None:
+        """Forget an update that the server refused for good."""
+        shutil.rmtree(sealed.folder)
+
+    def acknowledged(self) -> int:
+        """How many updates of this task the server has acknowledged."""
+        return sum((folder / RECEIPT).exists() for folder in self._folders())
+
+    def header(self, sealed: SealedUpdate) -> SignedUpdate:
+        return decode(sealed.head, SignedUpdate)
+
+    def _folders(self) -> list[Path]:
+        return [path for path in self._root.iterdir() if path.is_dir()] if self._root.exists() else []
+
+    def _sealed(self, update_id: str) -> SealedUpdate:
+        folder = self._root / update_id
+        return SealedUpdate(self._task_id, update_id, folder, tuple(folder / name for name in self._part_names))
+
+
+def _write(path: Path, data: bytes) -> None:
+    partial = path.with_suffix(".partial")
+    partial.write_bytes(data)
+    _sync(partial)
+    partial.replace(path)
+    _sync(path.parent)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

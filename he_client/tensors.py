@@ -1,0 +1,37 @@
+"""Named tensors and the flat vector that travels: concatenated in the task's order."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+
+from he_protocol.problems import BAD_TENSORS, Refusal
+from he_protocol.quantise import Floats
+from he_protocol.task import Task
+
+Tensors = Mapping[str, npt.NDArray[np.float32]]
+
+
+def flatten(task: Task, tensors: Tensors) -> Floats:
+    """One float32 vector of shape (task.parameters,).
+
+    Raises `bad-tensors` when names or shapes are not the task's.
+    """
+    specs = task.config.tensors
+    expected = {spec.name: spec.shape for spec in specs}
+    got = {name: tuple(value.shape) for name, value in tensors.items()}
+    if got != expected:
+        differing = sorted(name for name in expected.keys() | got.keys() if expected.get(name) != got.get(name))
+        raise Refusal(BAD_TENSORS, f"these differ: {', '.join(differing)}", expected=expected, got=got)
+    return np.concatenate([np.asarray(tensors[spec.name], dtype=np.float32).reshape(-1) for spec in specs])
+
+
+def unflatten(task: Task, vector: Floats) -> dict[str, npt.NDArray[np.float32]]:
+    """Inverse of `flatten`."""
+    out, at = {}, 0
+    for spec in task.config.tensors:
+        out[spec.name] = vector[at : at + spec.size].reshape(spec.shape)
+        at += spec.size
+    return out

@@ -1,0 +1,54 @@
+"""A key holder's HPKE key pair: the private, opening half of `he_protocol.envelope`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+from cryptography.hazmat.primitives.hpke import MLKEM768X25519PrivateKey
+
+from he_protocol.envelope import SUITE
+from he_protocol.problems import BAD_KEY_FILE, DIGEST_MISMATCH, Refusal
+
+MLKEM_SEED_BYTES = 64
+PRIVATE_BYTES = MLKEM_SEED_BYTES + 32
+
+
+@dataclass(frozen=True)
+class HpkeKey:
+    """`private` is the ML-KEM-768 seed (64 bytes), then the X25519 scalar (32 bytes)."""
+
+    private: bytes = field(repr=False)
+
+    def __post_init__(self) -> None:
+        if len(self.private) != PRIVATE_BYTES:
+            raise Refusal(BAD_KEY_FILE, "no HPKE key in the key file", expected=PRIVATE_BYTES, got=len(self.private))
+
+    @classmethod
+    def generate(cls) -> HpkeKey:
+        """A fresh key from the operating system's CSPRNG."""
+        return cls(MLKEM768PrivateKey.generate().private_bytes_raw() + X25519PrivateKey.generate().private_bytes_raw())
+
+    @property
+    def public(self) -> bytes:
+        """1,216 bytes, as committees list them."""
+        mlkem, x25519 = self._halves()
+        return mlkem.public_key().public_bytes_raw() + x25519.public_key().public_bytes_raw()
+
+    def open(self, box: bytes, info: bytes) -> bytes:
+        """What `he_protocol.envelope.seal` sealed to this key under the same `info`.
+
+        Raises `digest-mismatch` when the box was made for another key or context, or was changed.
+        """
+        try:
+            return SUITE.decrypt(box, MLKEM768X25519PrivateKey(*self._halves()), info)
+        except (InvalidTag, ValueError):
+            raise Refusal(DIGEST_MISMATCH, "an envelope does not open with this key in this context") from None
+
+    def _halves(self) -> tuple[MLKEM768PrivateKey, X25519PrivateKey]:
+        return (
+            MLKEM768PrivateKey.from_seed_bytes(self.private[:MLKEM_SEED_BYTES]),
+            X25519PrivateKey.from_private_bytes(self.private[MLKEM_SEED_BYTES:]),
+        )

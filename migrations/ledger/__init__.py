@@ -1,0 +1,1 @@
+"""Migrations of a key holder's ledger."""

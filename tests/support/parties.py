@@ -1,0 +1,164 @@
+"""Parties for tests: an authority, clients, a server and a committee with its ceremony done in memory."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from msgspec.structs import replace
+
+from he_client.identity import Identity
+from he_client.schemes.ckks import encrypt, joint_context
+from he_protocol import residues
+from he_protocol.messages import (
+    EnrolRequest,
+    Manifest,
+    ManifestEntry,
+    Part,
+    Role,
+    SignedUpdate,
+    UpdateHeader,
+)
+from he_protocol.quantise import Integers
+from he_protocol.schemes.ckks import Ckks
+from he_protocol.signing import SigningKey, token_hash
+from he_protocol.task import Task, TaskConfig, TensorSpec
+from keys import ceremony
+from keys.authority import build_config, enrol
+from keys.hpke_key import HpkeKey
+from keys.schemes import make_dealer
+
+NOW = 1_800_000_000.0
+
+PLAN: dict[str, Any] = {
+    "name": "test-task",
+    "scheme": "ckks",
+    "profile": "ckks-8192",
+    "epoch": 1,
+    "value_range": 4.0,
+    "scale": 1024.0,
+    "privacy": {"unit": "none"},
+    "min_clients": 3,
+    "max_clients": 8,
+    "collect_seconds": 60,
+    "opening_seconds": 60,
+    "staleness": 2,
+    "max_openings": 10,
+    "threshold": 2,
+}
+
+
+@dataclass
+class Authority:
+    """Enrols parties in memory."""
+
+    key: SigningKey = field(default_factory=SigningKey.generate)
+
+    def party(self, name: str, role: Role, *, hpke: bytes = b"", now: float = NOW, days: float = 30) -> Identity:
+        key = SigningKey.generate()
+        request = key.sign(EnrolRequest(name, role, key.public, int(now), hpke))
+        return Identity(name, key, enrol(self.key, request, role, now=now, days=days), self.key.public)
+
+
+@dataclass
+class World:
+    """One task with its parties; `plan` overrides fields of `PLAN`."""
+
+    holders: int = 3
+    plan: dict[str, Any] = field(default_factory=dict)
+    tensors: tuple[TensorSpec, ...] = (TensorSpec("w", (5, 2)),)
+    authority: Authority = field(default_factory=Authority)
+    clients: dict[str, Identity] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.hpke = [HpkeKey.generate() for _ in range(self.holders)]
+        self.committee = [
+            self.authority.party(f"holder-{i}", "holder", hpke=key.public) for i, key in enumerate(self.hpke)
+        ]
+        self.server = self.authority.party("server", "server")
+
+    @cached_property
+    def task(self) -> Task:
+        config = build_config(
+            PLAN | self.plan,
+            self.tensors,
+            self.server.credential,
+            [holder.credential for holder in self.committee],
+            self.authority.key.public,
+        )
+        return self.signed(config)
+
+    def signed(self, config: TaskConfig, **changes: object) -> Task:
+        """A task as the authority signs it, with fields changed."""
+        return Task.from_token(self.authority.key.sign(replace(config, **changes)), self.authority.key.public)
+
+    def client(self, name: str) -> Identity:
+        if name not in self.clients:
+            self.clients[name] = self.authority.party(name, "client")
+        return self.clients[name]
+
+    @cached_property
+    def dealt(self) -> tuple[list[ceremony.Seeds], bytes]:
+        """The ceremony in memory: every holder's part seeds, and the packed joint key."""
+        task, sharing = self.task, self.task.sharing
+        own = [ceremony.draw_seeds(sharing, i) for i in range(self.holders)]
+        posts = [ceremony.contribute(task, i, seeds) for i, seeds in enumerate(own)]
+        seeds = [ceremony.part_seeds(task, i, own[i], posts, key) for i, key in enumerate(self.hpke)]
+        dealer = make_dealer(task)
+        packed = [
+            {part: residues.pack(dealer.key_part(seed), dealer.layout) for part, seed in mine.items()} for mine in seeds
+        ]
+        seen = ceremony.transcript([self.committee[i].key.sign(post) for i, post in enumerate(posts)])
+        agreed = ceremony.check_commitments(
+            task, [ceremony.commit(task, i, seen, packed[i]) for i in range(self.holders)]
+        )
+        bodies = [ceremony.reveal(task, i, seen, packed[i])[1] for i in range(self.holders)]
+        ceremony.check_reveals(task, dealer.layout, bodies, agreed)
+        return seeds, ceremony.joint_key(dealer.layout, bodies)
+
+    def encrypt(self, integers: Integers, folder: Path) -> dict[str, bytes]:
+        """The body parts of one update, by TenSEAL under the joint key."""
+        scheme = self.task.scheme
+        assert isinstance(scheme, Ckks)
+        path = folder / f"{self.task.id}.context"
+        if not path.exists():
+            key = self.dealt[1]
+            path.write_bytes(joint_context(self.task, scheme, hashlib.sha256(key).digest(), key))
+        slots = scheme.profile.slots
+        pieces = [
+            encrypt(scheme.profile, str(path), integers[at : at + slots]) for at in range(0, len(integers), slots)
+        ]
+        return {"c0": b"".join(c0 for c0, _ in pieces), "c1": b"".join(c1 for _, c1 in pieces)}
+
+    def update(self, name: str, body: dict[str, bytes] | None = None, **changes: object) -> SignedUpdate:
+        """A signed head; without a body the digests are of nothing in particular."""
+        client = self.client(name)
+        parts = tuple(
+            Part(part.name, part.size, hashlib.sha256(body[part.name] if body else part.name.encode()).digest())
+            for part in self.task.body
+        )
+        header = UpdateHeader(self.task.hash, self.task.config.epoch, secrets.token_bytes(16), name, 0, int(NOW), parts)
+        return SignedUpdate(client.key.sign(replace(header, **changes)), client.credential)
+
+    def manifest(
+        self, updates: list[SignedUpdate], *, number: int = 1, signer: SigningKey | None = None, **changes: object
+    ) -> tuple[str, tuple[SignedUpdate, ...]]:
+        """A signed manifest of updates, and the updates in its order."""
+        from he_protocol.signing import read_unverified
+
+        headers = {id(update): read_unverified(update.header, UpdateHeader) for update in updates}
+        ordered = sorted(updates, key=lambda update: headers[id(update)].update_id)
+        entries = tuple(
+            ManifestEntry(headers[id(u)].update_id, headers[id(u)].client, token_hash(u.header)) for u in ordered
+        )
+        manifest = Manifest(self.task.hash, self.task.config.epoch, number, 0, entries)
+        return (signer or self.server.key).sign(replace(manifest, **changes)), tuple(ordered)
+
+
+def random_integers(length: int, seed: int, bound: int = 1 << 12) -> Integers:
+    return np.random.default_rng(seed).integers(-bound, bound, length)
