@@ -68,3 +68,13 @@ class PartySettings(BaseSettings):
             return ssl.create_default_context(cafile=os.fspath(self.tls_ca))
         except OSError as error:
             raise Refusal(BAD_SETTINGS, f"tls_ca {self.tls_ca}: {error}") from None
+
+
+class ClientSettings(PartySettings):
+    """A client's settings."""
+
+    model_config = SettingsConfigDict(env_prefix="HUSHSUM_CLIENT_", extra="forbid", frozen=True)
+
+    data_dir: Path = Field(default=Path("client"), description="identity, sealed updates and receipts")
+    server: str = Field(default="http://127.0.0.1:8470", description="the server's URL")
+    task: str = Field(default="", description="the task's name or hash")

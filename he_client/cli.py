@@ -1,0 +1,209 @@
+"""`he-client`: enrol a device, train for a task, submit updates."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import numpy.typing as npt
+import typer
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+
+from he_client import console
+from he_client.client import HushSumClient, Submission
+from he_client.console import Format, command, run_async
+from he_client.identity import REQUEST_FILE, Identity, create
+from he_client.settings import ClientSettings
+from he_client.tensors import Tensors
+from he_protocol.problems import BAD_SETTINGS, BAD_TENSORS, Refusal
+from he_protocol.task import Task
+
+app = typer.Typer(help="A client of HushSum.", no_args_is_help=True, pretty_exceptions_enable=False)
+
+DataDir = Annotated[Path | None, typer.Option(help="identity and state [HUSHSUM_CLIENT_DATA_DIR]")]
+ServerUrl = Annotated[str | None, typer.Option(help="the server's URL [HUSHSUM_CLIENT_SERVER]")]
+TaskName = Annotated[str | None, typer.Option(help="the task's name or hash [HUSHSUM_CLIENT_TASK]")]
+TlsCa = Annotated[Path | None, typer.Option(help="PEM file that vouches for the server's certificate")]
+ConfigFile = Annotated[Path | None, typer.Option("--config", help="TOML settings file")]
+Passphrase = Annotated[str, typer.Option(envvar="HUSHSUM_PASSPHRASE", help="opens the key file")]
+OutputFormat = Annotated[Format, typer.Option("--format", help="text or json")]
+
+Update = Tensors | tuple[Tensors, float]
+Train = Callable[[dict[str, npt.NDArray[np.float32]]], Update]
+
+
+@app.command("init")
+@command
+def init(
+    name: Annotated[str, typer.Option(help="lower-case name of this device")],
+    data_dir: DataDir = None,
+    passphrase: Passphrase = "",
+) -> None:
+    """Make this device's key, and the request to send to the authority."""
+    settings = ClientSettings.load(data_dir=data_dir)
+    create(settings.data_dir, name, "client", time.time(), passphrase=passphrase)
+    console.out.print(
+        f"key in {settings.data_dir}; send {REQUEST_FILE} to the authority, then put credential.jws and authority.pub here"
+    )
+
+
+@app.command("enroll-request")
+@command
+def enroll_request(data_dir: DataDir = None) -> None:
+    """Print the signed enrolment request again."""
+    path = ClientSettings.load(data_dir=data_dir).data_dir / REQUEST_FILE
+    if not path.exists():
+        raise Refusal(BAD_SETTINGS, f"no {path}; 'he-client init' makes it")
+    typer.echo(path.read_text().strip())
+
+
+@app.command("status")
+@command
+def status(
+    task: TaskName = None,
+    server: ServerUrl = None,
+    data_dir: DataDir = None,
+    config: ConfigFile = None,
+    tls_ca: TlsCa = None,
+    passphrase: Passphrase = "",
+    form: OutputFormat = "text",
+) -> None:
+    """The task, its newest model, and what privacy this client has spent on it."""
+    settings = _settings(config, data_dir, server, task, tls_ca, passphrase)
+    console.show([run_async(_status(settings))], form, "task")
+
+
+@app.command("submit")
+@command
+def submit(
+    file: Annotated[Path, typer.Argument(help="the update: safetensors with the task's tensors")],
+    base_version: Annotated[int, typer.Option(help="model version that the update was computed on")],
+    examples: Annotated[float | None, typer.Option(help="number of examples, where the task weights by them")] = None,
+    task: TaskName = None,
+    server: ServerUrl = None,
+    data_dir: DataDir = None,
+    config: ConfigFile = None,
+    tls_ca: TlsCa = None,
+    passphrase: Passphrase = "",
+    form: OutputFormat = "text",
+) -> None:
+    """Add noise to one update, encrypt it, upload it."""
+    settings = _settings(config, data_dir, server, task, tls_ca, passphrase)
+    try:
+        tensors = load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise Refusal(BAD_TENSORS, f"cannot read {file}: {error}") from None
+
+    async def work() -> Submission:
+        async with _client(settings) as client:
+            found = await client.task(settings.task)
+            await client.resume(found)
+            return await client.submit(found, tensors, base_version=base_version, examples=examples)
+
+    console.show([_row(run_async(work()))], form, "acknowledged")
+
+
+@app.command("train")
+@command
+def train(
+    function: Annotated[
+        str, typer.Argument(help="MODULE:FUNCTION; gets the model's arrays, returns the update")
+    ],
+    rounds: Annotated[int, typer.Option(min=1, help="how many rounds to take part in")] = 1,
+    task: TaskName = None,
+    server: ServerUrl = None,
+    data_dir: DataDir = None,
+    config: ConfigFile = None,
+    tls_ca: TlsCa = None,
+    passphrase: Passphrase = "",
+    form: OutputFormat = "text",
+) -> None:
+    """Pull the model, train, submit, wait for the round; as often as asked.
+
+    FUNCTION gets a dict of float32 arrays and returns the update of the same names and shapes, or a pair of it
+    and the number of examples.
+    """
+    settings = _settings(config, data_dir, server, task, tls_ca, passphrase)
+    console.show(run_async(_train(settings, _import(function), rounds)), form, "rounds")
+
+
+async def _train(settings: ClientSettings, function: Train, rounds: int) -> list[dict[str, object]]:
+    rows = []
+    async with _client(settings) as client:
+        task = await client.task(settings.task)
+        _warn(client, task)
+        for sent in await client.resume(task):
+            await client.wait(task, sent)
+        for _ in range(rounds):
+            model = await client.pull_model(task)
+            result = await asyncio.to_thread(function, model.tensors)
+            update, examples = result if isinstance(result, tuple) else (result, None)
+            sent = await client.submit(task, update, base_version=model.version, examples=examples)
+            with console.err.status(f"round {sent.round}: waiting for the committee"):
+                version = await client.wait(task, sent)
+            rows.append(_row(sent) | {"model_version": version, "epsilon_spent": round(client.privacy_spent(task), 4)})
+    return rows
+
+
+async def _status(settings: ClientSettings) -> dict[str, object]:
+    async with _client(settings) as client:
+        task = await client.task(settings.task)
+        model = await client.pull_model(task)
+        return {
+            "task": task.config.name,
+            "scheme": f"{task.config.scheme}/{task.config.profile}",
+            "parameters": task.parameters,
+            "model_version": model.version,
+            "epsilon_spent": round(client.privacy_spent(task), 4),
+            "epsilon_planned": round(client.privacy_planned(task), 4),
+            "delta": task.config.privacy.delta,
+        }
+
+
+def _warn(client: HushSumClient, task: Task) -> None:
+    plan = task.config.privacy
+    if plan.noisy:
+        console.err.print(
+            f"{task.config.name}: {plan.unit}-level epsilon {client.privacy_planned(task):.3f} at delta {plan.delta:g}"
+            f" if all {task.config.max_openings} openings are used"
+        )
+    else:
+        console.err.print(f"{task.config.name}: sums are opened [bold]without[/bold] differential privacy")
+
+
+def _settings(
+    config: Path | None, data_dir: Path | None, server: str | None, task: str | None, tls_ca: Path | None, secret: str
+) -> ClientSettings:
+    settings = ClientSettings.load(
+        config, data_dir=data_dir, server=server, task=task, tls_ca=tls_ca, passphrase=secret or None
+    )
+    if not settings.task:
+        raise Refusal(BAD_SETTINGS, "which task? give --task or HUSHSUM_CLIENT_TASK")
+    return settings
+
+
+def _client(settings: ClientSettings) -> HushSumClient:
+    identity = Identity.load(settings.data_dir, settings.passphrase.get_secret_value())
+    return HushSumClient(settings.server, identity, state_dir=settings.data_dir / "state", tls=settings.tls)
+
+
+def _row(sent: Submission) -> dict[str, object]:
+    seconds = {f"{stage}_seconds": round(value, 4) for stage, value in sent.seconds.items()}
+    return {"update_id": sent.update_id, "round": sent.round, "bytes": sent.bytes} | seconds
+
+
+def _import(name: str) -> Train:
+    module, _, attribute = name.partition(":")
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        found: Train = getattr(import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise Refusal(BAD_SETTINGS, f"cannot import {name!r}: {error}", expected="MODULE:FUNCTION") from None
+    return found

@@ -1,0 +1,1 @@
+"""The aggregation server: it collects encrypted updates, adds them up, and publishes what key holders open."""

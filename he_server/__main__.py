@@ -1,0 +1,5 @@
+"""`python -m he_server`."""
+
+from he_server.cli import app
+
+app()

@@ -1,0 +1,98 @@
+"""The aiohttp application: routes, middleware, and the worker's life."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
+from importlib.metadata import version
+
+from aiohttp import web
+
+from he_protocol.problems import BAD_SETTINGS, Refusal
+from he_server import openapi
+from he_server.auth import authenticate
+from he_server.blobs import Blobs
+from he_server.middleware import observe
+from he_server.routes import ROUTES, Route
+from he_server.server import Server
+from he_server.settings import Settings
+from he_server.store import Store
+from he_server.store.database import make_engine
+from he_server.worker import Worker
+
+SERVER = web.AppKey("server", Server)
+
+
+def open_server(settings: Settings, clock: Callable[[], float] = time.time) -> Server:
+    """Everything that an application needs, from its settings; nothing is served yet.
+
+    Raises `bad-settings`, `bad-key-file` or `disk-full`.
+    """
+    key = settings.read_key()
+    authority = settings.read_authority()
+    blobs = Blobs(settings.data_dir / "blobs")
+    try:
+        blobs.prepare()
+    except OSError as error:
+        raise Refusal(BAD_SETTINGS, f"data_dir cannot be used: {error}") from None
+    return Server(settings, Store(make_engine(settings.url)), blobs, key, authority, clock)
+
+
+def make_app(server: Server, *, work: bool = True) -> web.Application:
+    """The application; with `work` its worker runs while the application does."""
+    app = web.Application(middlewares=[observe(server)])
+    app[SERVER] = server
+    server.openapi = openapi.document(ROUTES, version("hushsum"))
+    for route in ROUTES:
+        app.router.add_route(route.method, route.path, _guarded(server, route))
+    app.cleanup_ctx.append(_resources)
+    if work:
+        app.cleanup_ctx.append(_working)
+    app.on_shutdown.append(_begin_draining)
+    return app
+
+
+async def drain(server: Server) -> None:
+    """Refuse new work and wait until requests in flight are done, at most `drain_seconds`."""
+    begin_draining(server)
+    with suppress(TimeoutError):
+        async with asyncio.timeout(server.settings.drain_seconds):
+            await server.idle.wait()
+
+
+def begin_draining(server: Server) -> None:
+    """From now on: no new work, readiness fails, event streams end."""
+    server.draining = True
+    server.notifier.notify_all()
+
+
+def _guarded(server: Server, route: Route) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+    async def handle(request: web.Request) -> web.StreamResponse:
+        authenticate(server, request, route.access)
+        return await route.handler(server, request)
+
+    return handle
+
+
+async def _begin_draining(app: web.Application) -> None:
+    begin_draining(app[SERVER])
+
+
+async def _resources(app: web.Application) -> AsyncIterator[None]:
+    yield
+    server = app[SERVER]
+    await server.store.close()
+    server.threads.shutdown(wait=False, cancel_futures=True)
+
+
+async def _working(app: web.Application) -> AsyncIterator[None]:
+    server = app[SERVER]
+    stop = asyncio.Event()
+    server.worker = asyncio.create_task(Worker(server).run(stop))
+    yield
+    stop.set()
+    await asyncio.wait({server.worker}, timeout=server.settings.drain_seconds)
+    server.worker.cancel()
+    await asyncio.gather(server.worker, return_exceptions=True)

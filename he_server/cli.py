@@ -1,0 +1,227 @@
+"""`he-server`: make a server's key, migrate, serve, add tasks, look at rounds."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Annotated, Any, Literal, NoReturn, TypeVar
+
+import msgspec
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from he_protocol.keyfile import KeyRecord, write_private
+from he_protocol.messages import EnrolRequest, Name
+from he_protocol.problems import BAD_SETTINGS, DATABASE_UNAVAILABLE, NOT_ADDRESSED, Refusal
+from he_protocol.signing import SigningKey, jwk_x
+from he_protocol.task import Task
+from he_server import log
+from he_server.app import open_server
+from he_server.serving import migrate as migrate_database
+from he_server.serving import run
+from he_server.settings import Settings, load_settings
+from he_server.store import Store
+from he_server.store.database import make_engine, sqlite_file
+from he_server.store.records import RoundRecord, TaskRecord
+from he_server.tensors import keep_model
+
+Form = Literal["table", "json"]
+T = TypeVar("T")
+
+app = typer.Typer(
+    help="The aggregation server: it sums what it cannot read.\n\n"
+    "A first run: `he-server init --data-dir data --name aggregator`, give data/enroll-request.jws to the authority, "
+    "put the authority's public key into data/authority.pub, then `he-server serve --data-dir data`.\n\n"
+    "Every setting can stand in a TOML file (--config), in the environment (HUSHSUM_SERVER_PORT=8470), "
+    "or on the command line; the later wins.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+task_app = typer.Typer(help="Tasks of this server.", no_args_is_help=True)
+app.add_typer(task_app, name="task")
+
+Config = Annotated[Path | None, typer.Option("--config", help="TOML file with settings.", show_default=False)]
+DataDir = Annotated[Path | None, typer.Option(help="Where blobs, key and SQLite file live.", show_default=False)]
+DatabaseUrl = Annotated[
+    str | None,
+    typer.Option(help="sqlite+aiosqlite:///FILE, postgresql+asyncpg://USER@HOST/DB.", show_default=False),
+]
+Format = Annotated[Form, typer.Option("--format", help="A table for people, JSON for scripts.")]
+
+
+@app.command()
+def init(
+    data_dir: Annotated[Path, typer.Option(help="Directory to make the server's files in.")],
+    name: Annotated[str, typer.Option(help="The server's name, as clients will address it.")],
+    passphrase: Annotated[
+        str, typer.Option(envvar="HUSHSUM_SERVER_PASSPHRASE", help="Protects the key file.", show_envvar=True)
+    ] = "",
+) -> None:
+    """Make the server's key, and the request that the authority turns into a task's server entry."""
+    try:
+        checked = msgspec.convert(name, Name)
+    except msgspec.ValidationError as error:
+        _stop(Refusal(BAD_SETTINGS, f"name: {error}"))
+    key = SigningKey.generate()
+    request = data_dir / "enroll-request.jws"
+    try:
+        write_private(data_dir / "server.key", KeyRecord(checked, key.public, key.private), passphrase)
+        request.write_text(key.sign(EnrolRequest(checked, "server", key.public, int(time.time()))) + "\n")
+    except Refusal as refusal:
+        _stop(refusal)
+    except OSError as error:
+        _stop(Refusal(BAD_SETTINGS, f"cannot write to {data_dir}: {error.strerror}"))
+    typer.echo(f"key      {data_dir / 'server.key'}\nrequest  {request}\npublic   {jwk_x(key.public)}")
+
+
+@app.command()
+def migrate(config: Config = None, data_dir: DataDir = None, database_url: DatabaseUrl = None) -> None:
+    """Bring the database to this version's schema."""
+    settings = _settings(config, data_dir=data_dir, database_url=database_url)
+    _run(migrate_database(settings))
+    typer.echo("the database is up to date")
+
+
+@app.command()
+def serve(
+    config: Config = None,
+    data_dir: DataDir = None,
+    database_url: DatabaseUrl = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on.", show_default=False)] = None,
+    port: Annotated[int | None, typer.Option(help="Port; 0 takes a free one.", show_default=False)] = None,
+    port_file: Annotated[Path | None, typer.Option(help="Write the port here once the server is ready.")] = None,
+    key_file: Annotated[Path | None, typer.Option(help="The server's key.", show_default=False)] = None,
+    authority_key_file: Annotated[
+        Path | None, typer.Option(help="Text file: the authority's public key, base64url.", show_default=False)
+    ] = None,
+    tls_cert: Annotated[Path | None, typer.Option(help="Certificate chain, PEM.", show_default=False)] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="Its key, PEM.", show_default=False)] = None,
+    drain_seconds: Annotated[float | None, typer.Option(help="Time for requests in flight at SIGTERM.")] = None,
+    log_format: Annotated[str | None, typer.Option(help="json or console.", show_default=False)] = None,
+    log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.", show_default=False)] = None,
+) -> None:
+    """Migrate the database, then serve until SIGTERM or Ctrl-C; requests in flight are finished."""
+    settings = _settings(
+        config,
+        data_dir=data_dir,
+        database_url=database_url,
+        host=host,
+        port=port,
+        key_file=key_file,
+        authority_key_file=authority_key_file,
+        tls_cert=tls_cert,
+        tls_key=tls_key,
+        drain_seconds=drain_seconds,
+        log_format=log_format,
+        log_level=log_level,
+    )
+    _run(run(settings, port_file))
+
+
+@task_app.command("add")
+def task_add(
+    task: Annotated[Path, typer.Argument(help="The TaskConfig that the authority signed (JWS).")],
+    model: Annotated[Path, typer.Option(help="The initial model: safetensors, float32.")],
+    config: Config = None,
+    data_dir: DataDir = None,
+    database_url: DatabaseUrl = None,
+) -> None:
+    """Add a task straight into the database; the server need not run."""
+    settings = _settings(config, data_dir=data_dir, database_url=database_url)
+    typer.echo(_run(_add(settings, task, model)))
+
+
+@task_app.command("list")
+def task_list(
+    config: Config = None, data_dir: DataDir = None, database_url: DatabaseUrl = None, form: Format = "table"
+) -> None:
+    """All tasks and where they stand."""
+    settings = _settings(config, data_dir=data_dir, database_url=database_url)
+    found = _run(_read(settings))
+    _show([(task, []) for task, _ in found], form)
+
+
+@app.command()
+def status(
+    config: Config = None, data_dir: DataDir = None, database_url: DatabaseUrl = None, form: Format = "table"
+) -> None:
+    """Tasks and their last rounds."""
+    settings = _settings(config, data_dir=data_dir, database_url=database_url)
+    _show(_run(_read(settings)), form)
+
+
+async def _add(settings: Settings, token: Path, model: Path) -> str:
+    await migrate_database(settings)
+    server = open_server(settings)
+    try:
+        signed, initial = await asyncio.to_thread(lambda: (token.read_text().strip(), model.read_bytes()))
+        task = Task.from_token(signed, server.authority)
+        if task.config.server.key != server.key.public:
+            raise Refusal(NOT_ADDRESSED, "the task is for another server", got=task.config.server.name)
+        sha256 = await server.thread(keep_model, server.blobs, task, initial)
+        await server.store.add_task(task, sha256, time.time())
+    except OSError as error:
+        raise Refusal(BAD_SETTINGS, f"cannot read {error.filename}: {error.strerror}") from None
+    finally:
+        await server.store.close()
+    return task.id
+
+
+async def _read(settings: Settings) -> list[tuple[TaskRecord, list[RoundRecord]]]:
+    file = sqlite_file(settings.url)
+    if file is not None and not await asyncio.to_thread(file.is_file):
+        raise Refusal(DATABASE_UNAVAILABLE, f"there is no database {file}; `he-server migrate` makes one")
+    store = Store(make_engine(settings.url))
+    try:
+        return [(task, list(await store.recent_rounds(task.task))) for task in await store.tasks()]
+    finally:
+        await store.close()
+
+
+def _show(found: list[tuple[TaskRecord, list[RoundRecord]]], form: Form) -> None:
+    if form == "json":
+        documents = [
+            {
+                "task": task.task,
+                "name": task.name,
+                "model_version": task.model_version,
+                "round": task.round,
+                "rounds": [record.status() for record in rounds],
+            }
+            for task, rounds in found
+        ]
+        typer.echo(msgspec.json.encode(documents))
+        return
+    table = Table("task", "name", "model", "round", "state", "updates", "shares", "why")
+    for task, rounds in found:
+        table.add_row(task.task[:12], task.name, str(task.model_version), str(task.round), "", "", "", "")
+        for r in rounds:
+            counts = (str(r.updates), str(r.shares))
+            table.add_row("", "", str(r.version), str(r.number), r.state, *counts, r.failure_detail)
+    Console().print(table)
+
+
+def _settings(config: Path | None, **flags: str | int | float | Path | None) -> Settings:
+    try:
+        settings = load_settings(config, **flags)
+    except Refusal as refusal:
+        _stop(refusal)
+    log.configure(settings.log_format, settings.log_level)
+    return settings
+
+
+def _run(work: Coroutine[Any, Any, T]) -> T:
+    try:
+        return asyncio.run(work)
+    except Refusal as refusal:
+        _stop(refusal)
+
+
+def _stop(refusal: Refusal) -> NoReturn:
+    typer.echo(f"he-server: {refusal}", err=True)
+    sys.exit(2)

@@ -1,0 +1,1 @@
+"""HTTP handlers: decode, call, encode. Rules live elsewhere."""

@@ -1,0 +1,86 @@
+"""What key holders ask for, and the shares that they release."""
+
+from __future__ import annotations
+
+from aiohttp import web
+
+from he_protocol.api import Opening, PendingOpenings
+from he_protocol.identity import check_signed
+from he_protocol.messages import Share, SignedUpdate
+from he_protocol.problems import MANIFEST_MISMATCH, NOT_ADDRESSED, WRONG_SHARE, WRONG_STATE, Refusal
+from he_protocol.task import Task
+from he_server.answers import answer
+from he_server.auth import Member, check_member, check_self, party_of
+from he_server.handlers.rounds import round_number
+from he_server.handlers.tasks import task_of
+from he_server.intake import Frame, Section, receive, recording
+from he_server.names import fresh, share_blob
+from he_server.rounds import check_binding
+from he_server.server import Server
+from he_server.store.records import RoundRecord
+
+
+async def list_openings(server: Server, request: web.Request) -> web.StreamResponse:
+    task = await task_of(server, request)
+    member = check_member(task, party_of(request))
+    return answer(PendingOpenings(await server.store.pending_openings(task.id, member.entry.name)))
+
+
+async def get_opening(server: Server, request: web.Request) -> web.StreamResponse:
+    task = await task_of(server, request)
+    check_member(task, party_of(request))
+    record = await server.store.round(task.id, round_number(request))
+    if record.state != "opening":
+        raise Refusal(WRONG_STATE, "the round does not wait for shares", expected="opening", got=record.state)
+    updates = await server.store.updates_of(record.id)
+    return answer(Opening(record.manifest, tuple(SignedUpdate(u.header, u.credential) for u in updates)))
+
+
+async def put_share(server: Server, request: web.Request) -> web.StreamResponse:
+    task = await task_of(server, request)
+    party = party_of(request)
+    member = check_member(task, party)
+    check_self(party, request.match_info["holder"])
+    record = await server.store.round(task.id, round_number(request))
+    frame = Frame(request, server.settings.max_update_bytes)
+    token = await frame.token()
+    share = check_signed(token, Share, party, "holder")
+    if await server.store.has_share(record.id, share.holder, token):
+        return answer(record.status())
+    check_share(task, record, member, share)
+    layout = task.scheme.share_layout(task.length)
+    blob = fresh()
+    name = share_blob(blob)
+    sections = [Section(f"of sharing part {entry.part}", layout.size, entry.sha256, layout) for entry in share.parts]
+    await receive(server, frame, name, sections)
+    async with recording(server, name):
+        created = await server.store.add_share(task, share, token, blob, server.clock())
+    if created:
+        server.notifier.notify(task.id)
+    else:
+        await server.thread(server.blobs.delete, name)
+    status = (await server.store.round(task.id, record.number)).status()
+    return answer(status, 201 if created else 200)
+
+
+def check_share(task: Task, record: RoundRecord, member: Member, share: Share) -> None:
+    """What a share must be bound to, before its vectors are read.
+
+    Raises `wrong-task`, `wrong-epoch`, `not-addressed`, `wrong-state`, `manifest-mismatch` or `wrong-share`.
+    """
+    check_binding(task, share.task_hash, share.epoch)
+    if share.round != record.number:
+        raise Refusal(NOT_ADDRESSED, "the path names another round", expected=share.round, got=record.number)
+    if record.state != "opening":
+        raise Refusal(WRONG_STATE, "the round does not wait for shares", expected="opening", got=record.state)
+    if share.manifest.hex() != record.manifest_hash:
+        raise Refusal(
+            MANIFEST_MISMATCH,
+            "the share is for another manifest",
+            expected=record.manifest_hash,
+            got=share.manifest.hex(),
+        )
+    wanted = task.sharing.parts_of(member.index)
+    got = tuple(entry.part for entry in share.parts)
+    if got != wanted:
+        raise Refusal(WRONG_SHARE, "not the parts that this holder knows", expected=wanted, got=got[: len(wanted) + 1])

@@ -1,0 +1,65 @@
+"""Tasks and their models."""
+
+from __future__ import annotations
+
+from aiohttp import web
+
+from he_protocol.api import TaskList, TaskStatus
+from he_protocol.problems import NOT_ADDRESSED, NOT_FOUND, Refusal
+from he_protocol.task import Task
+from he_server.answers import answer, stream_blob
+from he_server.auth import hex_id
+from he_server.intake import Frame
+from he_server.names import model_blob
+from he_server.server import Server
+from he_server.store.records import TaskRecord
+from he_server.tensors import HEADER_ROOM, keep_model
+
+MODEL_VERSION = "HushSum-Model-Version"
+
+
+async def task_of(server: Server, request: web.Request) -> Task:
+    """The task that the path names. Raises `not-found`."""
+    return await server.task(hex_id(request.match_info["task"], 32, "task").hex())
+
+
+async def list_tasks(server: Server, _request: web.Request) -> web.StreamResponse:
+    records = await server.store.tasks()
+    return answer(TaskList(tuple([await _status(server, record) for record in records])))
+
+
+async def get_task(server: Server, request: web.Request) -> web.StreamResponse:
+    task = await task_of(server, request)
+    return answer(await _status(server, await server.store.task(task.id)))
+
+
+async def post_task(server: Server, request: web.Request) -> web.StreamResponse:
+    frame = Frame(request, server.settings.max_update_bytes)
+    token = await frame.token()
+    task = Task.from_token(token, server.authority)
+    entry = task.config.server
+    if (entry.name, entry.key) != (server.key.name, server.key.public):
+        raise Refusal(NOT_ADDRESSED, "the task is for another server", expected=server.key.name, got=entry.name)
+    model = await frame.body(4 * task.parameters + HEADER_ROOM)
+    sha256 = await server.thread(keep_model, server.blobs, task, model)
+    created = await server.store.add_task(task, sha256, server.clock())
+    status = await _status(server, await server.store.task(task.id))
+    return answer(status, 201 if created else 200)
+
+
+async def get_model(server: Server, request: web.Request) -> web.StreamResponse:
+    task = await task_of(server, request)
+    wanted = request.query.get("version")
+    if wanted is not None and not (wanted.isascii() and wanted.isdigit() and len(wanted) <= 15):
+        raise Refusal(NOT_FOUND, "no such model version", got=wanted[:80])
+    model = await server.store.model(task.id, None if wanted is None else int(wanted))
+    headers = {"ETag": f'"{model.sha256}"', MODEL_VERSION: str(model.version), "Cache-Control": "no-cache"}
+    if any(tag.value in {model.sha256, "*"} for tag in request.if_none_match or ()):
+        return web.Response(status=304, headers=headers)
+    return await stream_blob(server, request, model_blob(task.id, model.sha256), headers=headers)
+
+
+async def _status(server: Server, record: TaskRecord) -> TaskStatus:
+    task = await server.task(record.task)
+    ready = not task.scheme.ceremony or record.confirmations == len(task.config.holders)
+    return TaskStatus(record.task, record.name, record.token, ready, record.model_version, record.round)

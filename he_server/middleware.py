@@ -1,0 +1,104 @@
+"""Around every request: one log line, metrics, and every error as a problem document."""
+
+from __future__ import annotations
+
+import time
+from asyncio import IncompleteReadError
+
+import structlog
+from aiohttp import ClientPayloadError, web
+from aiohttp.hdrs import METH_ALL
+from aiohttp.typedefs import Handler, Middleware
+
+from he_protocol.problems import (
+    INTERNAL,
+    MALFORMED,
+    METHOD_NOT_ALLOWED,
+    NOT_FOUND,
+    SHUTTING_DOWN,
+    TOO_LARGE,
+    Refusal,
+)
+from he_server.answers import STREAMING
+from he_server.auth import PARTY
+from he_server.openapi import PROBLEM
+from he_server.server import Server
+
+RETRY_SECONDS = "1"
+_HTTP = {404: NOT_FOUND, 405: METHOD_NOT_ALLOWED, 413: TOO_LARGE}
+_PROBES = frozenset({"/healthz", "/readyz", "/metrics"})
+
+log = structlog.get_logger()
+
+
+def observe(server: Server) -> Middleware:
+    """The one middleware."""
+
+    @web.middleware
+    async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+        start = time.monotonic()
+        server.enter()
+        status = 0
+        try:
+            response = await _answer(server, request, handler)
+            status = response.status
+            return response
+        finally:
+            server.leave()
+            _record(server, request, status, time.monotonic() - start)
+
+    return middleware
+
+
+def problem_response(refusal: Refusal) -> web.Response:
+    """A refusal as RFC 9457 has it."""
+    headers = {}
+    if refusal.problem.status == 401:
+        headers["WWW-Authenticate"] = "DPoP"
+    if refusal.problem.status == 503:
+        headers["Retry-After"] = RETRY_SECONDS
+    return web.Response(body=refusal.document(), status=refusal.problem.status, content_type=PROBLEM, headers=headers)
+
+
+async def _answer(server: Server, request: web.Request, handler: Handler) -> web.StreamResponse:
+    try:
+        if server.draining and request.path not in _PROBES:
+            raise Refusal(SHUTTING_DOWN, "the server finishes what it has begun")
+        return await handler(request)
+    except Refusal as refusal:
+        if refusal.__cause__ is not None:
+            log.warning("refused for a failure", problem=refusal.problem.slug, cause=repr(refusal.__cause__))
+        return _refuse(server, request, refusal)
+    except web.HTTPException as error:
+        problem = _HTTP.get(error.status, MALFORMED)
+        response = _refuse(server, request, Refusal(problem, f"{request.method} {request.path[:200]}"))
+        if "Allow" in error.headers:
+            response.headers["Allow"] = error.headers["Allow"]
+        return response
+    except (ConnectionError, ClientPayloadError, IncompleteReadError, web.RequestPayloadError):
+        return _refuse(server, request, Refusal(MALFORMED, "the request ended early"))
+    except Exception:
+        log.exception("unexpected failure", method=request.method, route=route_of(request))
+        return _refuse(server, request, Refusal(INTERNAL, "see the server's log"))
+
+
+def _refuse(server: Server, request: web.Request, refusal: Refusal) -> web.Response:
+    server.metrics.refused.labels(route_of(request), refusal.problem.slug).inc()
+    if STREAMING in request:
+        raise ConnectionResetError("the answer broke off after it had begun") from refusal
+    return problem_response(refusal)
+
+
+def _record(server: Server, request: web.Request, status: int, seconds: float) -> None:
+    route = route_of(request)
+    method = request.method if request.method in METH_ALL else "other"
+    server.metrics.requests.labels(method, route, str(status)).inc()
+    server.metrics.latency.labels(method, route).observe(seconds)
+    party = request[PARTY].name if PARTY in request else ""
+    log.info("request", method=request.method, route=route, status=status, ms=round(seconds * 1000, 1), party=party)
+
+
+def route_of(request: web.Request) -> str:
+    """The template of the route, so that ids do not become metrics."""
+    resource = request.match_info.route.resource
+    return resource.canonical if resource is not None else "unmatched"

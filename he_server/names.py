@@ -1,0 +1,47 @@
+"""Where blobs live. Names that appear in database rows are random: a refused upload deletes its own file
+and can never touch the file of an acknowledged one."""
+
+from __future__ import annotations
+
+import secrets
+
+UPDATES = "updates"
+SHARES = "shares"
+TOTALS = "totals"
+
+
+def fresh() -> str:
+    """A new random name."""
+    return secrets.token_hex(16)
+
+
+def update_blob(blob: str) -> str:
+    return f"{UPDATES}/{blob}"
+
+
+def share_blob(blob: str) -> str:
+    return f"{SHARES}/{blob}"
+
+
+def total_blob(round_id: int) -> str:
+    """The folded sum of a round that is being opened."""
+    return f"{TOTALS}/{round_id}"
+
+
+def post_blob(task: str, blob: str) -> str:
+    return f"board/{task}/{blob}"
+
+
+def model_blob(task: str, sha256: str) -> str:
+    """Published tensors, safetensors bytes named by their own hash."""
+    return f"models/{task}/{sha256}"
+
+
+def velocity_blob(task: str, sha256: str) -> str:
+    """The optimiser's state that belongs to the model of that hash."""
+    return f"models/{task}/velocity-{sha256}"
+
+
+def sum_blob(task: str, round_id: int) -> str:
+    """The opened integer sum of a published round."""
+    return f"models/{task}/sum-{round_id}"

@@ -1,0 +1,238 @@
+"""The one table of routes: what the server answers, what it needs, and what it documents."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from aiohttp import web
+
+from he_protocol import problems as p
+from he_protocol.api import (
+    Board,
+    BoardEntry,
+    Opening,
+    PendingOpenings,
+    RoundStatus,
+    TaskList,
+    TaskStatus,
+    UpdateReceipt,
+    UpdateStatus,
+)
+from he_protocol.framing import CONTENT_TYPE as FRAME
+from he_protocol.problems import ProblemType
+from he_server.answers import BYTES
+from he_server.auth import Access
+from he_server.handlers import board, health, openings, rounds, tasks, updates
+from he_server.server import Server
+
+Handler: TypeAlias = Callable[[Server, web.Request], Awaitable[web.StreamResponse]]
+
+JSON = "application/json"
+TASK = "/v1/tasks/{task}"
+
+
+@dataclass(frozen=True)
+class Content:
+    """A body: its media type and, where it is JSON, the type of the document."""
+
+    media: str
+    kind: object = bytes
+    text: str = ""
+
+
+@dataclass(frozen=True)
+class Route:
+    """One method of one path."""
+
+    method: str
+    path: str
+    handler: Handler
+    access: Access
+    summary: str
+    answers: Mapping[int, Content | None]
+    takes: Content | None = None
+    problems: tuple[ProblemType, ...] = ()
+    query: Mapping[str, str] = field(default_factory=dict)
+
+
+_FRAME = (p.MALFORMED, p.TOO_LARGE, p.DISK_FULL)
+_SIGNED = (p.UNKNOWN_FIELD, p.TRAILING_BYTES, p.BAD_SIGNATURE, p.NOT_ADDRESSED, p.WRONG_TASK, p.WRONG_EPOCH)
+_PARTS = (p.WRONG_SIZE, p.DIGEST_MISMATCH, p.RESIDUE_RANGE)
+_SAFETENSORS = Content(BYTES, text="safetensors")
+
+HEALTH = (
+    Route("GET", "/healthz", health.get_health, "public", "The process lives", {200: Content(JSON, health.Health)}),
+    Route(
+        "GET",
+        "/readyz",
+        health.get_ready,
+        "public",
+        "Database, blobs and worker are usable",
+        {200: Content(JSON, health.Health)},
+        problems=(p.SHUTTING_DOWN, p.DISK_FULL),
+    ),
+    Route("GET", "/metrics", health.get_metrics, "public", "Prometheus metrics", {200: Content("text/plain", str)}),
+    Route("GET", "/v1/openapi.json", health.get_openapi, "public", "This document", {200: Content(JSON, dict)}),
+)
+
+ROUTES: tuple[Route, ...] = (
+    *HEALTH,
+    Route("GET", "/v1/tasks", tasks.list_tasks, "public", "All tasks", {200: Content(JSON, TaskList)}),
+    Route(
+        "POST",
+        "/v1/tasks",
+        tasks.post_task,
+        "public",
+        "Add a task that the authority signed for this server; idempotent",
+        {201: Content(JSON, TaskStatus), 200: Content(JSON, TaskStatus)},
+        Content(FRAME, text="Head: the TaskConfig's JWS. Body: the initial model, safetensors, float32."),
+        (
+            *_FRAME,
+            p.BAD_SIGNATURE,
+            p.UNKNOWN_FIELD,
+            p.TRAILING_BYTES,
+            p.NOT_ADDRESSED,
+            p.BAD_TENSORS,
+            p.WRONG_SCHEME,
+            p.FINGERPRINT_MISMATCH,
+            p.BAD_COMMITTEE,
+            p.BAD_PLAN,
+            p.SUM_COULD_WRAP,
+        ),
+    ),
+    Route("GET", TASK, tasks.get_task, "public", "One task and where it stands", {200: Content(JSON, TaskStatus)}),
+    Route(
+        "GET",
+        f"{TASK}/model",
+        tasks.get_model,
+        "any",
+        "A published model; the ETag is its SHA-256",
+        {200: _SAFETENSORS, 304: None},
+        query={"version": "a version; the newest by default"},
+    ),
+    Route(
+        "PUT",
+        f"{TASK}/updates/{{update}}",
+        updates.put_update,
+        "client",
+        "Send an update; idempotent. The answer means that it is durable",
+        {201: Content(JSON, UpdateReceipt), 200: Content(JSON, UpdateReceipt)},
+        Content(FRAME, text="Head: SignedUpdate as JSON. Body: the scheme's parts, in order."),
+        (
+            *_FRAME,
+            *_SIGNED,
+            *_PARTS,
+            p.FOREIGN_CREDENTIAL,
+            p.EXPIRED_CREDENTIAL,
+            p.CLOCK_SKEW,
+            p.STALE_UPDATE,
+            p.UPDATE_ID_REUSED,
+            p.ALREADY_IN_ROUND,
+        ),
+    ),
+    Route(
+        "GET",
+        f"{TASK}/updates/{{update}}",
+        updates.get_update,
+        "client",
+        "Where an own update is",
+        {200: Content(JSON, UpdateStatus)},
+    ),
+    Route(
+        "GET",
+        f"{TASK}/updates/{{update}}/parts/{{part}}",
+        updates.get_part,
+        "holder",
+        "The part that key holders work on, while its round is opened",
+        {200: Content(BYTES)},
+        problems=(p.WRONG_STATE,),
+    ),
+    Route(
+        "GET",
+        f"{TASK}/rounds",
+        rounds.list_rounds,
+        "any",
+        "The last 50 rounds, newest first",
+        {200: Content(JSON, list[RoundStatus])},
+    ),
+    Route(
+        "GET",
+        f"{TASK}/rounds/{{round}}",
+        rounds.get_round,
+        "any",
+        "One round",
+        {200: Content(JSON, RoundStatus)},
+    ),
+    Route(
+        "GET",
+        f"{TASK}/rounds/{{round}}/sum",
+        rounds.get_sum,
+        "any",
+        "The opened sum of a published round: one int64 tensor named sum",
+        {200: _SAFETENSORS},
+        problems=(p.WRONG_STATE,),
+    ),
+    Route(
+        "GET",
+        f"{TASK}/events",
+        rounds.get_events,
+        "any",
+        "Server-sent events `round`, each a RoundStatus: the newest round, then every change of state",
+        {200: Content("text/event-stream", str)},
+    ),
+    Route(
+        "GET",
+        f"{TASK}/openings",
+        openings.list_openings,
+        "holder",
+        "Rounds that wait for this holder's share",
+        {200: Content(JSON, PendingOpenings)},
+    ),
+    Route(
+        "GET",
+        f"{TASK}/rounds/{{round}}/opening",
+        openings.get_opening,
+        "holder",
+        "What a key holder decides on: the manifest and every update's signed head",
+        {200: Content(JSON, Opening)},
+        problems=(p.WRONG_STATE,),
+    ),
+    Route(
+        "PUT",
+        f"{TASK}/rounds/{{round}}/shares/{{holder}}",
+        openings.put_share,
+        "holder",
+        "Release a share; idempotent",
+        {201: Content(JSON, RoundStatus), 200: Content(JSON, RoundStatus)},
+        Content(FRAME, text="Head: the Share's JWS. Body: one packed vector for each of its parts, in order."),
+        (*_FRAME, *_SIGNED, *_PARTS, p.WRONG_STATE, p.MANIFEST_MISMATCH, p.WRONG_SHARE),
+    ),
+    Route(
+        "GET",
+        f"{TASK}/board/{{phase}}",
+        board.list_posts,
+        "any",
+        "The posts of one phase of the key ceremony",
+        {200: Content(JSON, Board)},
+    ),
+    Route(
+        "GET",
+        f"{TASK}/board/{{phase}}/{{holder}}",
+        board.get_post,
+        "any",
+        "The body of one post",
+        {200: Content(BYTES)},
+    ),
+    Route(
+        "PUT",
+        f"{TASK}/board/{{phase}}/{{holder}}",
+        board.put_post,
+        "holder",
+        "Post to the key ceremony; idempotent",
+        {201: Content(JSON, BoardEntry), 200: Content(JSON, BoardEntry)},
+        Content(FRAME, text="Head: the JWS of the phase's message. Body: its bytes, if it has any."),
+        (*_FRAME, *_SIGNED, p.CEREMONY_CONFLICT),
+    ),
+)

@@ -1,0 +1,83 @@
+"""The life of a server process: migrate, listen, drain at SIGTERM."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import ssl
+from pathlib import Path
+
+import structlog
+from aiohttp import web
+from alembic.util import CommandError
+from sqlalchemy.exc import SQLAlchemyError
+
+from he_protocol.problems import BAD_SETTINGS, DATABASE_UNAVAILABLE, Refusal
+from he_server.app import drain, make_app, open_server
+from he_server.settings import Settings
+from he_server.store.database import translated
+from migrations.run import upgrade
+
+log = structlog.get_logger()
+
+
+async def migrate(settings: Settings) -> None:
+    """Bring the database to the newest schema. Raises `database-unavailable` or `bad-settings`."""
+    try:
+        settings.data_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Refusal(BAD_SETTINGS, f"data_dir cannot be used: {error}") from None
+    try:
+        async with translated():
+            await upgrade("server", settings.url)
+    except CommandError as error:  # for one, a schema newer than this program
+        raise Refusal(DATABASE_UNAVAILABLE, f"the schema cannot be upgraded: {error}") from None
+    except (SQLAlchemyError, ImportError) as error:
+        raise Refusal(BAD_SETTINGS, f"database_url: {error}") from None
+
+
+async def run(settings: Settings, port_file: Path | None = None) -> None:
+    """Serve until SIGTERM or SIGINT. Raises the refusal that keeps the server from starting."""
+    context = _tls(settings)
+    await migrate(settings)
+    server = open_server(settings)
+    runner = web.AppRunner(
+        make_app(server), handle_signals=False, access_log=None, shutdown_timeout=settings.drain_seconds
+    )
+    stop = asyncio.Event()
+    for name in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(name, stop.set)
+    await runner.setup()
+    try:
+        try:
+            await web.TCPSite(runner, settings.host, settings.port, ssl_context=context).start()
+        except OSError as error:
+            where = f"{settings.host}:{settings.port}"
+            raise Refusal(BAD_SETTINGS, f"cannot listen on {where}: {error.strerror or error}") from None
+        port = runner.addresses[0][1]
+        log.info("ready", url=f"{'https' if context else 'http'}://{settings.host}:{port}", name=server.key.name)
+        if port_file is not None:
+            await asyncio.to_thread(_write_port, port_file, port)
+        await stop.wait()
+        log.info("draining", in_flight=server.in_flight)
+        await drain(server)
+    finally:
+        await runner.cleanup()
+    log.info("stopped")
+
+
+def _write_port(path: Path, port: int) -> None:
+    partial = path.with_suffix(".partial")
+    partial.write_text(f"{port}\n")
+    partial.replace(path)
+
+
+def _tls(settings: Settings) -> ssl.SSLContext | None:
+    if settings.tls_cert is None or settings.tls_key is None:
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    try:
+        context.load_cert_chain(settings.tls_cert, settings.tls_key)
+    except OSError as error:
+        raise Refusal(BAD_SETTINGS, f"TLS certificate or key: {error}") from None
+    return context

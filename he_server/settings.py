@@ -1,0 +1,100 @@
+"""The server's settings: TOML file, then environment (HUSHSUM_SERVER_...), then flags."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, SecretStr, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+    TomlConfigSettingsSource,
+)
+
+from he_protocol.keyfile import KeyRecord, read_private
+from he_protocol.problems import BAD_SETTINGS, Refusal
+from he_protocol.signing import public_from_jwk
+from he_server.store.database import sqlite_url
+
+ENV_PREFIX = "HUSHSUM_SERVER_"
+Flag = str | int | float | Path | None
+
+
+class Settings(BaseSettings):
+    """Everything that can be configured. Times are seconds, sizes bytes."""
+
+    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, extra="forbid", frozen=True)
+
+    data_dir: Path = Field(default=Path("data"), description="where blobs, and by default the database, live")
+    database_url: str = Field(default="", description="SQLAlchemy async URL; default: SQLite in data_dir")
+    host: str = "127.0.0.1"
+    port: int = Field(default=8470, ge=0, le=65535)
+    key_file: Path | None = Field(default=None, description="default: server.key in data_dir")
+    authority_key_file: Path | None = Field(default=None, description="default: authority.pub in data_dir")
+    passphrase: SecretStr = SecretStr("")
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    max_update_bytes: int = Field(default=4 * 1024**3, gt=0)
+    lease_seconds: float = Field(default=60.0, gt=0)
+    poll_seconds: float = Field(default=0.1, gt=0)
+    drain_seconds: float = Field(default=30.0, ge=0)
+    log_format: Literal["json", "console"] = "json"
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Flags over environment over file."""
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
+
+    @property
+    def url(self) -> str:
+        """The database's URL."""
+        return self.database_url or sqlite_url(self.data_dir.absolute() / "server.db")
+
+    def read_key(self) -> KeyRecord:
+        """The server's own key. Raises `bad-key-file`."""
+        path = self.key_file or self.data_dir / "server.key"
+        return read_private(path, KeyRecord, self.passphrase.get_secret_value())
+
+    def read_authority(self) -> bytes:
+        """The authority's public key. Raises `bad-settings`."""
+        path = self.authority_key_file or self.data_dir / "authority.pub"
+        try:
+            return public_from_jwk(path.read_text().strip())
+        except (OSError, UnicodeDecodeError) as error:
+            raise Refusal(BAD_SETTINGS, f"cannot read the authority's public key: {error}") from None
+        except Refusal as refusal:
+            raise Refusal(BAD_SETTINGS, f"{path}: {refusal.detail}") from None
+
+
+def load_settings(file: Path | None = None, **flags: Flag) -> Settings:
+    """Read the settings; flags that are None do not count. Raises `bad-settings`."""
+    if file is not None and not file.is_file():
+        raise Refusal(BAD_SETTINGS, f"there is no settings file {file}")
+
+    class FromFile(Settings):
+        model_config = SettingsConfigDict(toml_file=file)
+
+    given = {name: value for name, value in flags.items() if value is not None}
+    try:
+        found: Settings = FromFile(**given)  # type: ignore[arg-type]
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(step) for step in first["loc"])
+        raise Refusal(BAD_SETTINGS, f"{where}: {first['msg']}", got=first.get("type", "")) from None
+    except (SettingsError, tomllib.TOMLDecodeError, OSError) as error:
+        raise Refusal(BAD_SETTINGS, str(error)) from None
+    if (found.tls_cert is None) != (found.tls_key is None):
+        raise Refusal(BAD_SETTINGS, "tls_cert and tls_key are given together or not at all")
+    return found

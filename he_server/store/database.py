@@ -1,0 +1,114 @@
+"""Engines for SQLite and PostgreSQL, and the transactions that every store method runs in."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import asyncpg  # type: ignore[import-untyped]
+from sqlalchemy import Connection, event, make_url, text
+from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, InternalError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.pool import ConnectionPoolEntry
+
+from he_protocol.problems import BAD_SETTINGS, DATABASE_UNAVAILABLE, DISK_FULL, Refusal
+
+BUSY_MILLISECONDS = 10_000
+_PRAGMAS = (
+    "PRAGMA journal_mode=WAL",
+    "PRAGMA synchronous=FULL",  # an acknowledged update survives a power cut
+    "PRAGMA foreign_keys=ON",
+    f"PRAGMA busy_timeout={BUSY_MILLISECONDS}",
+)
+_WRITES = "hushsum_writes"
+
+
+def make_engine(url: str) -> AsyncEngine:
+    """An engine for an SQLAlchemy async URL (sqlite+aiosqlite or postgresql+asyncpg)."""
+    if not url.startswith("sqlite"):
+        return create_async_engine(url, pool_pre_ping=True, pool_size=10, pool_timeout=10)
+    engine = create_async_engine(url)
+    event.listen(engine.sync_engine, "connect", _prepare_sqlite)
+    event.listen(engine.sync_engine, "begin", _begin_sqlite)
+    return engine
+
+
+def _prepare_sqlite(connection: DBAPIConnection, _record: ConnectionPoolEntry) -> None:
+    connection.isolation_level = None  # no implicit BEGIN: `_begin_sqlite` says which kind
+    cursor = connection.cursor()
+    for pragma in _PRAGMAS:
+        cursor.execute(pragma)
+    cursor.close()
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    # A deferred transaction that starts to write later can fail at once with "database is locked";
+    # an immediate one waits its turn.
+    writes = connection.get_execution_options().get(_WRITES, False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+class Database:
+    """Transactions over one engine. Every failure of the database itself becomes a `Refusal`."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._engine = engine
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._engine.dispose()
+
+    async def ping(self) -> None:
+        """Raises `database-unavailable` unless the database answers."""
+        async with self._read() as connection:
+            await connection.execute(text("SELECT 1 FROM tasks LIMIT 1"))
+
+    @asynccontextmanager
+    async def _write(self) -> AsyncIterator[AsyncConnection]:
+        async with translated(), self._engine.connect() as plain:
+            connection = await plain.execution_options(**{_WRITES: True})
+            async with connection.begin():
+                yield connection
+
+    @asynccontextmanager
+    async def _read(self) -> AsyncIterator[AsyncConnection]:
+        async with translated(), self._engine.connect() as connection, connection.begin():
+            yield connection
+
+
+@asynccontextmanager
+async def translated() -> AsyncIterator[None]:
+    """Turn failures of the database itself into `database-unavailable` or `disk-full`."""
+    try:
+        yield
+    except DBAPIError as error:
+        gone = isinstance(error, (OperationalError, InterfaceError, InternalError)) or error.connection_invalidated
+        if not gone:
+            raise
+        raise _refusal(error) from error
+    except (OSError, PoolTimeout, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        raise _refusal(error) from error
+
+
+def _refusal(error: Exception) -> Refusal:
+    reason = str(getattr(error, "orig", error) or type(error).__name__)
+    if "is full" in reason or "No space left" in reason:  # SQLite's words, and PostgreSQL's
+        return Refusal(DISK_FULL, "the database has no room")
+    return Refusal(DATABASE_UNAVAILABLE, "try again", got=type(error).__name__)
+
+
+def sqlite_file(url: str) -> Path | None:
+    """The file of an SQLite URL, None for another database. Raises `bad-settings` for what is no URL."""
+    try:
+        parsed = make_url(url)
+    except ArgumentError as error:
+        raise Refusal(BAD_SETTINGS, f"database_url: {error}") from None
+    return Path(parsed.database) if parsed.get_backend_name() == "sqlite" and parsed.database else None
+
+
+def sqlite_url(path: Path) -> str:
+    """The URL of an SQLite file."""
+    return f"sqlite+aiosqlite:///{path}"

@@ -1,0 +1,237 @@
+"""Rounds after they closed: leases, shares, publication and failure."""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass
+
+from sqlalchemy import insert, select, update
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from he_protocol.messages import Share
+from he_protocol.problems import NOT_FOUND, TOO_FEW_CLIENTS, WRONG_SHARE, WRONG_STATE, ProblemType, Refusal
+from he_protocol.signing import payload_hash
+from he_protocol.task import Task
+from he_server.rounds import at_deadline
+from he_server.store.database import Database
+from he_server.store.moves import lock_task, move_round, open_round
+from he_server.store.records import RoundRecord, ShareRecord, round_record
+from he_server.store.schema import models, rounds, shares, updates
+from he_server.store.selects import select_rounds
+
+RECENT_ROUNDS = 50
+
+
+@dataclass(frozen=True)
+class Lease:
+    """A round that one worker may work on; every later change checks `token`."""
+
+    round: RoundRecord
+    token: str
+
+
+class RoundStore(Database):
+    """State changes and reads of `rounds` and `shares`."""
+
+    async def round(self, task: str, number: int) -> RoundRecord:
+        """Raises `not-found`."""
+        query = select_rounds().where(rounds.c.task_hash == task, rounds.c.number == number)
+        async with self._read() as connection:
+            row = (await connection.execute(query)).one_or_none()
+        if row is None:
+            raise Refusal(NOT_FOUND, "no such round", got=number)
+        return round_record(row)
+
+    async def recent_rounds(self, task: str) -> tuple[RoundRecord, ...]:
+        """The newest rounds, newest first."""
+        query = select_rounds().where(rounds.c.task_hash == task).order_by(rounds.c.number.desc()).limit(RECENT_ROUNDS)
+        async with self._read() as connection:
+            return tuple(round_record(row) for row in await connection.execute(query))
+
+    async def live_rounds(self) -> tuple[RoundRecord, ...]:
+        """Every round that a worker may have to do something about, oldest first."""
+        states = ("open", "closed", "opening")
+        async with self._read() as connection:
+            found = await connection.execute(select_rounds().where(rounds.c.state.in_(states)).order_by(rounds.c.id))
+            return tuple(round_record(row) for row in found)
+
+    async def live_blobs(self) -> frozenset[str]:
+        """Names of the update and share blobs that are still needed."""
+        live = ("open", "closed", "opening")
+        async with self._read() as connection:
+            names: set[str] = set()
+            for table in (updates, shares):
+                query = (
+                    select(table.c.blob).join(rounds, rounds.c.id == table.c.round_id).where(rounds.c.state.in_(live))
+                )
+                names.update((await connection.execute(query)).scalars())
+        return frozenset(names)
+
+    async def close_due_round(self, task: Task, due: RoundRecord, now: float) -> RoundRecord | None:
+        """Close an open round, or fail it for want of clients, at its deadline; open the next one.
+
+        None when there is nothing to do (any more).
+        """
+        async with self._write() as connection:
+            await lock_task(connection, task.id)
+            row = (
+                await connection.execute(select_rounds().where(rounds.c.id == due.id, rounds.c.state == "open"))
+            ).one_or_none()
+            if row is None:
+                return None
+            current = round_record(row)
+            what = at_deadline(current.updates, task.config.min_clients, current.deadline, now)
+            if what == "wait":
+                return None
+            seconds = {"collect": now + task.config.collect_seconds - current.deadline}
+            if what == "close":
+                await move_round(connection, current, "closed", closed_at=now, seconds=seconds)
+            else:
+                came = f"{current.updates} of at least {task.config.min_clients} clients came"
+                await move_round(
+                    connection,
+                    current,
+                    "failed",
+                    closed_at=now,
+                    seconds=seconds,
+                    failure_type=TOO_FEW_CLIENTS.urn,
+                    failure_detail=f"{came} within {task.config.collect_seconds} s",
+                )
+            await open_round(connection, task.id, current.number + 1, now)
+            return round_record((await connection.execute(select_rounds().where(rounds.c.id == due.id))).one())
+
+    async def lease(self, wanted: RoundRecord, now: float, seconds: float) -> Lease | None:
+        """Take a round to work on for `seconds`; None when another worker has it or it moved."""
+        token = secrets.token_hex(16)
+        async with self._write() as connection:
+            taken = await connection.execute(
+                update(rounds)
+                .where(rounds.c.id == wanted.id, rounds.c.state == wanted.state, rounds.c.lease_until <= now)
+                .values(lease_token=token, lease_until=now + seconds)
+            )
+        return Lease(wanted, token) if taken.rowcount == 1 else None
+
+    async def renew(self, lease: Lease, now: float, seconds: float) -> bool:
+        """Keep a lease for longer; False when it is lost."""
+        async with self._write() as connection:
+            kept = await connection.execute(
+                update(rounds)
+                .where(rounds.c.id == lease.round.id, rounds.c.lease_token == lease.token)
+                .values(lease_until=now + seconds)
+            )
+        return kept.rowcount == 1
+
+    async def release(self, lease: Lease, tried: int) -> None:
+        """Give a round back; it is not tried again with `tried` shares or fewer."""
+        async with self._write() as connection:
+            await connection.execute(
+                update(rounds)
+                .where(rounds.c.id == lease.round.id, rounds.c.lease_token == lease.token)
+                .values(lease_token="", lease_until=0.0, tried=tried)
+            )
+
+    async def begin_opening(self, lease: Lease, manifest: str, deadline: float, seconds: dict[str, float]) -> None:
+        """closed -> opening, with the signed manifest that key holders will see."""
+        async with self._write() as connection:
+            await move_round(
+                connection,
+                lease.round,
+                "opening",
+                lease=lease.token,
+                seconds=seconds,
+                manifest=manifest,
+                manifest_hash=payload_hash(manifest).hex(),
+                opening_deadline=deadline,
+            )
+
+    async def add_share(self, task: Task, share: Share, token: str, blob: str, now: float) -> bool:
+        """Record a holder's share whose bytes are durable under `blob`; False for the same one again.
+
+        Raises `not-found`, `wrong-state`, or `wrong-share` when the holder sent another one before.
+        """
+        async with self._write() as connection:
+            query = select(rounds.c.id, rounds.c.state).where(
+                rounds.c.task_hash == task.id, rounds.c.number == share.round
+            )
+            row = (await connection.execute(query.with_for_update())).one_or_none()
+            if row is None:
+                raise Refusal(NOT_FOUND, "no such round", got=share.round)
+            if await _same_share(connection, row.id, share.holder, token):
+                return False
+            if row.state != "opening":
+                raise Refusal(WRONG_STATE, "the round does not wait for shares", expected="opening", got=row.state)
+            await connection.execute(
+                insert(shares).values(round_id=row.id, holder=share.holder, token=token, received=now, blob=blob)
+            )
+            return True
+
+    async def has_share(self, round_id: int, holder: str, token: str) -> bool:
+        """Whether this very share is recorded. Raises `wrong-share` when another one of the holder is."""
+        async with self._read() as connection:
+            return await _same_share(connection, round_id, holder, token)
+
+    async def shares_of(self, round_id: int) -> tuple[ShareRecord, ...]:
+        """The shares of one round, by holder."""
+        query = select(shares).where(shares.c.round_id == round_id).order_by(shares.c.holder)
+        async with self._read() as connection:
+            return tuple(ShareRecord(row.holder, row.token, row.blob) for row in await connection.execute(query))
+
+    async def pending_openings(self, task: str, holder: str) -> tuple[int, ...]:
+        """Numbers of the rounds that wait for this holder's share."""
+        answered = select(shares.c.round_id).where(shares.c.holder == holder)
+        query = (
+            select(rounds.c.number)
+            .where(rounds.c.task_hash == task, rounds.c.state == "opening", rounds.c.id.not_in(answered))
+            .order_by(rounds.c.number)
+        )
+        async with self._read() as connection:
+            return tuple((await connection.execute(query)).scalars())
+
+    async def publish_round(
+        self, lease: Lease, version: int, sha256: str, now: float, seconds: dict[str, float]
+    ) -> None:
+        """opening -> published, with the model version that came of it: both or neither.
+
+        Raises `wrong-state` when another round published that version first: compute it again.
+        """
+        try:
+            async with self._write() as connection:
+                await move_round(
+                    connection, lease.round, "published", lease=lease.token, seconds=seconds, version=version
+                )
+                await connection.execute(
+                    insert(models).values(
+                        task_hash=lease.round.task, version=version, round_id=lease.round.id, sha256=sha256, created=now
+                    )
+                )
+        except IntegrityError:
+            raise Refusal(WRONG_STATE, f"model version {version} was published by another round") from None
+
+    async def fail_round(self, lease: Lease, problem: ProblemType, detail: str, seconds: dict[str, float]) -> None:
+        """closed or opening -> failed; its clients see why."""
+        async with self._write() as connection:
+            await move_round(
+                connection,
+                lease.round,
+                "failed",
+                lease=lease.token,
+                seconds=seconds,
+                failure_type=problem.urn,
+                failure_detail=detail,
+            )
+
+
+async def _same_share(connection: AsyncConnection, round_id: int, holder: str, token: str) -> bool:
+    query = select(shares.c.token).where(shares.c.round_id == round_id, shares.c.holder == holder)
+    before = (await connection.execute(query)).scalar_one_or_none()
+    if before is None:
+        return False
+    if payload_hash(before) != payload_hash(token):
+        raise Refusal(
+            WRONG_SHARE,
+            f"{holder} released another share for this round before",
+            expected=payload_hash(before).hex(),
+            got=payload_hash(token).hex(),
+        )
+    return True

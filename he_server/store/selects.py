@@ -1,0 +1,15 @@
+"""Reads that several stores share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import Select, func, select
+
+from he_server.store.schema import rounds, shares
+
+
+def select_rounds() -> Select[Any]:
+    """All columns of rounds, and `shares`: how many key holders answered."""
+    count = select(func.count()).select_from(shares).where(shares.c.round_id == rounds.c.id).scalar_subquery()
+    return select(rounds, count.label("shares"))

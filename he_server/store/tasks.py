@@ -1,0 +1,145 @@
+"""Tasks, their models, and the board of their key ceremony."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import Row, Select, func, insert, select
+from sqlalchemy.exc import IntegrityError
+
+from he_protocol.api import Phase
+from he_protocol.problems import BAD_TENSORS, CEREMONY_CONFLICT, NOT_FOUND, Refusal
+from he_protocol.task import Task
+from he_server.store.database import Database
+from he_server.store.records import ModelRecord, PostRecord, TaskRecord
+from he_server.store.schema import board, models, rounds, tasks
+
+
+class TaskStore(Database):
+    """State changes and reads of `tasks`, `models` and `board`."""
+
+    async def add_task(self, task: Task, model_sha256: str, now: float) -> bool:
+        """Add a task with its initial model as version 0 and its first open round.
+
+        False when it was there already. Raises `bad-tensors` when it was added with another model.
+        """
+        try:
+            async with self._write() as connection:
+                await connection.execute(
+                    insert(tasks).values(
+                        task_hash=task.id,
+                        name=task.config.name,
+                        token=task.token,
+                        epoch=task.config.epoch,
+                        created=now,
+                    )
+                )
+                await connection.execute(
+                    insert(models).values(task_hash=task.id, version=0, sha256=model_sha256, created=now)
+                )
+                await connection.execute(
+                    insert(rounds).values(task_hash=task.id, number=1, state="open", opened_at=now)
+                )
+        except IntegrityError:
+            first = await self.model(task.id, 0)
+            if first.sha256 != model_sha256:
+                raise Refusal(
+                    BAD_TENSORS, "the task has another initial model", expected=first.sha256, got=model_sha256
+                ) from None
+            return False
+        return True
+
+    async def tasks(self) -> tuple[TaskRecord, ...]:
+        """All tasks, oldest first."""
+        async with self._read() as connection:
+            found = await connection.execute(_tasks().order_by(tasks.c.created, tasks.c.task_hash))
+            return tuple(_task_record(row) for row in found)
+
+    async def task(self, task: str) -> TaskRecord:
+        """Raises `not-found`."""
+        async with self._read() as connection:
+            row = (await connection.execute(_tasks().where(tasks.c.task_hash == task))).one_or_none()
+        if row is None:
+            raise Refusal(NOT_FOUND, "no such task", got=task)
+        return _task_record(row)
+
+    async def model(self, task: str, version: int | None = None) -> ModelRecord:
+        """One version of the model, the newest by default. Raises `not-found`."""
+        query = select(models).where(models.c.task_hash == task).order_by(models.c.version.desc()).limit(1)
+        if version is not None:
+            query = query.where(models.c.version == version)
+        async with self._read() as connection:
+            row = (await connection.execute(query)).one_or_none()
+        if row is None:
+            raise Refusal(NOT_FOUND, "no such model version", got="newest" if version is None else version)
+        return ModelRecord(row.version, row.round_id, row.sha256)
+
+    async def post_to_board(self, task: str, phase: Phase, post: PostRecord) -> bool:
+        """Add one holder's post. False when the same message is there already.
+
+        Raises `ceremony-conflict` when another one is.
+        """
+        try:
+            async with self._write() as connection:
+                await connection.execute(
+                    insert(board).values(
+                        task_hash=task,
+                        phase=phase,
+                        holder=post.holder,
+                        message=post.message,
+                        size=post.size,
+                        blob=post.blob,
+                    )
+                )
+        except IntegrityError:
+            before = await self.post(task, phase, post.holder)
+            if before.message != post.message:
+                raise Refusal(CEREMONY_CONFLICT, f"{post.holder} posted another {phase} before") from None
+            return False
+        return True
+
+    async def posts(self, task: str, phase: Phase) -> tuple[PostRecord, ...]:
+        """All posts of one phase, by holder."""
+        query = select(board).where(board.c.task_hash == task, board.c.phase == phase).order_by(board.c.holder)
+        async with self._read() as connection:
+            return tuple(_post_record(row) for row in await connection.execute(query))
+
+    async def post(self, task: str, phase: Phase, holder: str) -> PostRecord:
+        """One post. Raises `not-found`."""
+        query = select(board).where(board.c.task_hash == task, board.c.phase == phase, board.c.holder == holder)
+        async with self._read() as connection:
+            row = (await connection.execute(query)).one_or_none()
+        if row is None:
+            raise Refusal(NOT_FOUND, f"{holder} has not posted its {phase}")
+        return _post_record(row)
+
+
+def _tasks() -> Select[Any]:
+    newest = select(func.max(models.c.version)).where(models.c.task_hash == tasks.c.task_hash).scalar_subquery()
+    current = (
+        select(rounds.c.number)
+        .where(rounds.c.task_hash == tasks.c.task_hash, rounds.c.state == "open")
+        .scalar_subquery()
+    )
+    confirmed = (
+        select(func.count())
+        .select_from(board)
+        .where(board.c.task_hash == tasks.c.task_hash, board.c.phase == "confirmation")
+        .scalar_subquery()
+    )
+    return select(
+        tasks.c.task_hash,
+        tasks.c.name,
+        tasks.c.token,
+        newest.label("version"),
+        current.label("round"),
+        confirmed.label("confirmations"),
+    )
+
+
+def _task_record(row: Row[Any]) -> TaskRecord:
+    return TaskRecord(row.task_hash, row.name, row.token, row.version, row.round, row.confirmations)
+
+
+def _post_record(row: Row[Any]) -> PostRecord:
+    return PostRecord(row.holder, row.message, row.size, row.blob)

@@ -1,0 +1,106 @@
+"""The board of the key ceremony."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from aiohttp import ClientResponse
+
+from he_protocol import api, framing, problems
+from he_protocol.messages import Commitment, Confirmation, Contribution, Message, PartDigest, Reveal
+
+from .conftest import both
+from .world import World
+
+
+def _message(world: World, phase: api.Phase, holder: int, /, **changes: Any) -> Message:
+    bound: dict[str, Any] = {"task_hash": world.task.hash, "epoch": 1, "holder": world.holders[holder].name, **changes}
+    match phase:
+        case "contribution":
+            return Contribution(boxes=(), **bound)
+        case "commitment":
+            return Commitment(transcript=bytes(32), parts=(PartDigest(0, bytes(32)),), **bound)
+        case "reveal":
+            return Reveal(transcript=bytes(32), parts=(), **bound)
+        case "confirmation":
+            return Confirmation(transcript=bytes(32), key=bytes(32), **bound)
+
+
+async def _post(world: World, phase: api.Phase, holder: int, body: bytes = b"", /, **changes: Any) -> ClientResponse:
+    person = world.holders[holder]
+    token = person.key.sign(_message(world, phase, holder, **changes))
+    path = api.post_path(world.task.id, phase, person.name)
+    return await world.call(person, "PUT", path, data=framing.start(token.encode()) + body)
+
+
+@both
+@pytest.mark.parametrize("phase", api.PHASES)
+async def test_posts_are_listed_and_fetched(world: World, phase: api.Phase) -> None:
+    response = await _post(world, phase, 1, b"key parts")
+    assert response.status == 201
+    client = world.person("ada", "client")
+    found = await world.get(client, api.board_path(world.task.id, phase), api.Board)
+    assert [(post.holder, post.size) for post in found.posts] == [("holder-1", 9)]
+    body = await world.call(client, "GET", api.post_path(world.task.id, phase, "holder-1"))
+    assert await body.read() == b"key parts"
+
+
+@both
+async def test_keys_are_ready_with_the_last_confirmation(world: World) -> None:
+    ready = []
+    for holder in range(3):
+        assert (await _post(world, "confirmation", holder)).status == 201
+        ready.append((await world.get(None, api.task_path(world.task.id), api.TaskStatus)).keys_ready)
+    assert ready == [False, False, True]
+
+
+@both
+async def test_a_repeat_and_a_contradiction(world: World) -> None:
+    assert (await _post(world, "reveal", 0, b"bytes")).status == 201
+    assert (await _post(world, "reveal", 0, b"bytes")).status == 200
+    other = await _contradict(world)
+    assert await world.problem(other) == problems.CEREMONY_CONFLICT
+
+
+async def _contradict(world: World) -> ClientResponse:
+    person = world.holders[0]
+    message = Reveal(world.task.hash, 1, person.name, b"\1" * 32, ())
+    path = api.post_path(world.task.id, "reveal", person.name)
+    return await world.call(person, "PUT", path, data=framing.start(person.key.sign(message).encode()))
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"task_hash": bytes(32)}, problems.WRONG_TASK),
+        ({"epoch": 2}, problems.WRONG_EPOCH),
+        ({"holder": "holder-1"}, problems.NOT_ADDRESSED),
+    ],
+    ids=["task", "epoch", "holder"],
+)
+async def test_a_post_bound_to_something_else(
+    world: World, changes: dict[str, Any], expected: problems.ProblemType
+) -> None:
+    assert await world.problem(await _post(world, "reveal", 0, **changes)) == expected
+
+
+async def test_a_post_of_another_phase(world: World) -> None:
+    person = world.holders[0]
+    token = person.key.sign(_message(world, "reveal", 0))
+    path = api.post_path(world.task.id, "commitment", person.name)
+    response = await world.call(person, "PUT", path, data=framing.start(token.encode()))
+    assert await world.problem(response) == problems.BAD_SIGNATURE
+
+
+async def test_a_post_that_is_too_large(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("he_server.handlers.board.POST_LIMIT", 1000)
+    assert await world.problem(await _post(world, "reveal", 0, bytes(1001))) == problems.TOO_LARGE
+    assert (await _post(world, "reveal", 0, bytes(1000))).status == 201
+
+
+async def test_a_post_for_another_holder(world: World) -> None:
+    token = world.holders[0].key.sign(_message(world, "reveal", 0))
+    path = api.post_path(world.task.id, "reveal", "holder-1")
+    response = await world.call(world.holders[0], "PUT", path, data=framing.start(token.encode()))
+    assert await world.problem(response) == problems.NOT_ADDRESSED

@@ -1,0 +1,229 @@
+"""Whatever is repeated or cut off: no acknowledged update is lost, and none counts twice."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load
+
+from he_protocol import api, problems
+from he_protocol.problems import Refusal
+from he_server.store import Store
+from he_server.store.records import RoundRecord
+from he_server.sweep import sweep
+from he_server.worker import Worker
+
+from .conftest import both
+from .world import World
+
+
+async def _published_once(world: World) -> None:
+    """Round 1 of three updates of 200 was published, and the model moved by their mean once."""
+    status = await world.get(None, api.task_path(world.task.id), api.TaskStatus)
+    assert status.model_version == 1
+    assert (await world.round(1)).state == "published"
+    response = await world.call(world.holders[0], "GET", api.model_path(world.task.id))
+    np.testing.assert_allclose(load(await response.read())["b"], [2.0, 2.0], atol=1e-6)
+
+
+class Killed(BaseException):
+    """What a kill looks like to the code that was running: nothing after it happens."""
+
+
+def _kill(monkeypatch: pytest.MonkeyPatch, method: str) -> None:
+    async def killed(*_args: object, **_kwargs: object) -> None:
+        raise Killed
+
+    monkeypatch.setattr(Store, method, killed)
+
+
+@both
+@pytest.mark.parametrize("method", ["begin_opening", "publish_round"])
+async def test_a_worker_killed_between_blobs_and_row(
+    world: World, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    await world.fill(3, 200)
+    if method == "publish_round":
+        await world.work()
+        for holder in (0, 1):
+            await world.put_share(holder, 1, await world.share(holder, 1))
+    with monkeypatch.context() as patch:
+        _kill(patch, method)
+        with pytest.raises(Killed):
+            await world.work()
+    assert await world.work() == 0  # the dead worker's lease holds
+    world.clock.now += world.server.settings.lease_seconds
+    await world.work()
+    if method == "begin_opening":
+        await world.open(1)
+    await _published_once(world)
+
+
+async def test_a_server_killed_after_publishing_leaves_nothing_for_ever(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await world.fill(3, 200)
+    await world.work()
+    with monkeypatch.context() as patch:
+        patch.setattr("he_server.worker.drop_round", _raise_killed)
+        with pytest.raises(Killed):
+            await world.open(1)
+    await _published_once(world)
+    await sweep(world.server, 3600)
+    root = world.server.settings.data_dir / "blobs"
+    assert len(list((root / "updates").iterdir())) == 3  # too young to be swept
+    _age(root)
+    await sweep(world.server, 3600)
+    assert [p for name in ("updates", "shares", "totals") for p in (root / name).iterdir()] == []
+
+
+async def _raise_killed(*_args: object) -> None:
+    raise Killed
+
+
+def _age(root: Path) -> None:
+    old = time.time() - 7200
+    for path in root.rglob("*"):
+        os.utime(path, (old, old))
+
+
+async def test_sweeping_keeps_what_rounds_need(world: World) -> None:
+    await world.fill(3, 200)
+    await world.work()
+    await world.put_share(0, 1, await world.share(0, 1))
+    await world.fill(1, first=5)
+    root = world.server.settings.data_dir / "blobs"
+    (root / "partial" / "cut-off").write_bytes(b"half an upload")
+    (root / "updates" / "orphan").write_bytes(b"an upload without a row")
+    _age(root)
+    await sweep(world.server, 3600)
+    assert not (root / "partial" / "cut-off").exists()
+    assert not (root / "updates" / "orphan").exists()
+    assert len(list((root / "updates").iterdir())) == 4
+    await world.open(1, (1,))
+    await _published_once(world)
+
+
+@both
+async def test_an_upload_cut_between_bytes_and_row_is_simply_sent_again(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ada = world.person("ada", "client")
+    upload = world.upload(ada)
+    with monkeypatch.context() as patch:
+
+        async def lost(*_args: object) -> None:
+            raise Refusal(problems.DATABASE_UNAVAILABLE, "lost")
+
+        patch.setattr(Store, "accept_update", lost)
+        assert await world.problem(await world.put(ada, upload)) == problems.DATABASE_UNAVAILABLE
+    assert (await world.put(ada, upload)).status == 201
+    assert (await world.round(1)).updates == 1
+
+
+@both
+async def test_an_answer_that_was_lost(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    ada = world.person("ada", "client")
+    upload = world.upload(ada)
+    accept = Store.accept_update
+    with monkeypatch.context() as patch:
+
+        async def accepted_then_lost(self: Store, *args: object) -> None:
+            await accept(self, *args)  # type: ignore[arg-type]
+            raise Refusal(problems.DATABASE_UNAVAILABLE, "the connection broke after COMMIT")
+
+        patch.setattr(Store, "accept_update", accepted_then_lost)
+        assert (await world.put(ada, upload)).status == 503
+    assert (await world.put(ada, upload)).status == 200
+    await world.fill(2)
+    await world.work()
+    await world.open(1)
+    assert (await world.round(1)).state == "published"  # the bytes were still there
+
+
+@both
+async def test_a_lease_keeps_others_out_and_a_lost_one_changes_nothing(world: World) -> None:
+    await world.fill(3, 200)
+    store = world.server.store
+    (closed,) = [record for record in await store.live_rounds() if record.state == "closed"]
+    now = world.clock()
+    first = await store.lease(closed, now, 60)
+    assert first is not None
+    assert await store.lease(closed, now + 59, 60) is None
+    assert await store.renew(first, now + 30, 60)
+    assert await store.lease(closed, now + 61, 60) is None
+    second = await store.lease(closed, now + 90, 60)
+    assert second is not None
+    assert not await store.renew(first, now + 91, 60)
+    with pytest.raises(Refusal) as caught:
+        await store.begin_opening(first, world.server_key.signing.sign(world.config()), now, {})
+    assert caught.value.problem == problems.WRONG_STATE
+    await store.release(first, 0)
+    assert await store.lease(closed, now + 92, 60) is None  # a lost lease releases nothing
+    await store.release(second, 0)
+    await world.work()
+    await world.open(1)
+    await _published_once(world)
+
+
+@both
+async def test_two_workers_do_not_do_the_same_round_twice(world: World) -> None:
+    import asyncio
+
+    await world.fill(3, 200)
+    other = Worker(world.server)
+    for _ in range(3):
+        await asyncio.gather(world.worker.step(), other.step())
+    assert (await world.round(1)).state == "opening"
+    for holder in (0, 1):
+        await world.put_share(holder, 1, await world.share(holder, 1))
+    for _ in range(3):
+        await asyncio.gather(world.worker.step(), other.step())
+    await _published_once(world)
+
+
+@both
+async def test_a_version_is_published_once(world: World) -> None:
+    await world.fill(3)
+    await world.work()
+    await world.fill(3, first=3)
+    await world.work()
+    store = world.server.store
+    leases = []
+    for record in await store.live_rounds():
+        if record.state == "opening":
+            lease = await store.lease(record, world.clock(), 60)
+            assert lease is not None
+            leases.append(lease)
+    await store.publish_round(leases[0], 1, "0" * 64, world.clock(), {})
+    with pytest.raises(Refusal) as caught:
+        await store.publish_round(leases[1], 1, "1" * 64, world.clock(), {})
+    assert caught.value.problem == problems.WRONG_STATE
+    assert (await world.round(2)).state == "opening"
+
+
+async def test_bytes_that_vanished_fail_their_round(world: World) -> None:
+    await world.fill(3)
+    for path in (world.server.settings.data_dir / "blobs" / "updates").iterdir():
+        path.unlink()
+    await world.work()
+    status = await world.round(1)
+    assert status.failure is not None
+    assert status.failure.type == problems.INTERNAL.urn
+
+
+async def test_illegal_moves_change_nothing(world: World) -> None:
+    await world.fill(3)
+    store = world.server.store
+    (closed,) = [record for record in await store.live_rounds() if record.state == "closed"]
+    lease = await store.lease(closed, world.clock(), 60)
+    assert lease is not None
+    with pytest.raises(Refusal) as caught:
+        await store.publish_round(lease, 1, "0" * 64, world.clock(), {})
+    assert caught.value.problem == problems.WRONG_STATE
+    record: RoundRecord = await store.round(world.task.id, 1)
+    assert (record.state, (await store.model(world.task.id)).version) == ("closed", 0)

@@ -1,0 +1,172 @@
+"""A full disk, a database that is gone, bugs: refused with a name, and the server goes on serving."""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import Any
+
+import pytest
+
+from he_protocol import api, problems
+from he_server.blobs import BlobWriter
+from he_server.server import Server
+from he_server.store import Store
+from he_server.store.database import make_engine, sqlite_url
+
+from .world import World
+
+
+def _full(*_args: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+async def test_a_full_disk_during_fsync(world: World, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    ada = world.person("ada", "client")
+    upload = world.upload(ada)
+
+    def full(_descriptor: int) -> None:
+        raise OSError(code, "full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        assert await world.problem(await world.put(ada, upload)) == problems.DISK_FULL
+    root = world.server.settings.data_dir / "blobs"
+    assert list((root / "partial").iterdir()) == []
+    assert (await world.put(ada, upload)).status == 201
+
+
+async def test_a_full_disk_during_writes(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Full:
+        def __init__(self, file: Any) -> None:
+            self._file = file
+
+        def write(self, _data: bytes) -> None:
+            _full()
+
+        def close(self) -> None:
+            self._file.close()
+
+    original = BlobWriter.__init__
+
+    def replaced(self: BlobWriter, *args: Any) -> None:
+        original(self, *args)
+        self._file = Full(self._file)  # type: ignore[assignment]
+
+    ada = world.person("ada", "client")
+    with monkeypatch.context() as patch:
+        patch.setattr(BlobWriter, "__init__", replaced)
+        assert await world.problem(await world.put(ada, world.upload(ada))) == problems.DISK_FULL
+        assert await world.problem(await world.call(None, "GET", "/readyz")) == problems.DISK_FULL
+    assert (await world.call(None, "GET", "/readyz")).status == 200
+
+
+async def test_a_full_disk_puts_a_round_off(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    await world.fill(3)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", _full)
+        await world.work()
+    assert (await world.round(1)).state == "closed"
+    world.clock.now += world.server.settings.lease_seconds
+    await world.work()
+    assert (await world.round(1)).state == "opening"
+
+
+@pytest.mark.parametrize(
+    "url", ["sqlite+aiosqlite:////nonexistent/server.db", "postgresql+asyncpg://nobody@127.0.0.1:1/none"]
+)
+async def test_a_database_that_is_gone_and_comes_back(world: World, url: str) -> None:
+    ada = world.person("ada", "client")
+    upload = world.upload(ada)
+    good = world.server.store
+    world.server.store = Store(make_engine(url))
+    response = await world.put(ada, upload)
+    assert response.headers["Retry-After"] == "1"
+    assert await world.problem(response) == problems.DATABASE_UNAVAILABLE
+    assert await world.problem(await world.call(None, "GET", "/readyz")) == problems.DATABASE_UNAVAILABLE
+    assert (await world.call(None, "GET", "/healthz")).status == 200
+    await world.server.store.close()
+    world.server.store = good
+    assert (await world.put(ada, upload)).status == 201
+
+
+async def test_a_database_without_a_schema(world: World) -> None:
+    good = world.server.store
+    world.server.store = Store(make_engine(sqlite_url(world.server.settings.data_dir / "empty.db")))
+    assert await world.problem(await world.call(None, "GET", api.TASKS)) == problems.DATABASE_UNAVAILABLE
+    await world.server.store.close()
+    world.server.store = good
+
+
+async def test_a_bug_is_logged_and_not_told(
+    world: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def broken(_self: Store) -> None:
+        raise ZeroDivisionError("the secret reason")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "tasks", broken)
+        response = await world.call(None, "GET", api.TASKS)
+        assert "secret reason" not in await response.text()
+        assert await world.problem(response) == problems.INTERNAL
+    assert "the secret reason" in capsys.readouterr().out
+    assert (await world.call(None, "GET", api.TASKS)).status == 200
+
+
+async def test_a_client_that_hangs_up_leaves_nothing(world: World) -> None:
+    import asyncio
+
+    ada = world.person("ada", "client")
+    upload = world.upload(ada)
+    path = api.update_path(world.task.id, upload.id.hex())
+    from he_protocol.identity import prove_request
+
+    headers = prove_request(
+        ada.key, ada.credential, audience="aggregator", method="PUT", path=path, now=world.clock(), jti="1"
+    )
+    _, writer = await asyncio.open_connection(world.http.host, world.http.port)
+    lines = [f"PUT {path} HTTP/1.1", "Host: test", f"Content-Length: {len(upload.frame)}"]
+    lines += [f"{name}: {value}" for name, value in headers.items()]
+    writer.write("\r\n".join([*lines, "", ""]).encode() + upload.frame[:200_000])
+    await writer.drain()
+    writer.close()
+    await writer.wait_closed()
+    async with asyncio.timeout(5):
+        await world.server.idle.wait()
+        while world.server.in_flight or list((world.server.settings.data_dir / "blobs" / "partial").iterdir()):
+            await asyncio.sleep(0.01)
+    assert (await world.round(1)).updates == 0
+    assert (await world.put(ada, upload)).status == 201
+
+
+async def test_the_worker_survives_errors_and_readiness_watches_it(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import asyncio
+
+    from he_server import worker
+
+    monkeypatch.setattr(worker, "ERROR_PAUSE_SECONDS", 0.01)
+    calls = 0
+
+    async def flaky(_self: Store) -> tuple[()]:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            raise ZeroDivisionError
+        if calls == 2:
+            raise problems.Refusal(problems.DATABASE_UNAVAILABLE, "gone")
+        return ()
+
+    monkeypatch.setattr(Store, "live_rounds", flaky)
+    server: Server = world.server
+    stop = asyncio.Event()
+    server.worker = asyncio.create_task(world.worker.run(stop))
+    async with asyncio.timeout(5):
+        while calls < 4:
+            await asyncio.sleep(0.01)
+    assert (await world.call(None, "GET", "/readyz")).status == 200
+    stop.set()
+    await server.worker
+    assert await world.problem(await world.call(None, "GET", "/readyz")) == problems.INTERNAL

@@ -1,0 +1,160 @@
+"""One task from its upload to published models, over real HTTP, on both databases."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import pytest
+from safetensors.numpy import load
+
+from he_protocol import api
+from he_protocol.messages import Manifest, Receipt
+from he_protocol.signing import token_hash, verify
+from he_protocol.task import Optimiser
+
+from .conftest import both
+from .world import World
+
+
+@both
+async def test_a_round_from_uploads_to_the_next_model(world: World) -> None:
+    task = world.task
+    uploads = await world.fill(3, value=200)
+    assert (await world.round(1)).state == "closed"
+    assert (await world.round(2)).state == "open"
+    assert await world.work() == 1
+    token, _ = await world.manifest(1)
+    manifest = verify(token, Manifest, world.server_key.public)
+    assert [entry.update_id for entry in manifest.updates] == sorted(upload.id for upload in uploads)
+    assert {entry.header for entry in manifest.updates} == {token_hash(u.signed.header) for u in uploads}
+    await world.open(1)
+    status = await world.round(1)
+    assert (status.state, status.version, status.shares, status.failure) == ("published", 1, 2, None)
+    assert set(status.seconds) == {"collect", "sum", "wait_shares", "open"}
+    response = await world.call(world.holders[0], "GET", api.model_path(task.id))
+    data = await response.read()
+    assert response.headers["HushSum-Model-Version"] == "1"
+    assert response.headers["ETag"] == f'"{hashlib.sha256(data).hexdigest()}"'
+    # 3 clients sent 200 = 2.0 * scale; their mean is 2.0, and the initial model was 0.
+    np.testing.assert_allclose(load(data)["w"], np.full((2, 2), 2.0, dtype=np.float32), atol=1e-6)
+    opened = await world.call(world.holders[0], "GET", api.sum_path(task.id, 1))
+    np.testing.assert_array_equal(load(await opened.read())["sum"], np.full(task.length, 600))
+
+
+@both
+async def test_two_rounds_with_momentum(empty_world: World) -> None:
+    world = empty_world
+    await world.add_task(optimiser=Optimiser(learning_rate=0.5, momentum=0.5))
+    for number in (1, 2):
+        await world.fill(3, value=100, first=10 * number, base_version=number - 1)
+        await world.work()
+        await world.open(number)
+    response = await world.call(world.holders[0], "GET", api.model_path(world.task.id))
+    # velocity 1, then 1.5; model 0.5, then 0.5 + 0.75.
+    np.testing.assert_allclose(load(await response.read())["b"], [1.25, 1.25], atol=1e-6)
+    status = await world.get(None, api.task_path(world.task.id), api.TaskStatus)
+    assert (status.model_version, status.round) == (2, 3)
+
+
+@pytest.mark.parametrize(("weighting", "expected"), [("fixed", 600 / 100 / 4.0), ("examples", 10.0)])
+async def test_weighting(empty_world: World, weighting: str, expected: float) -> None:
+    world = empty_world
+    await world.add_task(weighting=weighting, weight_cap=4.0)
+    await world.fill(3, value=200)
+    await world.work()
+    await world.open(1)
+    response = await world.call(world.holders[0], "GET", api.model_path(world.task.id))
+    # examples: every coordinate sums to 6.0 and so does the weight coordinate, W = 6 / value_range = 0.6.
+    np.testing.assert_allclose(load(await response.read())["w"], np.full((2, 2), expected), rtol=1e-6)
+
+
+async def test_a_summed_weight_of_zero_is_not_divided_by(empty_world: World) -> None:
+    world = empty_world
+    await world.add_task(weighting="examples", weight_cap=4.0)
+    await world.fill(3, value=0)
+    await world.work()
+    await world.open(1, (0, 1, 2))
+    status = await world.round(1)
+    assert status.state == "failed"
+    assert status.failure is not None
+    assert status.failure.type.endswith("combine-refused")
+
+
+@both
+async def test_the_receipt_is_signed_and_a_repeat_gets_the_same(world: World) -> None:
+    client = world.person("ada", "client")
+    upload = world.upload(client)
+    first = await world.put(client, upload)
+    again = await world.put(client, upload)
+    assert (first.status, again.status) == (201, 200)
+    assert await first.read() == await again.read()
+    document = api.UpdateReceipt(**await first.json())
+    receipt = verify(document.receipt, Receipt, world.server_key.public)
+    assert (receipt.update_id, receipt.header) == (upload.id, token_hash(upload.signed.header))
+    assert (await world.round(1)).updates == 1
+
+
+async def test_a_repeat_after_the_round_closed_gets_the_same_receipt(world: World) -> None:
+    client = world.person("ada", "client")
+    upload = world.upload(client)
+    first = await world.put(client, upload)
+    await world.fill(2)
+    await world.work()
+    await world.open(1)
+    again = await world.put(client, upload)
+    assert again.status == 200
+    assert await again.read() == await first.read()
+    assert len(await world.server.store.updates_of(2)) == 0
+
+
+async def test_where_an_update_is(world: World) -> None:
+    client = world.person("ada", "client")
+    upload = world.upload(client)
+    await world.put(client, upload)
+    path = api.update_path(world.task.id, upload.id.hex())
+    status = await world.get(client, path, api.UpdateStatus)
+    assert (status.round, status.state, status.version) == (1, "open", 0)
+    await world.fill(2)
+    await world.work()
+    await world.open(1)
+    status = await world.get(client, path, api.UpdateStatus)
+    assert (status.state, status.version) == ("published", 1)
+
+
+async def test_an_etag_saves_the_download(world: World) -> None:
+    path = api.model_path(world.task.id)
+    first = await world.call(world.holders[0], "GET", path)
+    again = await world.call(world.holders[0], "GET", path, headers={"If-None-Match": first.headers["ETag"]})
+    assert (again.status, await again.read()) == (304, b"")
+    other = await world.call(world.holders[0], "GET", path, headers={"If-None-Match": '"stale"'})
+    assert other.status == 200
+    old = await world.call(world.holders[0], "GET", f"{path}?version=0")
+    assert old.headers["HushSum-Model-Version"] == "0"
+
+
+async def test_tasks_are_listed_and_a_repeat_changes_nothing(world: World) -> None:
+    listed = await world.get(None, api.TASKS, api.TaskList)
+    assert [(t.task, t.name, t.keys_ready) for t in listed.tasks] == [(world.task.id, "demo", False)]
+
+
+async def test_bytes_of_a_finished_round_are_deleted(world: World) -> None:
+    await world.fill(3)
+    await world.work()
+    await world.open(1)
+    root = world.server.settings.data_dir / "blobs"
+    left = [p for folder in ("updates", "shares", "totals", "partial") for p in (root / folder).iterdir()]
+    assert left == []
+
+
+async def test_a_holder_downloads_the_key_part(world: World) -> None:
+    uploads = await world.fill(3)
+    await world.work()
+    pending = await world.get(world.holders[2], api.openings_path(world.task.id), api.PendingOpenings)
+    assert pending.rounds == (1,)
+    path = api.part_path(world.task.id, uploads[0].id.hex(), "c1")
+    response = await world.call(world.holders[2], "GET", path)
+    assert await response.read() == uploads[0].body[world.task.part("sum").size :]
+    await world.put_share(2, 1, await world.share(2, 1))
+    pending = await world.get(world.holders[2], api.openings_path(world.task.id), api.PendingOpenings)
+    assert pending.rounds == ()

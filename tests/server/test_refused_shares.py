@@ -1,0 +1,134 @@
+"""Shares that are refused, and rounds that do not open."""
+
+from __future__ import annotations
+
+import pytest
+
+from he_protocol import api, problems
+from he_protocol.messages import PartDigest
+from he_protocol.signing import SigningKey
+
+from .conftest import both
+from .world import World, half_a_unit
+
+
+@pytest.fixture
+async def opening(world: World) -> World:
+    """A world whose round 1 waits for shares."""
+    await world.fill(3)
+    await world.work()
+    return world
+
+
+@both
+async def test_the_same_share_again_and_another_one(opening: World) -> None:
+    world = opening
+    frame = await world.share(0, 1)
+    assert (await world.put_share(0, 1, frame)).status == 201
+    assert (await world.put_share(0, 1, frame)).status == 200
+    size = world.task.scheme.share_layout(world.task.length).size
+    other = await world.share(0, 1, {1: b"\1" + bytes(size - 1)})
+    assert await world.problem(await world.put_share(0, 1, other)) == problems.WRONG_SHARE
+    assert (await world.round(1)).shares == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"task_hash": bytes(32)}, problems.WRONG_TASK),
+        ({"epoch": 9}, problems.WRONG_EPOCH),
+        ({"round": 2}, problems.NOT_ADDRESSED),
+        ({"manifest": bytes(32)}, problems.MANIFEST_MISMATCH),
+        ({"holder": "holder-1"}, problems.NOT_ADDRESSED),
+        ({"parts": ()}, problems.WRONG_SHARE),
+        ({"parts": (PartDigest(2, bytes(32)), PartDigest(1, bytes(32)))}, problems.WRONG_SHARE),
+        ({"parts": (PartDigest(1, bytes(32)), PartDigest(2, bytes(32)))}, problems.DIGEST_MISMATCH),
+    ],
+    ids=lambda value: value.slug if isinstance(value, problems.ProblemType) else next(iter(value)),
+)
+async def test_a_share_bound_to_something_else(
+    opening: World, changes: dict[str, object], expected: problems.ProblemType
+) -> None:
+    frame = await opening.share(0, 1, **changes)
+    assert await opening.problem(await opening.put_share(0, 1, frame)) == expected
+    assert (await opening.round(1)).shares == 0
+
+
+async def test_a_share_with_a_wrong_signature(opening: World) -> None:
+    frame = await opening.share(0, 1, signer=SigningKey.generate())
+    assert await opening.problem(await opening.put_share(0, 1, frame)) == problems.BAD_SIGNATURE
+
+
+async def test_a_share_with_a_residue_above_its_modulus(opening: World) -> None:
+    size = opening.task.scheme.share_layout(opening.task.length).size
+    frame = await opening.share(0, 1, {2: b"\xff" * size})
+    assert await opening.problem(await opening.put_share(0, 1, frame)) == problems.RESIDUE_RANGE
+
+
+async def test_shares_of_the_wrong_length(opening: World) -> None:
+    frame = await opening.share(0, 1)
+    assert await opening.problem(await opening.put_share(0, 1, frame[:-1])) == problems.WRONG_SIZE
+    assert await opening.problem(await opening.put_share(0, 1, frame + b"x")) == problems.TRAILING_BYTES
+
+
+async def test_a_share_under_another_holders_name(opening: World) -> None:
+    frame = await opening.share(0, 1)
+    path = api.share_path(opening.task.id, 1, "holder-1")
+    response = await opening.call(opening.holders[0], "PUT", path, data=frame)
+    assert await opening.problem(response) == problems.NOT_ADDRESSED
+
+
+async def test_a_head_that_is_not_ascii(opening: World) -> None:
+    response = await opening.put_share(0, 1, b"\2\0\0\0\xff\xff")
+    assert await opening.problem(response) == problems.MALFORMED
+
+
+async def test_a_share_that_comes_too_late(opening: World) -> None:
+    late = await opening.share(2, 1)
+    await opening.open(1)
+    assert await opening.problem(await opening.put_share(2, 1, late)) == problems.WRONG_STATE
+
+
+@both
+async def test_no_quorum_says_who_answered(opening: World) -> None:
+    world = opening
+    await world.put_share(1, 1, await world.share(1, 1))
+    assert await world.work() == 0
+    world.clock.now += world.task.config.opening_seconds
+    await world.work()
+    status = await world.round(1)
+    assert status.state == "failed"
+    assert status.failure is not None
+    assert status.failure.type == problems.NO_QUORUM.urn
+    assert "1 of the needed 2" in status.failure.detail
+    assert "(holder-1); missing: holder-0, holder-2" in status.failure.detail
+
+
+async def test_a_share_that_does_not_open_waits_for_the_others_then_fails(opening: World) -> None:
+    world = opening
+    half = half_a_unit(world.task)
+    await world.put_share(0, 1, await world.share(0, 1, {1: half}))
+    await world.put_share(1, 1, await world.share(1, 1))
+    assert await world.work() == 1
+    assert (await world.round(1)).state == "opening"
+    assert await world.work() == 0  # not tried again with the same shares
+    await world.put_share(2, 1, await world.share(2, 1))
+    await world.work()
+    status = await world.round(1)
+    assert status.state == "failed"
+    assert status.failure is not None
+    assert status.failure.type == problems.COMBINE_REFUSED.urn
+    assert "part 1" in status.failure.detail
+
+
+async def test_a_share_that_does_not_open_fails_at_the_deadline(opening: World) -> None:
+    world = opening
+    half = half_a_unit(world.task)
+    await world.put_share(0, 1, await world.share(0, 1, {1: half}))
+    await world.put_share(1, 1, await world.share(1, 1))
+    await world.work()
+    world.clock.now += world.task.config.opening_seconds
+    await world.work()
+    status = await world.round(1)
+    assert status.failure is not None
+    assert status.failure.type == problems.COMBINE_REFUSED.urn

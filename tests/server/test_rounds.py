@@ -1,0 +1,144 @@
+"""The pure rules of rounds, and what time does to them."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+import pytest
+
+from he_protocol import problems
+from he_protocol.api import RoundState
+from he_protocol.problems import Refusal
+from he_server.rounds import TERMINAL, TRANSITIONS, at_deadline, check_base_version, check_transition, opening_due
+
+from .conftest import both
+from .world import World
+
+ALLOWED = {
+    ("open", "closed"),
+    ("open", "failed"),
+    ("closed", "opening"),
+    ("closed", "failed"),
+    ("opening", "published"),
+    ("opening", "failed"),
+}
+STATES: tuple[RoundState, ...] = get_args(RoundState)
+
+
+@pytest.mark.parametrize("before", STATES)
+@pytest.mark.parametrize("after", STATES)
+def test_the_table_of_transitions(before: RoundState, after: RoundState) -> None:
+    if (before, after) in ALLOWED:
+        check_transition(before, after)
+        return
+    with pytest.raises(Refusal) as caught:
+        check_transition(before, after)
+    assert caught.value.problem == problems.WRONG_STATE
+
+
+def test_terminal_states() -> None:
+    assert frozenset({"published", "failed"}) == TERMINAL
+    assert set(TRANSITIONS) == set(STATES)
+
+
+@pytest.mark.parametrize(
+    ("updates", "deadline", "now", "expected"),
+    [(0, 0.0, 9e9, "wait"), (1, 10.0, 9.9, "wait"), (1, 10.0, 10.0, "fail"), (2, 10.0, 10.0, "close")],
+)
+def test_at_deadline(updates: int, deadline: float, now: float, expected: str) -> None:
+    assert at_deadline(updates, 2, deadline, now) == expected
+
+
+@pytest.mark.parametrize(
+    ("shares", "tried", "now", "expected"),
+    [
+        (1, 0, 5.0, "wait"),
+        (2, 0, 5.0, "combine"),
+        (2, 2, 5.0, "wait"),
+        (3, 2, 5.0, "combine"),
+        (2, 2, 10.0, "give-up"),
+        (1, 0, 10.0, "give-up"),
+    ],
+)
+def test_opening_due(shares: int, tried: int, now: float, expected: str) -> None:
+    assert opening_due(shares, tried, 2, 10.0, now) == expected
+
+
+@pytest.mark.parametrize(("base", "fits"), [(2, False), (3, True), (5, True), (6, False)])
+def test_base_version(base: int, fits: bool) -> None:
+    if fits:
+        check_base_version(base, 5, 2)
+        return
+    with pytest.raises(Refusal) as caught:
+        check_base_version(base, 5, 2)
+    assert caught.value.problem == problems.STALE_UPDATE
+
+
+@both
+async def test_an_empty_round_waits_for_ever(world: World) -> None:
+    world.clock.now += 1e6
+    assert await world.work() == 0
+    status = await world.round(1)
+    assert (status.state, status.deadline) == ("open", 0)
+
+
+@both
+async def test_the_first_update_sets_the_deadline_and_the_round_closes_then(world: World) -> None:
+    world.clock.now += 1000
+    await world.fill(1)
+    deadline = (await world.round(1)).deadline
+    assert deadline == world.clock.now + world.task.config.collect_seconds
+    world.clock.now += 10
+    await world.fill(1, first=1)
+    assert (await world.round(1)).deadline == deadline
+    world.clock.now = deadline - 0.5
+    assert await world.work() == 0
+    world.clock.now = deadline
+    await world.work()
+    status = await world.round(1)
+    assert (status.state, status.updates) == ("opening", 2)
+    assert status.seconds["collect"] == world.task.config.collect_seconds
+    assert (await world.round(2)).state == "open"
+
+
+@both
+async def test_too_few_clients(world: World) -> None:
+    await world.fill(1)
+    world.clock.now += world.task.config.collect_seconds
+    await world.work()
+    status = await world.round(1)
+    assert status.state == "failed"
+    assert status.failure is not None
+    assert status.failure.type == problems.TOO_FEW_CLIENTS.urn
+    assert "1 of at least 2 clients came" in status.failure.detail
+    assert (await world.round(2)).state == "open"
+    assert list((world.server.settings.data_dir / "blobs" / "updates").iterdir()) == []
+
+
+async def test_the_next_round_collects_while_one_is_opened(world: World) -> None:
+    await world.fill(3)
+    await world.work()
+    await world.fill(3, first=3)
+    await world.work()
+    assert [(await world.round(n)).state for n in (1, 2, 3)] == ["opening", "opening", "open"]
+    await world.open(2)
+    await world.open(1)
+    assert [(await world.round(n)).version for n in (1, 2)] == [2, 1]
+
+
+async def test_a_majority_names_the_holder_that_lies(empty_world: World) -> None:
+    from .world import half_a_unit
+
+    world = empty_world
+    world.holders += [world.person(f"holder-{i}", "holder") for i in (3, 4)]
+    await world.add_task(threshold=3)
+    await world.fill(3, 200)
+    await world.work()
+    lie = {part: half_a_unit(world.task) for part in world.task.sharing.parts_of(0)}
+    await world.put_share(0, 1, await world.share(0, 1, lie))
+    for holder in (1, 2):
+        await world.put_share(holder, 1, await world.share(holder, 1))
+    await world.work()
+    assert (await world.round(1)).state == "opening"
+    await world.open(1, (3, 4))
+    assert (await world.round(1)).state == "published"

@@ -1,0 +1,94 @@
+"""Adding tasks: what the authority signed is taken as it is, once."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import save
+
+from he_protocol import api, framing, problems
+from he_protocol.messages import Message
+from he_protocol.problems import ProblemType
+from he_protocol.signing import SigningKey
+from he_protocol.task import ServerEntry, TaskConfig, TensorSpec
+
+from .conftest import both
+from .world import World, initial_model
+
+
+async def _post(world: World, token: str, model: bytes) -> tuple[int, ProblemType | None]:
+    response = await world.http.post(api.TASKS, data=io.BytesIO(framing.start(token.encode()) + model))
+    return response.status, None if response.status < 300 else await world.problem(response)
+
+
+@both
+async def test_the_same_task_again(empty_world: World) -> None:
+    config = empty_world.config()
+    token = empty_world.authority.sign(config)
+    assert await _post(empty_world, token, initial_model(config)) == (201, None)
+    assert await _post(empty_world, token, initial_model(config)) == (200, None)
+    assert await _post(empty_world, token, initial_model(config, 1.0)) == (400, problems.BAD_TENSORS)
+    listed = await empty_world.get(None, api.TASKS, api.TaskList)
+    assert len(listed.tasks) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"scheme": "none"}, problems.WRONG_SCHEME),
+        ({"profile": "none"}, problems.WRONG_SCHEME),
+        ({"fingerprint": bytes(32)}, problems.FINGERPRINT_MISMATCH),
+        ({"threshold": 1}, problems.BAD_COMMITTEE),
+        ({"min_clients": 4}, problems.BAD_PLAN),
+        ({"scale": 1e30}, problems.SUM_COULD_WRAP),
+        ({"server": ServerEntry("aggregator", bytes(32))}, problems.NOT_ADDRESSED),
+    ],
+    ids=lambda value: value.slug if isinstance(value, ProblemType) else next(iter(value)),
+)
+async def test_a_task_that_is_refused(empty_world: World, changes: dict[str, Any], expected: ProblemType) -> None:
+    config = empty_world.config(**changes)
+    status, problem = await _post(empty_world, empty_world.authority.sign(config), initial_model(config))
+    assert (status, problem) == (expected.status, expected)
+
+
+async def test_a_task_by_another_authority(empty_world: World) -> None:
+    config = empty_world.config()
+    token = SigningKey.generate().sign(config)
+    assert await _post(empty_world, token, initial_model(config)) == (401, problems.BAD_SIGNATURE)
+
+
+class Newer(Message, frozen=True):
+    name: str
+
+
+async def test_another_kind_of_message(empty_world: World) -> None:
+    token = empty_world.authority.sign(Newer("task"))
+    assert await _post(empty_world, token, b"") == (401, problems.BAD_SIGNATURE)
+
+
+async def test_a_model_far_too_large(empty_world: World) -> None:
+    token = empty_world.authority.sign(empty_world.config())
+    assert await _post(empty_world, token, bytes(2 * 1024 * 1024)) == (413, problems.TOO_LARGE)
+
+
+async def test_a_model_that_is_no_safetensors_file(empty_world: World) -> None:
+    token = empty_world.authority.sign(empty_world.config())
+    assert await _post(empty_world, token, b"junk") == (400, problems.MALFORMED)
+
+
+@pytest.mark.parametrize("what", ["name", "shape", "dtype", "nan", "more"])
+async def test_tensors_that_are_not_the_tasks(empty_world: World, what: str) -> None:
+    config: TaskConfig = empty_world.config(tensors=(TensorSpec("w", (2,)),))
+    value = np.zeros(2, dtype=np.float32)
+    tensors = {
+        "name": {"v": value},
+        "shape": {"w": value[:1]},
+        "dtype": {"w": value.astype(np.float64)},
+        "nan": {"w": np.full(2, np.nan, dtype=np.float32)},
+        "more": {"w": value, "v": value},
+    }[what]
+    status = await _post(empty_world, empty_world.authority.sign(config), bytes(save(tensors)))
+    assert status == (400, problems.BAD_TENSORS)

@@ -1,0 +1,294 @@
+"""Everybody around a server, as far as it can see them: keys, credentials, signed messages, real HTTP."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+import numpy as np
+from aiohttp import ClientResponse
+from aiohttp.test_utils import TestClient, TestServer
+from msgspec.structs import replace
+from safetensors.numpy import save
+
+from he_protocol import api, framing
+from he_protocol.identity import prove_request
+from he_protocol.keyfile import KeyRecord
+from he_protocol.messages import (
+    Cnf,
+    Credential,
+    Jwk,
+    Manifest,
+    Part,
+    PartDigest,
+    Role,
+    Share,
+    SignedUpdate,
+    UpdateHeader,
+    encode,
+)
+from he_protocol.privacy import PrivacyPlan
+from he_protocol.problems import ProblemType, Refusal
+from he_protocol.residues import ResidueLayout, pack
+from he_protocol.schemes import load_scheme
+from he_protocol.signing import SigningKey, fingerprint, jwk_x, payload_hash, read_unverified
+from he_protocol.task import HolderEntry, ServerEntry, Task, TaskConfig, TensorSpec
+from he_server.app import make_app
+from he_server.server import Server
+from he_server.worker import Worker
+
+START = 1_900_000_000.0
+LIFE = 365 * 86400
+UNIT = 2**110  # ckks-8192's scale: the constant polynomial v * UNIT decodes to v in every slot
+
+
+class Clock:
+    """Unix seconds that only tests move."""
+
+    def __init__(self) -> None:
+        self.now = START
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@dataclass
+class Person:
+    """Somebody with a key and a credential."""
+
+    name: str
+    role: Role
+    key: SigningKey = field(default_factory=SigningKey.generate)
+    credential: str = ""
+
+
+@dataclass(frozen=True)
+class Upload:
+    """One update, ready to send."""
+
+    id: bytes
+    signed: SignedUpdate
+    body: bytes
+
+    @property
+    def frame(self) -> bytes:
+        return framing.start(encode(self.signed)) + self.body
+
+
+class World:
+    """An authority, a committee, clients, and a running server that they talk to."""
+
+    def __init__(self, authority: SigningKey, server_key: KeyRecord, clock: Clock) -> None:
+        self.authority = authority
+        self.server_key = server_key
+        self.clock = clock
+        self.server: Server
+        self.http: TestClient[Any, Any]
+        self.worker: Worker
+        self.holders = [self.person(f"holder-{i}", "holder") for i in range(3)]
+        self.task: Task
+
+    async def start(self, server: Server) -> None:
+        self.server = server
+        self.http = TestClient(TestServer(make_app(server, work=False)))
+        await self.http.start_server()
+        self.worker = Worker(server)
+
+    async def stop(self) -> None:
+        await self.http.close()
+
+    def person(self, name: str, role: Role, *, authority: SigningKey | None = None, expired: bool = False) -> Person:
+        person = Person(name, role)
+        issuer = authority or self.authority
+        now = int(self.clock())
+        person.credential = issuer.sign(
+            Credential(
+                iss=fingerprint(issuer.public),
+                sub=name,
+                role=role,
+                iat=now - LIFE if expired else now,
+                exp=now - 1 if expired else now + LIFE,
+                cnf=Cnf(Jwk(jwk_x(person.key.public))),
+            )
+        )
+        return person
+
+    def config(self, **changes: Any) -> TaskConfig:
+        config = TaskConfig(
+            name="demo",
+            scheme="ckks",
+            profile="ckks-8192",
+            fingerprint=load_scheme("ckks", "ckks-8192").profile.fingerprint,
+            epoch=1,
+            tensors=(TensorSpec("w", (2, 2)), TensorSpec("b", (2,))),
+            scale=100.0,
+            value_range=10.0,
+            privacy=PrivacyPlan("none"),
+            min_clients=2,
+            max_clients=3,
+            collect_seconds=60,
+            opening_seconds=120,
+            staleness=1,
+            max_openings=10,
+            server=ServerEntry(self.server_key.name, self.server_key.public),
+            holders=tuple(HolderEntry(h.name, h.key.public, bytes(1216)) for h in self.holders),
+            threshold=2,
+        )
+        return replace(config, **changes)
+
+    async def add_task(self, **changes: Any) -> Task:
+        config = self.config(**changes)
+        token = self.authority.sign(config)
+        response = await self.http.post(api.TASKS, data=framing.start(token.encode()) + initial_model(config))
+        assert response.status == 201, await response.text()
+        self.task = Task.from_token(token, self.authority.public)
+        return self.task
+
+    async def call(
+        self, who: Person | None, method: str, path: str, *, data: Any = None, **extra: Any
+    ) -> ClientResponse:
+        headers = dict(extra.pop("headers", {}))
+        if who is not None:
+            headers |= prove_request(
+                who.key,
+                who.credential,
+                audience=self.server_key.name,
+                method=method,
+                path=path.split("?")[0],
+                now=self.clock(),
+                jti=secrets.token_hex(8),
+            )
+        return await self.http.request(method, path, data=data, headers=headers, **extra)
+
+    async def get(self, who: Person | None, path: str, kind: type[Any]) -> Any:
+        response = await self.call(who, "GET", path)
+        assert response.status == 200, await response.text()
+        return msgspec.json.decode(await response.read(), type=kind)
+
+    async def refused(self, answer: ClientResponse) -> Refusal:
+        """The refusal of an answer that must be one."""
+        assert answer.content_type == "application/problem+json", await answer.text()
+        refusal = Refusal.from_document(await answer.read(), answer.status)
+        assert answer.status == refusal.problem.status
+        return refusal
+
+    async def problem(self, answer: ClientResponse) -> ProblemType:
+        return (await self.refused(answer)).problem
+
+    def upload(self, client: Person, value: int = 1, /, **changes: Any) -> Upload:
+        """An update that says `value` in every coordinate."""
+        return self.upload_of(client, constant(self.task, value), **changes)
+
+    def upload_of(self, client: Person, body: bytes, /, **changes: Any) -> Upload:
+        task = self.task
+        parts, at = [], 0
+        for part in task.body:
+            piece = body[at : at + part.size]
+            parts.append(Part(part.name, part.size, hashlib.sha256(piece).digest()))
+            at += part.size
+        header = UpdateHeader(
+            task_hash=task.hash,
+            epoch=task.config.epoch,
+            update_id=secrets.token_bytes(16),
+            client=client.name,
+            base_version=0,
+            created=int(self.clock()),
+            parts=tuple(parts),
+        )
+        header = replace(header, **changes)
+        return Upload(header.update_id, SignedUpdate(client.key.sign(header), client.credential), body)
+
+    async def put(self, client: Person, upload: Upload) -> ClientResponse:
+        return await self.call(client, "PUT", api.update_path(self.task.id, upload.id.hex()), data=upload.frame)
+
+    async def fill(self, count: int = 3, value: int = 1, *, first: int = 0, **changes: Any) -> list[Upload]:
+        """Updates of `count` new clients, all accepted."""
+        uploads = []
+        for i in range(first, first + count):
+            client = self.person(f"client-{i}", "client")
+            upload = self.upload(client, value, **changes)
+            response = await self.put(client, upload)
+            assert response.status == 201, await response.text()
+            uploads.append(upload)
+        return uploads
+
+    async def work(self) -> int:
+        """Let the worker do everything that is due; how many steps that took."""
+        steps = 0
+        while await self.worker.step():
+            steps += 1
+        return steps
+
+    async def round(self, number: int) -> api.RoundStatus:
+        found = await self.get(self.holders[0], api.round_path(self.task.id, number), api.RoundStatus)
+        assert isinstance(found, api.RoundStatus)
+        return found
+
+    async def manifest(self, number: int) -> tuple[str, Manifest]:
+        opening = await self.get(self.holders[0], api.opening_path(self.task.id, number), api.Opening)
+        return opening.manifest, read_unverified(opening.manifest, Manifest)
+
+    async def share(
+        self,
+        holder: int,
+        number: int,
+        vectors: dict[int, bytes] | None = None,
+        /,
+        *,
+        signer: SigningKey | None = None,
+        **changes: Any,
+    ) -> bytes:
+        """A share's frame: zeros where `vectors` says nothing else, as if c0 were the plaintext already."""
+        token, manifest = await self.manifest(number)
+        layout = self.task.scheme.share_layout(self.task.length)
+        parts = self.task.sharing.parts_of(holder)
+        given = vectors or {}
+        bodies = [given.get(part, bytes(layout.size)) for part in parts]
+        share = Share(
+            task_hash=self.task.hash,
+            epoch=self.task.config.epoch,
+            round=manifest.round,
+            manifest=payload_hash(token),
+            holder=self.holders[holder].name,
+            parts=tuple(
+                PartDigest(part, hashlib.sha256(body).digest()) for part, body in zip(parts, bodies, strict=True)
+            ),
+        )
+        signed = (signer or self.holders[holder].key).sign(replace(share, **changes))
+        return framing.start(signed.encode()) + b"".join(bodies)
+
+    async def put_share(self, holder: int, number: int, frame: bytes) -> ClientResponse:
+        person = self.holders[holder]
+        return await self.call(person, "PUT", api.share_path(self.task.id, number, person.name), data=frame)
+
+    async def open(self, number: int, holders: tuple[int, ...] = (0, 1)) -> None:
+        """Honest shares of some holders, and the worker's part."""
+        for holder in holders:
+            response = await self.put_share(holder, number, await self.share(holder, number))
+            assert response.status == 201, await response.text()
+        await self.work()
+
+
+def constant(task: Task, value: int) -> bytes:
+    """An update's body whose c0 is the plaintext `value` in every slot; c1 does not matter here."""
+    part = task.part("sum")
+    assert part.layout is not None
+    return _plaintext(value * UNIT, part.layout) + bytes(task.part("key").size)
+
+
+def half_a_unit(task: Task) -> bytes:
+    """A share's vector that moves every slot by a half: the opened sum is no integer then."""
+    return _plaintext(UNIT // 2, task.scheme.share_layout(task.length))
+
+
+def _plaintext(coefficient: int, layout: ResidueLayout) -> bytes:
+    """The NTT of a constant polynomial is that constant everywhere."""
+    limbs = np.array([coefficient % q for q in layout.moduli], dtype=np.uint64)
+    return pack(np.broadcast_to(limbs[None, :, None], layout.shape), layout)
+
+
+def initial_model(config: TaskConfig, value: float = 0.0) -> bytes:
+    return bytes(save({t.name: np.full(t.shape, value, dtype=np.float32) for t in config.tensors}))
