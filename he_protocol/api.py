@@ -6,7 +6,7 @@ from typing import Literal
 
 import msgspec
 
-from he_protocol.messages import SignedUpdate
+from he_protocol.messages import Positive, SignedUpdate
 
 RoundState = Literal["open", "closed", "opening", "published", "failed"]
 Phase = Literal["contribution", "commitment", "reveal", "confirmation"]
@@ -73,7 +73,7 @@ class UpdateReceipt(Document, frozen=True):
 class PendingOpenings(Document, frozen=True):
     """Rounds that wait for this holder's share."""
 
-    rounds: tuple[int, ...]
+    rounds: tuple[Positive, ...]
 
 
 class Opening(Document, frozen=True):

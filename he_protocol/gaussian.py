@@ -97,7 +97,7 @@ def _table(std: float, tail: float) -> tuple[Words, Guide, int]:
         scaled = [int(w / total * (1 << 64)) for w in weights]
     lower = [w for w in scaled if w]
     centre = (1 << 64) - 2 * sum(lower)
-    cumulative = list(accumulate([*lower, centre, *lower[:0:-1]]))
+    cumulative = list(accumulate([*lower, centre, *lower[:0:-1]]))[: 2 * len(lower)]
     table = np.array(cumulative, dtype=np.uint64)
     starts = np.arange(GUIDE, dtype=np.uint64) << np.uint64(64 - GUIDE_BITS)
     return table, np.searchsorted(table, starts, side="right").astype(np.uint16), len(lower)

@@ -13,7 +13,7 @@ from msgspec import Meta
 
 from he_protocol.problems import MALFORMED, TOO_LARGE, TRAILING_BYTES, UNKNOWN_FIELD, Refusal
 
-Name = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$", description="lower-case name, at most 64")]
+Name = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}(?!\n)$", description="lower-case name, at most 64")]
 Digest = Annotated[bytes, Meta(min_length=32, max_length=32, description="SHA-256")]
 Key32 = Annotated[bytes, Meta(min_length=32, max_length=32, description="Ed25519 public key")]
 UpdateId = Annotated[bytes, Meta(min_length=16, max_length=16, description="16 random bytes")]

@@ -1,0 +1,1 @@
+"""he_protocol's kernels against slow plain Python, and its parsers against arbitrary bytes."""

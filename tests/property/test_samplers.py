@@ -1,0 +1,62 @@
+"""Sampling and rounding kernels against plain Python, on arbitrary words."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from math import floor, prod
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from he_protocol.gaussian import TABLE_STD, Gaussian
+from he_protocol.quantise import clip_l2, quantise
+
+WORD = st.one_of(st.integers(0, 2**64 - 1), st.sampled_from((0, 1, 2**63 - 1, 2**63, 2**64 - 1)))
+FLOAT = st.floats(-1e6, 1e6, width=32)
+
+
+@settings(max_examples=40)
+@given(st.sampled_from((0.4, 1.0, 6.4, 96.0, 100.0, 140.0, 5000.0, 1e7, 1e9)), st.data())
+def test_a_sample_is_a_weighted_sum_of_bisections(std, data):
+    sampler = Gaussian(std)
+    words = data.draw(st.lists(WORD, min_size=2 * sampler.words, max_size=2 * sampler.words))
+    table = sampler._table.tolist()
+    wanted = [0, 0]
+    for i, word in enumerate(words):
+        sample, place = divmod(i, sampler.words)
+        weight = prod(k for level, k in enumerate(sampler.factors) if place >> level & 1)
+        wanted[sample] += weight * (bisect_right(table, word) - sampler._offset)
+    assert sampler.sample(np.array(words, dtype=np.uint64)).tolist() == wanted
+
+
+@settings(max_examples=30)
+@given(st.floats(1e-3, 1e9))
+def test_factors_multiply_up_to_any_std(std):
+    sampler = Gaussian(std)
+    base = std / prod((1 + k * k) ** 0.5 for k in sampler.factors)
+    assert base <= TABLE_STD * (1 + 1e-12)
+    assert sampler.factors == () or base > 60
+    assert all(k >= 1 for k in sampler.factors)
+
+
+@given(st.lists(st.tuples(FLOAT, WORD), max_size=20), st.floats(2**-10, 2.0**30), st.floats(2**-10, 2.0**10))
+def test_quantise_is_floor_and_a_53_bit_draw(pairs, scale, bound):
+    values = np.array([v for v, _ in pairs], dtype=np.float32)
+    words = np.array([w for _, w in pairs], dtype=np.uint64)
+    wanted = []
+    for v, w in pairs:
+        scaled = min(max(float(np.float32(v)), -bound), bound) * scale
+        wanted.append(floor(scaled) + ((w >> 11) * 2.0**-53 < scaled - floor(scaled)))
+    got = quantise(values, scale, bound, words)
+    assert got.tolist() == wanted
+    assert (np.abs(got) <= bound * scale + 1).all()
+
+
+@given(st.lists(FLOAT, min_size=1, max_size=50), st.floats(1e-6, 1e6))
+def test_a_clipped_update_is_never_longer_than_the_norm(values, norm):
+    update = np.array(values, dtype=np.float32)
+    clipped = clip_l2(update, norm).astype(np.float64)
+    assert np.linalg.norm(clipped) <= norm
+    shrunk = update.astype(np.float64) * min(1, norm / max(norm, np.linalg.norm(update.astype(np.float64))))
+    np.testing.assert_allclose(clipped, shrunk, rtol=1e-6, atol=1e-44)  # the grid of float32's subnormals

@@ -1,0 +1,58 @@
+"""Fixed parties and a small task that is valid; tests change one thing at a time."""
+
+from __future__ import annotations
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from he_protocol.messages import Cnf, Credential, Jwk, Role
+from he_protocol.privacy import PrivacyPlan
+from he_protocol.schemes import load_scheme
+from he_protocol.signing import SigningKey, fingerprint, jwk_x
+from he_protocol.task import HolderEntry, ServerEntry, TaskConfig, TensorSpec
+
+NOW = 1_800_000_000
+
+
+def key(number: int) -> SigningKey:
+    """The Ed25519 pair whose seed is 32 times one byte."""
+    private = bytes([number]) * 32
+    return SigningKey(Ed25519PrivateKey.from_private_bytes(private).public_key().public_bytes_raw(), private)
+
+
+AUTHORITY, SERVER, ALICE, BOB, MALLORY = (key(n) for n in range(1, 6))
+
+
+def credential(
+    owner: SigningKey,
+    name: str,
+    role: Role = "client",
+    *,
+    issuer: SigningKey = AUTHORITY,
+    iss: bytes = AUTHORITY.public,
+    iat: int = NOW,
+    exp: int = NOW + 3600,
+) -> str:
+    return issuer.sign(Credential(fingerprint(iss), name, role, iat, exp, Cnf(Jwk(jwk_x(owner.public)))))
+
+
+def task_config() -> TaskConfig:
+    return TaskConfig(
+        name="har",
+        scheme="ckks",
+        profile="ckks-8192",
+        fingerprint=load_scheme("ckks", "ckks-8192").profile.fingerprint,
+        epoch=1,
+        tensors=(TensorSpec("w", (30, 100)), TensorSpec("b", (100,))),
+        scale=2.0**20,
+        value_range=1.0,
+        privacy=PrivacyPlan("none"),
+        min_clients=3,
+        max_clients=100,
+        collect_seconds=60,
+        opening_seconds=60,
+        staleness=2,
+        max_openings=100,
+        server=ServerEntry("aggregator", SERVER.public),
+        holders=tuple(HolderEntry(f"holder-{n}", key(10 + n).public, bytes([n]) * 1216) for n in range(3)),
+        threshold=2,
+    )

@@ -1,0 +1,115 @@
+"""Key files: mode, passphrase, and nothing overwritten or left behind."""
+
+from __future__ import annotations
+
+import os
+import stat
+
+import pytest
+
+from he_protocol import keyfile
+from he_protocol.keyfile import KeyRecord, read_private, write_private
+from he_protocol.messages import encode
+from he_protocol.problems import BAD_KEY_FILE, MALFORMED, UNKNOWN_FIELD
+
+from .parties import ALICE, BOB
+from .refusals import refused
+
+RECORD = KeyRecord("alice", ALICE.public, ALICE.private, b"hpke secret")
+
+
+@pytest.fixture(autouse=True)
+def few_rounds(monkeypatch):
+    """PBKDF2 as asked for takes a quarter of a second."""
+    monkeypatch.setattr(keyfile, "PBES2_ROUNDS", 1000)
+
+
+@pytest.mark.parametrize("passphrase", ["", "correct horse battery", "pässword ✓ staple"])
+def test_a_key_comes_back(tmp_path, passphrase):
+    path = tmp_path / "deep" / "alice.key"
+    write_private(path, RECORD, passphrase)
+    assert read_private(path, KeyRecord, passphrase) == RECORD
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert [p.name for p in path.parent.iterdir()] == ["alice.key"]
+    assert (ALICE.private in path.read_bytes()) is False
+    assert path.read_bytes().startswith(b"{") is (not passphrase)
+
+
+def test_the_record_signs_and_hides_its_secrets():
+    assert RECORD.signing == ALICE
+    assert repr(RECORD) == "KeyRecord(name='alice')"
+    assert "hpke" not in f"{RECORD}"
+
+
+def test_the_rounds_are_owasps(tmp_path, monkeypatch):
+    monkeypatch.undo()
+    assert keyfile.PBES2_ROUNDS >= 210_000
+
+
+def test_an_existing_key_is_kept(tmp_path):
+    path = tmp_path / "key"
+    write_private(path, RECORD)
+    other = KeyRecord("bob", BOB.public, BOB.private)
+    with refused(BAD_KEY_FILE, "not overwritten"):
+        write_private(path, other)
+    assert read_private(path, KeyRecord) == RECORD
+    write_private(path, other, replace=True)
+    assert read_private(path, KeyRecord) == other
+
+
+def test_a_leftover_with_an_open_mode_does_not_pass_it_on(tmp_path):
+    """O_TRUNC keeps the mode of an existing file: the secret would be world-readable."""
+    path = tmp_path / "alice.key"
+    leftover = tmp_path / "alice.key.partial"
+    leftover.write_bytes(b"half")
+    leftover.chmod(0o666)
+    watched = os.open(leftover, os.O_RDONLY)  # somebody already has it open
+    try:
+        write_private(path, RECORD)
+        assert os.read(watched, 100) == b"half"
+    finally:
+        os.close(watched)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_neighbours_do_not_share_a_partial_file(tmp_path):
+    (tmp_path / "alice.partial").write_bytes(b"somebody else's")
+    write_private(tmp_path / "alice.key", RECORD)
+    assert (tmp_path / "alice.partial").read_bytes() == b"somebody else's"
+
+
+@pytest.mark.parametrize("mode", [0o640, 0o604, 0o660, 0o601, 0o777])
+def test_a_key_open_to_others_is_refused(tmp_path, mode):
+    path = tmp_path / "key"
+    write_private(path, RECORD)
+    path.chmod(mode)
+    with refused(BAD_KEY_FILE, f"{mode:04o}"):
+        read_private(path, KeyRecord)
+
+
+def test_what_does_not_open_is_refused(tmp_path):
+    path = tmp_path / "key"
+    with refused(BAD_KEY_FILE, "No such file"):
+        read_private(path, KeyRecord)
+    write_private(path, RECORD, "the right passphrase")
+    with refused(BAD_KEY_FILE, "none was given"):
+        read_private(path, KeyRecord)
+    with refused(BAD_KEY_FILE, "does not open"):
+        read_private(path, KeyRecord, "the wrong passphrase")
+    path.write_bytes(path.read_bytes()[:-4])
+    with refused(BAD_KEY_FILE, "does not open"):
+        read_private(path, KeyRecord, "the right passphrase")
+    path.write_bytes(b"")
+    with refused(BAD_KEY_FILE):
+        read_private(path, KeyRecord)
+
+
+def test_a_key_file_is_parsed_strictly(tmp_path):
+    path = tmp_path / "key"
+    write_private(path, RECORD)
+    path.write_bytes(encode(RECORD)[:-1] + b',"more":1}')
+    with refused(UNKNOWN_FIELD):
+        read_private(path, KeyRecord)
+    path.write_bytes(b"{")
+    with refused(MALFORMED):
+        read_private(path, KeyRecord)

@@ -1,0 +1,119 @@
+"""The strict decoder: sizes, ranges, unknown fields, trailing bytes."""
+
+from __future__ import annotations
+
+import json
+
+import msgspec
+import pytest
+
+from he_protocol import messages
+from he_protocol.messages import MESSAGE_LIMIT, EnrolRequest, Manifest, Message, Part, decode, encode
+from he_protocol.problems import MALFORMED, TOO_LARGE, TRAILING_BYTES, UNKNOWN_FIELD
+
+from .refusals import refused
+
+PART = Part("b", 5, bytes(32))
+GOOD = json.loads(encode(PART))
+MESSAGES = [kind for kind in vars(messages).values() if isinstance(kind, type) and issubclass(kind, Message)]
+
+
+@pytest.mark.parametrize("kind", MESSAGES)
+def test_every_message_is_frozen_and_strict(kind):
+    assert kind.__struct_config__.frozen
+    assert kind.__struct_config__.forbid_unknown_fields
+
+
+def test_bytes_are_base64_in_json():
+    assert GOOD == {"name": "b", "size": 5, "sha256": "A" * 43 + "="}
+    assert decode(encode(PART), Part) == PART
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"name": ""},
+        {"name": "Upper"},
+        {"name": "-dash"},
+        {"name": "a/b"},
+        {"name": "a\n"},
+        {"name": "a" * 65},
+        {"name": "é"},
+        {"name": None},
+        {"size": -1},
+        {"size": 2**53 + 1},
+        {"size": 1.5},
+        {"size": "5"},
+        {"size": True},
+        {"sha256": "A" * 42},
+        {"sha256": ""},
+        {"sha256": "A" * 47 + "="},
+        {"sha256": "!" * 43 + "="},
+        {"sha256": [0] * 32},
+    ],
+)
+def test_values_out_of_range_are_malformed(change):
+    with refused(MALFORMED):
+        decode(json.dumps({**GOOD, **change}).encode(), Part)
+
+
+@pytest.mark.parametrize("name", ["a", "0", "a" * 64, "a.b-c_d"])
+def test_names_in_range_are_accepted(name):
+    assert decode(json.dumps({**GOOD, "name": name, "size": 2**53}).encode(), Part).name == name
+
+
+@pytest.mark.parametrize("field", GOOD)
+def test_no_field_may_be_missing(field):
+    with refused(MALFORMED, field):
+        decode(json.dumps({k: v for k, v in GOOD.items() if k != field}).encode(), Part)
+
+
+def test_unknown_fields_are_refused_also_inside():
+    with refused(UNKNOWN_FIELD, "more"):
+        decode(json.dumps({**GOOD, "more": 0}).encode(), Part)
+    inner = {"update_id": "A" * 22 + "==", "client": "c", "header": GOOD["sha256"], "more": 0}
+    body = {"task_hash": GOOD["sha256"], "epoch": 1, "round": 1, "model_version": 0, "updates": [inner]}
+    with refused(UNKNOWN_FIELD, "updates"):
+        decode(json.dumps(body).encode(), Manifest)
+    del inner["more"]
+    assert len(decode(json.dumps(body).encode(), Manifest).updates) == 1
+    with refused(MALFORMED, "round"):
+        decode(json.dumps({**body, "round": 0}).encode(), Manifest)
+
+
+@pytest.mark.parametrize("tail", [b"x", b"{}", b" {}", b"\0", b","])
+def test_trailing_bytes_are_refused(tail):
+    with refused(TRAILING_BYTES):
+        decode(encode(PART) + tail, Part)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"{", b"null", b"[]", b"1", b"{}", b'{"name":"\xff"}', b'{"name":"\\ud800"}', b"[" * 9999, b"\xef\xbb\xbf{}"],
+)
+def test_what_is_not_the_message_is_malformed(data):
+    with refused(MALFORMED, "Part"):
+        decode(data, Part)
+
+
+def test_a_long_message_is_refused_before_it_is_parsed():
+    with refused(TOO_LARGE, str(MESSAGE_LIMIT)):
+        decode(b"x" * (MESSAGE_LIMIT + 1), Part)
+    with refused(TOO_LARGE, "at most 10 bytes"):
+        decode(encode(PART), Part, limit=10)
+    assert decode(encode(PART), Part, limit=len(encode(PART))) == PART
+
+
+def test_roles_are_three():
+    request = json.loads(encode(EnrolRequest("a", "client", bytes(32), 0)))
+    for role in ("client", "holder", "server"):
+        assert decode(json.dumps({**request, "role": role}).encode(), EnrolRequest).role == role
+    with refused(MALFORMED, "role"):
+        decode(json.dumps({**request, "role": "authority"}).encode(), EnrolRequest)
+
+
+def test_a_plain_document_ignores_what_it_does_not_know():
+    """Answers may grow; only what is signed is strict."""
+    from he_protocol.api import PendingOpenings
+
+    assert msgspec.json.decode(b'{"rounds":[1],"new":2}', type=PendingOpenings) == PendingOpenings((1,))

@@ -1,0 +1,70 @@
+"""Refusals as RFC 9457 documents, and back."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+
+from he_protocol import problems
+from he_protocol.problems import PROBLEMS, UNEXPECTED_ANSWER, WRONG_SIZE, ProblemType, Refusal
+
+
+def test_slugs_are_unique_urns_with_http_errors():
+    named = [value for value in vars(problems).values() if isinstance(value, ProblemType)]
+    assert len(named) == len(PROBLEMS)
+    for slug, problem in PROBLEMS.items():
+        assert problem.slug == slug
+        assert re.fullmatch(r"[a-z]+(-[a-z]+)*", slug)
+        assert problem.urn == f"urn:hushsum:problem:{slug}"
+        assert 400 <= problem.status < 600
+        assert problem.title
+
+
+@pytest.mark.parametrize("problem", PROBLEMS.values(), ids=PROBLEMS)
+def test_a_refusal_survives_the_wire(problem):
+    sent = Refusal(problem, "the détail", expected=3, got=(1, 2))
+    document = sent.document()
+    assert json.loads(document) == {
+        "type": problem.urn,
+        "title": problem.title,
+        "status": problem.status,
+        "detail": "the détail",
+        "expected": "3",
+        "got": "(1, 2)",
+    }
+    came = Refusal.from_document(document, problem.status)
+    assert came.problem is problem
+    assert (came.detail, came.expected, came.got) == ("the détail", "3", "(1, 2)")
+    assert str(came) == str(sent)
+
+
+def test_the_text_says_what_was_expected_and_what_came():
+    assert str(Refusal(WRONG_SIZE, "x", expected=1, got=2)) == f"{WRONG_SIZE.title}: x (expected 1, got 2) [wrong-size]"
+    assert "(expected 1, got nothing)" in str(Refusal(WRONG_SIZE, "x", expected=1))
+    assert "(expected nothing, got 2)" in str(Refusal(WRONG_SIZE, "x", got=2))
+    assert str(Refusal(WRONG_SIZE, "x")) == f"{WRONG_SIZE.title}: x [wrong-size]"
+    assert set(json.loads(Refusal(WRONG_SIZE, "x").document())) == {"type", "title", "status", "detail"}
+
+
+def test_unknown_members_are_ignored_as_the_rfc_asks():
+    body = json.dumps({**json.loads(Refusal(WRONG_SIZE, "x").document()), "instance": "/a"}).encode()
+    assert Refusal.from_document(body, 400).problem is WRONG_SIZE
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"<html>",
+        b"[]",
+        b'{"type":"about:blank","title":"t","status":500,"detail":"d"}',
+        b'{"type":"urn:hushsum:problem:wrong-size"}',
+        b'{"type":"\xff","title":"t","status":1,"detail":"d"}',
+    ],
+)
+def test_any_other_answer_is_unexpected(body):
+    refusal = Refusal.from_document(body, 502)
+    assert refusal.problem is UNEXPECTED_ANSWER
+    assert refusal.got == "HTTP 502"

@@ -1,0 +1,173 @@
+"""The task: what the authority signs is checked once, and everything follows from it."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace as profile_replace
+
+import pytest
+from msgspec.structs import replace
+
+from he_protocol.messages import encode
+from he_protocol.privacy import PrivacyPlan
+from he_protocol.problems import (
+    BAD_COMMITTEE,
+    BAD_PLAN,
+    BAD_SIGNATURE,
+    FINGERPRINT_MISMATCH,
+    MALFORMED,
+    SUM_COULD_WRAP,
+    UNKNOWN_FIELD,
+    WRONG_SCHEME,
+)
+from he_protocol.schemes import load_scheme
+from he_protocol.signing import verify
+from he_protocol.task import MAX_LENGTH, Task, TaskConfig, TensorSpec, check_config, derive_scale, largest_sum
+
+from .parties import AUTHORITY, MALLORY, task_config
+from .refusals import refused
+from .test_signing import raw_jws
+
+CONFIG = task_config()
+RECORD = PrivacyPlan("record", 1.0, 1.0, 0.01, 1e-5, 2.0)
+CLIENT = PrivacyPlan("client", 1.0, 1.0, 1.0, 1e-5, 2.0)
+
+
+def test_a_signed_task_is_checked_and_named_by_its_hash():
+    task = Task.from_token(AUTHORITY.sign(CONFIG), AUTHORITY.public)
+    assert task.config == CONFIG
+    assert task.hash == hashlib.sha256(encode(CONFIG)).digest()
+    assert task.id == task.hash.hex()
+    assert task.scheme is load_scheme("ckks", "ckks-8192")
+    assert (task.sharing.holders, task.sharing.threshold) == (3, 2)
+    assert (task.parameters, task.length) == (3100, 3100)
+    assert [part.name for part in task.body] == ["c0", "c1"]
+    assert (task.part("sum").name, task.part("key").name) == ("c0", "c1")
+    assert [task.holder_index(f"holder-{n}") for n in range(3)] == [0, 1, 2]
+    assert task.holder_index("stranger") is None
+    assert task.noise_std == 0
+
+
+def test_the_weight_rides_along_as_one_more_coordinate():
+    task = Task(replace(CONFIG, weighting="examples", privacy=CLIENT), "", bytes(32))
+    assert (task.parameters, task.length) == (3100, 3101)
+    heavier = Task(replace(CONFIG, privacy=CLIENT), "", bytes(32))
+    assert task.noise_std > heavier.noise_std > 0
+
+
+def test_only_the_authority_makes_tasks():
+    """A server that could sign one would choose its own committee."""
+    with refused(BAD_SIGNATURE):
+        Task.from_token(MALLORY.sign(CONFIG), AUTHORITY.public)
+
+
+def test_a_signed_but_inconsistent_task_is_refused():
+    with refused(BAD_COMMITTEE):
+        Task.from_token(AUTHORITY.sign(replace(CONFIG, threshold=1)), AUTHORITY.public)
+
+
+FIRST, SECOND, THIRD = CONFIG.holders
+
+
+@pytest.mark.parametrize(
+    ("change", "problem", "why"),
+    [
+        ({"scheme": "bfv"}, WRONG_SCHEME, "scheme"),
+        ({"profile": "ckks-1"}, WRONG_SCHEME, "profile"),
+        ({"fingerprint": bytes(32)}, FINGERPRINT_MISMATCH, "ckks-8192"),
+        ({"threshold": 1}, BAD_COMMITTEE, "quorums"),
+        ({"threshold": 4}, BAD_COMMITTEE, "between"),
+        ({"holders": (FIRST, SECOND, replace(THIRD, name=FIRST.name))}, BAD_PLAN, "holder names"),
+        ({"holders": (FIRST, SECOND, replace(THIRD, key=FIRST.key))}, BAD_PLAN, "holder keys"),
+        ({"tensors": (TensorSpec("w", (2,)), TensorSpec("w", (3,)))}, BAD_PLAN, "tensor names"),
+        ({"tensors": (TensorSpec("w", (MAX_LENGTH + 1,)),)}, BAD_PLAN, "too large"),
+        ({"tensors": (TensorSpec("w", (MAX_LENGTH,)),), "weighting": "examples"}, BAD_PLAN, "too large"),
+        ({"min_clients": 101}, BAD_PLAN, "exceeds max_clients"),
+        ({"privacy": replace(RECORD, delta=0.0)}, BAD_PLAN, "privacy.delta"),
+        ({"privacy": replace(RECORD, max_corrupt=3)}, BAD_PLAN, "max_corrupt"),
+        ({"privacy": replace(CLIENT, sampling_rate=0.5)}, BAD_PLAN, "amplification"),
+        ({"privacy": RECORD, "weighting": "examples"}, BAD_PLAN, "record-level"),
+        ({"scale": 2.0**31}, SUM_COULD_WRAP, "lower scale"),
+        ({"value_range": 2.0**11}, SUM_COULD_WRAP, "lower scale"),
+        ({"max_clients": 1 << 18}, SUM_COULD_WRAP, "lower scale"),
+        ({"scale": 1e308}, SUM_COULD_WRAP, "lower scale"),
+        ({"privacy": replace(CLIENT, noise_multiplier=1e4)}, SUM_COULD_WRAP, "lower scale"),
+        ({"max_openings": 1 << 30}, BAD_PLAN, "flooding"),
+    ],
+)
+def test_a_plan_that_does_not_fit_together_is_refused(change, problem, why):
+    check_config(CONFIG)
+    with refused(problem, why):
+        check_config(replace(CONFIG, **change))
+
+
+def test_two_holders_with_one_key_would_break_the_threshold():
+    """The attack behind `holder keys must differ`: one person under two names is a quorum of 2-of-3."""
+    two_faced = replace(CONFIG, holders=(FIRST, replace(FIRST, name="other"), THIRD))
+    with refused(BAD_PLAN, "holder keys"):
+        check_config(two_faced)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"tensors": ()},
+        {"tensors": (TensorSpec("", (1,)),)},
+        {"tensors": (TensorSpec("w", (0,)),)},
+        {"holders": ()},
+        {"scale": 0.0},
+        {"scale": -1.0},
+        {"value_range": 0.0},
+        {"min_clients": 0},
+        {"threshold": 0},
+        {"epoch": -1},
+        {"weighting": "votes"},
+        {"weight_cap": 0.0},
+        {"name": "Bad Name"},
+        {"fingerprint": bytes(31)},
+        {"holders": (replace(FIRST, hpke=bytes(1215)),)},
+    ],
+)
+def test_values_out_of_range_do_not_decode(change):
+    with refused(MALFORMED):
+        verify(AUTHORITY.sign(replace(CONFIG, **change)), TaskConfig, AUTHORITY.public)
+
+
+def test_a_task_with_an_unknown_field_is_refused():
+    """A later version may have added a promise that this one would not keep."""
+    header = {"alg": "Ed25519", "typ": "hushsum-taskconfig+jws"}
+    assert Task.from_token(raw_jws(header, encode(CONFIG), AUTHORITY), AUTHORITY.public).config == CONFIG
+    with refused(UNKNOWN_FIELD, "local_floor"):
+        Task.from_token(raw_jws(header, encode(CONFIG)[:-1] + b',"local_floor":9}', AUTHORITY), AUTHORITY.public)
+
+
+@pytest.mark.parametrize("privacy", [PrivacyPlan("none"), CLIENT, RECORD, replace(CLIENT, noise_multiplier=8.0)])
+@pytest.mark.parametrize("clients", [3, 100, 1000])
+@pytest.mark.parametrize("weighting", ["uniform", "examples", "fixed"])
+def test_the_derived_scale_is_the_largest_power_of_two(privacy, clients, weighting):
+    if privacy.unit == "record" and weighting == "examples":
+        return
+    config = replace(CONFIG, privacy=privacy, max_clients=clients, weighting=weighting, scale=1.0, max_openings=10)
+    scale = derive_scale(config)
+    assert scale == 2.0 ** (scale.as_integer_ratio()[0].bit_length() - 1)
+    check_config(replace(config, scale=scale))
+    with refused(SUM_COULD_WRAP):
+        check_config(replace(config, scale=2 * scale))
+
+
+def test_no_scale_is_an_answer_too():
+    with refused(SUM_COULD_WRAP, "no scale"):
+        derive_scale(replace(CONFIG, value_range=2.0**40))
+
+
+def test_the_largest_sum_counts_rounding_and_twelve_deviations():
+    assert largest_sum(CONFIG, 3100) == 100 * (2**20 + 1)
+    noisy = replace(CONFIG, privacy=CLIENT)
+    std = Task(noisy, "", b"").noise_std
+    assert largest_sum(noisy, 3100) == pytest.approx(100 * (2**20 + 1) + 12 * 10 * std)
+
+
+def test_a_profile_with_other_numbers_is_noticed():
+    profile = load_scheme("ckks", "ckks-8192").profile
+    with refused(FINGERPRINT_MISMATCH, "got " + profile.fingerprint.hex()):
+        check_config(replace(CONFIG, fingerprint=profile_replace(profile, flood_bits=30).fingerprint))
