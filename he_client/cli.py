@@ -113,9 +113,7 @@ def submit(
 @app.command("train")
 @command
 def train(
-    function: Annotated[
-        str, typer.Argument(help="MODULE:FUNCTION; gets the model's arrays, returns the update")
-    ],
+    function: Annotated[str, typer.Argument(help="MODULE:FUNCTION; gets the model's arrays, returns the update")],
     rounds: Annotated[int, typer.Option(min=1, help="how many rounds to take part in")] = 1,
     task: TaskName = None,
     server: ServerUrl = None,

@@ -17,9 +17,9 @@ import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import load as load_safetensors
 
-from he_client.encode import encode
+from he_client.encode import Encoder
 from he_client.identity import Identity
-from he_client.schemes import Sealer, make_sealer
+from he_client.schemes import Sealer, Source, make_sealer
 from he_client.spool import SealedUpdate, Spool
 from he_client.tensors import Tensors, flatten
 from he_client.transport import RetryPolicy, Transport
@@ -140,9 +140,8 @@ class HushSumClient:
         `resume` sends the same bytes again.
         """
         started = time.perf_counter()
-        integers = await asyncio.to_thread(encode, task, flatten(task, update), examples)
-        encoded = time.perf_counter()
-        sealed = await self.seal(task, integers, base_version=base_version)
+        encoder = Encoder(task, flatten(task, update), examples)
+        sealed = await self.seal(task, encoder.block, base_version=base_version)
         encrypted = time.perf_counter()
         sent = await self.send(task, sealed)
         return Submission(
@@ -150,11 +149,11 @@ class HushSumClient:
             sent.update_id,
             sent.round,
             sent.bytes,
-            {"encode": encoded - started, "encrypt": encrypted - encoded} | sent.seconds,
+            {"encrypt": encrypted - started} | sent.seconds,
         )
 
-    async def seal(self, task: Task, integers: Integers, *, base_version: int) -> SealedUpdate:
-        """Encrypt integers (as `he_client.encode.encode` makes them) and store them durably."""
+    async def seal(self, task: Task, source: Source, *, base_version: int) -> SealedUpdate:
+        """Encrypt the task.length integers of `source` (see `he_client.encode.Encoder`) and store them durably."""
         sealer = await self._sealer(task)
         spool = self._spool(task)
         update_id = secrets.token_bytes(16)
@@ -167,7 +166,7 @@ class HushSumClient:
             files[name].write(data)
 
         try:
-            await sealer.seal(integers, write)
+            await sealer.seal(source, write)
         except BaseException:
             spool.discard(sealed)
             raise

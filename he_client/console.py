@@ -10,6 +10,7 @@ from typing import Any, Literal, ParamSpec, TypeVar
 import msgspec
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from he_protocol.problems import Refusal
@@ -32,7 +33,7 @@ def command(function: Callable[P, T]) -> Callable[P, T]:
         try:
             return function(*args, **kwargs)
         except Refusal as refusal:
-            err.print(f"[red]refused[/red] {refusal}", highlight=False, soft_wrap=True, markup=True)
+            err.print(f"[red]refused[/red] {escape(str(refusal))}", highlight=False, soft_wrap=True, markup=True)
             raise typer.Exit(REFUSED) from None
         except KeyboardInterrupt:
             raise typer.Exit(130) from None
@@ -54,5 +55,5 @@ def show(rows: Sequence[dict[str, object]], form: Format, title: str) -> None:
     for name in rows[0] if rows else ("nothing yet",):
         table.add_column(name.replace("_", " "))
     for row in rows:
-        table.add_row(*(str(value) for value in row.values()))
+        table.add_row(*(escape(str(value)) for value in row.values()))
     out.print(table)

@@ -6,7 +6,7 @@ Everything random here is secret, so it comes from the operating system's CSPRNG
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
@@ -27,14 +27,36 @@ def secret_words(count: int) -> npt.NDArray[np.uint64]:
     return expand_words(os.urandom(KEY_BYTES), count)
 
 
-def encode(task: Task, update: Floats, examples: float | None, words: Words = secret_words) -> Integers:
-    """The integers that a client encrypts for one update, shape (task.length,), int64.
+class Encoder:
+    """The integers that a client encrypts for one update, made block by block.
 
     update: float32, shape (task.parameters,); for unit "record" it is the sum of already clipped
     gradients (`he_client.training.clipped_gradient_sum`). examples: this client's number of
-    examples, needed exactly where the task weights by them.
+    examples, needed exactly where the task weights by them. Every block may be made once, in any
+    order and from any thread.
+
+    Raises `bad-tensors` or `bad-plan`.
     """
-    return np.concatenate(list(_blocks(task, _prepared(task, update, examples), words)))
+
+    def __init__(self, task: Task, update: Floats, examples: float | None, words: Words = secret_words) -> None:
+        self._config = task.config
+        self._update = _prepared(task, update, examples)
+        self._noise = Gaussian(task.noise_std) if task.noise_std > 0 else None
+        self._words = words
+
+    def block(self, start: int, stop: int) -> Integers:
+        """Coordinates start to stop: quantised, with noise; int64."""
+        block = self._update[start:stop]
+        integers = quantise(block, self._config.scale, self._config.value_range, self._words(block.size))
+        if self._noise is not None:
+            integers += self._noise.sample(self._words(block.size * self._noise.words))
+        return integers
+
+
+def encode(task: Task, update: Floats, examples: float | None, words: Words = secret_words) -> Integers:
+    """All integers of an update at once, shape (task.length,), int64; see `Encoder`."""
+    encoder = Encoder(task, update, examples, words)
+    return np.concatenate([encoder.block(at, at + BLOCK) for at in range(0, task.length, BLOCK)])
 
 
 def _prepared(task: Task, update: Floats, examples: float | None) -> Floats:
@@ -52,13 +74,3 @@ def _prepared(task: Task, update: Floats, examples: float | None) -> Floats:
         raise Refusal(BAD_PLAN, "the number of examples must be positive", got=examples)
     weight = min(examples, config.weight_cap) / config.weight_cap
     return np.append(update * np.float32(weight), np.float32(weight * config.value_range))
-
-
-def _blocks(task: Task, update: Floats, words: Words) -> Iterator[Integers]:
-    noise = Gaussian(task.noise_std) if task.noise_std > 0 else None
-    for start in range(0, update.size, BLOCK):
-        block = update[start : start + BLOCK]
-        integers = quantise(block, task.config.scale, task.config.value_range, words(block.size))
-        if noise is not None:
-            integers += noise.sample(words(block.size * noise.words))
-        yield integers

@@ -20,6 +20,8 @@ from he_protocol.signing import SigningKey
 
 PBES2_ROUNDS = 210_000
 """OWASP's 2023 figure for PBKDF2-HMAC-SHA512."""
+MIN_PASSPHRASE_BYTES = 14
+"""112 bits at the very best: what NIST SP 800-131A asks of a key, and joserfc with it."""
 _ALGORITHMS = ["PBES2-HS512+A256KW", "A256GCM"]
 
 M = TypeVar("M", bound=Message)
@@ -44,12 +46,16 @@ class KeyRecord(Message, frozen=True):
 def write_private(path: Path, record: Message, passphrase: str = "", *, replace: bool = False) -> None:
     """Write a secret durably with mode 0600.
 
-    Raises `bad-key-file` when the file exists and `replace` is false.
+    Raises `bad-key-file` when the file exists and `replace` is false, or the passphrase is too short.
     """
     if path.exists() and not replace:
         raise Refusal(BAD_KEY_FILE, f"{path} exists and is not overwritten")
     data = encode(record)
     if passphrase:
+        if len(passphrase.encode()) < MIN_PASSPHRASE_BYTES:
+            raise Refusal(
+                BAD_KEY_FILE, "the passphrase is too short", expected=f"at least {MIN_PASSPHRASE_BYTES} bytes"
+            )
         header = {"alg": _ALGORITHMS[0], "enc": _ALGORITHMS[1], "p2c": PBES2_ROUNDS}
         key = OctKey.import_key(passphrase.encode())
         data = jwe.encrypt_compact(header, data, key, algorithms=_ALGORITHMS).encode()
@@ -82,8 +88,8 @@ def read_private(path: Path, kind: type[M], passphrase: str = "") -> M:
     if mode & 0o077:
         raise Refusal(BAD_KEY_FILE, f"{path} is open to others", expected="mode 0600", got=f"{mode & 0o777:04o}")
     if not data.startswith(b"{"):
-        if not passphrase:
-            raise Refusal(BAD_KEY_FILE, f"{path} is under a passphrase and none was given")
+        if len(passphrase.encode()) < MIN_PASSPHRASE_BYTES:
+            raise Refusal(BAD_KEY_FILE, f"{path} is under a passphrase that was not given")
         try:
             key = OctKey.import_key(passphrase.encode())
             data = jwe.decrypt_compact(data, key, algorithms=_ALGORITHMS).plaintext or b""

@@ -9,6 +9,7 @@ import tomllib
 from pathlib import Path
 from typing import Annotated
 
+import msgspec
 import typer
 from safetensors import safe_open
 
@@ -17,9 +18,9 @@ from he_client.console import Format, command, run_async
 from he_client.identity import AUTHORITY_FILE, KEY_FILE, Identity, create
 from he_client.transport import Transport
 from he_protocol.keyfile import KeyRecord, read_private, write_private
-from he_protocol.messages import Role
+from he_protocol.messages import Name, Role
 from he_protocol.privacy import epsilon
-from he_protocol.problems import BAD_PLAN, Refusal
+from he_protocol.problems import BAD_PLAN, BAD_SETTINGS, Refusal
 from he_protocol.signing import SigningKey, jwk_x
 from he_protocol.task import TensorSpec
 from keys.agent import Agent, joined_tasks, serve
@@ -69,7 +70,7 @@ def enroll(
 ) -> None:
     """Certify a party: read its signed request, write its credential (a JWT)."""
     key = read_private(directory / AUTHORITY_KEY, KeyRecord, passphrase).signing
-    out.write_text(enrol(key, _text(request), role, now=time.time(), days=days) + "\n")
+    _write(out, enrol(key, _text(request), role, now=time.time(), days=days))
     console.out.print(f"credential for role {role}, valid {days:g} days: {out}")
 
 
@@ -88,11 +89,11 @@ def task_sign(
     key = read_private(directory / AUTHORITY_KEY, KeyRecord, passphrase).signing
     try:
         fields = tomllib.loads(plan.read_text())
-    except (OSError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError) as error:  # not there, not UTF-8, not TOML
         raise Refusal(BAD_PLAN, f"{plan}: {error}") from None
     holders = [_text(path) for path in holder]
     config = build_config(fields, _tensor_specs(model), _text(server), holders, key.public)
-    out.write_text(key.sign(config) + "\n")
+    _write(out, key.sign(config))
     n, t = len(config.holders), config.threshold
     console.out.print(
         f"task {config.name!r}, {config.scheme}/{config.profile}, scale 2^{config.scale.hex().split('p')[1]}: {out}\n"
@@ -109,6 +110,10 @@ def init(
 ) -> None:
     """Make a key holder's signing and HPKE keys, and the request to send to the authority."""
     settings = Settings.load(data_dir=data_dir)
+    try:
+        msgspec.convert(name, Name)
+    except msgspec.ValidationError as error:
+        raise Refusal(BAD_SETTINGS, f"--name {name!r}: {error}") from None
     hpke = HpkeKey.generate()
     create(settings.data_dir, name, "holder", time.time(), passphrase=passphrase, hpke=(hpke.public, hpke.private))
     console.out.print(f"keys in {settings.data_dir}; send enroll-request.jws to the authority")
@@ -261,5 +266,12 @@ def _tensor_specs(model: Path) -> list[TensorSpec]:
 def _text(path: Path) -> str:
     try:
         return path.read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise Refusal(BAD_PLAN, f"cannot read {path}: {error}") from None
+
+
+def _write(path: Path, token: str) -> None:
+    try:
+        path.write_text(token + "\n")
     except OSError as error:
-        raise Refusal(BAD_PLAN, f"cannot read {path}: {error.strerror}") from None
+        raise Refusal(BAD_SETTINGS, f"cannot write {path}: {error.strerror}") from None

@@ -13,7 +13,7 @@ from he_client.identity import Identity
 from he_client.transport import Transport
 from he_protocol import api
 from he_protocol.keyfile import read_private
-from he_protocol.messages import Count, Digest, Key32, Message, PartDigest, Share, UpdateHeader
+from he_protocol.messages import Count, Digest, Key32, Manifest, Message, PartDigest, Share, UpdateHeader
 from he_protocol.privacy import epsilon
 from he_protocol.problems import (
     BAD_COMMITTEE,
@@ -21,9 +21,12 @@ from he_protocol.problems import (
     BUDGET_EXHAUSTED,
     DIGEST_MISMATCH,
     KEYS_NOT_READY,
+    MANIFEST_MISMATCH,
+    TOO_FEW_CLIENTS,
     WRONG_EPOCH,
     Refusal,
 )
+from he_protocol.signing import read_unverified
 from he_protocol.task import Task
 from keys.checks import Request
 from keys.hpke_key import HpkeKey
@@ -37,6 +40,9 @@ SERVICE_FAILURE = 500
 class PartSeed(Message, frozen=True):
     part: Count
     seed: Key32
+
+    def __repr__(self) -> str:
+        return f"PartSeed(part={self.part})"
 
 
 class EpochSecret(Message, frozen=True):
@@ -80,6 +86,13 @@ class KeyHolder:
         `budget-exhausted` when its openings would cost more epsilon than it promises.
         """
         self.index(task)
+        if task.config.min_clients < self.floor:
+            raise Refusal(
+                TOO_FEW_CLIENTS,
+                f"task {task.config.name!r} would open sums below our floor",
+                expected=f"min_clients at least {self.floor}",
+                got=task.config.min_clients,
+            )
         await asyncio.to_thread(check_promise, task)
         await self.ledger.join(task, server_url, self.clock())
 
@@ -112,6 +125,8 @@ class KeyHolder:
 
     async def _answer(self, task: Task, number: int, opener: Opener, asked: api.Opening, transport: Transport) -> None:
         server = task.config.server.name
+        if (named := read_unverified(asked.manifest, Manifest).round) != number:
+            raise Refusal(MANIFEST_MISMATCH, "the manifest is of another round", expected=number, got=named)
         request = await self.ledger.decide(
             task, self.identity.authority, asked.manifest, asked.updates, floor=self.floor, now=self.clock()
         )

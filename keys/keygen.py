@@ -121,7 +121,8 @@ class Ceremony:
     async def _board(self, phase: api.Phase) -> dict[str, str]:
         path = api.board_path(self._task.id, phase)
         board = await self._transport.document("GET", path, api.Board, audience=self._task.config.server.name)
-        return {post.holder: post.message for post in board.posts}
+        committee = {holder.name for holder in self._task.config.holders}
+        return {post.holder: post.message for post in board.posts if post.holder in committee}
 
     async def _bodies(self) -> list[bytes]:
         bodies = []

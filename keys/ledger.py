@@ -163,7 +163,7 @@ class Ledger:
             history = await _history(connection, task.hash, blank.manifest)
             request = Request(task, authority, manifest_token, updates, history, floor, now)
             await asyncio.to_thread(judge, request, rules)
-            if history.manifest_hash is None:
+            if history.manifest_hash != request.manifest_hash:  # a fork that got this far meets the primary key
                 await _record(connection, request)
         return request
 
@@ -245,7 +245,8 @@ async def _record(connection: AsyncConnection, request: Request) -> None:
 def _prepare(connection: DBAPIConnection, _record: ConnectionPoolEntry) -> None:
     connection.isolation_level = None  # `_begin` opens transactions itself
     cursor = connection.cursor()
-    for pragma in ("synchronous=FULL", "foreign_keys=ON", "busy_timeout=10000"):
+    # EXTRA: under FULL a power cut after the commit can bring the rollback journal, and the old state, back.
+    for pragma in ("synchronous=EXTRA", "foreign_keys=ON", "busy_timeout=10000"):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()
 

@@ -14,14 +14,16 @@ from he_client.transport import Transport
 from he_protocol.quantise import Integers
 from he_protocol.task import Task
 
+Source = Callable[[int, int], Integers]
+"""The integers from one index to another: `Encoder.block`, or a slice of a vector that is there already."""
 Sink = Callable[[str, bytes], None]
 
 
 class Sealer(Protocol):
     """Encrypts updates of one task."""
 
-    async def seal(self, integers: Integers, write: Sink) -> None:
-        """Encrypt integers of shape (task.length,) under fresh randomness.
+    async def seal(self, source: Source, write: Sink) -> None:
+        """Encrypt the task.length integers of `source`, asked for block by block, under fresh randomness.
 
         Every body part's bytes go to `write(part name, bytes)`, in order within a part.
         """

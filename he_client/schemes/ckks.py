@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import zstandard
 
-from he_client.schemes import Sink
+from he_client.schemes import Sink, Source
 from he_client.transport import Transport
 from he_protocol import api, residues, seal
 from he_protocol.messages import Confirmation
@@ -58,7 +58,7 @@ async def make_sealer(task: Task, transport: Transport, cache: Path) -> CkksSeal
         partial = path.with_suffix(f".{os.getpid()}")
         partial.write_bytes(context)
         partial.replace(path)
-    return CkksSealer(scheme.profile, path)
+    return CkksSealer(scheme.profile, path, task.length)
 
 
 def check_confirmations(task: Task, confirmations: dict[str, str]) -> bytes:
@@ -118,19 +118,19 @@ def load_context(data: bytes) -> tenseal.Context:
 class CkksSealer:
     """Encrypts vectors of integers, one per slot, into (c0, c1)."""
 
-    def __init__(self, profile: CkksProfile, context: Path) -> None:
+    def __init__(self, profile: CkksProfile, context: Path, length: int) -> None:
         self._profile = profile
         self._context = context
+        self._length = length
 
-    async def seal(self, integers: Integers, write: Sink) -> None:
+    async def seal(self, source: Source, write: Sink) -> None:
         loop = asyncio.get_running_loop()
-        slots = self._profile.slots
-        chunks = [integers[at : at + slots] for at in range(0, max(len(integers), 1), slots)]
-        for first in range(0, len(chunks), _WINDOW):
-            work = [
-                loop.run_in_executor(_pool(), encrypt, self._profile, str(self._context), chunk)
-                for chunk in chunks[first : first + _WINDOW]
-            ]
+        window = WINDOW * self._profile.slots
+        for first in range(0, self._length, window):
+            work = []
+            for start in range(first, min(first + window, self._length), self._profile.slots):
+                chunk = await asyncio.to_thread(source, start, min(start + self._profile.slots, self._length))
+                work.append(loop.run_in_executor(_pool(), encrypt, self._profile, str(self._context), chunk))
             for c0, c1 in await asyncio.gather(*work):
                 write("c0", c0)
                 write("c1", c1)
@@ -152,7 +152,7 @@ def encrypt(profile: CkksProfile, context: str, chunk: Integers) -> tuple[bytes,
     return residues.pack(polynomials[:1], layout), residues.pack(polynomials[1:], layout)
 
 
-_WINDOW = 16
+WINDOW = 16
 """Ciphertexts under way at once: bounds memory at about 10 MB."""
 
 

@@ -1,0 +1,31 @@
+# Two commands do everything on a fresh machine: make demo, make test.
+VENV ?= .venv
+PYTHON ?= python3
+ROUNDS ?= 30
+SCHEME ?= ckks
+BIN = $(VENV)/bin
+
+.PHONY: demo test lint clean
+
+# torch first and pinned: anything newer, or without the pin, pulls gigabytes of CUDA.
+$(VENV)/.ready: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet torch==2.13.0
+	$(BIN)/pip install --quiet --editable '.[dev]'
+	touch $@
+
+demo: $(VENV)/.ready ## 24 phones train under DP and encryption; writes demo-report.json and .png
+	$(BIN)/python -m examples.har --rounds $(ROUNDS) --scheme $(SCHEME)
+
+test: $(VENV)/.ready ## all tests, on SQLite and PostgreSQL; coverage of the security-critical packages
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile \
+		--cov=he_protocol --cov=keys --cov-fail-under=95 --cov-report=term:skip-covered
+
+lint: $(VENV)/.ready ## style, types, import contracts
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+clean:
+	rm -rf $(VENV) demo-run demo-report.json demo-report.png

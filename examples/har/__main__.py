@@ -1,0 +1,166 @@
+"""The demo: `python -m examples.har`. See README.md in this folder."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import time
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from rich.live import Live
+
+from examples.har import data, report
+from examples.har.deployment import Deployment
+from examples.har.model import network
+from examples.har.rounds import Phones, RoundResult
+from he_client.client import HushSumClient
+from he_client.training import arrays
+from he_protocol.problems import Refusal
+from he_protocol.task import Task
+
+TASK = "har-demo"
+HOLDERS, THRESHOLD = 5, 3
+SAMPLING_RATE = 0.2
+DELTA = 1e-5
+LONG = 40
+"""From this many rounds on, the noise is raised so that epsilon stays low."""
+
+console = Console()
+PROFILES = {"ckks": "ckks-8192"}
+
+
+def plan(scheme: str, rounds: int, clients: int, records: int, spare: int, opening_seconds: int) -> dict[str, Any]:
+    """The task's plan: DP-FedSGD at record level. Its lines explain themselves in docs/how-to."""
+    return {
+        "name": TASK,
+        "scheme": scheme,
+        "profile": PROFILES[scheme],
+        "epoch": 1,
+        "value_range": 8.0,
+        "privacy": {
+            "unit": "record",
+            "clip_norm": 1.0,
+            "noise_multiplier": 1.2 if rounds <= LONG else 2.0,
+            "sampling_rate": SAMPLING_RATE,
+            "delta": DELTA,
+            "epsilon_budget": 8.0,
+        },
+        "weighting": "fixed",
+        "weight_cap": SAMPLING_RATE * records,
+        "optimiser": {"learning_rate": 0.4, "momentum": 0.9},
+        "min_clients": clients,
+        "max_clients": clients,
+        "collect_seconds": 120,
+        "opening_seconds": opening_seconds,
+        "staleness": 1,
+        "max_openings": rounds + spare,
+        "threshold": THRESHOLD,
+    }
+
+
+def main(
+    rounds: Annotated[int, typer.Option(min=1, help="rounds to publish")] = 30,
+    scheme: Annotated[str, typer.Option(help="encryption scheme: " + ", ".join(PROFILES))] = "ckks",
+    directory: Annotated[Path, typer.Option(help="keys, logs and databases of the run; emptied first")] = Path(
+        "demo-run"
+    ),
+    report_file: Annotated[Path, typer.Option("--report", help="JSON report; the plot goes beside it")] = Path(
+        "demo-report.json"
+    ),
+    outage: Annotated[
+        int, typer.Option(help="kill this many key holders after a third of the rounds, later bring them back")
+    ] = 0,
+    opening_seconds: Annotated[int, typer.Option(help="how long a round waits for a quorum of key holders")] = 30,
+) -> None:
+    """24 phones train an activity recogniser; a server sums what it cannot read; 3 of 5 key holders open the sum."""
+    torch.set_num_threads(2)
+    if scheme not in PROFILES:
+        console.print(f"unknown scheme {scheme!r}; known: {', '.join(PROFILES)}", style="red")
+        raise typer.Exit(2)
+    try:
+        asyncio.run(run(rounds, scheme, directory.absolute(), report_file, outage, opening_seconds))
+    except Refusal as refusal:
+        console.print(f"refused {refusal}", style="red", soft_wrap=True)
+        raise typer.Exit(2) from None
+
+
+async def run(rounds: int, scheme: str, directory: Path, report_file: Path, outage: int, opening_seconds: int) -> None:
+    """Set up, train, report, tear down."""
+    started = time.monotonic()
+    phones, unseen = data.load()
+    shutil.rmtree(directory, ignore_errors=True)
+    deployment = Deployment(directory, len(phones), HOLDERS)
+    records = sum(len(client) for client in phones.values())
+    with console.status("enrolling 24 phones and 5 key holders, signing the task"):
+        wanted = plan(scheme, rounds, len(phones), records, 5, opening_seconds)
+        await asyncio.to_thread(deployment.provision, wanted, arrays(network()))
+    try:
+        with console.status("starting the server; the key holders make their joint key"):
+            await deployment.start(TASK)
+        pids = ", ".join(f"{name} {process.pid}" for name, process in deployment.processes.items())
+        console.print(f"server at {deployment.url}; process ids: {pids}; logs in {directory}/")
+        async with AsyncExitStack() as stack:
+            clients = [
+                await stack.enter_async_context(
+                    HushSumClient(deployment.url, deployment.identity(n + 1), state_dir=directory / f"phone-{n + 1:02}")
+                )
+                for n in range(len(phones))
+            ]
+            task = await clients[0].task(TASK)
+            members = list(zip(clients, phones.values(), strict=True))
+            console.print(
+                f"planned epsilon {clients[0].privacy_planned(task):.2f} at delta {DELTA:g}, should all"
+                f" {task.config.max_openings} openings be used"
+            )
+            results = await train(deployment, Phones(task, members, unseen), task, rounds, outage)
+    finally:
+        await deployment.stop()
+    finish(task, results, report_file, time.monotonic() - started)
+
+
+async def train(deployment: Deployment, phones: Phones, task: Task, rounds: int, outage: int) -> list[RoundResult]:
+    """Rounds until enough are published; with `outage`, key holders die on the way and come back."""
+    results: list[RoundResult] = []
+    victims = deployment.holder_names[:outage]
+    down = 0
+    with Live(console=console, auto_refresh=False) as live:
+        while sum(not row.failure for row in results) < rounds:
+            if victims and len(results) == rounds // 3:
+                for name in victims:
+                    await deployment.kill(name)
+                down = len(results) + 2
+                live.console.print(f"killed {', '.join(victims)}", style="yellow")
+            if down and len(results) == down:
+                for name in victims:
+                    await deployment.start_holder(name)
+                down = 0
+                live.console.print(f"started {', '.join(victims)} again", style="yellow")
+            result = await phones.round()
+            results.append(result)
+            if result.failure:
+                live.console.print(f"round {result.number} failed: {result.failure}", style="red")
+            live.update(report.table(task, results), refresh=True)
+    return results
+
+
+def finish(task: Task, results: list[RoundResult], path: Path, seconds: float) -> None:
+    """Write the report and the plot, print the summary."""
+    summary = report.write_json(path, task, results, seconds)
+    picture = path.with_suffix(".png")
+    report.plot(picture, task, results)
+    console.print(
+        f"\n[bold]{summary['accuracy']:.1%}[/bold] of the unseen people's activities recognised, "
+        f"epsilon {summary['epsilon']:.2f} at delta {DELTA:g} (record level, what is opened)\n"
+        f"{summary['bytes_per_parameter']:.2f} bytes per parameter uploaded, "
+        f"largest difference from the plain sum of integers: {summary['max_abs_error_vs_plain_sum']:g}\n"
+        f"{summary['rounds']} rounds in {seconds:.0f} s; report in {path}, plot in {picture}"
+    )
+
+
+if __name__ == "__main__":
+    typer.run(main)

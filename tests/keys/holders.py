@@ -1,0 +1,50 @@
+"""Real `KeyHolder`s of a test world, with folders and ledgers of their own."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from he_client.transport import RetryPolicy, Transport
+from he_protocol.keyfile import write_private
+from keys.holder import EpochSecret, KeyHolder, PartSeed
+from keys.ledger import Ledger
+from tests.support.parties import NOW, World
+
+QUICK = RetryPolicy(first=0.01, longest=0.02, give_up=0.2)
+
+
+@asynccontextmanager
+async def holder_of(
+    world: World,
+    index: int,
+    folder: Path,
+    *,
+    clock: Callable[[], float] = lambda: NOW,
+    floor: int = 2,
+    passphrase: str = "",
+) -> AsyncIterator[KeyHolder]:
+    """One holder; opening it a second time on the same folder is a restart."""
+    directory = folder / world.committee[index].name
+    ledger = await Ledger.open(directory / "ledger.db")
+    holder = KeyHolder(
+        world.committee[index], world.hpke[index], ledger, directory, floor=floor, passphrase=passphrase, clock=clock
+    )
+    try:
+        yield holder
+    finally:
+        await ledger.close()
+
+
+def give_key(world: World, index: int, holder: KeyHolder, *, epoch: int | None = None) -> None:
+    """What the ceremony would have left with this holder."""
+    seeds = tuple(PartSeed(part, seed) for part, seed in sorted(world.dealt[0][index].items()))
+    task = world.task
+    secret = EpochSecret(task.hash, task.config.epoch if epoch is None else epoch, seeds)
+    write_private(holder.secret_path(task, "key"), secret, holder.passphrase)
+
+
+def line_to(url: str, holder: KeyHolder) -> Transport:
+    """A transport that gives up quickly."""
+    return Transport(url, holder.identity, retry=QUICK)

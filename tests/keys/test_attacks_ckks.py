@@ -1,0 +1,180 @@
+"""What a lying server gains when one check is missing: real TenSEAL ciphertexts, real shares, one victim.
+
+Every attack runs twice: with the check off it reads the victim's vector exactly, with it on it is refused.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sqlalchemy.exc import IntegrityError
+
+from he_protocol.messages import SignedUpdate
+from he_protocol.problems import (
+    BAD_SIGNATURE,
+    DUPLICATE_CLIENT,
+    DUPLICATE_UPDATE,
+    MANIFEST_FORK,
+    TOO_FEW_CLIENTS,
+    UPDATE_OPENED_BEFORE,
+    ProblemType,
+)
+from keys import checks
+from keys.checks import RULES, Request, Rule, judge
+from keys.ledger import Ledger
+from tests.support.openings import Sent, after, ask, open_sum, send
+from tests.support.parties import World
+from tests.support.rules import without
+from tests.unit.refusals import refused
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("contexts")
+
+
+@pytest.fixture(scope="module")
+def world(folder: Path) -> World:
+    return World()
+
+
+@pytest.fixture(scope="module")
+def victim(world: World, folder: Path) -> Sent:
+    return send(world, "victim", folder, 1)
+
+
+@pytest.fixture(scope="module")
+def others(world: World, folder: Path) -> list[Sent]:
+    return [send(world, f"client-{i}", folder, 10 + i) for i in range(3)]
+
+
+def heads(sent: list[Sent]) -> list[SignedUpdate]:
+    return [one.update for one in sent]
+
+
+def summed(sent: list[Sent]) -> np.ndarray:
+    return np.sum([one.integers for one in sent], axis=0)
+
+
+async def decide(ledger: Ledger, request: Request, rules: tuple[Rule, ...] = RULES) -> Request:
+    return await ledger.decide(
+        request.task, request.authority, request.manifest_token, request.updates, floor=1, now=request.now, rules=rules
+    )
+
+
+def test_without_an_attack_only_the_sum_is_seen(world: World, victim: Sent, others: list[Sent]) -> None:
+    request = ask(world, heads([*others, victim]))
+    judge(request)
+    assert (open_sum(world, request, [*others, victim]) == summed([*others, victim])).all()
+
+
+@pytest.mark.parametrize(
+    ("number", "rule", "problem"),
+    [(2, checks.updates_fresh, UPDATE_OPENED_BEFORE), (1, checks.round_not_forked, MANIFEST_FORK)],
+    ids=["another_round", "forked_round"],
+)
+def test_two_openings_that_differ_in_one_client_give_it_away(
+    world: World, victim: Sent, others: list[Sent], number: int, rule: Rule, problem: ProblemType
+) -> None:
+    """Once as another round, once as a fork of the same round."""
+    everybody = [*others, victim]
+    first = ask(world, heads(everybody))
+    judge(first)
+    second = after(first, ask(world, heads(others), number=number))
+    judge(second, without(rule))
+    difference = open_sum(world, first, everybody) - open_sum(world, second, others)
+    assert (difference == victim.integers).all()
+    with refused(problem):
+        judge(second)
+
+
+@pytest.mark.parametrize(
+    ("number", "rule", "problem"),
+    [(2, checks.updates_fresh, UPDATE_OPENED_BEFORE), (1, checks.round_not_forked, MANIFEST_FORK)],
+    ids=["another_round", "forked_round"],
+)
+async def test_the_ledgers_primary_keys_are_the_second_line(
+    tmp_path: Path, world: World, victim: Sent, others: list[Sent], number: int, rule: Rule, problem: ProblemType
+) -> None:
+    ledger = await Ledger.open(tmp_path / "ledger.db")
+    await ledger.join(world.task, "http://server", 0.0)
+    first = await decide(ledger, ask(world, heads([*others, victim])))
+    second = ask(world, heads(others), number=number)
+    with refused(problem):
+        await decide(ledger, second)
+    with pytest.raises(IntegrityError, match="UNIQUE"):
+        await decide(ledger, second, without(rule))
+    assert [o.manifest_hash for o in await ledger.openings(world.task.hash)] == [first.manifest_hash]
+    await ledger.close()
+
+
+def test_one_sybil_twice_and_a_victim(world: World, folder: Path, victim: Sent) -> None:
+    """min_clients is met by one client that knows its own two vectors."""
+    mallory = [send(world, "mallory", folder, seed) for seed in (2, 3)]
+    request = ask(world, heads([victim, *mallory]))
+    judge(request, without(checks.clients_distinct))
+    assert (open_sum(world, request, [victim, *mallory]) - summed(mallory) == victim.integers).all()
+    with refused(DUPLICATE_CLIENT):
+        judge(request)
+
+
+async def test_the_victims_own_update_as_its_crowd(tmp_path: Path, world: World, victim: Sent) -> None:
+    """The same update three times is three times the vector; two rules and a primary key stand in the way."""
+    request = ask(world, heads([victim] * 3))
+    judge(request, without(checks.clients_distinct, checks.updates_distinct))
+    assert (open_sum(world, request, [victim]) == 3 * victim.integers).all()
+    with refused(DUPLICATE_CLIENT):
+        judge(request)
+    with refused(DUPLICATE_UPDATE):
+        judge(request, without(checks.clients_distinct))
+    ledger = await Ledger.open(tmp_path / "ledger.db")
+    await ledger.join(world.task, "http://server", 0.0)
+    with pytest.raises(IntegrityError, match="UNIQUE"):
+        await decide(ledger, request, without(checks.clients_distinct, checks.updates_distinct))
+    assert await ledger.openings(world.task.hash) == []
+    await ledger.close()
+
+
+def test_a_copied_update_id_makes_the_victim_its_own_crowd(world: World, victim: Sent) -> None:
+    """Colluding clients reuse the victim's id: a server that serves bodies by id serves the victim's for all."""
+    mates = [world.update(name, victim.body, update_id=victim.header.update_id) for name in ("mallory", "mallory-2")]
+    request = ask(world, [victim.update, *mates])
+    judge(request, without(checks.updates_distinct))
+    assert (open_sum(world, request, [victim]) == 3 * victim.integers).all()
+    with refused(DUPLICATE_UPDATE):
+        judge(request)
+
+
+def test_a_crowd_that_the_server_made_up(world: World, victim: Sent, folder: Path) -> None:
+    """Headers in the names of enrolled clients, signed by the server, over vectors that it knows."""
+    fakes = []
+    for seed, name in enumerate(("client-0", "client-1")):
+        honest = send(world, name, folder, 50 + seed)
+        forged = SignedUpdate(world.server.key.sign(honest.header), honest.update.credential)
+        fakes.append(replace(honest, update=forged))
+    request = ask(world, heads([victim, *fakes]))
+    judge(request, without(checks.headers_signed))
+    assert (open_sum(world, request, [victim, *fakes]) - summed(fakes) == victim.integers).all()
+    with refused(BAD_SIGNATURE):
+        judge(request)
+
+
+def test_a_manifest_of_one(world: World, victim: Sent) -> None:
+    request = ask(world, [victim.update])
+    judge(request, without(checks.enough_clients))
+    assert (open_sum(world, request, [victim]) == victim.integers).all()
+    with refused(TOO_FEW_CLIENTS):
+        judge(request)
+
+
+def test_our_floor_holds_where_the_task_allows_one(folder: Path) -> None:
+    """An authority that sells a task with min_clients = 1 does not buy the holder."""
+    world = World(plan={"min_clients": 1})
+    victim = send(world, "victim", folder, 1)
+    judge(ask(world, [victim.update], floor=1))
+    assert (open_sum(world, ask(world, [victim.update]), [victim]) == victim.integers).all()
+    with refused(TOO_FEW_CLIENTS, "at least 2"):
+        judge(ask(world, [victim.update], floor=2))

@@ -1,0 +1,136 @@
+"""The authority's pure functions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from he_protocol.identity import check_credential
+from he_protocol.messages import Credential, EnrolRequest, Role
+from he_protocol.problems import (
+    BAD_COMMITTEE,
+    BAD_PLAN,
+    BAD_SIGNATURE,
+    EXPIRED_CREDENTIAL,
+    SUM_COULD_WRAP,
+    WRONG_ROLE,
+    WRONG_SCHEME,
+    ProblemType,
+)
+from he_protocol.schemes import load_scheme
+from he_protocol.signing import SigningKey, verify
+from he_protocol.task import check_config, derive_scale
+from keys.authority import build_config, enrol
+from tests.support.parties import NOW, PLAN, Authority, World
+from tests.unit.refusals import refused
+
+KEY = SigningKey.generate()
+
+
+def request(role: Role = "client", *, signer: SigningKey = KEY, hpke: bytes = b"") -> str:
+    return signer.sign(EnrolRequest("alice", role, KEY.public, int(NOW), hpke))
+
+
+@pytest.mark.parametrize("role", ["client", "holder", "server"])
+def test_an_enrolled_party_is_who_it_says(role: Role) -> None:
+    authority = Authority()
+    token = enrol(authority.key, request(role, hpke=b"h" * 9), role, now=NOW, days=2)
+    party = check_credential(token, authority.key.public, role, NOW)
+    assert (party.name, party.role, party.public) == ("alice", role, KEY.public)
+    assert verify(token, Credential, authority.key.public).hpke == b"h" * 9
+    check_credential(token, authority.key.public, role, NOW + 2 * 86400 - 1)
+    with refused(EXPIRED_CREDENTIAL):
+        check_credential(token, authority.key.public, role, NOW + 2 * 86400)
+
+
+def test_nobody_is_enrolled_with_another_partys_key() -> None:
+    """The request must be signed with the key that it asks to certify."""
+    with refused(BAD_SIGNATURE):
+        enrol(Authority().key, request(signer=SigningKey.generate()), "client", now=NOW, days=1)
+
+
+@pytest.mark.parametrize(("asked", "given"), [("client", "holder"), ("holder", "server"), ("server", "client")])
+def test_the_role_is_what_was_asked_for(asked: Role, given: Role) -> None:
+    with refused(WRONG_ROLE):
+        enrol(Authority().key, request(asked), given, now=NOW, days=1)
+
+
+@pytest.fixture(scope="module")
+def world() -> World:
+    return World()
+
+
+def build(world: World, plan: dict[str, Any], **changes: Any) -> Any:
+    parts = {
+        "tensors": world.tensors,
+        "server": world.server.credential,
+        "holders": [holder.credential for holder in world.committee],
+        "authority": world.authority.key.public,
+    }
+    return build_config(plan, **{**parts, **changes})
+
+
+def test_a_plan_becomes_a_checked_configuration(world: World) -> None:
+    config = build(world, PLAN)
+    check_config(config)
+    assert config.server.key == world.server.key.public
+    assert [(h.name, h.key, h.hpke) for h in config.holders] == [
+        (party.name, party.key.public, key.public) for party, key in zip(world.committee, world.hpke, strict=True)
+    ]
+    assert config.fingerprint == load_scheme(config.scheme, config.profile).profile.fingerprint
+
+
+def test_a_scale_that_is_left_out_is_the_largest_that_cannot_wrap(world: World) -> None:
+    config = build(world, {name: value for name, value in PLAN.items() if name != "scale"})
+    assert config.scale == derive_scale(config) > 1024
+    with refused(SUM_COULD_WRAP):
+        build(world, PLAN | {"scale": 2 * config.scale})
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"scheme": "none"}, WRONG_SCHEME),
+        ({"profile": "ckks-16"}, WRONG_SCHEME),
+        ({"min_clients": 0}, BAD_PLAN),
+        ({"min_clients": 9}, BAD_PLAN),
+        ({"privacy": {"unit": "hope"}}, BAD_PLAN),
+        ({"surprise": 1}, BAD_PLAN),
+        ({"name": "Not A Name"}, BAD_PLAN),
+        ({"threshold": 1}, BAD_COMMITTEE),
+        ({"threshold": 4}, BAD_COMMITTEE),
+        ({"max_openings": 10**9}, BAD_PLAN),
+        ({"scale": 2.0**60}, SUM_COULD_WRAP),
+    ],
+    ids=lambda value: str(value) if isinstance(value, dict) else "",
+)
+def test_plans_that_are_refused(world: World, change: dict[str, Any], problem: ProblemType) -> None:
+    with refused(problem):
+        build(world, PLAN | change)
+
+
+@pytest.mark.parametrize("name", ["scheme", "profile", "min_clients", "threshold", "privacy"])
+def test_what_a_plan_lacks_is_named(world: World, name: str) -> None:
+    with refused(BAD_PLAN, name):
+        build(world, {key: value for key, value in PLAN.items() if key != name})
+
+
+def test_credentials_in_each_others_places(world: World) -> None:
+    with refused(WRONG_ROLE):
+        build(world, PLAN, server=world.client("a").credential)
+    with refused(WRONG_ROLE):
+        build(world, PLAN, holders=[world.server.credential] * 3)
+    with refused(BAD_SIGNATURE):
+        build(world, PLAN, server=Authority().party("server", "server").credential)
+
+
+def test_a_holder_without_an_hpke_key(world: World) -> None:
+    plain = world.authority.party("plain", "holder").credential
+    with refused(BAD_COMMITTEE, "'plain'"):
+        build(world, PLAN, holders=[plain] * 3)
+
+
+def test_one_holder_three_times(world: World) -> None:
+    with refused(BAD_PLAN, "must differ"):
+        build(world, PLAN, holders=[world.committee[0].credential] * 3)

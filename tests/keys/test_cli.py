@@ -1,0 +1,378 @@
+"""`he-keys`, as its users meet it: the authority's folder, a committee of one, a server over HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import Result
+from safetensors.numpy import save_file
+from typer.testing import CliRunner
+
+from he_client.identity import Identity, create
+from he_protocol.keyfile import KeyRecord, read_private
+from he_protocol.messages import Credential
+from he_protocol.problems import STALE_UPDATE, Refusal
+from he_protocol.signing import public_from_jwk, verify
+from he_protocol.task import Task
+from keys.cli import app
+from keys.ledger import Ledger
+from tests.support.fake_server import FakeServer
+
+PASSPHRASE = "correct horse battery staple"
+PLAN = """
+name = "demo"
+scheme = "ckks"
+profile = "ckks-8192"
+epoch = 1
+value_range = 4.0
+min_clients = 3
+max_clients = 8
+collect_seconds = 60
+opening_seconds = 60
+staleness = 2
+max_openings = 10
+threshold = 1
+
+[privacy]
+unit = "client"
+clip_norm = 1.0
+noise_multiplier = 4.0
+delta = 1e-5
+epsilon_budget = 100.0
+"""
+
+
+@pytest.fixture(autouse=True)
+def _plain(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A wide terminal without colours, and a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "400")
+    for name in list(os.environ):
+        if name.startswith("HUSHSUM"):
+            monkeypatch.delenv(name)
+
+
+def run(*args: object) -> Result:
+    return CliRunner().invoke(app, [str(arg) for arg in args], catch_exceptions=False)
+
+
+def done(*args: object) -> str:
+    result = run(*args)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def refuses(slug: str, *args: object) -> str:
+    """Exit code 2 and one line that ends with the problem's stable name: no traceback."""
+    result = run(*args)
+    assert result.exit_code == 2, result.output
+    (line,) = result.stderr.strip().splitlines()
+    assert line.startswith("refused ")
+    assert line.endswith(f"[{slug}]")
+    assert result.stdout == ""
+    return line
+
+
+@dataclass
+class Office:
+    """An authority's folder, one holder, a server, a client, and a signed task."""
+
+    folder: Path
+    task: Task
+
+    @property
+    def holder(self) -> Path:
+        return self.folder / "holder"
+
+
+def enrolled(folder: Path, role: str) -> None:
+    """Send the request, bring the credential and the authority's public key."""
+    done("enroll", folder / "enroll-request.jws", "--role", role, "--out", folder / "credential.jws", "--days", 2)
+    (folder / "authority.pub").write_text(Path("authority/authority.pub").read_text())
+
+
+@pytest.fixture
+def office(tmp_path: Path) -> Office:
+    done("authority", "init")
+    done("init", "--name", "holder-0", "--data-dir", "holder")
+    enrolled(Path("holder"), "holder")
+    for role in ("server", "client"):
+        create(Path(role), role, role, time.time())
+        enrolled(Path(role), role)
+    Path("plan.toml").write_text(PLAN)
+    save_file({"w": np.zeros((5, 2), np.float32), "b": np.zeros(3, np.float32)}, "model.safetensors")
+    done(*sign())
+    return Office(tmp_path, Task.from_token(Path("task.jws").read_text().strip(), authority()))
+
+
+def authority() -> bytes:
+    return public_from_jwk(Path("authority/authority.pub").read_text().strip())
+
+
+def sign(**changes: str) -> list[str]:
+    """Arguments of `task sign`; `changes` replace files."""
+    files = {
+        "plan": "plan.toml",
+        "model": "model.safetensors",
+        "server": "server/credential.jws",
+        "holder": "holder/credential.jws",
+        "out": "task.jws",
+    } | changes
+    plan = files.pop("plan")
+    return ["task", "sign", plan, *(word for name, file in files.items() for word in (f"--{name}", file))]
+
+
+@pytest.mark.parametrize("role", ["client", "holder", "server"])
+def test_everybody_is_enrolled_with_a_role(office: Office, role: str) -> None:
+    identity = Identity.load(office.folder / role)
+    claims = verify(identity.credential, Credential, authority())
+    assert (claims.role, claims.exp - claims.iat) == (role, 2 * 86400)
+    assert bool(claims.hpke) == (role == "holder")
+
+
+def test_private_files_are_private(office: Office) -> None:
+    for name in ("authority/authority.key", "holder/identity.key", "client/identity.key"):
+        assert (office.folder / name).stat().st_mode & 0o777 == 0o600
+
+
+def test_a_signed_task_is_the_plan_and_the_model(office: Office) -> None:
+    config = office.task.config
+    assert {spec.name: spec.shape for spec in config.tensors} == {"w": (5, 2), "b": (3,)}
+    assert (config.name, config.min_clients, config.threshold) == ("demo", 3, 1)
+    assert [holder.name for holder in config.holders] == ["holder-0"]
+    assert config.scale == 2.0 ** int(np.log2(config.scale))
+    said = done(*sign(out="again.jws"))
+    assert "task 'demo', ckks/ckks-8192" in said
+    assert "privacy holds against 0 colluding holders" in said
+    assert f"scale 2^+{int(np.log2(config.scale))}" in said
+
+
+def test_keys_are_not_overwritten(office: Office) -> None:
+    before = [(office.folder / name).read_bytes() for name in ("authority/authority.key", "holder/identity.key")]
+    assert "not overwritten" in refuses("bad-key-file", "authority", "init")
+    refuses("bad-key-file", "init", "--name", "other", "--data-dir", "holder")
+    after = [(office.folder / name).read_bytes() for name in ("authority/authority.key", "holder/identity.key")]
+    assert before == after
+
+
+def test_a_passphrase_protects_the_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HUSHSUM_PASSPHRASE", PASSPHRASE)
+    done("authority", "init")
+    done("init", "--name", "holder-0", "--data-dir", "holder")
+    enrolled(Path("holder"), "holder")
+    assert json.loads(done("status", "--data-dir", "holder", "--format", "json")) == []
+    for path in (Path("authority/authority.key"), Path("holder/identity.key")):
+        assert not path.read_bytes().startswith(b"{")
+        assert read_private(path, KeyRecord, PASSPHRASE).private
+    monkeypatch.setenv("HUSHSUM_PASSPHRASE", "wrong horse battery staple")
+    assert "passphrase does not open" in refuses("bad-key-file", "status", "--data-dir", "holder")
+    refuses("bad-key-file", "enroll", "holder/enroll-request.jws", "--role", "holder", "--out", "x")
+    monkeypatch.delenv("HUSHSUM_PASSPHRASE")
+    assert "none was given" in refuses("bad-key-file", "status", "--data-dir", "holder")
+    assert not Path("x").exists()
+
+
+def test_enrolments_that_are_refused(office: Office) -> None:
+    refuses("wrong-role", "enroll", "client/enroll-request.jws", "--role", "holder", "--out", "x")
+    refuses("bad-plan", "enroll", "missing.jws", "--role", "client", "--out", "x")
+    Path("nonsense.jws").write_text("nonsense")
+    refuses("malformed", "enroll", "nonsense.jws", "--role", "client", "--out", "x")
+    Path("binary.jws").write_bytes(b"\xff\xfe\x00")
+    refuses("bad-plan", "enroll", "binary.jws", "--role", "client", "--out", "x")
+    elsewhere = ("--authority-dir", "nowhere")
+    refuses("bad-key-file", "enroll", "client/enroll-request.jws", "--role", "client", "--out", "x", *elsewhere)
+    assert not Path("x").exists()
+
+
+def test_a_place_that_cannot_be_written_is_one_line(office: Office) -> None:
+    refuses("bad-settings", "enroll", "client/enroll-request.jws", "--role", "client", "--out", "no/such/folder/x")
+    refuses("bad-settings", *sign(out="no/such/folder/task.jws"))
+
+
+def test_a_name_that_nobody_could_enrol_is_refused_before_keys_are_made() -> None:
+    refuses("bad-settings", "init", "--name", "Not A Name", "--data-dir", "holder")
+    assert not Path("holder/identity.key").exists()
+
+
+def test_tasks_that_are_not_signed(office: Office) -> None:
+    Path("bad.toml").write_text("name = ")
+    refuses("bad-plan", *sign(plan="bad.toml"))
+    Path("binary.toml").write_bytes(b"\xff\xfe")
+    refuses("bad-plan", *sign(plan="binary.toml"))
+    Path("small.toml").write_text(PLAN.replace('scheme = "ckks"\n', ""))
+    assert "'scheme'" in refuses("bad-plan", *sign(plan="small.toml"))
+    refuses("bad-plan", *sign(plan="missing.toml"))
+    refuses("bad-plan", *sign(model="plan.toml"))
+    refuses("bad-plan", *sign(model="missing.safetensors"))
+    refuses("bad-plan", *sign(server="missing.jws"))
+    refuses("wrong-role", *sign(server="client/credential.jws"))
+    refuses("wrong-role", *sign(holder="server/credential.jws"))
+
+
+def test_settings_that_are_refused(office: Office) -> None:
+    refuses("bad-settings", "run", "--data-dir", "holder", "--floor", "0")
+    refuses("bad-settings", "run", "--data-dir", "holder", "--config", "missing.toml")
+
+
+def test_a_refusal_keeps_its_brackets(office: Office) -> None:
+    """What a peer or a path puts in square brackets is text: neither markup nor a reason to crash."""
+    line = refuses("bad-plan", "enroll", "[/red][bold]x.jws", "--role", "client", "--out", "x")
+    assert "[/red][bold]x.jws" in line
+
+
+def test_run_without_a_task_says_what_to_do(office: Office) -> None:
+    assert "he-keys keygen" in refuses("bad-plan", "run", "--data-dir", "holder")
+
+
+def test_nothing_joined_is_not_an_error(office: Office) -> None:
+    assert json.loads(done("status", "--data-dir", "holder", "--format", "json")) == []
+    assert "nothing yet" in done("ledger", "--data-dir", "holder")
+
+
+@pytest.fixture
+def joined(office: Office) -> Office:
+    """As after `keygen`, without a server."""
+
+    async def join() -> None:
+        ledger = await Ledger.open(office.holder / "ledger.db")
+        await ledger.join(office.task, "http://127.0.0.1:9", 1.0)
+        await ledger.close()
+
+    asyncio.run(join())
+    return office
+
+
+def test_status_shows_budgets(joined: Office) -> None:
+    (row,) = json.loads(done("status", "--data-dir", "holder", "--format", "json"))
+    assert row == {
+        "task": "demo",
+        "epoch": 1,
+        "server": "http://127.0.0.1:9",
+        "keys": False,
+        "openings": 0,
+        "max_openings": 10,
+        "epsilon": 0.0,
+        "epsilon_budget": 100.0,
+    }
+    text = done("status", "--data-dir", "holder")
+    assert all(word in text for word in ("joined tasks", "demo", "max openings", "100.0"))
+
+
+def test_the_ledger_is_shown_in_order(joined: Office) -> None:
+    async def fill() -> bytes:
+        from tests.support.openings import ask
+        from tests.support.parties import World
+
+        world = World()
+        world.task = joined.task  # type: ignore[misc]
+        ledger = await Ledger.open(joined.holder / "ledger.db")
+        await ledger.refused(joined.task, 2, Refusal(STALE_UPDATE, "too old [sic]"), 5.0, "a.b.c")
+        request = ask(world, [world.update(name) for name in "abc"])
+        made = await ledger.decide(
+            joined.task, b"", request.manifest_token, request.updates, floor=1, now=3.0, rules=()
+        )
+        await ledger.close()
+        return made.manifest_hash
+
+    manifest = asyncio.run(fill())
+    first, second = json.loads(done("ledger", "--data-dir", "holder", "--format", "json"))
+    assert (first["task"], first["round"], first["decision"]) == ("demo", 1, "accepted")
+    assert (first["manifest"], first["detail"]) == (manifest.hex(), "3 updates on model 0")
+    assert (second["round"], second["decision"]) == (2, "stale-update")
+    text = done("ledger", "--data-dir", "holder")
+    assert all(word in text for word in ("decisions", "accepted", "stale-update", "3 updates"))
+    (row,) = json.loads(done("status", "--data-dir", "holder", "--format", "json"))
+    assert row["openings"] == 1
+    assert 0 < row["epsilon"] < 100
+
+
+@pytest.mark.usefixtures("_here")
+def test_a_ledger_with_a_task_of_another_authority_is_refused_and_ends(joined: Office) -> None:
+    """The database is closed on the way out: the process must not hang."""
+
+    async def foreign() -> None:
+        from tests.support.parties import World
+
+        ledger = await Ledger.open(joined.holder / "ledger.db")
+        await ledger.join(World().task, "http://127.0.0.1:9", 2.0)
+        await ledger.close()
+
+    asyncio.run(foreign())
+    for command in ("status", "ledger", "run"):
+        refuses("bad-signature", command, "--data-dir", "holder")
+    program = subprocess.run(
+        [*PROGRAM, "status", "--data-dir", "holder"], capture_output=True, text=True, timeout=30, check=False
+    )
+    assert (program.returncode, program.stdout) == (2, "")
+    assert "Traceback" not in program.stderr
+
+
+PROGRAM = [sys.executable, "-c", "from keys.cli import app; app()"]
+
+
+@pytest.fixture
+def _here(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    return
+
+
+async def test_keygen_then_run_until_told_to_stop(office: Office, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In this process: the ceremony of a committee of one, and `run` until a SIGTERM arrives."""
+    async with FakeServer(office.task) as server:
+        said = await asyncio.to_thread(done, "keygen", "demo", "--server", server.url, "--data-dir", "holder")
+        assert "joined 'demo'" in said
+        assert "joint key " in said
+        assert (office.holder / "epochs" / f"{office.task.id}-1.key").stat().st_mode & 0o777 == 0o600
+        (row,) = json.loads(await asyncio.to_thread(done, "status", "--data-dir", "holder", "--format", "json"))
+        assert row["keys"] is True
+
+        from keys import cli
+
+        settings = cli.Settings.load(data_dir=Path("holder"), poll_seconds=0.01)
+        work = asyncio.create_task(cli._run(settings))
+        await server.until(lambda: any(path.endswith("/openings") for _, path in server.seen))
+        os.kill(os.getpid(), signal.SIGTERM)
+        await asyncio.wait_for(work, 5)
+
+
+async def test_keygen_of_a_task_that_the_server_does_not_have(office: Office) -> None:
+    async with FakeServer(office.task) as server:
+        line = await asyncio.to_thread(
+            refuses, "not-found", "keygen", "else", "--server", server.url, "--data-dir", "holder"
+        )
+        assert "'else'" in line
+
+
+@pytest.mark.usefixtures("_here")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_the_program_stops_cleanly(office: Office, number: signal.Signals) -> None:
+    async with FakeServer(office.task) as server:
+        ledger = await Ledger.open(office.holder / "ledger.db")
+        await ledger.join(office.task, server.url, 1.0)
+        await ledger.close()
+        program = await asyncio.create_subprocess_exec(
+            *PROGRAM, "run", "--data-dir", "holder", "--poll-seconds", "0.05",
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+        try:
+            await server.until(lambda: any(path.endswith("/openings") for _, path in server.seen), within=30)
+            program.send_signal(number)
+            out, err = await asyncio.wait_for(program.communicate(), 10)
+        finally:
+            if program.returncode is None:
+                program.kill()
+                await program.wait()
+    assert program.returncode == 0, err
+    assert b"Traceback" not in out + err
+    assert b"stopped" in err

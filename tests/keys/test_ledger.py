@@ -1,0 +1,290 @@
+"""The holder's ledger on real SQLite files."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import sqlite3
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import create_engine
+from sqlalchemy.exc import IntegrityError
+
+from he_protocol.problems import (
+    BUDGET_EXHAUSTED,
+    MANIFEST_FORK,
+    STALE_UPDATE,
+    TOO_FEW_CLIENTS,
+    UPDATE_OPENED_BEFORE,
+    Refusal,
+)
+from he_protocol.signing import token_hash
+from keys import checks, ledger
+from keys.checks import RULES, Request, Rule
+from keys.ledger import Ledger
+from migrations.run import downgrade
+from tests.support.openings import ask
+from tests.support.parties import World
+from tests.support.rules import without
+from tests.unit.refusals import refused
+
+
+@pytest.fixture(scope="module")
+def world() -> World:
+    return World()
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "holder" / "ledger.db"
+
+
+@pytest.fixture
+async def book(path: Path, world: World) -> AsyncIterator[Ledger]:
+    opened = await Ledger.open(path)
+    await opened.join(world.task, "http://server", 1.0)
+    yield opened
+    await opened.close()
+
+
+async def decide(book: Ledger, request: Request, rules: tuple[Rule, ...] = RULES) -> Request:
+    return await book.decide(
+        request.task,
+        request.authority,
+        request.manifest_token,
+        request.updates,
+        floor=request.floor,
+        now=request.now,
+        rules=rules,
+    )
+
+
+def crowd(world: World, *names: str, number: int = 1, **changes: object) -> Request:
+    return ask(world, [world.update(name) for name in names], number=number, **changes)
+
+
+def rows(path: Path, table: str) -> list[tuple[object, ...]]:
+    with sqlite3.connect(path) as connection:
+        found = connection.execute(f"SELECT * FROM {table} ORDER BY 1, 2").fetchall()
+    connection.close()
+    return found
+
+
+async def test_a_decision_is_on_the_disk_before_decide_returns(path: Path, book: Ledger, world: World) -> None:
+    """A copy of the one file, taken the moment that decide() returns, has everything: no journal is needed."""
+    request = await decide(book, crowd(world, "a", "b", "c"))
+    assert [file.name for file in path.parent.iterdir()] == ["ledger.db"]
+    copy = path.with_name("copy.db")
+    shutil.copyfile(path, copy)
+    assert [(row[1], row[2], row[3]) for row in rows(copy, "openings")] == [
+        (1, request.manifest_hash, request.manifest_token)
+    ]
+    assert {row[1] for row in rows(copy, "opened_updates")} == {header.update_id for header in request.headers}
+
+
+async def test_a_commit_survives_a_power_cut(book: Ledger) -> None:
+    """synchronous=EXTRA also syncs the directory after the journal is gone; FULL does not (sqlite.org/pragma)."""
+    async with book._transaction() as connection:
+        pragmas = {
+            name: (await connection.exec_driver_sql(f"PRAGMA {name}")).scalar()
+            for name in ("synchronous", "foreign_keys", "journal_mode")
+        }
+    assert pragmas == {"synchronous": 3, "foreign_keys": 1, "journal_mode": "delete"}
+
+
+async def test_the_same_manifest_again_is_accepted_and_changes_nothing(path: Path, book: Ledger, world: World) -> None:
+    request = crowd(world, "a", "b", "c")
+    first = await decide(book, request)
+    before = rows(path, "openings"), rows(path, "opened_updates")
+    again = await decide(book, replace(request, now=request.now + 60))
+    assert again.manifest_hash == first.manifest_hash
+    assert (rows(path, "openings"), rows(path, "opened_updates")) == before
+
+
+async def test_a_fork_is_refused_and_changes_nothing(path: Path, book: Ledger, world: World) -> None:
+    first = await decide(book, crowd(world, "a", "b", "c", "d"))
+    before = path.read_bytes()
+    with refused(MANIFEST_FORK, first.manifest_hash.hex()):
+        await decide(book, crowd(world, "e", "f", "g"))
+    assert path.read_bytes() == before
+
+
+async def test_a_refused_manifest_leaves_no_trace_in_the_history(path: Path, book: Ledger, world: World) -> None:
+    with refused(TOO_FEW_CLIENTS):
+        await decide(book, crowd(world, "a", "b"))
+    assert rows(path, "openings") == rows(path, "opened_updates") == []
+    await decide(book, crowd(world, "a", "b", "c"))
+
+
+async def test_a_restart_forgets_nothing(path: Path, world: World) -> None:
+    updates = [world.update(name) for name in ("a", "b", "c", "d")]
+    first = await Ledger.open(path)
+    await first.join(world.task, "http://server", 1.0)
+    request = await decide(first, ask(world, updates))
+    await first.refused(world.task, 9, Refusal(STALE_UPDATE, "why"), 5.0, "token")
+    await first.close()
+
+    second = await Ledger.open(path)
+    assert await second.joined() == [(world.task.token, "http://server")]
+    assert [record.manifest_hash for record in await second.openings(world.task.hash)] == [request.manifest_hash]
+    assert [record.problem for record in await second.refusals(world.task.hash)] == ["stale-update"]
+    await decide(second, request)
+    with refused(UPDATE_OPENED_BEFORE):
+        await decide(second, ask(world, updates[:3], number=2))
+    with refused(MANIFEST_FORK):
+        await decide(second, ask(world, updates[:3]))
+    await second.close()
+
+
+async def test_a_decision_outlives_a_transaction_that_fails(path: Path, book: Ledger, world: World) -> None:
+    """Rows of one decision are all there or not at all: a collision on the last update undoes the opening."""
+    await decide(book, ask(world, [shared := world.update("a"), world.update("b"), world.update("c")]))
+    before = rows(path, "openings"), rows(path, "opened_updates")
+    request = ask(world, [world.update("d"), world.update("e"), shared], number=2)
+    with pytest.raises(IntegrityError):
+        await decide(book, request, without(checks.updates_fresh))
+    assert (rows(path, "openings"), rows(path, "opened_updates")) == before
+
+
+async def test_the_budget_counts_accepted_rounds_once(tmp_path: Path) -> None:
+    world = World(plan={"max_openings": 2})
+    book = await Ledger.open(tmp_path / "ledger.db")
+    await book.join(world.task, "http://server", 1.0)
+    requests = [crowd(world, "a", "b", "c", number=number) for number in (1, 2, 3)]
+    await decide(book, requests[0])
+    await decide(book, requests[0])
+    await decide(book, requests[1])
+    with refused(BUDGET_EXHAUSTED):
+        await decide(book, requests[2])
+    for request in requests[:2]:  # retries cost nothing, even with the budget spent
+        await decide(book, request)
+    await book.close()
+
+
+async def test_another_task_has_another_history(book: Ledger, world: World) -> None:
+    other = World(plan={"name": "other"}, authority=world.authority)
+    await book.join(other.task, "http://server", 2.0)
+    one = world.update("a")
+    await decide(book, ask(world, [one, world.update("b"), world.update("c")]))
+    same_id = other.update("a", update_id=ask(world, [one]).headers[0].update_id)
+    await decide(book, ask(other, [same_id, other.update("b"), other.update("c")]))
+    assert len(await book.openings(world.task.hash)) == len(await book.openings(other.task.hash)) == 1
+
+
+async def test_the_model_may_not_go_back_from_round_to_round(book: Ledger, world: World) -> None:
+    await decide(book, crowd(world, "a", "b", "c", number=2, model_version=2))
+    with refused(STALE_UPDATE, "went back"):
+        await decide(book, crowd(world, "a", "b", "c", number=3, model_version=1))
+    await decide(book, crowd(world, "a", "b", "c", number=1, model_version=1))
+    await decide(book, crowd(world, "a", "b", "c", number=3, model_version=2))
+
+
+async def test_a_task_that_was_not_joined_is_never_opened(path: Path, world: World) -> None:
+    book = await Ledger.open(path)
+    with pytest.raises(IntegrityError, match="FOREIGN KEY"):
+        await decide(book, crowd(world, "a", "b", "c"))
+    assert rows(path, "openings") == []
+    await book.close()
+
+
+async def test_joining_again_moves_the_server_and_nothing_else(book: Ledger, world: World) -> None:
+    await book.join(world.task, "https://elsewhere", 99.0)
+    assert await book.joined() == [(world.task.token, "https://elsewhere")]
+
+
+@pytest.mark.parametrize("attempt", range(3))
+async def test_of_overlapping_manifests_at_once_exactly_one_is_opened(path: Path, world: World, attempt: int) -> None:
+    """Two processes on one file; ten rounds that all contain one victim."""
+    books = [await Ledger.open(path) for _ in range(2)]
+    await books[0].join(world.task, "http://server", 1.0)
+    victim = world.update("victim")
+    requests = [
+        ask(world, [victim, world.update(f"x{i}"), world.update(f"y{i}")], number=i + 1) for i in range(attempt, 10)
+    ]
+    results = await asyncio.gather(
+        *(decide(books[i % 2], request) for i, request in enumerate(requests)), return_exceptions=True
+    )
+    won = [result for result in results if isinstance(result, Request)]
+    lost = [result.problem for result in results if isinstance(result, Refusal)]
+    assert len(won) == 1
+    assert lost == [UPDATE_OPENED_BEFORE] * (len(requests) - 1)
+    assert [record.round for record in await books[1].openings(world.task.hash)] == [won[0].manifest.round]
+    for book in books:
+        await book.close()
+
+
+async def test_of_forks_at_once_exactly_one_is_opened(path: Path, world: World) -> None:
+    books = [await Ledger.open(path) for _ in range(2)]
+    await books[0].join(world.task, "http://server", 1.0)
+    requests = [crowd(world, f"x{i}", f"y{i}", f"z{i}") for i in range(8)]
+    results = await asyncio.gather(
+        *(decide(books[i % 2], request) for i, request in enumerate(requests)), return_exceptions=True
+    )
+    assert sum(isinstance(result, Request) for result in results) == 1
+    assert [result.problem for result in results if isinstance(result, Refusal)] == [MANIFEST_FORK] * 7
+    for book in books:
+        await book.close()
+
+
+async def test_rounds_at_once_do_not_overdraw_the_budget(path: Path) -> None:
+    world = World(plan={"max_openings": 3})
+    books = [await Ledger.open(path) for _ in range(2)]
+    await books[0].join(world.task, "http://server", 1.0)
+    requests = [crowd(world, "a", "b", "c", number=i + 1) for i in range(8)]
+    results = await asyncio.gather(
+        *(decide(books[i % 2], request) for i, request in enumerate(requests)), return_exceptions=True
+    )
+    assert sum(isinstance(result, Request) for result in results) == 3
+    assert [result.problem for result in results if isinstance(result, Refusal)] == [BUDGET_EXHAUSTED] * 5
+    for book in books:
+        await book.close()
+
+
+async def test_more_update_ids_than_one_query_asks_for(
+    path: Path, book: Ledger, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ledger, "BATCH", 2)
+    updates = [world.update(f"c{i}") for i in range(7)]
+    first = await decide(book, ask(world, updates))
+    last = max(updates, key=lambda update: ask(world, [update]).headers[0].update_id)
+    again = ask(world, [world.update(f"d{i}") for i in range(5)] + [last], number=2)
+    with refused(UPDATE_OPENED_BEFORE, "1 of the updates"):
+        await decide(book, again)
+    assert len(rows(path, "opened_updates")) == len(first.updates)
+
+
+async def test_a_refusal_is_kept_once_with_its_manifest(path: Path, book: Ledger, world: World) -> None:
+    refusal = Refusal(MANIFEST_FORK, "round 1", expected="aa", got="bb")
+    for seen in (10.0, 20.0):
+        await book.refused(world.task, 1, refusal, seen, "fork.of.it")
+    await book.refused(world.task, 1, refusal, 30.0, "another.fork.of.it")
+    await book.refused(world.task, 1, Refusal(STALE_UPDATE, "too"), 40.0, "fork.of.it")
+    kept = await book.refusals(world.task.hash)
+    assert [(one.seen, one.problem, one.manifest_hash) for one in kept] == [
+        (10.0, "manifest-fork", token_hash("fork.of.it")),
+        (30.0, "manifest-fork", token_hash("another.fork.of.it")),
+        (40.0, "stale-update", token_hash("fork.of.it")),
+    ]
+    assert kept[0].detail == str(refusal)
+    assert sorted(str(row[4]) for row in rows(path, "refusals")) == ["another.fork.of.it", "fork.of.it", "fork.of.it"]
+
+
+async def test_migrations_make_the_schema_that_the_code_uses(path: Path, book: Ledger) -> None:
+    engine = create_engine(f"sqlite:///{path}")
+    with engine.connect() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), ledger.metadata) == []
+    engine.dispose()
+
+
+async def test_migrations_can_be_undone(path: Path, book: Ledger) -> None:
+    await book.close()
+    await downgrade("ledger", f"sqlite+aiosqlite:///{path}", "base")
+    assert rows(path, "sqlite_master WHERE type = 'table' AND name != 'alembic_version'") == []
+    again = await Ledger.open(path)
+    assert await again.joined() == []
+    await again.close()

@@ -1,0 +1,159 @@
+"""A small server over real HTTP for the key holders' tests: it keeps what it gets, and lies when told to."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+
+import msgspec
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+
+from he_protocol import api, framing
+from he_protocol.messages import Credential, SignedUpdate, UpdateHeader
+from he_protocol.problems import NOT_FOUND, ProblemType, Refusal
+from he_protocol.signing import read_unverified
+from he_protocol.task import Task
+from keys.checks import Request as Asked
+
+Posts = dict[str, tuple[str, bytes]]
+View = Callable[[str, str, Posts], Posts]
+"""(phase, name of the reader, honest posts) -> what that reader is shown."""
+Hook = Callable[[web.Request], Awaitable[None]]
+
+
+def problem(kind: ProblemType) -> Callable[[web.Request], Awaitable[web.Response]]:
+    """A handler that always answers with this problem."""
+
+    async def handler(_: web.Request) -> web.Response:
+        return refusal(Refusal(kind, "as the test asks"))
+
+    return handler
+
+
+def refusal(what: Refusal) -> web.Response:
+    return web.Response(status=what.problem.status, body=what.document(), content_type="application/problem+json")
+
+
+def reader(request: web.Request) -> str:
+    """Who asks, by the credential (not checked: these tests are about what holders check)."""
+    token = request.headers["Authorization"].removeprefix("DPoP ")
+    return read_unverified(token, Credential).sub
+
+
+@dataclass
+class FakeServer:
+    """One task's board, rounds and shares. `replaced`: (method, path) -> handler instead of the honest one."""
+
+    task: Task
+    posts: dict[str, Posts] = field(default_factory=lambda: {phase: {} for phase in api.PHASES})
+    view: View = lambda phase, who, posts: posts
+    openings: dict[int, api.Opening] = field(default_factory=dict)
+    bodies: dict[str, bytes] = field(default_factory=dict)
+    shares: dict[tuple[int, str], tuple[str, bytes]] = field(default_factory=dict)
+    put_shares: list[tuple[int, str]] = field(default_factory=list)
+    on_share: Hook | None = None
+    replaced: dict[tuple[str, str], Callable[[web.Request], Awaitable[web.Response]]] = field(default_factory=dict)
+    seen: list[tuple[str, str]] = field(default_factory=list)
+    port: int | None = None
+    url: str = ""
+
+    async def __aenter__(self) -> FakeServer:
+        app = web.Application(client_max_size=1 << 26, middlewares=[self._intercept])
+        at = f"/v1/tasks/{self.task.id}"
+        app.add_routes(
+            [
+                web.get("/v1/tasks", self._tasks),
+                web.get(at + "/board/{phase}", self._board),
+                web.get(at + "/board/{phase}/{holder}", self._post),
+                web.put(at + "/board/{phase}/{holder}", self._put_post),
+                web.get(at + "/openings", self._pending),
+                web.get(at + "/rounds/{number}/opening", self._opening),
+                web.get(at + "/updates/{update}/parts/{part}", self._part),
+                web.put(at + "/rounds/{number}/shares/{holder}", self._put_share),
+            ]
+        )
+        self._server = TestServer(app, port=self.port)
+        await self._server.start_server()
+        self.url = str(self._server.make_url("")).rstrip("/")
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._server.close()
+
+    def offer(self, request: Asked, bodies: dict[str, bytes]) -> None:
+        """A closed round that waits for shares. `bodies`: c1 by update id in hex."""
+        self.openings[request.manifest.round] = api.Opening(request.manifest_token, request.updates)
+        self.bodies |= bodies
+
+    def count(self, method: str, path: str) -> int:
+        """How often this was asked for."""
+        return self.seen.count((method, path))
+
+    async def until(self, ready: Callable[[], bool], within: float = 10.0) -> None:
+        async with asyncio.timeout(within):
+            while not ready():
+                await asyncio.sleep(0.005)
+
+    @web.middleware
+    async def _intercept(
+        self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+    ) -> web.StreamResponse:
+        key = (request.method, request.path)
+        self.seen.append(key)
+        try:
+            return await self.replaced.get(key, handler)(request)
+        except KeyError:
+            return refusal(Refusal(NOT_FOUND, request.path))
+
+    async def _tasks(self, _: web.Request) -> web.Response:
+        status = api.TaskStatus(self.task.id, self.task.config.name, self.task.token, False, 0, 1)
+        return answer(api.TaskList((status,)))
+
+    async def _board(self, request: web.Request) -> web.Response:
+        phase = request.match_info["phase"]
+        posts = self.view(phase, reader(request), dict(self.posts[phase]))
+        entries = tuple(api.BoardEntry(holder, message, len(body)) for holder, (message, body) in posts.items())
+        return answer(api.Board(phase, entries))
+
+    async def _post(self, request: web.Request) -> web.Response:
+        phase = request.match_info["phase"]
+        posts = self.view(phase, reader(request), dict(self.posts[phase]))
+        return web.Response(body=posts[request.match_info["holder"]][1])
+
+    async def _put_post(self, request: web.Request) -> web.Response:
+        head, body = framing.split(await request.read())
+        posts = self.posts[request.match_info["phase"]]
+        assert reader(request) == request.match_info["holder"]
+        assert posts.setdefault(request.match_info["holder"], (head.decode(), bytes(body)))[0] == head.decode()
+        return web.Response(status=201)
+
+    async def _pending(self, request: web.Request) -> web.Response:
+        who = reader(request)
+        return answer(api.PendingOpenings(tuple(n for n in self.openings if (n, who) not in self.shares)))
+
+    async def _opening(self, request: web.Request) -> web.Response:
+        return answer(self.openings[int(request.match_info["number"])])
+
+    async def _part(self, request: web.Request) -> web.Response:
+        assert request.match_info["part"] == self.task.part("key").name
+        return web.Response(body=self.bodies[request.match_info["update"]])
+
+    async def _put_share(self, request: web.Request) -> web.Response:
+        head, body = framing.split(await request.read())
+        if self.on_share is not None:
+            await self.on_share(request)
+        key = (int(request.match_info["number"]), request.match_info["holder"])
+        self.put_shares.append(key)
+        self.shares[key] = (head.decode(), bytes(body))
+        return web.Response(status=201)
+
+
+def answer(document: api.Document) -> web.Response:
+    return web.Response(body=msgspec.json.encode(document), content_type="application/json")
+
+
+def key_bodies(pairs: Sequence[tuple[SignedUpdate, bytes]]) -> dict[str, bytes]:
+    """c1 by update id in hex, as the server serves them."""
+    return {read_unverified(update.header, UpdateHeader).update_id.hex(): body for update, body in pairs}
