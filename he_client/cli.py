@@ -50,7 +50,8 @@ def init(
     settings = ClientSettings.load(data_dir=data_dir)
     create(settings.data_dir, name, "client", time.time(), passphrase=passphrase)
     console.out.print(
-        f"key in {settings.data_dir}; send {REQUEST_FILE} to the authority, then put credential.jws and authority.pub here"
+        f"key in {settings.data_dir}; send {REQUEST_FILE} to the authority,"
+        " then put its credential.jws and authority.pub beside it"
     )
 
 
@@ -113,7 +114,7 @@ def submit(
 @app.command("train")
 @command
 def train(
-    function: Annotated[str, typer.Argument(help="MODULE:FUNCTION; gets the model's arrays, returns the update")],
+    function: Annotated[str, typer.Argument(help="MODULE:FUNCTION, from the model to the update")],
     rounds: Annotated[int, typer.Option(min=1, help="how many rounds to take part in")] = 1,
     task: TaskName = None,
     server: ServerUrl = None,

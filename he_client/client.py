@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 import secrets
 import ssl
 import time
@@ -44,6 +45,8 @@ from he_protocol.quantise import Integers
 from he_protocol.signing import token_hash, verify
 from he_protocol.task import Task
 
+log = logging.getLogger("he-client")
+
 VERSION_HEADER = "HushSum-Model-Version"
 FINAL = frozenset({STALE_UPDATE, WRONG_TASK, WRONG_EPOCH, WRONG_SIZE, DIGEST_MISMATCH, RESIDUE_RANGE, UPDATE_ID_REUSED})
 """Refusals that the same bytes will always meet: the sealed update is dropped. After any other it is kept."""
@@ -75,7 +78,7 @@ class HushSumClient:
     ...     task = await client.task("keyboard")
     ...     model = await client.pull_model(task)
     ...     sent = await client.submit(task, train(model.tensors), base_version=model.version)
-    ...     version = await client.wait(sent)
+    ...     version = await client.wait(task, sent)
     """
 
     def __init__(
@@ -166,7 +169,7 @@ class HushSumClient:
             files[name].write(data)
 
         try:
-            await sealer.seal(source, write)
+            await sealer.seal(update_id, source, write)
         except BaseException:
             spool.discard(sealed)
             raise
@@ -208,8 +211,20 @@ class HushSumClient:
         return Submission(task.id, sealed.update_id, receipt.round, size, {"upload": time.perf_counter() - started})
 
     async def resume(self, task: Task) -> list[Submission]:
-        """Send what an earlier run sealed but got no receipt for."""
-        return [await self.send(task, sealed) for sealed in self._spool(task).pending()]
+        """Send what an earlier run sealed but got no receipt for.
+
+        What the server refuses for good (a model that is too old by now) is dropped with a warning,
+        so that it does not hold up the rest; any other refusal is raised.
+        """
+        sent = []
+        for sealed in self._spool(task).pending():
+            try:
+                sent.append(await self.send(task, sealed))
+            except Refusal as refusal:
+                if refusal.problem not in FINAL:
+                    raise
+                log.warning("update %s is dropped: %s", sealed.update_id, refusal)
+        return sent
 
     async def wait(self, task: Task, sent: Submission, *, within: float = 3600.0) -> int:
         """The model version that an acknowledged update went into.

@@ -18,7 +18,7 @@ from he_protocol.quantise import Floats, Integers, clip_l2, quantise
 from he_protocol.task import Task
 
 Words = Callable[[int], npt.NDArray[np.uint64]]
-BLOCK = 1 << 16
+BLOCK = 1 << 15
 """Coordinates per block: bounds the memory that randomness takes."""
 
 
@@ -49,7 +49,7 @@ class Encoder:
         block = self._update[start:stop]
         integers = quantise(block, self._config.scale, self._config.value_range, self._words(block.size))
         if self._noise is not None:
-            integers += self._noise.sample(self._words(block.size * self._noise.words))
+            integers += self._noise.sample(self._words(self._noise.words(block.size)), block.size)
         return integers
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
+
 from he_protocol.keyfile import KeyRecord, read_private, write_private
-from he_protocol.messages import Credential, EnrolRequest, Role
-from he_protocol.problems import BAD_KEY_FILE, NOT_ADDRESSED, Refusal
+from he_protocol.messages import Credential, EnrolRequest, Name, Role
+from he_protocol.problems import BAD_KEY_FILE, BAD_SETTINGS, NOT_ADDRESSED, Refusal
 from he_protocol.signing import SigningKey, public_from_jwk, verify
 
 KEY_FILE = "identity.key"
@@ -46,8 +48,13 @@ def create(
 ) -> str:
     """Make a key pair, store it with mode 0600, and return the signed enrolment request.
 
-    `hpke` is a key holder's (public, private) HPKE pair.
+    `hpke` is a key holder's (public, private) HPKE pair. Raises `bad-settings` for a name that no
+    credential could carry, and `bad-key-file` rather than overwrite a key.
     """
+    try:
+        msgspec.convert(name, Name)
+    except msgspec.ValidationError as error:
+        raise Refusal(BAD_SETTINGS, f"the name {name!r}: {error}") from None
     key = SigningKey.generate()
     write_private(directory / KEY_FILE, KeyRecord(name, key.public, key.private, hpke[1]), passphrase)
     request = key.sign(EnrolRequest(name, role, key.public, int(now), hpke[0]))
@@ -58,5 +65,6 @@ def create(
 def _read(path: Path) -> str:
     try:
         return path.read_text().strip()
-    except OSError as error:
-        raise Refusal(BAD_KEY_FILE, f"cannot read {path}: {error.strerror}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "not text"
+        raise Refusal(BAD_KEY_FILE, f"cannot read {path}: {why}") from None

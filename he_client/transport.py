@@ -115,12 +115,16 @@ class Transport:
         refusal, or `unreachable` when it could not be asked within the retry policy.
         """
         retrying = tenacity.AsyncRetrying(
-            retry=tenacity.retry_if_exception(_later),
+            retry=tenacity.retry_if_exception_type(_Later),
             wait=tenacity.wait_random_exponential(multiplier=self._retry.first, max=self._retry.longest),
             stop=tenacity.stop_after_delay(self._retry.give_up),
             reraise=True,
         )
-        return await retrying(self._once, method, path, audience, pieces, dict(headers or {}), dict(query or {}), limit)
+        tried = (method, path, audience, pieces, dict(headers or {}), dict(query or {}), limit)
+        try:
+            return await retrying(self._once, *tried)
+        except _Later as later:
+            raise later.refusal from None
 
     async def put_frame(self, path: str, head: bytes, body: Sequence[Piece], audience: str) -> Answer:
         """PUT a frame: head, then the body pieces."""
@@ -157,15 +161,20 @@ class Transport:
             ) as response:
                 body = await _read_capped(response, limit)
                 if response.status >= 400:
-                    raise Refusal.from_document(body, response.status)
+                    refusal = Refusal.from_document(body, response.status)
+                    raise _Later(refusal) if response.status in RETRY_STATUS else refusal
                 return Answer(response.status, body, response.headers)
         except (aiohttp.ClientError, TimeoutError, ConnectionError) as error:
-            raise Refusal(UNREACHABLE, f"{method} {self.url}{path}: {error or type(error).__name__}") from None
+            why = str(error) or type(error).__name__
+            raise _Later(Refusal(UNREACHABLE, f"{method} {self.url}{path}: {why}")) from None
 
 
-def _later(error: BaseException) -> bool:
-    """Whether the same request may well succeed in a moment."""
-    return isinstance(error, Refusal) and error.problem.status in RETRY_STATUS
+class _Later(Exception):
+    """The same request may well succeed in a moment; `refusal` is what came of it now."""
+
+    def __init__(self, refusal: Refusal) -> None:
+        super().__init__(str(refusal))
+        self.refusal = refusal
 
 
 async def _read_capped(response: aiohttp.ClientResponse, limit: int) -> bytes:

@@ -1,6 +1,7 @@
-"""Integer discrete Gaussians from uniform 64-bit words: a table, and convolutions of it.
+"""Integer discrete Gaussians from uniform words: a table, and convolutions of it.
 
-`Gaussian(std)` draws D_Z,std. Up to `TABLE_STD` it inverts a cumulative table of 64-bit integers:
+`Gaussian(std)` draws D_Z,std. Up to `TABLE_STD` it inverts a cumulative table of 64-bit integers (16
+random bits decide nearly always, the other 48 are drawn only where they do not):
 statistical distance to the exact distribution below 2^-53 (at most one unit of 2^-64 for each of
 fewer than 900 entries, and the tail beyond `TAIL` standard deviations). Wider ones are sums x1 + k*x2 of two narrower
 ones (Micciancio and Walter, CRYPTO 2017, "Gaussian sampling over the integers", corollary of
@@ -28,18 +29,20 @@ TAIL = 9.2
 """Tables end here, in standard deviations: P(|x| > 9.2 std) is 2^-64.6 for wide ones, below 2^-60 for all."""
 MAX_RATIO = sqrt(2) * 1.511
 
-GUIDE_BITS = 12
-GUIDE = 1 << GUIDE_BITS
+LANE_BITS = 16
+"""Most samples are decided by so many bits; the rest take 48 more."""
+UNDECIDED = -(1 << 15)
 
 Words = npt.NDArray[np.uint64]
-Guide = npt.NDArray[np.uint16]
+Samples = npt.NDArray[np.int64]
+Direct = npt.NDArray[np.int16]
 
 
 class Gaussian:
     """A sampler of the centred discrete Gaussian over Z with standard deviation parameter `std` > 0.
 
-    >>> Gaussian(3.2).words
-    1
+    >>> Gaussian(3.2).sample(np.zeros(Gaussian(3.2).words(2), dtype=np.uint64), 2)
+    array([-29, -29])
     """
 
     def __init__(self, std: float, tail: float = TAIL) -> None:
@@ -48,21 +51,28 @@ class Gaussian:
         base = std
         for factor in self.factors:
             base /= sqrt(1 + factor * factor)
-        self._table, self._guide, self._offset = _table(base, tail)
+        self._table, self._direct, self._offset = _table(base, tail)
+        self._weights = np.ones(1 << len(self.factors), dtype=np.int64)
+        for level, factor in enumerate(self.factors):
+            self._weights[(np.arange(self._weights.size) >> level) & 1 == 1] *= factor
 
-    @property
-    def words(self) -> int:
-        """Uniform 64-bit words needed per sample."""
-        return 1 << len(self.factors)
+    def words(self, count: int) -> int:
+        """Uniform 64-bit words that `sample` needs for `count` samples.
 
-    def sample(self, words: Words) -> npt.NDArray[np.int64]:
-        """One int64 sample for each `self.words` words; deterministic in the words."""
-        out = np.empty(words.size // self.words, dtype=np.int64)
-        factors = np.array(self.factors, dtype=np.int64)
-        weights = np.ones(self.words, dtype=np.int64)
-        for level, factor in enumerate(factors):
-            weights[(np.arange(self.words) >> level) & 1 == 1] *= factor
-        _sample(words, self._table, self._guide, self._offset, weights, out)
+        One 16-bit lane for each draw from the table, and spare words for undecided draws: their expected
+        number and 14 standard deviations more.
+        """
+        lanes = count * self._weights.size
+        undecided = lanes * float(np.count_nonzero(self._direct == UNDECIDED)) / (1 << LANE_BITS)
+        return ceil(lanes * LANE_BITS / 64) + int(undecided + 14 * sqrt(undecided)) + 64
+
+    def sample(self, words: Words, count: int) -> Samples:
+        """`count` int64 samples from `self.words(count)` words; deterministic in the words."""
+        used = ceil(count * self._weights.size * LANE_BITS / 64)
+        lanes, spare = words[:used].view("<u2"), words[used:]
+        out = np.empty(count, dtype=np.int64)
+        if not _sample(lanes, spare, self._table, self._direct, self._offset, self._weights, out):
+            raise RuntimeError("not enough uniform words for this many samples")
         return out
 
 
@@ -84,8 +94,8 @@ def _factors(std: float) -> list[int]:
 
 
 @lru_cache(maxsize=32)
-def _table(std: float, tail: float) -> tuple[Words, Guide, int]:
-    """Cumulative probabilities of -bound..bound scaled to 2^64 (the last is implied), and a guide to them.
+def _table(std: float, tail: float) -> tuple[Words, Direct, int]:
+    """Cumulative probabilities of -bound..bound scaled to 2^64 (the last is implied), and what the top bits decide.
 
     Computed to 40 decimal digits: doubles would limit the statistical distance to 2^-52.
     """
@@ -99,22 +109,35 @@ def _table(std: float, tail: float) -> tuple[Words, Guide, int]:
     centre = (1 << 64) - 2 * sum(lower)
     cumulative = list(accumulate([*lower, centre, *lower[:0:-1]]))[: 2 * len(lower)]
     table = np.array(cumulative, dtype=np.uint64)
-    starts = np.arange(GUIDE, dtype=np.uint64) << np.uint64(64 - GUIDE_BITS)
-    return table, np.searchsorted(table, starts, side="right").astype(np.uint16), len(lower)
+    starts = np.arange(1 << LANE_BITS, dtype=np.uint64) << np.uint64(64 - LANE_BITS)
+    ends = starts + np.uint64((1 << (64 - LANE_BITS)) - 1)
+    first, last = (np.searchsorted(table, edges, side="right") for edges in (starts, ends))
+    direct = np.where(first == last, first - len(lower), UNDECIDED).astype(np.int16)
+    return table, direct, len(lower)
 
 
 @kernel
 def _sample(
-    words: Words, table: Words, guide: Guide, offset: int, weights: npt.NDArray[np.int64], out: npt.NDArray[np.int64]
-) -> None:
-    shift = np.uint64(64 - GUIDE_BITS)
-    last = table.size
+    lanes: npt.NDArray[np.uint16],
+    spare: Words,
+    table: Words,
+    direct: Direct,
+    offset: int,
+    weights: Samples,
+    out: Samples,
+) -> bool:
+    used = 0
     for i in range(out.size):
         total = np.int64(0)
         for level in range(weights.size):
-            word = words[i * weights.size + level]
-            index = np.int64(guide[word >> shift])
-            while index < last and table[index] <= word:
-                index += 1
-            total += weights[level] * (index - offset)
+            lane = lanes[i * weights.size + level]
+            value = np.int64(direct[lane])
+            if value == UNDECIDED:
+                if used == spare.size:
+                    return False
+                word = (np.uint64(lane) << np.uint64(48)) | (spare[used] >> np.uint64(16))
+                used += 1
+                value = np.searchsorted(table, word, side="right") - offset
+            total += weights[level] * value
         out[i] = total
+    return True

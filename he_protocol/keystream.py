@@ -10,6 +10,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 KEY_BYTES = 32
 BLOCK_BYTES = 16
+_ZEROS = memoryview(bytes(1 << 20))
 
 
 def derive_key(domain: str, *fields: bytes) -> bytes:
@@ -21,13 +22,13 @@ def derive_key(domain: str, *fields: bytes) -> bytes:
     return digest.digest()
 
 
-def expand(key: bytes, size: int, *, block: int = 0) -> bytes:
-    """`size` bytes of the AES-256-CTR keystream of `key`, from 16-byte block number `block` on."""
+def expand_words(key: bytes, count: int, *, block: int = 0) -> npt.NDArray[np.uint64]:
+    """`count` little-endian 64-bit words of the AES-256-CTR keystream of `key`, from 16-byte block `block` on."""
     counter = block.to_bytes(BLOCK_BYTES, "big")
     encryptor = Cipher(algorithms.AES(key), modes.CTR(counter)).encryptor()
-    return encryptor.update(bytes(size))
-
-
-def expand_words(key: bytes, count: int, *, block: int = 0) -> npt.NDArray[np.uint64]:
-    """`count` little-endian 64-bit words of the keystream, from block number `block` on."""
-    return np.frombuffer(expand(key, 8 * count, block=block), dtype="<u8")
+    out = np.empty(count, dtype="<u8")
+    target = memoryview(out.view(np.uint8))  # type: ignore[arg-type]  # an array of bytes is a buffer
+    for at in range(0, len(target), len(_ZEROS)):
+        piece = target[at : at + len(_ZEROS)]
+        encryptor.update_into(_ZEROS[: len(piece)], piece)
+    return out

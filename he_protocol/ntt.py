@@ -67,6 +67,11 @@ def inverse(polynomials: Residues, moduli: tuple[int, ...]) -> None:
         _inverse(polynomials[:, limb, :], _tables(modulus, degree)[1], np.uint64(modulus), scale)
 
 
+def inverse_roots(modulus: int, degree: int) -> Residues:
+    """Powers of the inverse root in the order in which `inverse` uses them: shape (degree,)."""
+    return _tables(modulus, degree)[1]
+
+
 def multiply(left: Residues, right: Residues, moduli: tuple[int, ...]) -> Residues:
     """Pointwise product, shape (polynomials, limbs, degree); `right` may have one polynomial for all."""
     out = np.empty_like(left)

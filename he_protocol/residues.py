@@ -1,14 +1,17 @@
 """Vectors of residues: how they are laid out, bit-packed, checked, and added modulo their primes.
 
 A body part that can be summed is an array of shape (polynomials, limbs, degree). Limb i is taken
-modulo `moduli[i]`; every residue is packed into `bits` bits, little-endian, without padding. One
-row (one limb of one polynomial) is a whole number of bytes because the degree is a multiple of 8,
-so all kernels work row by row and never need a whole part in memory.
+modulo `moduli[i]`; every residue is packed into `bits` bits, little-endian, without padding. Rows
+(one limb of one polynomial each) are whole 64-bit words because the degree is a multiple of 64, so
+all kernels work row by row and never need a whole part in memory.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -17,17 +20,23 @@ from he_protocol.kernel import kernel
 from he_protocol.problems import RESIDUE_RANGE, WRONG_SIZE, Refusal
 
 Residues = npt.NDArray[np.uint64]
-Packed = npt.NDArray[np.uint8]
+
+GROUP = 64
+"""Residues that fill a whole number of 64-bit words, whatever their width."""
 
 
 @dataclass(frozen=True)
 class ResidueLayout:
-    """Shape and packing of one vector of residues; `bits` is at most 56."""
+    """Shape and packing of one vector of residues; `bits` is at most 62, the degree a multiple of 64."""
 
     polynomials: int
     moduli: tuple[int, ...]
     degree: int
     bits: int
+
+    def __post_init__(self) -> None:
+        if self.degree % GROUP or not 0 < self.bits <= 62 or max(self.moduli) > 1 << self.bits:
+            raise ValueError("the degree must be a multiple of 64, and moduli must fit into `bits`, at most 62")
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -51,18 +60,18 @@ class ResidueLayout:
 
 
 def pack(residues: Residues, layout: ResidueLayout) -> bytes:
-    """Bit-pack an array of shape `layout.shape` (or some whole polynomials of it)."""
-    flat = np.ascontiguousarray(residues).reshape(-1)
-    out = np.empty(flat.size * layout.bits // 8, dtype=np.uint8)
-    _pack(flat, np.uint64(layout.bits), out)
+    """Bit-pack an array of shape `layout.shape` (or some whole rows of it)."""
+    flat = np.ascontiguousarray(residues, dtype=np.uint64).reshape(-1)
+    out = np.empty(flat.size * layout.bits // 64, dtype="<u8")
+    _kernels(layout.bits).pack(flat, out)
     return out.tobytes()
 
 
 def unpack(packed: bytes | memoryview, layout: ResidueLayout) -> Residues:
-    """Inverse of `pack` for whole rows; refuses a residue at or above its modulus."""
+    """Inverse of `pack` for whole polynomials; refuses a residue at or above its modulus."""
     out = np.zeros((_whole_rows(packed, layout), layout.degree), dtype=np.uint64)
     fold(out, packed, layout)
-    return out.reshape(-1, len(layout.moduli), layout.degree) if len(out) % len(layout.moduli) == 0 else out
+    return out.reshape(-1, len(layout.moduli), layout.degree)
 
 
 def fold(rows: Residues, packed: bytes | memoryview, layout: ResidueLayout, first_row: int = 0) -> None:
@@ -74,23 +83,21 @@ def fold(rows: Residues, packed: bytes | memoryview, layout: ResidueLayout, firs
     count = _whole_rows(packed, layout)
     if rows.shape != (count, layout.degree):
         raise Refusal(WRONG_SIZE, "accumulator and packed rows differ", expected=rows.shape, got=(count, layout.degree))
-    data = np.frombuffer(packed, dtype=np.uint8).reshape(count, layout.row_bytes)
-    moduli = row_moduli(layout, first_row, count)
-    bad = _first_bad(data, np.uint64(layout.bits), moduli, layout.degree)
+    words, moduli = _words(packed, count), row_moduli(layout, first_row, count)
+    kernels = _kernels(layout.bits)
+    bad = kernels.fold(words, moduli, rows, count, False)
     if bad >= 0:
-        row, column = divmod(int(bad), layout.degree)
-        raise Refusal(
-            RESIDUE_RANGE,
-            f"residue {column} of row {first_row + row}",
-            expected=f"below {moduli[row]}",
-            got="at or above it",
-        )
-    _fold(data, np.uint64(layout.bits), moduli, rows)
+        kernels.fold(words, moduli, rows, bad, True)
+        raise _out_of_range(layout, words[bad], moduli[bad], first_row + bad)
 
 
 def check(packed: bytes | memoryview, layout: ResidueLayout, first_row: int = 0) -> None:
     """Refuse packed rows with a residue at or above its modulus, as `fold` does, adding nothing."""
-    fold(np.zeros((_whole_rows(packed, layout), layout.degree), dtype=np.uint64), packed, layout, first_row)
+    count = _whole_rows(packed, layout)
+    words, moduli = _words(packed, count), row_moduli(layout, first_row, count)
+    bad = _kernels(layout.bits).fold(words, moduli, np.empty((0, layout.degree), dtype=np.uint64), count, False)
+    if bad >= 0:
+        raise _out_of_range(layout, words[bad], moduli[bad], first_row + bad)
 
 
 def add(total: Residues, term: Residues, layout: ResidueLayout) -> None:
@@ -112,61 +119,77 @@ def _whole_rows(packed: bytes | memoryview, layout: ResidueLayout) -> int:
     return rows
 
 
-@kernel
-def _pack(values: Residues, bits: np.uint64, out: Packed) -> None:
-    held = np.uint64(0)
-    fill = np.uint64(0)
-    eight, low = np.uint64(8), np.uint64(255)
-    at = 0
-    for value in values:
-        held |= value << fill
-        fill += bits
-        while fill >= eight:
-            out[at] = held & low
-            at += 1
-            held >>= eight
-            fill -= eight
+def _words(packed: bytes | memoryview, rows: int) -> Residues:
+    words = np.frombuffer(packed, dtype="<u8").reshape(rows, -1)
+    return words if words.flags.aligned else words.copy()
 
 
-@kernel
-def _first_bad(data: Packed, bits: np.uint64, moduli: Residues, degree: int) -> int:
-    """Index (row * degree + column) of the first residue at or above its modulus, or -1."""
-    mask = (np.uint64(1) << bits) - np.uint64(1)
-    eight = np.uint64(8)
-    for row in range(data.shape[0]):
-        held = np.uint64(0)
-        fill = np.uint64(0)
-        at = 0
-        for column in range(degree):
-            while fill < bits:
-                held |= np.uint64(data[row, at]) << fill
-                at += 1
-                fill += eight
-            if held & mask >= moduli[row]:
-                return row * degree + column
-            held >>= bits
-            fill -= bits
-    return -1
+def _out_of_range(layout: ResidueLayout, words: Residues, modulus: np.uint64, row: int) -> Refusal:
+    values = np.empty(layout.degree, dtype=np.uint64)
+    _kernels(layout.bits).unpack(words, values)
+    column = int(np.argmax(values >= modulus))
+    return Refusal(
+        RESIDUE_RANGE, f"residue {column} of row {row}", expected=f"below {modulus}", got=int(values[column])
+    )
 
 
-@kernel
-def _fold(data: Packed, bits: np.uint64, moduli: Residues, out: Residues) -> None:
-    mask = (np.uint64(1) << bits) - np.uint64(1)
-    eight = np.uint64(8)
-    for row in range(data.shape[0]):
-        modulus = moduli[row]
-        held = np.uint64(0)
-        fill = np.uint64(0)
-        at = 0
-        for column in range(out.shape[1]):
-            while fill < bits:
-                held |= np.uint64(data[row, at]) << fill
-                at += 1
-                fill += eight
-            total = out[row, column] + (held & mask)
-            out[row, column] = total - modulus if total >= modulus else total
-            held >>= bits
-            fill -= bits
+class _Kernels(NamedTuple):
+    pack: Callable[[Residues, Residues], None]
+    unpack: Callable[[Residues, Residues], None]
+    fold: Callable[[Residues, Residues, Residues, int, bool], int]
+
+
+@lru_cache(maxsize=16)
+def _kernels(bits: int) -> _Kernels:
+    """Kernels for one width: as a constant it lets the compiler unroll every group into fixed shifts."""
+    mask = np.uint64((1 << bits) - 1)
+
+    @kernel
+    def pack(values: Residues, words: Residues) -> None:
+        for group in range(values.size // 64):
+            held, at = np.uint64(0), group * bits
+            for k in range(64):
+                shift = (k * bits) & 63
+                value = values[group * 64 + k]
+                held |= value << np.uint64(shift)
+                if shift + bits >= 64:
+                    words[at] = held
+                    at += 1
+                    held = value >> np.uint64(64 - shift) if shift + bits > 64 else np.uint64(0)
+
+    @kernel
+    def unpack(words: Residues, values: Residues) -> None:
+        for group in range(values.size // 64):
+            for k in range(64):
+                at, shift = group * bits + ((k * bits) >> 6), (k * bits) & 63
+                value = words[at] >> np.uint64(shift)
+                if shift + bits > 64:
+                    value |= words[at + 1] << np.uint64(64 - shift)
+                values[group * 64 + k] = value & mask
+
+    @kernel
+    def fold(words: Residues, moduli: Residues, rows: Residues, count: int, undo: bool) -> int:
+        """Add (or, to undo, subtract) `count` rows; the number of the first bad row, where it stopped, or -1.
+
+        With no accumulator (shape (0, degree)) rows are only checked.
+        """
+        values = np.empty(rows.shape[1], dtype=np.uint64)
+        for row in range(count):
+            modulus = moduli[row]
+            unpack(words[row], values)
+            bad = False
+            for j in range(values.size):
+                bad |= values[j] >= modulus
+            if bad:
+                return row
+            if rows.shape[0] == 0:
+                continue
+            for j in range(values.size):
+                total = rows[row, j] + (modulus - values[j] if undo else values[j])
+                rows[row, j] = min(total, total - modulus)  # the difference wraps to a huge value below the modulus
+        return -1
+
+    return _Kernels(pack, unpack, fold)
 
 
 @kernel
@@ -174,4 +197,4 @@ def _add(total: Residues, term: Residues, moduli: Residues) -> None:
     for row in range(total.shape[0]):
         for column in range(total.shape[1]):
             value = total[row, column] + term[row, column]
-            total[row, column] = value - moduli[row] if value >= moduli[row] else value
+            total[row, column] = min(value, value - moduli[row])

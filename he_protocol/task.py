@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from math import prod, sqrt
+from math import hypot, log2, prod, sqrt
 from typing import Annotated, Literal
 
 from msgspec import Meta
@@ -101,6 +101,11 @@ class Task:
         """The task's hash in hex: its name in URLs."""
         return self.hash.hex()
 
+    @property
+    def epoch_id(self) -> bytes:
+        """What an epoch's public polynomials are derived from, and envelopes are bound to."""
+        return self.hash + self.config.epoch.to_bytes(8, "little")
+
     @cached_property
     def scheme(self) -> Scheme:
         return load_scheme(self.config.scheme, self.config.profile)
@@ -182,19 +187,20 @@ def check_config(config: TaskConfig) -> None:
 def largest_sum(config: TaskConfig, length: int) -> float:
     """The largest absolute value that the sum of `max_clients` honest updates can reach."""
     values = config.max_clients * (config.scale * config.value_range + 1)
-    return values + NOISE_TAIL * sqrt(config.max_clients) * _noise_std(config, length)
+    error = load_scheme(config.scheme, config.profile).error_std
+    return values + NOISE_TAIL * sqrt(config.max_clients) * hypot(_noise_std(config, length), error)
 
 
 def derive_scale(config: TaskConfig) -> float:
     """The largest power of two that `check_config` accepts as `scale` for this configuration."""
     scheme = load_scheme(config.scheme, config.profile)
     length = sum(spec.size for spec in config.tensors) + (config.weighting == "examples")
-    # largest_sum = slope * scale + offset: noise grows with the scale, rounding does not.
-    at_zero, at_one = (largest_sum(replace(config, scale=s), length) for s in (0.0, 1.0))
-    best = (scheme.capacity - at_zero) / (at_one - at_zero)
-    if best < 1:
-        raise Refusal(SUM_COULD_WRAP, "no scale is small enough", expected=f"sums up to {scheme.capacity}")
-    return 2.0 ** (int(best).bit_length() - 1)
+    best = 2.0 ** int(log2(scheme.capacity))
+    while largest_sum(replace(config, scale=best), length) > scheme.capacity:
+        best /= 2
+        if best < 1:
+            raise Refusal(SUM_COULD_WRAP, "no scale is small enough", expected=f"sums up to {scheme.capacity}")
+    return best
 
 
 def _noise_std(config: TaskConfig, length: int) -> float:

@@ -107,7 +107,7 @@ def load_vectors(task: Task, blobs: Blobs, sources: Sequence[tuple[Released, int
 def combine(task: Task, total: bytes, vectors: Sequence[Residues], count: int) -> Integers:
     """The opened sum of `count` updates. Raises `combine-refused`."""
     folded: Residues = np.load(io.BytesIO(total), allow_pickle=False)
-    return task.scheme.combine(folded, vectors, task.length, count)
+    return task.scheme.combine(folded, vectors, task.length, count, task.epoch_id)
 
 
 def advance(

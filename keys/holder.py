@@ -105,7 +105,7 @@ class KeyHolder:
         Raises `keys-not-ready` before the ceremony has ended.
         """
         if task.hash not in self._openers:
-            self._openers[task.hash] = make_opener(task, self._seeds(task))
+            self._openers[task.hash] = make_opener(task, self.index(task), self.hpke, self._seeds(task))
         return self._openers[task.hash]
 
     async def open_round(self, task: Task, number: int, transport: Transport) -> None:

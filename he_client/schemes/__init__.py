@@ -22,8 +22,10 @@ Sink = Callable[[str, bytes], None]
 class Sealer(Protocol):
     """Encrypts updates of one task."""
 
-    async def seal(self, source: Source, write: Sink) -> None:
+    async def seal(self, update_id: bytes, source: Source, write: Sink) -> None:
         """Encrypt the task.length integers of `source`, asked for block by block, under fresh randomness.
+
+        `source` is called from other threads, once for every block, in any order.
 
         Every body part's bytes go to `write(part name, bytes)`, in order within a part.
         """

@@ -92,7 +92,7 @@ def joint_context(task: Task, scheme: Ckks, digest: bytes, packed: bytes) -> byt
         raise Refusal(DIGEST_MISMATCH, "the joint key is not the one that the holders confirmed")
     layout = scheme.key_layout()
     joint = residues.unpack(packed, layout).reshape(layout.shape)
-    common = common_polynomial(scheme.profile, task.hash, task.config.epoch)
+    common = common_polynomial(scheme.profile, task.epoch_id)
     return seal.public_context(np.concatenate([joint, common]), layout.moduli, scheme.profile.scale)
 
 
@@ -123,7 +123,7 @@ class CkksSealer:
         self._context = context
         self._length = length
 
-    async def seal(self, source: Source, write: Sink) -> None:
+    async def seal(self, update_id: bytes, source: Source, write: Sink) -> None:
         loop = asyncio.get_running_loop()
         window = WINDOW * self._profile.slots
         for first in range(0, self._length, window):

@@ -64,6 +64,10 @@ class Scheme(Protocol):
     def capacity(self) -> int:
         """The largest absolute value that an opened sum may have."""
 
+    @property
+    def error_std(self) -> float:
+        """Standard deviation of the error, in integer units, that every update adds to an opened sum."""
+
     def body(self, length: int, sharing: Sharing) -> tuple[BodyPart, ...]:
         """The parts of an update of `length` integers, in the order in which they travel."""
 
@@ -73,10 +77,12 @@ class Scheme(Protocol):
     def check_openings(self, openings: int, max_clients: int, length: int) -> None:
         """Refuse a number of openings in one epoch that the scheme cannot bear."""
 
-    def combine(self, total: Residues, released: Sequence[Residues], length: int, count: int) -> Integers:
+    def combine(
+        self, total: Residues, released: Sequence[Residues], length: int, count: int, epoch_id: bytes
+    ) -> Integers:
         """Open the sum of `count` updates from the folded "sum" part and one vector per sharing part.
 
-        Raises `combine-refused` when the result cannot be a sum.
+        May overwrite `total`. `epoch_id` is the task's. Raises `combine-refused` when the result cannot be a sum.
         """
 
 

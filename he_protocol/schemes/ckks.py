@@ -87,6 +87,11 @@ class Ckks:
         total = sum(log2(q) for q in self.profile.data_moduli)
         return 1 << int(total - self.profile.scale_bits - 2)
 
+    @property
+    def error_std(self) -> float:
+        """Slots are rounded back to the integers that went in."""
+        return 0.0
+
     def layout(self, length: int) -> ResidueLayout:
         """Layout of c0 (and of c1) of an update of `length` integers."""
         p = self.profile
@@ -121,7 +126,9 @@ class Ckks:
                 got=needed,
             )
 
-    def combine(self, total: Residues, released: Sequence[Residues], length: int, count: int) -> Integers:
+    def combine(
+        self, total: Residues, released: Sequence[Residues], length: int, count: int, epoch_id: bytes
+    ) -> Integers:
         layout = self.layout(length)
         opened = total.copy()
         for part in released:
@@ -143,12 +150,12 @@ def make(profile: CkksProfile) -> Ckks:
     return Ckks(profile)
 
 
-def common_polynomial(profile: CkksProfile, task_hash: bytes, epoch: int) -> Residues:
+def common_polynomial(profile: CkksProfile, epoch_id: bytes) -> Residues:
     """The public `a` of an epoch, shape (1, limbs, degree), NTT form: nobody could have chosen it.
 
     Each residue is a 128-bit word of AES-256-CTR reduced modulo its prime (bias below 2^-77).
     """
-    key = derive_key("hushsum/ckks/common-polynomial/v1", task_hash, epoch.to_bytes(8, "little"))
+    key = derive_key("hushsum/ckks/common-polynomial/v1", epoch_id)
     words = expand_words(key, 2 * len(profile.moduli) * profile.degree).reshape(len(profile.moduli), -1, 2)
     rows = [
         [((int(high) << 64) | int(low)) % modulus for low, high in limb]

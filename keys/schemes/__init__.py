@@ -13,6 +13,7 @@ from typing import Protocol
 from he_protocol.messages import UpdateHeader
 from he_protocol.residues import ResidueLayout, Residues
 from he_protocol.task import Task
+from keys.hpke_key import HpkeKey
 
 
 class KeySum(Protocol):
@@ -48,10 +49,10 @@ class Dealer(Protocol):
         """The public key part that follows from a part's seed; the same for all who know the seed."""
 
 
-def make_opener(task: Task, seeds: Mapping[int, bytes]) -> Opener:
-    """The opener of a task's scheme; `seeds` are the ceremony's, by part (empty without one)."""
+def make_opener(task: Task, index: int, hpke: HpkeKey, seeds: Mapping[int, bytes]) -> Opener:
+    """The opener of a task's scheme for holder number `index`; `seeds` are the ceremony's, by part (or none)."""
     module = import_module(f"{__name__}.{task.config.scheme}")
-    made: Opener = module.make_opener(task, seeds)
+    made: Opener = module.make_opener(task, index, hpke, seeds)
     return made
 
 

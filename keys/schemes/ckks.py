@@ -20,15 +20,16 @@ from he_protocol.messages import UpdateHeader
 from he_protocol.residues import Residues
 from he_protocol.schemes.ckks import Ckks, CkksProfile, common_polynomial
 from he_protocol.task import Task
+from keys.hpke_key import HpkeKey
 
 
-def make_opener(task: Task, seeds: Mapping[int, bytes]) -> CkksOpener:
+def make_opener(task: Task, index: int, hpke: HpkeKey, seeds: Mapping[int, bytes]) -> CkksOpener:
     return CkksOpener(_scheme(task), task.length, {part: SecretPart.derive(seed) for part, seed in seeds.items()})
 
 
 def make_dealer(task: Task) -> CkksDealer:
     scheme = _scheme(task)
-    return CkksDealer(scheme, common_polynomial(scheme.profile, task.hash, task.config.epoch))
+    return CkksDealer(scheme, common_polynomial(scheme.profile, task.epoch_id))
 
 
 def _scheme(task: Task) -> Ckks:
@@ -57,7 +58,9 @@ class SecretPart:
 
     def error(self, profile: CkksProfile) -> npt.NDArray[np.int64]:
         """Discrete Gaussian coefficients, shape (1, degree)."""
-        return Gaussian(profile.error_std).sample(expand_words(self.error_key, profile.degree))[None, :]
+        gaussian = Gaussian(profile.error_std)
+        words = expand_words(self.error_key, gaussian.words(profile.degree))
+        return gaussian.sample(words, profile.degree)[None, :]
 
 
 class CkksDealer:

@@ -97,7 +97,7 @@ def test_a_key_part_is_minus_a_times_s_plus_e(world: World) -> None:
     """Schoolbook negacyclic product at a few coefficients, modulo all four primes."""
     part, n = SecretPart.derive(KEY), PROFILE.degree
     secret, error = part.secret(PROFILE)[0].astype(object), part.error(PROFILE)[0]
-    public = common_polynomial(PROFILE, world.task.hash, world.task.config.epoch)
+    public = common_polynomial(PROFILE, world.task.epoch_id)
     made = make_dealer(world.task).key_part(KEY)
     assert made.shape == public.shape == (1, 4, n)
     ntt.inverse(public, PROFILE.moduli)

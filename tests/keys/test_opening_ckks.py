@@ -22,7 +22,7 @@ MANIFEST = bytes(range(32))
 def shares_of(
     world: World, bodies: list[dict[str, bytes]], holder: int, manifest: bytes = MANIFEST
 ) -> dict[int, bytes]:
-    total = make_opener(world.task, world.dealt[0][holder]).begin()
+    total = make_opener(world.task, holder, world.hpke[holder], world.dealt[0][holder]).begin()
     header = read_unverified(world.update("client").header, UpdateHeader)
     for body in bodies:
         total.add(header, body["c1"])
@@ -35,7 +35,7 @@ def open_with(world: World, bodies: list[dict[str, bytes]], parts: dict[int, byt
     for body in bodies:
         residues.fold(total.reshape(layout.rows, layout.degree), body["c0"], layout)
     vectors = [residues.unpack(parts[i], layout) for i in range(world.task.sharing.parts)]
-    return scheme.combine(total, vectors, world.task.length, len(bodies))
+    return scheme.combine(total, vectors, world.task.length, len(bodies), world.task.epoch_id)
 
 
 @pytest.mark.parametrize(("holders", "threshold"), [(1, 1), (3, 2), (5, 3)])

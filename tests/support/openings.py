@@ -66,7 +66,7 @@ def after(first: Request, second: Request) -> Request:
 
 def share(world: World, holder: int, request: Request, bodies: dict[bytes, bytes]) -> dict[int, bytes]:
     """What one holder releases for a request, unjudged: packed vectors by part. `bodies`: c1 by update id."""
-    total = make_opener(world.task, world.dealt[0][holder]).begin()
+    total = make_opener(world.task, holder, world.hpke[holder], world.dealt[0][holder]).begin()
     for header in request.headers:
         total.add(header, bodies[header.update_id])
     message, vectors = release(request, world.committee[holder].name, total)
@@ -84,4 +84,4 @@ def open_sum(world: World, request: Request, sent: Sequence[Sent]) -> Integers:
     for header in request.headers:
         residues.fold(total.reshape(layout.rows, layout.degree), by_id[header.update_id].body["c0"], layout)
     vectors = [residues.unpack(parts[i], layout) for i in range(world.task.sharing.parts)]
-    return scheme.combine(total, vectors, world.task.length, len(request.updates))
+    return scheme.combine(total, vectors, world.task.length, len(request.updates), world.task.epoch_id)

@@ -1,0 +1,1 @@
+"""he-bench: what HushSum costs, case by case, and beside its peers."""

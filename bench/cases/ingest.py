@@ -1,0 +1,70 @@
+"""`clients` updates are sent to a server process until all are acknowledged, so durable.
+
+In turn the same bytes go to `bench.bare`, which only writes them to files: stage "bare". The
+ratio of the two is what checking, hashing, syncing and recording cost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from itertools import count
+from pathlib import Path
+
+from bench.cases import Job
+from bench.deployment import deployed
+from bench.results import Point
+from bench.timing import MOST_REPETITIONS
+from bench.world import World, random_update
+from he_client.transport import Transport
+from he_protocol import api, framing
+
+AT_ONCE = 8
+"""Uploads under way at once."""
+
+
+@asynccontextmanager
+async def prepare(point: Point) -> AsyncIterator[Job]:
+    # One client sends one update to a round, and no round may close here: every repetition has clients of its own.
+    world = World(point.profile, point.parameters, point.clients * (MOST_REPETITIONS + 2))
+    task = world.task
+    update = await world.update(await world.sealer(), random_update(point.parameters))
+    body, digests, numbers = list(update.parts.values()), update.digests, count(1)
+    with tempfile.TemporaryDirectory(prefix="he-bench-") as folder:
+        async with deployed(Path(folder), world) as deployment:
+            url = await deployment.start_server()
+            bare_url = await deployment.listen("bench.bare")
+
+            async def send(number: int) -> None:
+                header, head = world.sign(number, digests)
+                path = api.update_path(task.id, header.update_id.hex())
+                async with Transport(url, world.parties.client(number)) as transport:
+                    await transport.put_frame(path, head, body, task.config.server.name)
+
+            async def send_bare(number: int) -> None:
+                async with Transport(bare_url, world.parties.client(number)) as transport:
+                    await transport.request("PUT", "/", pieces=[framing.start(update.head), *body])
+
+            async def run() -> dict[str, float]:
+                batch = [next(numbers) for _ in range(point.clients)]
+                for number in batch:
+                    world.parties.client(number)
+                bare = await _seconds(send_bare, batch)
+                return {"bare": bare, "server": await _seconds(send, batch)}
+
+            yield Job(run, point.parameters * point.clients, update.size, deployment.server_pids, timed="server")
+
+
+async def _seconds(send: Callable[[int], Awaitable[None]], batch: list[int]) -> float:
+    gate = asyncio.Semaphore(AT_ONCE)
+
+    async def one(number: int) -> None:
+        async with gate:
+            await send(number)
+
+    started = time.perf_counter()
+    await asyncio.gather(*(one(number) for number in batch))
+    return time.perf_counter() - started

@@ -1,0 +1,28 @@
+"""The server opens the sum of `clients` updates from the folded part and a quorum's shares."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from bench.cases import Job
+from bench.results import Point
+from bench.sums import fold_times, sum_layout
+from bench.world import World, random_update
+
+
+@asynccontextmanager
+async def prepare(point: Point) -> AsyncIterator[Job]:
+    world = World(point.profile, point.parameters, point.clients)
+    task = world.task
+    update = await world.update(await world.sealer(), random_update(point.parameters))
+    total = fold_times(update.parts[task.part("sum").name], sum_layout(task), point.clients)
+    released = world.released(update, point.clients)
+    del update
+
+    async def run() -> dict[str, float]:
+        task.scheme.combine(total, released, task.length, point.clients)
+        return {}
+
+    traffic = task.sharing.parts * task.scheme.share_layout(task.length).size
+    yield Job(run, work=point.parameters, traffic=traffic)

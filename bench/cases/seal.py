@@ -1,0 +1,26 @@
+"""A client seals one update: from float32 to body parts, which are discarded as they come."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from bench.cases import Job
+from bench.results import Point
+from bench.world import World, random_update
+from he_client.encode import Encoder
+from he_protocol import framing
+
+
+@asynccontextmanager
+async def prepare(point: Point) -> AsyncIterator[Job]:
+    world = World(point.profile, point.parameters, point.clients)
+    sealer, update = await world.sealer(), random_update(point.parameters)
+    _, head = world.sign(1, {part.name: bytes(32) for part in world.task.body})
+
+    async def run() -> dict[str, float]:
+        await sealer.seal(Encoder(world.task, update, None).block, lambda name, data: None)
+        return {}
+
+    traffic = len(framing.start(head)) + sum(part.size for part in world.task.body)
+    yield Job(run, work=point.parameters, traffic=traffic)

@@ -1,0 +1,39 @@
+"""Everybody that one task needs, in memory: authority, server, key holders, clients."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+from he_client.identity import Identity
+from he_protocol.messages import EnrolRequest, Role
+from he_protocol.signing import SigningKey
+from keys.authority import enrol
+from keys.hpke_key import HpkeKey
+
+VALID_DAYS = 7
+HOLDERS, THRESHOLD = 3, 2
+
+
+@dataclass
+class Parties:
+    """Identities that one authority has enrolled."""
+
+    authority: SigningKey = field(default_factory=SigningKey.generate)
+
+    def __post_init__(self) -> None:
+        self.hpke = [HpkeKey.generate() for _ in range(HOLDERS)]
+        self.holders = [self._party(f"holder-{i + 1}", "holder", key.public) for i, key in enumerate(self.hpke)]
+        self.server = self._party("server", "server")
+        self._clients: dict[int, Identity] = {}
+
+    def client(self, number: int) -> Identity:
+        """Client `number`, enrolled when first asked for."""
+        if number not in self._clients:
+            self._clients[number] = self._party(f"client-{number}", "client")
+        return self._clients[number]
+
+    def _party(self, name: str, role: Role, hpke: bytes = b"") -> Identity:
+        key, now = SigningKey.generate(), time.time()
+        request = key.sign(EnrolRequest(name, role, key.public, int(now), hpke))
+        return Identity(name, key, enrol(self.authority, request, role, now=now, days=VALID_DAYS), self.authority.public)

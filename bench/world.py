@@ -1,0 +1,163 @@
+"""One task with its parties, and what they do to one update without a server between them.
+
+Everything goes through the seams of `he_client.schemes` and `keys.schemes`, so a new scheme is
+measured without a line here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from bench import profiles
+from bench.board import CommitteeBoard
+from bench.parties import THRESHOLD, Parties
+from he_client.encode import Encoder
+from he_client.schemes import Sealer, make_sealer
+from he_protocol import framing, residues
+from he_protocol.messages import Part, SignedUpdate, UpdateHeader, encode
+from he_protocol.quantise import Floats
+from he_protocol.residues import Residues
+from he_protocol.task import Task, TensorSpec
+from keys import ceremony
+from keys.authority import build_config
+from keys.schemes import make_dealer, make_opener
+
+TASK_NAME = "bench"
+MAX_OPENINGS = 64
+VALUE_RANGE = 1.0
+SPREAD = 0.05
+"""Standard deviation of the random updates: twenty of them make the value range."""
+
+
+@dataclass(frozen=True)
+class Update:
+    """One sealed update: its header, the signed head as it travels, and the body's parts by name."""
+
+    header: UpdateHeader
+    head: bytes
+    parts: Mapping[str, bytes]
+
+    @property
+    def size(self) -> int:
+        """Bytes on the wire."""
+        return len(framing.start(self.head)) + sum(len(part) for part in self.parts.values())
+
+    @property
+    def digests(self) -> dict[str, bytes]:
+        """SHA-256 of every part, by name."""
+        return {part.name: part.sha256 for part in self.header.parts}
+
+
+@dataclass
+class World:
+    """A task of `parameters` coordinates under a profile; at most `clients` updates enter a sum."""
+
+    profile: str
+    parameters: int
+    clients: int
+    parties: Parties = field(default_factory=Parties)
+
+    @cached_property
+    def task(self) -> Task:
+        config = build_config(
+            {
+                "name": TASK_NAME,
+                "scheme": profiles.profile(self.profile).scheme,
+                "profile": self.profile,
+                "epoch": 1,
+                "value_range": VALUE_RANGE,
+                "privacy": {"unit": "none"},
+                "min_clients": min(2, self.clients),
+                "max_clients": self.clients,
+                "collect_seconds": 3600,
+                "opening_seconds": 3600,
+                "staleness": MAX_OPENINGS,
+                "max_openings": MAX_OPENINGS,
+                "threshold": THRESHOLD,
+            },
+            [TensorSpec("parameters", (self.parameters,))],
+            self.parties.server.credential,
+            [holder.credential for holder in self.parties.holders],
+            self.parties.authority.public,
+        )
+        return Task.from_token(self.parties.authority.sign(config), self.parties.authority.public)
+
+    @cached_property
+    def ceremony(self) -> tuple[list[ceremony.Seeds], bytes]:
+        """Every holder's part seeds and the packed joint key; empty for a scheme without a ceremony."""
+        task, holders = self.task, range(len(self.parties.holders))
+        if not task.scheme.ceremony:
+            return [{} for _ in holders], b""
+        own = [ceremony.draw_seeds(task.sharing, i) for i in holders]
+        posts = [ceremony.contribute(task, i, own[i]) for i in holders]
+        seeds = [ceremony.part_seeds(task, i, own[i], posts, self.parties.hpke[i]) for i in holders]
+        dealer = make_dealer(task)
+        packed = [{part: residues.pack(dealer.key_part(seed), dealer.layout) for part, seed in s.items()} for s in seeds]
+        bodies = [ceremony.reveal(task, i, b"", packed[i])[1] for i in holders]
+        return seeds, ceremony.joint_key(dealer.layout, bodies)
+
+    async def sealer(self) -> Sealer:
+        """The task's sealer, as a client makes it from what the committee has posted."""
+        board = CommitteeBoard(self.task, self.parties, self.ceremony[1])
+        return await make_sealer(self.task, board, Path(self._folder.name))
+
+    @cached_property
+    def _folder(self) -> tempfile.TemporaryDirectory[str]:
+        return tempfile.TemporaryDirectory(prefix="he-bench-")
+
+    async def update(self, sealer: Sealer, floats: Floats) -> Update:
+        """All that a client does to a float32 update before it sends it, but in memory."""
+        blocks: dict[str, list[bytes]] = {part.name: [] for part in self.task.body}
+        digests = {part.name: hashlib.sha256() for part in self.task.body}
+
+        def write(name: str, data: bytes) -> None:
+            digests[name].update(data)
+            blocks[name].append(data)
+
+        await sealer.seal(Encoder(self.task, floats, None).block, write)
+        header, head = self.sign(1, {name: digest.digest() for name, digest in digests.items()})
+        return Update(header, head, {name: b"".join(pieces) for name, pieces in blocks.items()})
+
+    def sign(self, client: int, digests: Mapping[str, bytes]) -> tuple[UpdateHeader, bytes]:
+        """Header and head of an update of client `client`, whose parts have these SHA-256 digests."""
+        identity = self.parties.client(client)
+        header = UpdateHeader(
+            task_hash=self.task.hash,
+            epoch=self.task.config.epoch,
+            update_id=secrets.token_bytes(16),
+            client=identity.name,
+            base_version=0,
+            created=int(time.time()),
+            parts=tuple(Part(part.name, part.size, digests[part.name]) for part in self.task.body),
+        )
+        return header, encode(SignedUpdate(identity.key.sign(header), identity.credential))
+
+    def release(self, holder: int, update: Update, times: int) -> dict[int, bytes]:
+        """What one holder releases for a sum of `times` times one update: packed vectors by part."""
+        total, body = make_opener(self.task, self.ceremony[0][holder]).begin(), update.parts[self.task.part("key").name]
+        for _ in range(times):
+            total.add(update.header, body)
+        return dict(total.release(bytes(32)))
+
+    def released(self, update: Update, times: int) -> list[Residues]:
+        """One vector for every part of the sharing, from a quorum of holders."""
+        vectors: dict[int, bytes] = {}
+        for holder in range(THRESHOLD):
+            vectors |= self.release(holder, update, times)
+        layout = self.task.scheme.share_layout(self.task.length)
+        return [residues.unpack(vectors[part], layout) for part in range(self.task.sharing.parts)]
+
+
+def random_update(parameters: int, seed: int = 1) -> Floats:
+    """A float32 update that looks like one: normal, small against the value range; shape (parameters,)."""
+    generator = np.random.default_rng(seed)
+    return generator.standard_normal(parameters, dtype=np.float32) * np.float32(SPREAD)

@@ -1,0 +1,51 @@
+"""A service for every test, copied from one that was provisioned once."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from tests.client.proxy import Proxy
+from tests.client.schemes import SCHEMES
+from tests.client.service import Service, copy
+from tests.support.parties import World
+
+
+@pytest.fixture(scope="session", params=SCHEMES, ids=[scheme for scheme, _ in SCHEMES])
+def template(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A server, three clients, three key holders, one task: everything on disk, nothing running."""
+    root = tmp_path_factory.mktemp("template") / "world"
+    asyncio.run(Service.provision(root, *request.param))
+    return root
+
+
+@pytest.fixture
+async def service(template: Path, tmp_path: Path) -> AsyncIterator[Service]:
+    async with Service(copy(template, tmp_path / "world")) as service:
+        yield service
+
+
+@pytest.fixture
+async def proxy(service: Service) -> AsyncIterator[Proxy]:
+    """In front of the service."""
+    async with Proxy(service.url) as proxy:
+        yield proxy
+
+
+@pytest.fixture(scope="session")
+def world() -> World:
+    """Parties and a task in memory, for what needs no server."""
+    return World()
+
+
+@pytest.fixture
+def closed_port() -> int:
+    """A port of this machine on which nobody listens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port

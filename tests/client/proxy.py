@@ -1,0 +1,76 @@
+"""A proxy between a client and a server that records every request and breaks some as told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal, Self
+
+import aiohttp
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+
+Fault = Literal["pass", "lost", "dropped"] | web.Response | Callable[[bytes], bytes]
+"""What happens to one request: it passes; it is lost before the server saw it; the server handles it
+but its response is dropped; this response is given instead; or the response's body is changed."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    method: str
+    path: str
+    headers: dict[str, str]
+    body: bytes
+
+
+@dataclass
+class Proxy:
+    """In front of `upstream`. `faults` holds what happens to the next requests of a method; then all pass."""
+
+    upstream: str = ""
+    faults: dict[str, list[Fault]] = field(default_factory=dict)
+    seen: list[Seen] = field(default_factory=list)
+    url: str = ""
+
+    def of(self, method: str) -> list[Seen]:
+        return [request for request in self.seen if request.method == method]
+
+    async def __aenter__(self) -> Self:
+        app = web.Application(client_max_size=1 << 26)
+        app.router.add_route("*", "/{path:.*}", self._handle)
+        self._server = TestServer(app)
+        await self._server.start_server()
+        self._session = aiohttp.ClientSession()
+        self.url = str(self._server.make_url("")).rstrip("/")
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._session.close()
+        await self._server.close()
+
+    async def _handle(self, request: web.Request) -> web.StreamResponse:
+        body = await request.read()
+        self.seen.append(Seen(request.method, request.path, dict(request.headers), body))
+        waiting = self.faults.get(request.method, [])
+        fault = waiting.pop(0) if waiting else "pass"
+        if isinstance(fault, web.Response):
+            return fault
+        if fault == "lost":
+            return _hang_up(request)
+        headers = {name: value for name, value in request.headers.items() if name not in {"Host", "Content-Length"}}
+        async with self._session.request(
+            request.method, self.upstream + request.path_qs, data=body or None, headers=headers
+        ) as answer:
+            content = await answer.read()
+        if fault == "dropped":
+            return _hang_up(request)
+        if callable(fault):
+            content = fault(content)
+        kept = {name: answer.headers[name] for name in ("ETag", "HushSum-Model-Version") if name in answer.headers}
+        return web.Response(body=content, status=answer.status, headers=kept, content_type=answer.content_type)
+
+
+def _hang_up(request: web.Request) -> web.Response:
+    assert request.transport is not None
+    request.transport.abort()
+    return web.Response()

@@ -1,0 +1,160 @@
+"""A real server with its worker over HTTP, and real key holders, all in this process."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from aiohttp.test_utils import TestServer
+
+from examples.har.deployment import Deployment
+from he_client import HushSumClient, Identity
+from he_client.identity import KEY_FILE
+from he_client.transport import RetryPolicy, Transport
+from he_protocol.keyfile import KeyRecord, read_private
+from he_protocol.task import Task
+from he_server.app import make_app, open_server
+from he_server.settings import Settings
+from he_server.tensors import keep_model
+from keys.agent import Agent
+from keys.holder import KeyHolder
+from keys.hpke_key import HpkeKey
+from keys.keygen import Ceremony
+from keys.ledger import Ledger
+from migrations.run import upgrade
+
+CLIENTS, HOLDERS = 3, 3
+TASK = "client-test"
+MODEL = {"w": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.zeros(2, dtype=np.float32)}
+QUICK = RetryPolicy(first=0.01, longest=0.02, give_up=5.0)
+
+
+def plan(scheme: str, profile: str) -> dict[str, Any]:
+    """Two clients make a round; client-level privacy, so that epsilon is finite."""
+    return {
+        "name": TASK,
+        "scheme": scheme,
+        "profile": profile,
+        "epoch": 1,
+        "value_range": 4.0,
+        "scale": 1024.0,
+        "privacy": {
+            "unit": "client",
+            "clip_norm": 2.0,
+            "noise_multiplier": 1.0,
+            "delta": 1e-5,
+            "epsilon_budget": 100.0,
+        },
+        "min_clients": 2,
+        "max_clients": 2,
+        "collect_seconds": 60,
+        "opening_seconds": 60,
+        "staleness": 1,
+        "max_openings": 20,
+        "threshold": 2,
+    }
+
+
+class Clock:
+    """Unix seconds that a test can push forward for everybody at once."""
+
+    def __init__(self) -> None:
+        self.ahead = 0.0
+
+    def __call__(self) -> float:
+        return time.time() + self.ahead
+
+
+class Service:
+    """One server with one task. `root` has a folder for every party, as `Deployment` lays them out."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.clock = Clock()
+        self.settings = Settings(data_dir=root / "server", poll_seconds=0.01, drain_seconds=2.0)
+        authority = self.settings.read_authority()
+        self.task = Task.from_token((root / "task.jws").read_text(), authority)
+
+    @classmethod
+    async def provision(cls, root: Path, scheme: str, profile: str) -> None:
+        """Fill `root`: identities, the task in the server's database, the committee's keys."""
+        deployment = Deployment(root, CLIENTS, HOLDERS)
+        deployment.provision(plan(scheme, profile), dict(MODEL))
+        service = cls(root)
+        await upgrade("server", service.settings.url)
+        server = open_server(service.settings)
+        sha256 = keep_model(server.blobs, service.task, (root / "initial.safetensors").read_bytes())
+        await server.store.add_task(service.task, sha256, time.time())
+        await server.store.close()
+        async with service, AsyncExitStack() as stack:
+            holders = [await stack.enter_async_context(service.holder(n)) for n in range(1, HOLDERS + 1)]
+            await asyncio.gather(*(service._join(holder) for holder in holders))
+
+    async def __aenter__(self) -> Self:
+        self.server = open_server(self.settings, self.clock)
+        self._http = TestServer(make_app(self.server))
+        await self._http.start_server()
+        self.url = str(self._http.make_url("")).rstrip("/")
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._http.close()
+
+    def folder(self, number: int) -> Path:
+        """A client's data directory, counted from 1."""
+        return self.root / f"phone-{number:02}"
+
+    def identity(self, number: int) -> Identity:
+        return Identity.load(self.folder(number))
+
+    @asynccontextmanager
+    async def client(
+        self, number: int, url: str | None = None, *, retry: RetryPolicy = QUICK
+    ) -> AsyncIterator[HushSumClient]:
+        """A client, perhaps through a proxy; entering it again is a restart of the device."""
+        state = self.folder(number) / "state"
+        async with HushSumClient(
+            url or self.url, self.identity(number), state_dir=state, retry=retry, clock=self.clock
+        ) as client:
+            yield client
+
+    @asynccontextmanager
+    async def holder(self, number: int) -> AsyncIterator[KeyHolder]:
+        folder = self.root / f"holder-{number}"
+        record = read_private(folder / KEY_FILE, KeyRecord)
+        ledger = await Ledger.open(folder / "ledger.db")
+        try:
+            yield KeyHolder(Identity.load(folder), HpkeKey(record.hpke), ledger, folder, clock=self.clock)
+        finally:
+            await ledger.close()
+
+    @asynccontextmanager
+    async def committee(self) -> AsyncIterator[None]:
+        """A quorum of key holders at work."""
+        async with AsyncExitStack() as stack:
+            holders = [await stack.enter_async_context(self.holder(n)) for n in (1, 2)]
+            runs = [asyncio.create_task(Agent(h, self.task, self.url, poll_seconds=0.02).run()) for h in holders]
+            try:
+                yield
+            finally:
+                for run in runs:
+                    run.cancel()
+                await asyncio.gather(*runs, return_exceptions=True)
+
+    async def _join(self, holder: KeyHolder) -> None:
+        async with Transport(self.url, holder.identity, retry=QUICK) as transport:
+            await holder.join(self.task, self.url)
+            if self.task.scheme.ceremony:
+                await Ceremony(holder, self.task, transport, patience=60, progress=lambda _: None).run()
+
+
+def copy(template: Path, target: Path) -> Path:
+    """A provisioned tree of one's own; key files keep their modes."""
+    shutil.copytree(template, target)
+    return target

@@ -1,0 +1,196 @@
+"""An update is sealed once, sent byte for byte the same, counted once, and dropped only when it must be."""
+
+from __future__ import annotations
+
+import asyncio
+from functools import partial
+
+import msgspec
+import numpy as np
+import pytest
+from aiohttp import web
+
+from he_client import HushSumClient
+from he_client.client import FINAL
+from he_client.spool import SealedUpdate
+from he_client.transport import RetryPolicy
+from he_protocol import api
+from he_protocol.messages import Receipt
+from he_protocol.problems import (
+    ALREADY_IN_ROUND,
+    BAD_SIGNATURE,
+    DISK_FULL,
+    INTERNAL,
+    PROBLEMS,
+    STALE_UPDATE,
+    UNEXPECTED_ANSWER,
+    UNREACHABLE,
+    ProblemType,
+    Refusal,
+)
+from he_protocol.quantise import Integers
+from he_protocol.signing import SigningKey, verify
+from tests.client.proxy import Proxy
+from tests.client.service import Service
+from tests.unit.refusals import refused
+
+ONCE = RetryPolicy(first=0.001, longest=0.001, give_up=0.0)
+
+
+def integers(service: Service, value: int) -> Integers:
+    return np.arange(service.task.length, dtype=np.int64) * value
+
+
+async def seal(client: HushSumClient, service: Service, value: int = 1, base_version: int = 0) -> SealedUpdate:
+    vector = integers(service, value)
+    return await client.seal(service.task, lambda start, stop: vector[start:stop], base_version=base_version)
+
+
+def answer_of(problem: ProblemType) -> web.Response:
+    return web.Response(
+        body=Refusal(problem, "as the test wants").document(),
+        status=problem.status,
+        content_type="application/problem+json",
+    )
+
+
+def spooled(service: Service, number: int = 1) -> list[str]:
+    folder = service.folder(number) / "state" / "updates" / service.task.id
+    return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+
+
+async def test_a_dropped_response_is_answered_by_the_same_bytes_and_counts_once(service: Service, proxy: Proxy) -> None:
+    proxy.faults["PUT"] = ["dropped"]
+    async with service.committee(), service.client(1, proxy.url) as one, service.client(2) as two:
+        sealed = await seal(one, service, 1)
+        sent = await one.send(service.task, sealed)
+        first, second = proxy.of("PUT")
+        assert first.body == second.body
+        assert first.headers["DPoP"] != second.headers["DPoP"]
+        assert len(first.body) == sent.bytes
+        await two.send(service.task, await seal(two, service, 10))
+        assert await one.wait(service.task, sent) == 1
+        opened = await one.opened_sum(service.task, sent.round)
+        assert (await one.round(service.task, sent.round)).updates == 2
+    assert np.array_equal(opened, integers(service, 11))
+
+
+async def test_a_device_that_dies_after_sealing_resends_what_it_sealed(service: Service, proxy: Proxy) -> None:
+    proxy.faults["PUT"] = ["dropped"]
+    async with service.client(1, proxy.url, retry=ONCE) as client:
+        sealed = await seal(client, service)
+        with pytest.raises(Refusal, match=UNREACHABLE.slug):
+            await client.send(service.task, sealed)
+    async with service.client(1, proxy.url) as reborn:
+        (sent,) = await reborn.resume(service.task)
+        assert sent.update_id == sealed.update_id
+        assert await reborn.resume(service.task) == []
+        assert (await reborn.round(service.task, sent.round)).updates == 1
+    first, second = proxy.of("PUT")
+    assert first.body == second.body
+
+
+async def test_a_receipt_ends_it_and_frees_the_ciphertext(service: Service) -> None:
+    async with service.client(1) as client:
+        sealed = await seal(client, service)
+        assert sealed.size == sum(part.size for part in service.task.body)
+        await client.send(service.task, sealed)
+    assert sorted(path.name for path in sealed.folder.iterdir()) == ["head", "receipt"]
+    receipt = verify((sealed.folder / "receipt").read_text(), Receipt, service.task.config.server.key)
+    assert receipt.update_id.hex() == sealed.update_id
+
+
+@pytest.mark.parametrize("problem", sorted(FINAL, key=lambda p: p.slug), ids=lambda p: p.slug)
+async def test_a_final_refusal_drops_the_update(service: Service, proxy: Proxy, problem: ProblemType) -> None:
+    proxy.faults["PUT"] = [answer_of(problem)]
+    async with service.client(1, proxy.url) as client:
+        sealed = await seal(client, service)
+        with refused(problem):
+            await client.send(service.task, sealed)
+        assert spooled(service) == []
+        assert await client.resume(service.task) == []
+    assert len(proxy.of("PUT")) == 1
+
+
+@pytest.mark.parametrize(
+    "problem", [ALREADY_IN_ROUND, DISK_FULL, INTERNAL, BAD_SIGNATURE, PROBLEMS["expired-credential"]], ids=lambda p: p.slug
+)
+async def test_any_other_refusal_keeps_it(service: Service, proxy: Proxy, problem: ProblemType) -> None:
+    proxy.faults["PUT"] = [answer_of(problem)]
+    async with service.client(1, proxy.url) as client:
+        sealed = await seal(client, service)
+        with refused(problem):
+            await client.send(service.task, sealed)
+        assert spooled(service) == [sealed.update_id]
+        (sent,) = await client.resume(service.task)
+    assert sent.update_id == sealed.update_id
+
+
+async def test_the_servers_own_stale_refusal_drops_it(service: Service) -> None:
+    async with service.client(1) as client:
+        sealed = await seal(client, service, base_version=7)
+        with refused(STALE_UPDATE):
+            await client.send(service.task, sealed)
+    assert spooled(service) == []
+
+
+async def test_a_failure_while_sealing_leaves_nothing(service: Service) -> None:
+    def broken(_start: int, _stop: int) -> Integers:
+        raise OSError("no entropy")
+
+    async with service.client(1) as client:
+        with pytest.raises(OSError, match="no entropy"):
+            await client.seal(service.task, broken, base_version=0)
+    assert spooled(service) == []
+
+
+def forged(content: bytes, **changes: object) -> bytes:
+    """The server's receipt with fields changed, under a key that is not the server's."""
+    document = msgspec.json.decode(content, type=api.UpdateReceipt)
+    return msgspec.json.encode(msgspec.structs.replace(document, **changes))
+
+
+async def test_a_receipt_of_another_key_is_refused_and_the_update_kept(service: Service, proxy: Proxy) -> None:
+    async with service.client(1, proxy.url) as client:
+        sealed = await seal(client, service)
+        receipt = Receipt(service.task.hash, bytes.fromhex(sealed.update_id), "phone-01", bytes(32), 1)
+        proxy.faults["PUT"] = [partial(forged, receipt=SigningKey.generate().sign(receipt))]
+        with refused(BAD_SIGNATURE):
+            await client.send(service.task, sealed)
+        assert spooled(service) == [sealed.update_id]
+        assert client.privacy_spent(service.task) == 0
+
+
+@pytest.mark.parametrize("field", ["update_id", "header"])
+async def test_a_receipt_for_another_update_is_refused_and_the_update_kept(
+    service: Service, proxy: Proxy, field: str
+) -> None:
+    async with service.client(1, proxy.url) as client:
+        sealed = await seal(client, service)
+        honest: list[Receipt] = []
+
+        def change(content: bytes) -> bytes:
+            document = msgspec.json.decode(content, type=api.UpdateReceipt)
+            honest.append(verify(document.receipt, Receipt, service.task.config.server.key))
+            other = bytes(len(getattr(honest[0], field)))
+            signing = service.server.key.signing
+            return forged(content, receipt=signing.sign(msgspec.structs.replace(honest[0], **{field: other})))
+
+        proxy.faults["PUT"] = [change]
+        with refused(UNEXPECTED_ANSWER):
+            await client.send(service.task, sealed)
+        assert spooled(service) == [sealed.update_id]
+        (sent,) = await client.resume(service.task)
+    assert sent.update_id == honest[0].update_id.hex() == sealed.update_id
+
+
+async def test_one_bad_update_does_not_hold_up_the_others(service: Service, proxy: Proxy) -> None:
+    """After a long outage, what became stale is dropped and the rest is sent all the same."""
+    async with service.client(1, proxy.url) as client:
+        stale = await seal(client, service, base_version=7)
+        await asyncio.sleep(0.01)  # the spool is in order of modification time
+        good = await seal(client, service)
+        sent = await client.resume(service.task)
+    assert [one.update_id for one in sent] == [good.update_id]
+    assert spooled(service) == [good.update_id]
+    assert stale.update_id != good.update_id

@@ -1,0 +1,251 @@
+"""Transport: it retries what may succeed in a moment, and nothing else; it never reads more than asked."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import msgspec
+import pytest
+from aiohttp import web
+
+from he_client.identity import Identity
+from he_client.transport import RetryPolicy, Transport
+from he_protocol import api, framing
+from he_protocol.identity import check_request
+from he_protocol.keyfile import KeyRecord, read_private
+from he_protocol.problems import (
+    BAD_SIGNATURE,
+    DATABASE_UNAVAILABLE,
+    DISK_FULL,
+    INTERNAL,
+    MALFORMED,
+    NOT_FOUND,
+    PROBLEMS,
+    SHUTTING_DOWN,
+    TOO_LARGE,
+    UNAUTHENTICATED,
+    UNEXPECTED_ANSWER,
+    UNREACHABLE,
+    ProblemType,
+    Refusal,
+)
+from he_protocol.signing import SigningKey
+from tests.client.proxy import Fault, Proxy
+from tests.client.service import QUICK, TASK, Service
+from tests.support.parties import Authority
+from tests.unit.refusals import refused
+
+PATIENT = RetryPolicy(first=0.001, longest=0.002, give_up=5.0)
+STRANGER: Identity = Authority().party("stranger", "client")
+BRIEF = RetryPolicy(first=0.01, longest=0.02, give_up=0.1)
+
+
+def said(problem: ProblemType) -> web.Response:
+    document = Refusal(problem, "as the test wants", expected="this", got="that").document()
+    return web.Response(body=document, status=problem.status, content_type="application/problem+json")
+
+
+@asynccontextmanager
+async def line(service: Service, url: str, retry: RetryPolicy = PATIENT) -> AsyncIterator[Transport]:
+    async with Transport(url, service.identity(1), retry=retry, clock=service.clock) as transport:
+        yield transport
+
+
+@pytest.mark.parametrize(
+    "faults",
+    [
+        [said(SHUTTING_DOWN)],
+        [said(DATABASE_UNAVAILABLE), said(SHUTTING_DOWN)],
+        [web.Response(status=502, text="Bad Gateway")],
+        [web.Response(status=503), web.Response(status=504)],
+        [web.Response(status=429)],
+        ["lost"],
+        ["dropped", "lost", "dropped"],
+    ],
+    ids=["503", "503 twice", "a proxy's 502", "a proxy's 503 and 504", "429", "lost", "dropped"],
+)
+async def test_what_passes_is_tried_again(service: Service, proxy: Proxy, faults: list[Fault]) -> None:
+    proxy.faults["GET"] = list(faults)
+    async with line(service, proxy.url) as transport:
+        task = await transport.task(TASK)
+    assert task.id == service.task.id
+    assert len(proxy.seen) == len(faults) + 1
+
+
+@pytest.mark.parametrize(
+    "problem",
+    [p for p in PROBLEMS.values() if p.status < 500] + [INTERNAL, DISK_FULL],
+    ids=lambda p: p.slug,
+)
+async def test_a_refusal_is_taken_for_an_answer(problem: ProblemType) -> None:
+    with refused(problem, "as the test wants"):
+        await asked_once(said(problem))
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 405, 409, 413, 500, 501])
+@pytest.mark.parametrize("body", [b"<html>no</html>", b"", b'{"type": "urn:other", "title": "", "status": 1, "detail": ""}'])
+async def test_an_answer_outside_the_protocol_is_named_and_not_repeated(status: int, body: bytes) -> None:
+    with refused(UNEXPECTED_ANSWER, f"HTTP {status}"):
+        await asked_once(web.Response(status=status, body=body))
+
+
+async def asked_once(answer: web.Response) -> None:
+    """Get `answer`; it is an error if it was asked for more than once."""
+    async with Proxy(faults={"GET": [answer, web.Response(text="asked twice")]}) as proxy:
+        try:
+            async with Transport(proxy.url, STRANGER, retry=PATIENT) as transport:
+                await transport.request("GET", "/v1/tasks")
+        finally:
+            assert len(proxy.seen) == 1
+
+
+async def test_it_gives_up_when_nobody_listens(service: Service, closed_port: int) -> None:
+    started = time.monotonic()
+    async with line(service, f"http://127.0.0.1:{closed_port}", BRIEF) as transport:
+        with refused(UNREACHABLE, f"GET http://127.0.0.1:{closed_port}/v1/tasks"):
+            await transport.task(TASK)
+    assert 0.1 <= time.monotonic() - started < 3
+
+
+async def test_it_gives_up_when_the_server_stays_down(service: Service, proxy: Proxy) -> None:
+    proxy.faults["GET"] = [said(SHUTTING_DOWN) for _ in range(1000)]
+    async with line(service, proxy.url, BRIEF) as transport:
+        with refused(SHUTTING_DOWN):
+            await transport.task(TASK)
+    assert 1 < len(proxy.seen) < 1000
+
+
+async def test_a_silent_server_is_left_at_the_timeout(service: Service) -> None:
+    async def silent(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            await asyncio.sleep(30)
+        finally:
+            writer.close()
+
+    async with await asyncio.start_server(silent, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        identity, url = service.identity(1), f"http://127.0.0.1:{port}"
+        once = RetryPolicy(first=0.001, longest=0.001, give_up=0.0)
+        async with Transport(url, identity, retry=once, request_seconds=0.2) as transport:
+            started = time.monotonic()
+            with refused(UNREACHABLE, "TimeoutError"):
+                await transport.request("GET", "/v1/tasks")
+            assert 0.15 < time.monotonic() - started < 5
+
+
+async def test_a_certificate_that_is_not_vouched_for_is_no_server(service: Service) -> None:
+    """TLS is asked for on a port that speaks plain HTTP: no request leaves without it."""
+    async with Proxy(service.url) as proxy, line(service, proxy.url.replace("http:", "https:"), BRIEF) as transport:
+        with refused(UNREACHABLE):
+            await transport.task(TASK)
+        assert proxy.seen == []
+
+
+async def test_every_try_is_signed_anew_for_its_own_request(service: Service, proxy: Proxy) -> None:
+    proxy.faults["GET"] = ["dropped", "lost"]
+    task, identity = service.task, service.identity(1)
+    path = api.round_path(task.id, 1)
+    async with line(service, proxy.url) as transport:
+        await transport.request("GET", path, audience=task.config.server.name, query={"unused": "1"})
+    checked = [
+        check_request(
+            seen.headers["Authorization"],
+            seen.headers["DPoP"],
+            authority=identity.authority,
+            audience=task.config.server.name,
+            method="GET",
+            path=path,
+            now=service.clock(),
+        )
+        for seen in proxy.seen
+    ]
+    assert [party.name for party, _ in checked] == ["phone-01"] * 3
+    assert len({claims.jti for _, claims in checked}) == 3
+
+
+async def test_without_an_audience_nothing_is_signed(service: Service, proxy: Proxy) -> None:
+    async with line(service, proxy.url) as transport:
+        await transport.request("GET", api.TASKS)
+        with refused(UNAUTHENTICATED):
+            await transport.request("GET", api.round_path(service.task.id, 1))
+    assert all("Authorization" not in seen.headers and "DPoP" not in seen.headers for seen in proxy.seen)
+
+
+async def test_a_proof_for_another_server_is_refused_by_this_one(service: Service) -> None:
+    async with line(service, service.url) as transport:
+        with refused(UNAUTHENTICATED):
+            await transport.request("GET", api.round_path(service.task.id, 1), audience="another-server")
+
+
+async def test_an_answer_longer_than_asked_for_is_cut_off(service: Service, proxy: Proxy) -> None:
+    proxy.faults["GET"] = [web.Response(body=bytes(1000)), web.Response(body=bytes(1001)), web.Response(text="again")]
+    async with line(service, proxy.url) as transport:
+        assert (await transport.request("GET", "/exact", limit=1000)).body == bytes(1000)
+        with refused(TOO_LARGE, "at most 1000"):
+            await transport.request("GET", "/long", limit=1000)
+    assert len(proxy.seen) == 2
+
+
+async def test_a_refusals_body_is_capped_too(service: Service, proxy: Proxy) -> None:
+    proxy.faults["GET"] = [web.Response(status=400, body=bytes(2000)), web.Response(text="again")]
+    async with line(service, proxy.url) as transport:
+        with refused(TOO_LARGE):
+            await transport.request("GET", "/long", limit=1000)
+    assert len(proxy.seen) == 1
+
+
+async def test_a_document_that_is_none_is_malformed(service: Service, proxy: Proxy) -> None:
+    proxy.faults["GET"] = [web.Response(text="<html>")]
+    async with line(service, proxy.url) as transport:
+        with refused(MALFORMED, "TaskList"):
+            await transport.document("GET", api.TASKS, api.TaskList)
+
+
+async def test_an_unknown_task_is_told_apart_from_the_known(service: Service) -> None:
+    async with line(service, service.url) as transport:
+        assert (await transport.task(service.task.id)).token == service.task.token
+        with refused(NOT_FOUND, TASK):
+            await transport.task("another")
+
+
+async def test_a_task_of_another_authority_is_refused(service: Service, proxy: Proxy) -> None:
+    token = SigningKey.generate().sign(service.task.config)
+    listed = api.TaskStatus(service.task.id, TASK, token, True, 0, 1)
+    proxy.faults["GET"] = [lambda _: msgspec.json.encode(api.TaskList((listed,)))]
+    async with line(service, proxy.url) as transport:
+        with refused(BAD_SIGNATURE):
+            await transport.task(TASK)
+
+
+async def test_of_two_epochs_of_a_name_the_newer_is_taken(service: Service, proxy: Proxy) -> None:
+    authority = read_private(service.root / "authority" / "authority.key", KeyRecord)
+    newer = authority.signing.sign(msgspec.structs.replace(service.task.config, epoch=2))
+    rows = [api.TaskStatus("x", TASK, newer, True, 0, 1), api.TaskStatus("y", TASK, service.task.token, True, 0, 1)]
+    proxy.faults["GET"] = [lambda _: msgspec.json.encode(api.TaskList(tuple(rows)))]
+    async with line(service, proxy.url) as transport:
+        assert (await transport.task(TASK)).config.epoch == 2
+
+
+async def test_a_frame_is_its_head_and_its_pieces_in_order(service: Service, proxy: Proxy, tmp_path: Path) -> None:
+    """Pieces may be bytes, views and files, larger than one block."""
+    file = tmp_path / "piece"
+    file.write_bytes(bytes(range(256)) * 2000)
+    view = memoryview(b"view" * 100_000)
+    proxy.faults["PUT"] = ["lost", web.Response(status=201)]
+    async with line(service, proxy.url) as transport:
+        assert (await transport.put_frame("/v1/x", b"the head", [b"first", file, view], "server")).status == 201
+    lost, kept = proxy.seen
+    assert lost.body == kept.body
+    head, body = framing.split(kept.body)
+    assert (head, bytes(body)) == (b"the head", b"first" + file.read_bytes() + bytes(view))
+    assert kept.headers["Content-Length"] == str(len(kept.body))
+    assert kept.headers["Content-Type"] == framing.CONTENT_TYPE
+
+
+async def test_a_transport_that_was_not_entered_says_so(service: Service) -> None:
+    with pytest.raises(RuntimeError, match="context manager"):
+        await Transport(service.url, service.identity(1), retry=QUICK).request("GET", "/")
