@@ -2,7 +2,7 @@
 VENV ?= .venv
 PYTHON ?= python3
 ROUNDS ?= 30
-SCHEME ?= ckks
+SCHEME ?= kahe
 BIN = $(VENV)/bin
 
 .PHONY: demo test lint clean

@@ -39,7 +39,9 @@ class Deployment:
         zeros = {spec.name: np.zeros(spec.shape, dtype=np.float32) for spec in self.world.task.config.tensors}
         await asyncio.to_thread(save_file, zeros, self.root / "initial.safetensors")
         model = str(self.root / "initial.safetensors")
-        await self._finish("he-server", "task", "add", str(self.root / "task.jws"), "--model", model, "--data-dir", data)
+        await self._finish(
+            "he-server", "task", "add", str(self.root / "task.jws"), "--model", model, "--data-dir", data
+        )
         return await self.listen("he-server", "serve", "--data-dir", data, "--port", "0")
 
     async def start_holders(self, url: str) -> None:
@@ -59,7 +61,7 @@ class Deployment:
         process = await self._spawn(program, *arguments, "--port-file", port_file)
         try:
             async with asyncio.timeout(START_SECONDS):
-                while not port_file.exists():  # noqa: ASYNC110, ASYNC240 - a stat of a local file of another process
+                while not port_file.exists():
                     if process.returncode is not None:
                         raise TimeoutError
                     await asyncio.sleep(POLL_SECONDS)

@@ -36,4 +36,6 @@ class Parties:
     def _party(self, name: str, role: Role, hpke: bytes = b"") -> Identity:
         key, now = SigningKey.generate(), time.time()
         request = key.sign(EnrolRequest(name, role, key.public, int(now), hpke))
-        return Identity(name, key, enrol(self.authority, request, role, now=now, days=VALID_DAYS), self.authority.public)
+        return Identity(
+            name, key, enrol(self.authority, request, role, now=now, days=VALID_DAYS), self.authority.public
+        )

@@ -54,4 +54,4 @@ def opened(world: World, update: Update, times: int) -> Integers:
     """The sum of `times` times one update, folded, released by a quorum and combined."""
     task = world.task
     total = fold_times(update.parts[task.part("sum").name], sum_layout(task), times)
-    return task.scheme.combine(total, world.released(update, times), task.length, times)
+    return task.scheme.combine(total, world.released(update, times), task.length, times, task.epoch_id)

@@ -29,7 +29,7 @@ from he_protocol.residues import Residues
 from he_protocol.task import Task, TensorSpec
 from keys import ceremony
 from keys.authority import build_config
-from keys.schemes import make_dealer, make_opener
+from keys.schemes import Opener, make_dealer, make_opener
 
 TASK_NAME = "bench"
 MAX_OPENINGS = 64
@@ -101,7 +101,9 @@ class World:
         posts = [ceremony.contribute(task, i, own[i]) for i in holders]
         seeds = [ceremony.part_seeds(task, i, own[i], posts, self.parties.hpke[i]) for i in holders]
         dealer = make_dealer(task)
-        packed = [{part: residues.pack(dealer.key_part(seed), dealer.layout) for part, seed in s.items()} for s in seeds]
+        packed = [
+            {part: residues.pack(dealer.key_part(seed), dealer.layout) for part, seed in s.items()} for s in seeds
+        ]
         bodies = [ceremony.reveal(task, i, b"", packed[i])[1] for i in holders]
         return seeds, ceremony.joint_key(dealer.layout, bodies)
 
@@ -123,17 +125,18 @@ class World:
             digests[name].update(data)
             blocks[name].append(data)
 
-        await sealer.seal(Encoder(self.task, floats, None).block, write)
-        header, head = self.sign(1, {name: digest.digest() for name, digest in digests.items()})
+        update_id = new_update_id()
+        await sealer.seal(update_id, Encoder(self.task, floats, None).block, write)
+        header, head = self.sign(1, update_id, {name: digest.digest() for name, digest in digests.items()})
         return Update(header, head, {name: b"".join(pieces) for name, pieces in blocks.items()})
 
-    def sign(self, client: int, digests: Mapping[str, bytes]) -> tuple[UpdateHeader, bytes]:
+    def sign(self, client: int, update_id: bytes, digests: Mapping[str, bytes]) -> tuple[UpdateHeader, bytes]:
         """Header and head of an update of client `client`, whose parts have these SHA-256 digests."""
         identity = self.parties.client(client)
         header = UpdateHeader(
             task_hash=self.task.hash,
             epoch=self.task.config.epoch,
-            update_id=secrets.token_bytes(16),
+            update_id=update_id,
             client=identity.name,
             base_version=0,
             created=int(time.time()),
@@ -141,9 +144,13 @@ class World:
         )
         return header, encode(SignedUpdate(identity.key.sign(header), identity.credential))
 
+    def opener(self, holder: int) -> Opener:
+        """What one holder opens sums with."""
+        return make_opener(self.task, holder, self.parties.hpke[holder], self.ceremony[0][holder])
+
     def release(self, holder: int, update: Update, times: int) -> dict[int, bytes]:
         """What one holder releases for a sum of `times` times one update: packed vectors by part."""
-        total, body = make_opener(self.task, self.ceremony[0][holder]).begin(), update.parts[self.task.part("key").name]
+        total, body = self.opener(holder).begin(), update.parts[self.task.part("key").name]
         for _ in range(times):
             total.add(update.header, body)
         return dict(total.release(bytes(32)))
@@ -155,6 +162,10 @@ class World:
             vectors |= self.release(holder, update, times)
         layout = self.task.scheme.share_layout(self.task.length)
         return [residues.unpack(vectors[part], layout) for part in range(self.task.sharing.parts)]
+
+
+def new_update_id() -> bytes:
+    return secrets.token_bytes(16)
 
 
 def random_update(parameters: int, seed: int = 1) -> Floats:

@@ -56,7 +56,7 @@ class PartySettings(BaseSettings):
             first = error.errors()[0]
             raise Refusal(BAD_SETTINGS, f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
         except (SettingsError, tomllib.TOMLDecodeError, OSError) as error:
-            raise Refusal(BAD_SETTINGS, str(error)) from None
+            raise Refusal(BAD_SETTINGS, f"{file or 'the environment'}: {error}") from None
         return found
 
     @property

@@ -64,13 +64,14 @@ class Spool:
                 shutil.rmtree(folder)
             elif not (folder / RECEIPT).exists():
                 found.append(self._sealed(folder.name))
+            else:
+                _drop_parts(self._sealed(folder.name))
         return found
 
     def finish(self, sealed: SealedUpdate, receipt: str) -> None:
         """Keep the server's receipt, drop the ciphertext."""
         _write(sealed.folder / RECEIPT, receipt.encode())
-        for path in sealed.parts:
-            path.unlink()
+        _drop_parts(sealed)
 
     def discard(self, sealed: SealedUpdate) -> None:
         """Forget an update that the server refused for good."""
@@ -89,6 +90,11 @@ class Spool:
     def _sealed(self, update_id: str) -> SealedUpdate:
         folder = self._root / update_id
         return SealedUpdate(self._task_id, update_id, folder, tuple(folder / name for name in self._part_names))
+
+
+def _drop_parts(sealed: SealedUpdate) -> None:
+    for path in sealed.parts:
+        path.unlink(missing_ok=True)  # a crash may have come in between
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -11,7 +11,8 @@ import asyncio
 import secrets
 import ssl
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -24,11 +25,12 @@ from he_client.identity import Identity
 from he_protocol import api, framing
 from he_protocol.identity import prove_request
 from he_protocol.messages import decode
-from he_protocol.problems import NOT_FOUND, TOO_LARGE, UNREACHABLE, Refusal
+from he_protocol.problems import NOT_FOUND, TOO_LARGE, UNREACHABLE, WRONG_SIZE, Refusal
 from he_protocol.task import Task
 
 RETRY_STATUS = frozenset({429, 502, 503, 504})
 BLOCK_BYTES = 1 << 18
+PROBLEM_BYTES = 1 << 16
 T = TypeVar("T")
 Piece = bytes | memoryview | Path
 
@@ -126,6 +128,21 @@ class Transport:
         except _Later as later:
             raise later.refusal from None
 
+    async def records(self, path: str, *, audience: str, size: int, count: int) -> AsyncGenerator[bytes, None]:
+        """`count` records of `size` bytes each, as they arrive: one record is in memory at a time.
+
+        Not retried: what was yielded cannot be taken back. Raises what `request` raises, and `wrong-size`
+        when the server sends less.
+        """
+        try:
+            async with self._response("GET", path, audience, (), {}, {}) as response:
+                for _ in range(count):
+                    yield await response.content.readexactly(size)
+        except asyncio.IncompleteReadError as short:
+            raise Refusal(WRONG_SIZE, f"GET {path} ended early", expected=size, got=len(short.partial)) from None
+        except _Later as later:
+            raise later.refusal from None
+
     async def put_frame(self, path: str, head: bytes, body: Sequence[Piece], audience: str) -> Answer:
         """PUT a frame: head, then the body pieces."""
         headers = {"Content-Type": framing.CONTENT_TYPE}
@@ -141,10 +158,44 @@ class Transport:
         query: dict[str, str],
         limit: int,
     ) -> Answer:
+        async with self._response(method, path, audience, pieces, headers, query) as response:
+            return Answer(response.status, await _read_capped(response, limit), response.headers)
+
+    @asynccontextmanager
+    async def _response(
+        self,
+        method: str,
+        path: str,
+        audience: str,
+        pieces: Sequence[Piece],
+        headers: dict[str, str],
+        query: dict[str, str],
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """One request's answer, its body still to be read; a problem document is raised as its refusal."""
         if self._session is None:
             raise RuntimeError("use the transport as an async context manager")
-        if audience:
-            headers |= prove_request(
+        if pieces:
+            headers["Content-Length"] = str(sum(_size(piece) for piece in pieces))
+        sign = (self._signing(audience, method, path),) if audience else ()
+        data = _stream(pieces) if pieces else None
+        try:
+            async with self._session.request(
+                method, self.url + path, data=data, headers=headers, params=query, middlewares=sign
+            ) as response:
+                if response.status >= 400:
+                    refusal = Refusal.from_document(await _read_capped(response, PROBLEM_BYTES), response.status)
+                    raise _Later(refusal) if response.status in RETRY_STATUS else refusal
+                yield response
+        except (aiohttp.ClientError, TimeoutError, ConnectionError) as error:
+            why = str(error) or type(error).__name__
+            raise _Later(Refusal(UNREACHABLE, f"{method} {self.url}{path}: {why}")) from None
+
+    def _signing(self, audience: str, method: str, path: str) -> aiohttp.ClientMiddlewareType:
+        """Signs every single sending: aiohttp itself sends an idempotent request a second time when its
+        connection is lost, and the server would refuse the first one's proof as a replay."""
+
+        async def sign(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
+            proof = prove_request(
                 self.identity.key,
                 self.identity.credential,
                 audience=audience,
@@ -153,20 +204,10 @@ class Transport:
                 now=self.clock(),
                 jti=secrets.token_urlsafe(16),
             )
-        if pieces:
-            headers["Content-Length"] = str(sum(_size(piece) for piece in pieces))
-        try:
-            async with self._session.request(
-                method, self.url + path, data=_stream(pieces) if pieces else None, headers=headers, params=query
-            ) as response:
-                body = await _read_capped(response, limit)
-                if response.status >= 400:
-                    refusal = Refusal.from_document(body, response.status)
-                    raise _Later(refusal) if response.status in RETRY_STATUS else refusal
-                return Answer(response.status, body, response.headers)
-        except (aiohttp.ClientError, TimeoutError, ConnectionError) as error:
-            why = str(error) or type(error).__name__
-            raise _Later(Refusal(UNREACHABLE, f"{method} {self.url}{path}: {why}")) from None
+            request.headers.update(proof)
+            return await handler(request)
+
+        return sign
 
 
 class _Later(Exception):

@@ -111,10 +111,6 @@ def update_path(task: str, update: str) -> str:
     return f"{TASKS}/{task}/updates/{update}"
 
 
-def part_path(task: str, update: str, part: str) -> str:
-    return f"{TASKS}/{task}/updates/{update}/parts/{part}"
-
-
 def round_path(task: str, number: int) -> str:
     return f"{TASKS}/{task}/rounds/{number}"
 
@@ -125,6 +121,11 @@ def openings_path(task: str) -> str:
 
 def opening_path(task: str, number: int) -> str:
     return f"{TASKS}/{task}/rounds/{number}/opening"
+
+
+def key_parts_path(task: str, number: int) -> str:
+    """Every update's "key" part, one after the other in the manifest's order."""
+    return f"{TASKS}/{task}/rounds/{number}/key-parts"
 
 
 def share_path(task: str, number: int, holder: str) -> str:

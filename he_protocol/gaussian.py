@@ -52,6 +52,7 @@ class Gaussian:
         for factor in self.factors:
             base /= sqrt(1 + factor * factor)
         self._table, self._direct, self._offset = _table(base, tail)
+        self._undecided = float(np.count_nonzero(self._direct == UNDECIDED)) / (1 << LANE_BITS)
         self._weights = np.ones(1 << len(self.factors), dtype=np.int64)
         for level, factor in enumerate(self.factors):
             self._weights[(np.arange(self._weights.size) >> level) & 1 == 1] *= factor
@@ -63,7 +64,7 @@ class Gaussian:
         number and 14 standard deviations more.
         """
         lanes = count * self._weights.size
-        undecided = lanes * float(np.count_nonzero(self._direct == UNDECIDED)) / (1 << LANE_BITS)
+        undecided = lanes * self._undecided
         return ceil(lanes * LANE_BITS / 64) + int(undecided + 14 * sqrt(undecided)) + 64
 
     def sample(self, words: Words, count: int) -> Samples:

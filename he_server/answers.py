@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import BinaryIO
 
 import msgspec
@@ -23,39 +23,60 @@ def answer(document: object, status: int = 200) -> web.Response:
     return web.Response(body=msgspec.json.encode(document), status=status, content_type="application/json")
 
 
+@dataclass(frozen=True)
+class Piece:
+    """`size` bytes of a blob from `offset` on."""
+
+    name: str
+    offset: int
+    size: int
+
+
 async def stream_blob(
-    server: Server,
-    request: web.Request,
-    name: str,
-    *,
-    offset: int = 0,
-    size: int | None = None,
-    headers: Mapping[str, str] | None = None,
+    server: Server, request: web.Request, name: str, *, headers: Mapping[str, str] | None = None
 ) -> web.StreamResponse:
-    """A blob, or `size` bytes of it from `offset` on. Raises `not-found` when it is gone."""
+    """A whole blob. Raises `not-found` when it is gone."""
     try:
-        file = await server.thread(server.blobs.open, name)
+        size = await server.thread(server.blobs.size, name)
     except FileNotFoundError:
-        raise Refusal(NOT_FOUND, "the bytes are not kept any longer") from None
-    try:
-        left = await server.thread(_seek, file, offset, size)
-        response = web.StreamResponse(headers={"Content-Type": BYTES, "Content-Length": str(left), **(headers or {})})
-        request[STREAMING] = True
-        await response.prepare(request)
-        while left:
-            block = await server.thread(file.read, min(BLOCK_BYTES, left))
-            if not block:
-                raise EOFError(f"blob {name} is shorter than it was")
-            await response.write(block)
-            left -= len(block)
-        await response.write_eof()
-        return response
-    finally:
-        await server.thread(file.close)
+        raise _gone() from None
+    return await stream_pieces(server, request, [Piece(name, 0, size)], headers=headers)
 
 
-def _seek(file: BinaryIO, offset: int, size: int | None) -> int:
-    """Bytes to send from `offset` on."""
-    length = os.fstat(file.fileno()).st_size
-    file.seek(offset)
-    return length - offset if size is None else min(size, length - offset)
+async def stream_pieces(
+    server: Server, request: web.Request, pieces: Sequence[Piece], *, headers: Mapping[str, str] | None = None
+) -> web.StreamResponse:
+    """Pieces of blobs, one after the other. Raises `not-found` when the first is gone."""
+    length = str(sum(piece.size for piece in pieces))
+    response = web.StreamResponse(headers={"Content-Type": BYTES, "Content-Length": length, **(headers or {})})
+    for number, piece in enumerate(pieces):
+        try:
+            file = await server.thread(server.blobs.open, piece.name)
+        except FileNotFoundError:
+            if number:
+                raise EOFError(f"blob {piece.name} went while it was sent") from None
+            raise _gone() from None
+        if not number:
+            request[STREAMING] = True
+            await response.prepare(request)
+        try:
+            await _send(server, response, file, piece)
+        finally:
+            await server.thread(file.close)
+    await response.write_eof()
+    return response
+
+
+async def _send(server: Server, response: web.StreamResponse, file: BinaryIO, piece: Piece) -> None:
+    await server.thread(file.seek, piece.offset)
+    left = piece.size
+    while left:
+        block = await server.thread(file.read, min(BLOCK_BYTES, left))
+        if not block:
+            raise EOFError(f"blob {piece.name} is shorter than it was")
+        await response.write(block)
+        left -= len(block)
+
+
+def _gone() -> Refusal:
+    return Refusal(NOT_FOUND, "the bytes are not kept any longer")

@@ -102,6 +102,10 @@ class Blobs:
         """Raises FileNotFoundError."""
         return self._path(name).open("rb")
 
+    def size(self, name: str) -> int:
+        """Bytes of a blob. Raises FileNotFoundError."""
+        return self._path(name).stat().st_size
+
     def read(self, name: str) -> bytes:
         """Raises FileNotFoundError."""
         return self._path(name).read_bytes()

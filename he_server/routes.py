@@ -142,10 +142,10 @@ ROUTES: tuple[Route, ...] = (
     ),
     Route(
         "GET",
-        f"{TASK}/updates/{{update}}/parts/{{part}}",
-        updates.get_part,
+        f"{TASK}/rounds/{{round}}/key-parts",
+        openings.get_key_parts,
         "holder",
-        "The part that key holders work on, while its round is opened",
+        "The parts that key holders work on, in the manifest's order, while the round is opened",
         {200: Content(BYTES)},
         problems=(p.WRONG_STATE,),
     ),

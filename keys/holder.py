@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import time
 from collections.abc import Callable
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -131,10 +132,12 @@ class KeyHolder:
             task, self.identity.authority, asked.manifest, asked.updates, floor=self.floor, now=self.clock()
         )
         total, part = opener.begin(), task.part("key")
-        for header in request.headers:
-            path = api.part_path(task.id, header.update_id.hex(), part.name)
-            body = (await transport.request("GET", path, audience=server, limit=part.size)).body
-            await asyncio.to_thread(add_checked, total, header, part.name, body)
+        bodies = transport.records(
+            api.key_parts_path(task.id, number), audience=server, size=part.size, count=len(request.headers)
+        )
+        async with aclosing(bodies):
+            for header in request.headers:
+                await asyncio.to_thread(add_checked, total, header, part.name, await anext(bodies))
         share, vectors = await asyncio.to_thread(release, request, self.identity.name, total)
         head = self.identity.key.sign(share).encode()
         await transport.put_frame(api.share_path(task.id, number, self.identity.name), head, vectors, server)

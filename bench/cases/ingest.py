@@ -18,7 +18,7 @@ from bench.cases import Job
 from bench.deployment import deployed
 from bench.results import Point
 from bench.timing import MOST_REPETITIONS
-from bench.world import World, random_update
+from bench.world import World, new_update_id, random_update
 from he_client.transport import Transport
 from he_protocol import api, framing
 
@@ -39,7 +39,7 @@ async def prepare(point: Point) -> AsyncIterator[Job]:
             bare_url = await deployment.listen("bench.bare")
 
             async def send(number: int) -> None:
-                header, head = world.sign(number, digests)
+                header, head = world.sign(number, new_update_id(), digests)
                 path = api.update_path(task.id, header.update_id.hex())
                 async with Transport(url, world.parties.client(number)) as transport:
                     await transport.put_frame(path, head, body, task.config.server.name)

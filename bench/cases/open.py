@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+
+import numpy as np
 
 from bench.cases import Job
 from bench.results import Point
@@ -18,11 +21,14 @@ async def prepare(point: Point) -> AsyncIterator[Job]:
     update = await world.update(await world.sealer(), random_update(point.parameters))
     total = fold_times(update.parts[task.part("sum").name], sum_layout(task), point.clients)
     released = world.released(update, point.clients)
+    overwritten = np.empty_like(total)
     del update
 
     async def run() -> dict[str, float]:
-        task.scheme.combine(total, released, task.length, point.clients)
-        return {}
+        np.copyto(overwritten, total)
+        started = time.perf_counter()
+        task.scheme.combine(overwritten, released, task.length, point.clients, task.epoch_id)
+        return {"combine": time.perf_counter() - started}
 
     traffic = task.sharing.parts * task.scheme.share_layout(task.length).size
-    yield Job(run, work=point.parameters, traffic=traffic)
+    yield Job(run, point.parameters, traffic, timed="combine")

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 
 from bench.cases import Job
 from bench.results import Point
-from bench.world import World, random_update
+from bench.world import World, new_update_id, random_update
 from he_client.encode import Encoder
 from he_protocol import framing
 
@@ -16,10 +16,10 @@ from he_protocol import framing
 async def prepare(point: Point) -> AsyncIterator[Job]:
     world = World(point.profile, point.parameters, point.clients)
     sealer, update = await world.sealer(), random_update(point.parameters)
-    _, head = world.sign(1, {part.name: bytes(32) for part in world.task.body})
+    _, head = world.sign(1, new_update_id(), {part.name: bytes(32) for part in world.task.body})
 
     async def run() -> dict[str, float]:
-        await sealer.seal(Encoder(world.task, update, None).block, lambda name, data: None)
+        await sealer.seal(new_update_id(), Encoder(world.task, update, None).block, lambda name, data: None)
         return {}
 
     traffic = len(framing.start(head)) + sum(part.size for part in world.task.body)

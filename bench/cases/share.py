@@ -8,7 +8,6 @@ from contextlib import asynccontextmanager
 from bench.cases import Job
 from bench.results import Point
 from bench.world import World, random_update
-from keys.schemes import make_opener
 
 HOLDER = 0
 
@@ -19,7 +18,7 @@ async def prepare(point: Point) -> AsyncIterator[Job]:
     task = world.task
     update = await world.update(await world.sealer(), random_update(point.parameters))
     header, body = update.header, update.parts[task.part("key").name]
-    opener = make_opener(task, world.ceremony[0][HOLDER])
+    opener = world.opener(HOLDER)
 
     async def run() -> dict[str, float]:
         total = opener.begin()

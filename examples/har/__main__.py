@@ -31,7 +31,7 @@ LONG = 40
 """From this many rounds on, the noise is raised so that epsilon stays low."""
 
 console = Console()
-PROFILES = {"ckks": "ckks-8192"}
+PROFILES = {"kahe": "kahe-30", "ckks": "ckks-8192"}
 
 
 def plan(scheme: str, rounds: int, clients: int, records: int, spare: int, opening_seconds: int) -> dict[str, Any]:
@@ -41,7 +41,7 @@ def plan(scheme: str, rounds: int, clients: int, records: int, spare: int, openi
         "scheme": scheme,
         "profile": PROFILES[scheme],
         "epoch": 1,
-        "value_range": 8.0,
+        "value_range": 16.0,
         "privacy": {
             "unit": "record",
             "clip_norm": 1.0,
@@ -65,7 +65,7 @@ def plan(scheme: str, rounds: int, clients: int, records: int, spare: int, openi
 
 def main(
     rounds: Annotated[int, typer.Option(min=1, help="rounds to publish")] = 30,
-    scheme: Annotated[str, typer.Option(help="encryption scheme: " + ", ".join(PROFILES))] = "ckks",
+    scheme: Annotated[str, typer.Option(help="encryption scheme: " + ", ".join(PROFILES))] = "kahe",
     directory: Annotated[Path, typer.Option(help="keys, logs and databases of the run; emptied first")] = Path(
         "demo-run"
     ),

@@ -104,7 +104,7 @@ class Kahe:
         rows = total.reshape(-1, self.profile.degree)
         for group in range(ceil(len(rows) / LANES)):
             _subtract_centred(rows[group * LANES : (group + 1) * LANES], product.group(group), self.profile.modulus)
-        return np.asarray(total.reshape(-1).view(np.int64)[:length])
+        return total.reshape(-1)[:length].view(np.int64)
 
 
 def make(profile: KaheProfile) -> Kahe:
@@ -122,7 +122,7 @@ def opened_key(profile: KaheProfile, released: Sequence[Residues], count: int) -
     Raises `combine-refused` when a coefficient is larger than honest secrets can sum to.
     """
     total = np.sum([part.reshape(-1) for part in released], axis=0, dtype=np.uint64) % np.uint64(WORD)
-    key = total.astype(np.uint32).view(np.int32).astype(np.int64)
+    key: Integers = np.asarray(total.astype(np.uint32).view(np.int32), dtype=np.int64)
     bound = int(profile.error_tail * profile.error_std * count)
     worst = int(np.abs(key).max())
     if worst > bound:

@@ -9,15 +9,16 @@ from he_protocol.identity import check_signed
 from he_protocol.messages import Share, SignedUpdate
 from he_protocol.problems import MANIFEST_MISMATCH, NOT_ADDRESSED, WRONG_SHARE, WRONG_STATE, Refusal
 from he_protocol.task import Task
-from he_server.answers import answer
+from he_server.aggregate import part_offset
+from he_server.answers import Piece, answer, stream_pieces
 from he_server.auth import Member, check_member, check_self, party_of
 from he_server.handlers.rounds import round_number
 from he_server.handlers.tasks import task_of
 from he_server.intake import Frame, Section, receive, recording
-from he_server.names import fresh, share_blob
+from he_server.names import fresh, share_blob, update_blob
 from he_server.rounds import check_binding
 from he_server.server import Server
-from he_server.store.records import RoundRecord
+from he_server.store.records import RoundRecord, UpdateRecord
 
 
 async def list_openings(server: Server, request: web.Request) -> web.StreamResponse:
@@ -27,13 +28,26 @@ async def list_openings(server: Server, request: web.Request) -> web.StreamRespo
 
 
 async def get_opening(server: Server, request: web.Request) -> web.StreamResponse:
+    _, record, updates = await _waiting(server, request)
+    return answer(Opening(record.manifest, tuple(SignedUpdate(u.header, u.credential) for u in updates)))
+
+
+async def get_key_parts(server: Server, request: web.Request) -> web.StreamResponse:
+    task, _, updates = await _waiting(server, request)
+    part = task.part("key")
+    offset = part_offset(task.body, part.name)
+    pieces = [Piece(update_blob(update.blob), offset, part.size) for update in updates]
+    return await stream_pieces(server, request, pieces)
+
+
+async def _waiting(server: Server, request: web.Request) -> tuple[Task, RoundRecord, tuple[UpdateRecord, ...]]:
+    """Task, round and updates (in the manifest's order) of a round that waits for shares."""
     task = await task_of(server, request)
     check_member(task, party_of(request))
     record = await server.store.round(task.id, round_number(request))
     if record.state != "opening":
         raise Refusal(WRONG_STATE, "the round does not wait for shares", expected="opening", got=record.state)
-    updates = await server.store.updates_of(record.id)
-    return answer(Opening(record.manifest, tuple(SignedUpdate(u.header, u.credential) for u in updates)))
+    return task, record, await server.store.updates_of(record.id)
 
 
 async def put_share(server: Server, request: web.Request) -> web.StreamResponse:

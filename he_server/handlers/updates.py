@@ -7,12 +7,11 @@ from aiohttp import web
 from he_protocol.api import UpdateReceipt, UpdateStatus
 from he_protocol.identity import Party, check_credential, check_signed
 from he_protocol.messages import Receipt, SignedUpdate, UpdateHeader, decode
-from he_protocol.problems import NOT_ADDRESSED, NOT_FOUND, Refusal
+from he_protocol.problems import NOT_ADDRESSED, Refusal
 from he_protocol.signing import token_hash
 from he_protocol.task import Task
-from he_server.aggregate import part_offset
-from he_server.answers import answer, stream_blob
-from he_server.auth import check_member, hex_id, party_of
+from he_server.answers import answer
+from he_server.auth import hex_id, party_of
 from he_server.handlers.tasks import task_of
 from he_server.intake import Frame, Section, receive, recording
 from he_server.names import fresh, update_blob
@@ -41,18 +40,6 @@ async def get_update(server: Server, request: web.Request) -> web.StreamResponse
     update_id = hex_id(request.match_info["update"], 16, "update").hex()
     update, current = await server.store.update_status(task.id, update_id, party_of(request).name)
     return answer(UpdateStatus(update.update_id, current.number, current.state, current.version, current.failure))
-
-
-async def get_part(server: Server, request: web.Request) -> web.StreamResponse:
-    task = await task_of(server, request)
-    check_member(task, party_of(request))
-    update_id = hex_id(request.match_info["update"], 16, "update").hex()
-    part = next((p for p in task.body if p.name == request.match_info["part"] and p.role == "key"), None)
-    if part is None:
-        raise Refusal(NOT_FOUND, "no part of that name for key holders", expected=task.part("key").name)
-    update = await server.store.update_in_opening(task.id, update_id)
-    offset = part_offset(task.body, part.name)
-    return await stream_blob(server, request, update_blob(update.blob), offset=offset, size=part.size)
 
 
 async def _accept(server: Server, request: web.Request, task: Task, update_id: bytes) -> Accepted:

@@ -93,21 +93,6 @@ class UpdateStore(Database):
             found = (await connection.execute(select_rounds().where(rounds.c.id == row.round_id))).one()
         return update_record(row), round_record(found)
 
-    async def update_in_opening(self, task: str, update_id: str) -> UpdateRecord:
-        """An update whose round waits for shares. Raises `not-found` or `wrong-state`."""
-        query = (
-            select(updates, rounds.c.state)
-            .join(rounds, rounds.c.id == updates.c.round_id)
-            .where(updates.c.task_hash == task, updates.c.update_id == update_id)
-        )
-        async with self._read() as connection:
-            row = (await connection.execute(query)).one_or_none()
-        if row is None:
-            raise Refusal(NOT_FOUND, "no such update", got=update_id)
-        if row.state != "opening":
-            raise Refusal(WRONG_STATE, "parts are there while their round is opened", expected="opening", got=row.state)
-        return update_record(row)
-
     async def updates_of(self, round_id: int) -> tuple[UpdateRecord, ...]:
         """The updates of one round, sorted by id."""
         query = select(updates).where(updates.c.round_id == round_id).order_by(updates.c.update_id)

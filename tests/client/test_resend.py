@@ -113,7 +113,9 @@ async def test_a_final_refusal_drops_the_update(service: Service, proxy: Proxy, 
 
 
 @pytest.mark.parametrize(
-    "problem", [ALREADY_IN_ROUND, DISK_FULL, INTERNAL, BAD_SIGNATURE, PROBLEMS["expired-credential"]], ids=lambda p: p.slug
+    "problem",
+    [ALREADY_IN_ROUND, DISK_FULL, INTERNAL, BAD_SIGNATURE, PROBLEMS["expired-credential"]],
+    ids=lambda p: p.slug,
 )
 async def test_any_other_refusal_keeps_it(service: Service, proxy: Proxy, problem: ProblemType) -> None:
     proxy.faults["PUT"] = [answer_of(problem)]

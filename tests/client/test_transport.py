@@ -13,7 +13,7 @@ import pytest
 from aiohttp import web
 
 from he_client.identity import Identity
-from he_client.transport import RetryPolicy, Transport
+from he_client.transport import PROBLEM_BYTES, RetryPolicy, Transport
 from he_protocol import api, framing
 from he_protocol.identity import check_request
 from he_protocol.keyfile import KeyRecord, read_private
@@ -87,7 +87,9 @@ async def test_a_refusal_is_taken_for_an_answer(problem: ProblemType) -> None:
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 405, 409, 413, 500, 501])
-@pytest.mark.parametrize("body", [b"<html>no</html>", b"", b'{"type": "urn:other", "title": "", "status": 1, "detail": ""}'])
+@pytest.mark.parametrize(
+    "body", [b"<html>no</html>", b"", b'{"type": "urn:other", "title": "", "status": 1, "detail": ""}']
+)
 async def test_an_answer_outside_the_protocol_is_named_and_not_repeated(status: int, body: bytes) -> None:
     with refused(UNEXPECTED_ANSWER, f"HTTP {status}"):
         await asked_once(web.Response(status=status, body=body))
@@ -167,6 +169,18 @@ async def test_every_try_is_signed_anew_for_its_own_request(service: Service, pr
     assert len({claims.jti for _, claims in checked}) == 3
 
 
+@pytest.mark.parametrize("used", [False, True], ids=["new connection", "kept connection"])
+async def test_a_lost_answer_to_a_signed_question_is_no_replay(service: Service, proxy: Proxy, used: bool) -> None:
+    """aiohttp sends a GET again by itself; under the same proof the server would refuse that one."""
+    path, server = api.round_path(service.task.id, 1), service.task.config.server.name
+    async with line(service, proxy.url) as transport:
+        if used:
+            await transport.request("GET", api.TASKS)
+        proxy.faults["GET"] = ["dropped"]
+        assert (await transport.document("GET", path, api.RoundStatus, audience=server)).round == 1
+    assert [seen.path for seen in proxy.seen[-2:]] == [path, path]
+
+
 async def test_without_an_audience_nothing_is_signed(service: Service, proxy: Proxy) -> None:
     async with line(service, proxy.url) as transport:
         await transport.request("GET", api.TASKS)
@@ -191,10 +205,10 @@ async def test_an_answer_longer_than_asked_for_is_cut_off(service: Service, prox
 
 
 async def test_a_refusals_body_is_capped_too(service: Service, proxy: Proxy) -> None:
-    proxy.faults["GET"] = [web.Response(status=400, body=bytes(2000)), web.Response(text="again")]
+    proxy.faults["GET"] = [web.Response(status=400, body=bytes(PROBLEM_BYTES + 1)), web.Response(text="again")]
     async with line(service, proxy.url) as transport:
         with refused(TOO_LARGE):
-            await transport.request("GET", "/long", limit=1000)
+            await transport.request("GET", "/long")
     assert len(proxy.seen) == 1
 
 

@@ -152,8 +152,7 @@ async def test_a_crash_between_decision_and_release_then_the_same_bytes(
 
 
 async def test_a_failure_of_the_service_is_not_a_refusal(scene: Scene) -> None:
-    update = scene.request.headers[1].update_id.hex()
-    scene.server.replaced["GET", api.part_path(scene.world.task.id, update, "c1")] = problem(UNREACHABLE)
+    scene.server.replaced["GET", api.key_parts_path(scene.world.task.id, 1)] = problem(UNREACHABLE)
     with refused(UNREACHABLE):
         await scene.open()
     assert await scene.problems() == []

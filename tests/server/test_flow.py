@@ -147,14 +147,14 @@ async def test_bytes_of_a_finished_round_are_deleted(world: World) -> None:
     assert left == []
 
 
-async def test_a_holder_downloads_the_key_part(world: World) -> None:
+async def test_a_holder_downloads_the_key_parts(world: World) -> None:
     uploads = await world.fill(3)
     await world.work()
     pending = await world.get(world.holders[2], api.openings_path(world.task.id), api.PendingOpenings)
     assert pending.rounds == (1,)
-    path = api.part_path(world.task.id, uploads[0].id.hex(), "c1")
-    response = await world.call(world.holders[2], "GET", path)
-    assert await response.read() == uploads[0].body[world.task.part("sum").size :]
+    response = await world.call(world.holders[2], "GET", api.key_parts_path(world.task.id, 1))
+    ordered = sorted(uploads, key=lambda upload: upload.id)
+    assert await response.read() == b"".join(upload.body[world.task.part("sum").size :] for upload in ordered)
     await world.put_share(2, 1, await world.share(2, 1))
     pending = await world.get(world.holders[2], api.openings_path(world.task.id), api.PendingOpenings)
     assert pending.rounds == ()

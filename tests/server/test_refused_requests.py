@@ -118,17 +118,9 @@ async def test_another_clients_update_is_not_shown(world: World) -> None:
     assert await world.problem(response) == problems.NOT_FOUND
 
 
-@pytest.mark.parametrize("part", ["c0", "c2"])
-async def test_holders_get_no_part_that_is_summed(world: World, part: str) -> None:
-    uploads = await world.fill(3)
-    await world.work()
-    response = await world.call(world.holders[0], "GET", api.part_path(world.task.id, uploads[0].id.hex(), part))
-    assert await world.problem(response) == problems.NOT_FOUND
-
-
-async def test_parts_only_while_opening(world: World) -> None:
-    (upload,) = await world.fill(1)
-    response = await world.call(world.holders[0], "GET", api.part_path(world.task.id, upload.id.hex(), "c1"))
+async def test_key_parts_only_while_opening(world: World) -> None:
+    await world.fill(1)
+    response = await world.call(world.holders[0], "GET", api.key_parts_path(world.task.id, 1))
     assert await world.problem(response) == problems.WRONG_STATE
 
 

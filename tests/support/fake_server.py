@@ -11,7 +11,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from he_protocol import api, framing
-from he_protocol.messages import Credential, SignedUpdate, UpdateHeader
+from he_protocol.messages import Credential, Manifest, SignedUpdate, UpdateHeader
 from he_protocol.problems import NOT_FOUND, ProblemType, Refusal
 from he_protocol.signing import read_unverified
 from he_protocol.task import Task
@@ -70,7 +70,7 @@ class FakeServer:
                 web.put(at + "/board/{phase}/{holder}", self._put_post),
                 web.get(at + "/openings", self._pending),
                 web.get(at + "/rounds/{number}/opening", self._opening),
-                web.get(at + "/updates/{update}/parts/{part}", self._part),
+                web.get(at + "/rounds/{number}/key-parts", self._key_parts),
                 web.put(at + "/rounds/{number}/shares/{holder}", self._put_share),
             ]
         )
@@ -136,9 +136,9 @@ class FakeServer:
     async def _opening(self, request: web.Request) -> web.Response:
         return answer(self.openings[int(request.match_info["number"])])
 
-    async def _part(self, request: web.Request) -> web.Response:
-        assert request.match_info["part"] == self.task.part("key").name
-        return web.Response(body=self.bodies[request.match_info["update"]])
+    async def _key_parts(self, request: web.Request) -> web.Response:
+        manifest = read_unverified(self.openings[int(request.match_info["number"])].manifest, Manifest)
+        return web.Response(body=b"".join(self.bodies[entry.update_id.hex()] for entry in manifest.updates))
 
     async def _put_share(self, request: web.Request) -> web.Response:
         head, body = framing.split(await request.read())

@@ -10,7 +10,7 @@ def test_paths():
     assert api.task_path(task) == root
     assert api.model_path(task) == f"{root}/model"
     assert api.update_path(task, "01") == f"{root}/updates/01"
-    assert api.part_path(task, "01", "c1") == f"{root}/updates/01/parts/c1"
+    assert api.key_parts_path(task, 3) == f"{root}/rounds/3/key-parts"
     assert api.round_path(task, 3) == f"{root}/rounds/3"
     assert api.openings_path(task) == f"{root}/openings"
     assert api.opening_path(task, 3) == f"{root}/rounds/3/opening"

@@ -1,0 +1,82 @@
+"""Settings: the file, then the environment, then the flags; every mistake names its setting."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from he_client.settings import ClientSettings
+from he_protocol.problems import BAD_SETTINGS
+from tests.unit.refusals import refused
+
+
+@pytest.fixture(autouse=True)
+def _no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("DATA_DIR", "SERVER", "TASK", "TLS_CA", "PASSPHRASE"):
+        monkeypatch.delenv(f"HUSHSUM_CLIENT_{name}", raising=False)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "client.toml"
+    path.write_text('server = "http://file"\ntask = "of-the-file"\ndata_dir = "file-dir"\n')
+    return path
+
+
+def test_defaults() -> None:
+    settings = ClientSettings.load()
+    assert (settings.server, settings.task, settings.data_dir) == ("http://127.0.0.1:8470", "", Path("client"))
+    assert settings.tls is None
+
+
+def test_flags_over_environment_over_file(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HUSHSUM_CLIENT_TASK", "of-the-environment")
+    monkeypatch.setenv("HUSHSUM_CLIENT_SERVER", "http://environment")
+    settings = ClientSettings.load(file, server="http://flag", data_dir=None)
+    assert (settings.server, settings.task, settings.data_dir) == (
+        "http://flag",
+        "of-the-environment",
+        Path("file-dir"),
+    )
+
+
+def test_the_files_of_two_loads_do_not_mix(file: Path) -> None:
+    assert ClientSettings.load(file).task == "of-the-file"
+    assert ClientSettings.load().task == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ('servers = "x"', "servers"),
+        ("task = 3", "task"),
+        ("task = ", "bad.toml: Invalid value"),
+        ('tls_ca = ["x"]', "tls_ca"),
+    ],
+)
+def test_a_mistake_in_the_file_is_named(tmp_path: Path, text: str, named: str) -> None:
+    path = tmp_path / "bad.toml"
+    path.write_text(text)
+    with refused(BAD_SETTINGS, named):
+        ClientSettings.load(path)
+
+
+def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with refused(BAD_SETTINGS, "no settings file"):
+        ClientSettings.load(tmp_path / "none.toml")
+
+
+@pytest.mark.parametrize("content", [None, "not a certificate"])
+def test_a_certificate_authority_that_is_none_is_refused(tmp_path: Path, content: str | None) -> None:
+    path = tmp_path / "ca.pem"
+    if content is not None:
+        path.write_text(content)
+    with refused(BAD_SETTINGS, "tls_ca"):
+        _ = ClientSettings.load(tls_ca=path).tls
+
+
+def test_the_passphrase_shows_nowhere() -> None:
+    settings = ClientSettings.load(passphrase="a secret passphrase")
+    assert settings.passphrase.get_secret_value() == "a secret passphrase"
+    assert "a secret" not in repr(settings) + str(settings) + settings.model_dump_json()

@@ -1,0 +1,149 @@
+"""The spool: a crash between any two steps loses no sealed update and resends nothing else."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from he_client import spool as spool_module
+from he_client.spool import SealedUpdate, Spool
+from he_protocol.messages import SignedUpdate, encode
+
+HEAD = SignedUpdate("header", "credential")
+BYTES = {"c0": b"zero" * 10, "c1": b"one"}
+
+
+@pytest.fixture
+def spool(tmp_path: Path) -> Spool:
+    return Spool(tmp_path / "updates", "task", ("c0", "c1"))
+
+
+def reopened(spool: Spool, tmp_path: Path) -> Spool:
+    """What the next process sees."""
+    return Spool(tmp_path / "updates", "task", ("c0", "c1"))
+
+
+def write_parts(sealed: SealedUpdate) -> None:
+    for path in sealed.parts:
+        path.write_bytes(BYTES[path.name])
+
+
+def sealed_update(spool: Spool, update_id: str = "aa") -> SealedUpdate:
+    sealed = spool.begin(update_id)
+    write_parts(sealed)
+    spool.commit(sealed, HEAD)
+    return sealed
+
+
+def test_nothing_is_pending_where_nothing_was_done(spool: Spool) -> None:
+    assert (spool.pending(), spool.acknowledged()) == ([], 0)
+
+
+@pytest.mark.parametrize("written", [0, 1, 2])
+def test_without_a_head_it_was_never_sent_and_is_thrown_away(spool: Spool, tmp_path: Path, written: int) -> None:
+    sealed = spool.begin("aa")
+    for path in sealed.parts[:written]:
+        path.write_bytes(b"half")
+    later = reopened(spool, tmp_path)
+    assert later.pending() == []
+    assert not sealed.folder.exists()
+
+
+def test_a_head_that_was_not_finished_counts_as_none(spool: Spool, tmp_path: Path) -> None:
+    sealed = spool.begin("aa")
+    write_parts(sealed)
+    (sealed.folder / "head.partial").write_bytes(encode(HEAD)[:5])
+    assert reopened(spool, tmp_path).pending() == []
+    assert not sealed.folder.exists()
+
+
+def test_a_head_without_receipt_is_pending_with_the_same_bytes(spool: Spool, tmp_path: Path) -> None:
+    sealed_update(spool)
+    for _ in range(2):
+        (found,) = reopened(spool, tmp_path).pending()
+        assert found.update_id == "aa"
+        assert found.head == encode(HEAD)
+        assert [path.read_bytes() for path in found.parts] == [BYTES["c0"], BYTES["c1"]]
+        assert found.size == 43
+        assert spool.header(found) == HEAD
+
+
+def test_a_receipt_that_was_not_finished_counts_as_none(spool: Spool, tmp_path: Path) -> None:
+    sealed = sealed_update(spool)
+    (sealed.folder / "receipt.partial").write_bytes(b"half a rec")
+    later = reopened(spool, tmp_path)
+    assert [found.update_id for found in later.pending()] == ["aa"]
+    assert later.acknowledged() == 0
+
+
+def test_a_receipt_ends_it(spool: Spool, tmp_path: Path) -> None:
+    sealed = sealed_update(spool)
+    spool.finish(sealed, "receipt")
+    later = reopened(spool, tmp_path)
+    assert (later.pending(), later.acknowledged()) == ([], 1)
+    assert (sealed.folder / "receipt").read_text() == "receipt"
+    assert not any(path.exists() for path in sealed.parts)
+
+
+def test_a_crash_between_receipt_and_clearing_leaves_no_ciphertext_for_ever(spool: Spool, tmp_path: Path) -> None:
+    sealed = sealed_update(spool)
+    (sealed.folder / "receipt").write_text("receipt")
+    later = reopened(spool, tmp_path)
+    assert (later.pending(), later.acknowledged()) == ([], 1)
+    assert not any(path.exists() for path in sealed.parts)
+
+
+def test_a_discarded_update_is_gone(spool: Spool, tmp_path: Path) -> None:
+    sealed = sealed_update(spool)
+    spool.discard(sealed)
+    later = reopened(spool, tmp_path)
+    assert (later.pending(), later.acknowledged()) == ([], 0)
+
+
+def test_pending_updates_come_oldest_first(spool: Spool) -> None:
+    for seconds, name in ((30, "bb"), (10, "cc"), (20, "aa")):
+        folder = sealed_update(spool, name).folder
+        os.utime(folder, (seconds, seconds))
+    assert [found.update_id for found in spool.pending()] == ["cc", "aa", "bb"]
+
+
+def test_tasks_do_not_see_each_other(spool: Spool, tmp_path: Path) -> None:
+    sealed_update(spool)
+    assert Spool(tmp_path / "updates", "other", ("c0", "c1")).pending() == []
+
+
+def test_an_update_id_is_used_once(spool: Spool) -> None:
+    spool.begin("aa")
+    with pytest.raises(FileExistsError):
+        spool.begin("aa")
+
+
+def test_the_parts_are_durable_before_the_head_and_the_head_before_its_name(
+    spool: Spool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The order of fsync and rename: a power cut must not leave a head above bytes that never reached the disk."""
+    steps: list[str] = []
+    names: dict[int, str] = {}
+
+    def opened(path: Path, flags: int) -> int:
+        descriptor = os.open(path, flags)
+        names[descriptor] = Path(path).name
+        return descriptor
+
+    recording = SimpleNamespace(
+        open=opened, close=os.close, fsync=lambda number: steps.append(f"fsync {names[number]}"), O_RDONLY=os.O_RDONLY
+    )
+    monkeypatch.setattr(spool_module, "os", recording)
+    rename = Path.replace
+
+    def replaced(path: Path, target: Any) -> Any:
+        steps.append(f"rename {path.name}")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "replace", replaced)
+    sealed_update(spool)
+    assert steps == ["fsync c0", "fsync c1", "fsync head.partial", "rename head.partial", "fsync aa"]
