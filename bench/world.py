@@ -15,8 +15,6 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-import numpy as np
-
 from bench import profiles
 from bench.board import CommitteeBoard
 from bench.parties import THRESHOLD, Parties
@@ -34,8 +32,6 @@ from keys.schemes import Opener, make_dealer, make_opener
 TASK_NAME = "bench"
 MAX_OPENINGS = 64
 VALUE_RANGE = 1.0
-SPREAD = 0.05
-"""Standard deviation of the random updates: twenty of them make the value range."""
 
 
 @dataclass(frozen=True)
@@ -166,9 +162,3 @@ class World:
 
 def new_update_id() -> bytes:
     return secrets.token_bytes(16)
-
-
-def random_update(parameters: int, seed: int = 1) -> Floats:
-    """A float32 update that looks like one: normal, small against the value range; shape (parameters,)."""
-    generator = np.random.default_rng(seed)
-    return generator.standard_normal(parameters, dtype=np.float32) * np.float32(SPREAD)

@@ -69,9 +69,12 @@ def pack(residues: Residues, layout: ResidueLayout) -> bytes:
 
 def unpack(packed: bytes | memoryview, layout: ResidueLayout) -> Residues:
     """Inverse of `pack` for whole polynomials; refuses a residue at or above its modulus."""
-    out = np.zeros((_whole_rows(packed, layout), layout.degree), dtype=np.uint64)
+    rows, limbs = _whole_rows(packed, layout), len(layout.moduli)
+    if rows % limbs:
+        raise Refusal(WRONG_SIZE, "packed bytes end inside a polynomial", expected=f"n * {limbs} rows", got=rows)
+    out = np.zeros((rows, layout.degree), dtype=np.uint64)
     fold(out, packed, layout)
-    return out.reshape(-1, len(layout.moduli), layout.degree)
+    return out.reshape(rows // limbs, limbs, layout.degree)
 
 
 def fold(rows: Residues, packed: bytes | memoryview, layout: ResidueLayout, first_row: int = 0) -> None:
@@ -83,21 +86,23 @@ def fold(rows: Residues, packed: bytes | memoryview, layout: ResidueLayout, firs
     count = _whole_rows(packed, layout)
     if rows.shape != (count, layout.degree):
         raise Refusal(WRONG_SIZE, "accumulator and packed rows differ", expected=rows.shape, got=(count, layout.degree))
-    words, moduli = _words(packed, count), row_moduli(layout, first_row, count)
-    kernels = _kernels(layout.bits)
-    bad = kernels.fold(words, moduli, rows, count, False)
+    words, moduli = _words(packed, layout), row_moduli(layout, first_row, count)
+    kernels, values = _kernels(layout.bits), np.empty(layout.degree, dtype=np.uint64)
+    bad = kernels.fold(words, moduli, rows, values, count, False)
     if bad >= 0:
-        kernels.fold(words, moduli, rows, bad, True)
-        raise _out_of_range(layout, words[bad], moduli[bad], first_row + bad)
+        refusal = _out_of_range(values, moduli[bad], first_row + bad)
+        kernels.fold(words, moduli, rows, values, bad, True)
+        raise refusal
 
 
 def check(packed: bytes | memoryview, layout: ResidueLayout, first_row: int = 0) -> None:
     """Refuse packed rows with a residue at or above its modulus, as `fold` does, adding nothing."""
     count = _whole_rows(packed, layout)
-    words, moduli = _words(packed, count), row_moduli(layout, first_row, count)
-    bad = _kernels(layout.bits).fold(words, moduli, np.empty((0, layout.degree), dtype=np.uint64), count, False)
+    words, moduli = _words(packed, layout), row_moduli(layout, first_row, count)
+    none, values = np.empty((0, layout.degree), dtype=np.uint64), np.empty(layout.degree, dtype=np.uint64)
+    bad = _kernels(layout.bits).fold(words, moduli, none, values, count, False)
     if bad >= 0:
-        raise _out_of_range(layout, words[bad], moduli[bad], first_row + bad)
+        raise _out_of_range(values, moduli[bad], first_row + bad)
 
 
 def add(total: Residues, term: Residues, layout: ResidueLayout) -> None:
@@ -119,14 +124,12 @@ def _whole_rows(packed: bytes | memoryview, layout: ResidueLayout) -> int:
     return rows
 
 
-def _words(packed: bytes | memoryview, rows: int) -> Residues:
-    words = np.frombuffer(packed, dtype="<u8").reshape(rows, -1)
+def _words(packed: bytes | memoryview, layout: ResidueLayout) -> Residues:
+    words = np.frombuffer(packed, dtype="<u8").reshape(-1, layout.row_bytes // 8)
     return words if words.flags.aligned else words.copy()
 
 
-def _out_of_range(layout: ResidueLayout, words: Residues, modulus: np.uint64, row: int) -> Refusal:
-    values = np.empty(layout.degree, dtype=np.uint64)
-    _kernels(layout.bits).unpack(words, values)
+def _out_of_range(values: Residues, modulus: np.uint64, row: int) -> Refusal:
     column = int(np.argmax(values >= modulus))
     return Refusal(
         RESIDUE_RANGE, f"residue {column} of row {row}", expected=f"below {modulus}", got=int(values[column])
@@ -135,13 +138,16 @@ def _out_of_range(layout: ResidueLayout, words: Residues, modulus: np.uint64, ro
 
 class _Kernels(NamedTuple):
     pack: Callable[[Residues, Residues], None]
-    unpack: Callable[[Residues, Residues], None]
-    fold: Callable[[Residues, Residues, Residues, int, bool], int]
+    fold: Callable[[Residues, Residues, Residues, Residues, int, bool], int]
 
 
 @lru_cache(maxsize=16)
 def _kernels(bits: int) -> _Kernels:
-    """Kernels for one width: as a constant it lets the compiler unroll every group into fixed shifts."""
+    """Kernels for one width: as a constant it lets the compiler unroll every group into fixed shifts.
+
+    They must not call one another: numba's cache on disk knows a kernel by what it closes over, and never
+    finds again one that closes over another kernel.
+    """
     mask = np.uint64((1 << bits) - 1)
 
     @kernel
@@ -158,25 +164,20 @@ def _kernels(bits: int) -> _Kernels:
                     held = value >> np.uint64(64 - shift) if shift + bits > 64 else np.uint64(0)
 
     @kernel
-    def unpack(words: Residues, values: Residues) -> None:
-        for group in range(values.size // 64):
-            for k in range(64):
-                at, shift = group * bits + ((k * bits) >> 6), (k * bits) & 63
-                value = words[at] >> np.uint64(shift)
-                if shift + bits > 64:
-                    value |= words[at + 1] << np.uint64(64 - shift)
-                values[group * 64 + k] = value & mask
-
-    @kernel
-    def fold(words: Residues, moduli: Residues, rows: Residues, count: int, undo: bool) -> int:
+    def fold(words: Residues, moduli: Residues, rows: Residues, values: Residues, count: int, undo: bool) -> int:
         """Add (or, to undo, subtract) `count` rows; the number of the first bad row, where it stopped, or -1.
 
-        With no accumulator (shape (0, degree)) rows are only checked.
+        With no accumulator (shape (0, degree)) rows are only checked. `values` is left with the last row read.
         """
-        values = np.empty(rows.shape[1], dtype=np.uint64)
         for row in range(count):
             modulus = moduli[row]
-            unpack(words[row], values)
+            for group in range(values.size // 64):
+                for k in range(64):
+                    at, shift = group * bits + ((k * bits) >> 6), (k * bits) & 63
+                    value = words[row, at] >> np.uint64(shift)
+                    if shift + bits > 64:
+                        value |= words[row, at + 1] << np.uint64(64 - shift)
+                    values[group * 64 + k] = value & mask
             bad = False
             for j in range(values.size):
                 bad |= values[j] >= modulus
@@ -189,7 +190,7 @@ def _kernels(bits: int) -> _Kernels:
                 rows[row, j] = min(total, total - modulus)  # the difference wraps to a huge value below the modulus
         return -1
 
-    return _Kernels(pack, unpack, fold)
+    return _Kernels(pack, fold)
 
 
 @kernel

@@ -4,23 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from math import hypot, log2, prod, sqrt
+from math import prod
 from typing import Annotated, Literal
 
 from msgspec import Meta
-from msgspec.structs import replace
 
 from he_protocol import privacy
 from he_protocol.messages import Count, Digest, HpkeKey, Key32, Message, Name, Positive, PositiveFloat
 from he_protocol.privacy import PrivacyPlan
-from he_protocol.problems import BAD_PLAN, FINGERPRINT_MISMATCH, SUM_COULD_WRAP, Refusal
+from he_protocol.problems import BAD_PLAN, FINGERPRINT_MISMATCH, Refusal
 from he_protocol.schemes import BodyPart, Scheme, load_scheme
 from he_protocol.sharing import Sharing
 from he_protocol.signing import payload_hash, verify
+from he_protocol.sums import SumPlan
 
 MAX_LENGTH = 1 << 30
-NOISE_TAIL = 12.0
-"""Standard deviations of summed noise that must still fit: exceeded with probability below 2^-100."""
 
 
 class TensorSpec(Message, frozen=True):
@@ -135,7 +133,7 @@ class Task:
     @property
     def noise_std(self) -> float:
         """Standard deviation of the integer noise that each client adds."""
-        return _noise_std(self.config, self.length)
+        return sum_plan(self.config).noise_std(self.config.scale)
 
     def holder_index(self, name: str) -> int | None:
         """A holder's number in the sharing, or None for a stranger."""
@@ -173,41 +171,19 @@ def check_config(config: TaskConfig) -> None:
         raise Refusal(
             BAD_PLAN, "record-level privacy hides how many records a client has", expected="weighting 'fixed'"
         )
-    needed = largest_sum(config, length)
-    if needed > scheme.capacity:
-        raise Refusal(
-            SUM_COULD_WRAP,
-            "lower scale, value_range or max_clients",
-            expected=f"sums up to {scheme.capacity}",
-            got=f"{needed:.0f}",
-        )
+    sum_plan(config).check(config.scale)
     scheme.check_openings(config.max_openings, config.max_clients, length)
 
 
-def largest_sum(config: TaskConfig, length: int) -> float:
-    """The largest absolute value that the sum of `max_clients` honest updates can reach."""
-    values = config.max_clients * (config.scale * config.value_range + 1)
-    error = load_scheme(config.scheme, config.profile).error_std
-    return values + NOISE_TAIL * sqrt(config.max_clients) * hypot(_noise_std(config, length), error)
-
-
-def derive_scale(config: TaskConfig) -> float:
-    """The largest power of two that `check_config` accepts as `scale` for this configuration."""
-    scheme = load_scheme(config.scheme, config.profile)
-    length = sum(spec.size for spec in config.tensors) + (config.weighting == "examples")
-    best = 2.0 ** int(log2(scheme.capacity))
-    while largest_sum(replace(config, scale=best), length) > scheme.capacity:
-        best /= 2
-        if best < 1:
-            raise Refusal(SUM_COULD_WRAP, "no scale is small enough", expected=f"sums up to {scheme.capacity}")
-    return best
-
-
-def _noise_std(config: TaskConfig, length: int) -> float:
-    return privacy.noise_std(
-        config.privacy,
-        scale=config.scale,
-        length=length,
+def sum_plan(config: TaskConfig) -> SumPlan:
+    """What the configuration's sums must hold."""
+    weighted = config.weighting == "examples"
+    return SumPlan(
+        scheme=load_scheme(config.scheme, config.profile),
+        privacy=config.privacy,
+        length=sum(spec.size for spec in config.tensors) + weighted,
         min_clients=config.min_clients,
-        weight_range=config.value_range if config.weighting == "examples" else 0.0,
+        max_clients=config.max_clients,
+        value_range=config.value_range,
+        weighted=weighted,
     )

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Generator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 import typer
@@ -21,6 +22,7 @@ from he_protocol.signing import SigningKey, jwk_x
 from he_protocol.task import Task
 from he_server import log
 from he_server.app import open_server
+from he_server.planning import plan
 from he_server.serving import migrate as migrate_database
 from he_server.serving import run
 from he_server.settings import Settings, load_settings
@@ -45,6 +47,19 @@ app = typer.Typer(
 task_app = typer.Typer(help="Tasks of this server.", no_args_is_help=True)
 app.add_typer(task_app, name="task")
 
+
+@contextmanager
+def refusing() -> Generator[None, None, None]:
+    """Turns refusals into one line on standard error and exit code 2: no traceback reaches a user."""
+    try:
+        yield
+    except Refusal as refusal:
+        typer.echo(f"he-server: {refusal}", err=True)
+        sys.exit(2)
+
+
+app.command("plan")(refusing()(plan))
+
 Config = Annotated[Path | None, typer.Option("--config", help="TOML file with settings.", show_default=False)]
 DataDir = Annotated[Path | None, typer.Option(help="Where blobs, key and SQLite file live.", show_default=False)]
 DatabaseUrl = Annotated[
@@ -63,19 +78,17 @@ def init(
     ] = "",
 ) -> None:
     """Make the server's key, and the request that the authority turns into a task's server entry."""
-    try:
-        checked = msgspec.convert(name, Name)
-    except msgspec.ValidationError as error:
-        _stop(Refusal(BAD_SETTINGS, f"name: {error}"))
     key = SigningKey.generate()
     request = data_dir / "enroll-request.jws"
-    try:
-        write_private(data_dir / "server.key", KeyRecord(checked, key.public, key.private), passphrase)
-        request.write_text(key.sign(EnrolRequest(checked, "server", key.public, int(time.time()))) + "\n")
-    except Refusal as refusal:
-        _stop(refusal)
-    except OSError as error:
-        _stop(Refusal(BAD_SETTINGS, f"cannot write to {data_dir}: {error.strerror}"))
+    with refusing():
+        try:
+            checked = msgspec.convert(name, Name)
+            write_private(data_dir / "server.key", KeyRecord(checked, key.public, key.private), passphrase)
+            request.write_text(key.sign(EnrolRequest(checked, "server", key.public, int(time.time()))) + "\n")
+        except msgspec.ValidationError as error:
+            raise Refusal(BAD_SETTINGS, f"name: {error}") from None
+        except OSError as error:
+            raise Refusal(BAD_SETTINGS, f"cannot write to {data_dir}: {error.strerror}") from None
     typer.echo(f"key      {data_dir / 'server.key'}\nrequest  {request}\npublic   {jwk_x(key.public)}")
 
 
@@ -207,21 +220,12 @@ def _show(found: list[tuple[TaskRecord, list[RoundRecord]]], form: Form) -> None
 
 
 def _settings(config: Path | None, **flags: str | int | float | Path | None) -> Settings:
-    try:
+    with refusing():
         settings = load_settings(config, **flags)
-    except Refusal as refusal:
-        _stop(refusal)
     log.configure(settings.log_format, settings.log_level)
     return settings
 
 
 def _run(work: Coroutine[Any, Any, T]) -> T:
-    try:
+    with refusing():
         return asyncio.run(work)
-    except Refusal as refusal:
-        _stop(refusal)
-
-
-def _stop(refusal: Refusal) -> NoReturn:
-    typer.echo(f"he-server: {refusal}", err=True)
-    sys.exit(2)

@@ -11,7 +11,7 @@ from he_protocol.messages import Cnf, Credential, EnrolRequest, Jwk, Role
 from he_protocol.problems import BAD_COMMITTEE, BAD_PLAN, WRONG_ROLE, Refusal
 from he_protocol.schemes import load_scheme
 from he_protocol.signing import SigningKey, fingerprint, jwk_x, public_from_jwk, read_unverified, verify
-from he_protocol.task import HolderEntry, ServerEntry, TaskConfig, TensorSpec, check_config, derive_scale
+from he_protocol.task import HolderEntry, ServerEntry, TaskConfig, TensorSpec, check_config, sum_plan
 
 SECONDS_PER_DAY = 86400
 
@@ -68,7 +68,7 @@ def build_config(
     except msgspec.ValidationError as error:
         raise Refusal(BAD_PLAN, str(error)) from None
     if "scale" not in plan:
-        config = msgspec.structs.replace(config, scale=derive_scale(config))
+        config = msgspec.structs.replace(config, scale=sum_plan(config).largest_scale())
     check_config(config)
     return config
 

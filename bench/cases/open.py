@@ -11,14 +11,15 @@ import numpy as np
 from bench.cases import Job
 from bench.results import Point
 from bench.sums import fold_times, sum_layout
-from bench.world import World, random_update
+from bench.updates import random_update
+from bench.world import World
 
 
 @asynccontextmanager
 async def prepare(point: Point) -> AsyncIterator[Job]:
     world = World(point.profile, point.parameters, point.clients)
     task = world.task
-    update = await world.update(await world.sealer(), random_update(point.parameters))
+    update = await world.update(await world.sealer()(point.parameters))
     total = fold_times(update.parts[task.part("sum").name], sum_layout(task), point.clients)
     released = world.released(update, point.clients)
     overwritten = np.empty_like(total)

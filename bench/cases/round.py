@@ -15,7 +15,8 @@ from pathlib import Path
 from bench.cases import Job
 from bench.deployment import deployed
 from bench.results import Point
-from bench.world import TASK_NAME, World, random_update
+from bench.updates import random_update
+from bench.world import TASK_NAME, World
 from he_client.client import HushSumClient, Submission
 from he_client.tensors import unflatten
 
@@ -35,7 +36,7 @@ async def prepare(point: Point) -> AsyncIterator[Job]:
             for number in range(1, point.clients + 1)
         ]
         task = await clients[0].task(TASK_NAME)
-        update = unflatten(task, random_update(point.parameters))
+        update = unflatten(task(point.parameters))
         sizes: list[int] = []
         version = 0
 

@@ -7,7 +7,8 @@ from contextlib import asynccontextmanager
 
 from bench.cases import Job
 from bench.results import Point
-from bench.world import World, new_update_id, random_update
+from bench.updates import random_update
+from bench.world import World, new_update_id
 from he_client.encode import Encoder
 from he_protocol import framing
 
@@ -15,7 +16,7 @@ from he_protocol import framing
 @asynccontextmanager
 async def prepare(point: Point) -> AsyncIterator[Job]:
     world = World(point.profile, point.parameters, point.clients)
-    sealer, update = await world.sealer(), random_update(point.parameters)
+    sealer, update = await world.sealer()(point.parameters)
     _, head = world.sign(1, new_update_id(), {part.name: bytes(32) for part in world.task.body})
 
     async def run() -> dict[str, float]:

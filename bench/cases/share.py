@@ -7,7 +7,8 @@ from contextlib import asynccontextmanager
 
 from bench.cases import Job
 from bench.results import Point
-from bench.world import World, random_update
+from bench.updates import random_update
+from bench.world import World
 
 HOLDER = 0
 
@@ -16,7 +17,7 @@ HOLDER = 0
 async def prepare(point: Point) -> AsyncIterator[Job]:
     world = World(point.profile, point.parameters, point.clients)
     task = world.task
-    update = await world.update(await world.sealer(), random_update(point.parameters))
+    update = await world.update(await world.sealer()(point.parameters))
     header, body = update.header, update.parts[task.part("key").name]
     opener = world.opener(HOLDER)
 

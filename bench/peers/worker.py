@@ -14,9 +14,12 @@ import sys
 import time
 from collections.abc import Callable
 from importlib import import_module
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from bench.cores import restrict
+
+if TYPE_CHECKING:
+    from bench.peers import Floats, Peer
 
 CHECKED_UPDATES = 3
 MISSING = "missing"
@@ -43,13 +46,12 @@ def main() -> None:
 
 def serve(name: str, parameters: int, clients: int, answer: Callable[..., None]) -> None:
     """Make the peer and obey. Raises `ImportError` when it is not installed."""
-    import numpy as np
-
-    from bench.peers import Peer, Work
+    from bench.peers import Work
+    from bench.updates import random_update
 
     module_name, _, variant = name.partition(":")
     module = import_module(f"bench.peers.{module_name}")
-    update = np.random.default_rng(1).standard_normal(parameters, dtype=np.float32) * np.float32(0.05)
+    update = random_update(parameters)
     peer: Peer = module.make(Work(update, clients), variant)
     checked: Peer = module.make(Work(update, clients), variant)
     answer(

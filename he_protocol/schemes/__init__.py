@@ -100,5 +100,13 @@ def load_scheme(scheme: str, profile: str) -> Scheme:
 
 
 @cache
+def all_profiles() -> tuple[Profile, ...]:
+    """Every profile of every scheme."""
+    return tuple(
+        profile for name in scheme_names() for profile in import_module(f"{__name__}.{name}").PROFILES.values()
+    )
+
+
+@cache
 def scheme_names() -> tuple[str, ...]:
     return tuple(sorted(module.name for module in pkgutil.iter_modules(__path__)))

@@ -20,7 +20,7 @@ from he_protocol.problems import (
 )
 from he_protocol.schemes import load_scheme
 from he_protocol.signing import SigningKey, verify
-from he_protocol.task import check_config, derive_scale
+from he_protocol.task import check_config, sum_plan
 from keys.authority import build_config, enrol
 from tests.support.parties import NOW, PLAN, Authority, World
 from tests.unit.refusals import refused
@@ -83,7 +83,7 @@ def test_a_plan_becomes_a_checked_configuration(world: World) -> None:
 
 def test_a_scale_that_is_left_out_is_the_largest_that_cannot_wrap(world: World) -> None:
     config = build(world, {name: value for name, value in PLAN.items() if name != "scale"})
-    assert config.scale == derive_scale(config) > 1024
+    assert config.scale == sum_plan(config).largest_scale() > 1024
     with refused(SUM_COULD_WRAP):
         build(world, PLAN | {"scale": 2 * config.scale})
 

@@ -22,7 +22,7 @@ from he_protocol.problems import (
 )
 from he_protocol.schemes import load_scheme
 from he_protocol.signing import verify
-from he_protocol.task import MAX_LENGTH, Task, TaskConfig, TensorSpec, check_config, derive_scale, largest_sum
+from he_protocol.task import MAX_LENGTH, Task, TaskConfig, TensorSpec, check_config, sum_plan
 
 from .parties import AUTHORITY, MALLORY, task_config
 from .refusals import refused
@@ -148,7 +148,7 @@ def test_the_derived_scale_is_the_largest_power_of_two(privacy, clients, weighti
     if privacy.unit == "record" and weighting == "examples":
         return
     config = replace(CONFIG, privacy=privacy, max_clients=clients, weighting=weighting, scale=1.0, max_openings=10)
-    scale = derive_scale(config)
+    scale = sum_plan(config).largest_scale()
     assert scale == 2.0 ** (scale.as_integer_ratio()[0].bit_length() - 1)
     check_config(replace(config, scale=scale))
     with refused(SUM_COULD_WRAP):
@@ -157,14 +157,14 @@ def test_the_derived_scale_is_the_largest_power_of_two(privacy, clients, weighti
 
 def test_no_scale_is_an_answer_too():
     with refused(SUM_COULD_WRAP, "no scale"):
-        derive_scale(replace(CONFIG, value_range=2.0**40))
+        sum_plan(replace(CONFIG, value_range=2.0**40)).largest_scale()
 
 
 def test_the_largest_sum_counts_rounding_and_twelve_deviations():
-    assert largest_sum(CONFIG, 3100) == 100 * (2**20 + 1)
+    assert sum_plan(CONFIG).largest(CONFIG.scale) == 100 * (2**20 + 1)
     noisy = replace(CONFIG, privacy=CLIENT)
     std = Task(noisy, "", b"").noise_std
-    assert largest_sum(noisy, 3100) == pytest.approx(100 * (2**20 + 1) + 12 * 10 * std)
+    assert sum_plan(noisy).largest(noisy.scale) == pytest.approx(100 * (2**20 + 1) + 12 * 10 * std)
 
 
 def test_a_profile_with_other_numbers_is_noticed():

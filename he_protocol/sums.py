@@ -1,0 +1,144 @@
+"""What a sum of updates can hold: scales that cannot wrap, the error of the mean, and which profile fits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import hypot, log2, sqrt
+
+from he_protocol.privacy import PrivacyPlan, noise_std
+from he_protocol.problems import BAD_PLAN, SUM_COULD_WRAP, Refusal
+from he_protocol.schemes import Scheme, all_profiles, load_scheme
+from he_protocol.sharing import Sharing
+
+NOISE_TAIL = 12.0
+"""Standard deviations of summed noise that must still fit: exceeded with probability below 2^-100."""
+TYPICAL_RANGE = 16.0
+"""Default value_range, in typical coordinates clip_norm / sqrt(d) of a clipped update."""
+SILENT_SHARE = 0.1
+"""Where no accuracy is asked for, the scheme's error may be this share of the DP noise."""
+DEFAULT_ERROR = 1e-4
+"""And without DP, this share of value_range."""
+
+
+@dataclass(frozen=True)
+class SumPlan:
+    """One sum: how many integers, of how many clients, under which profile.
+
+    value_range: largest absolute value of a coordinate. weighted: one coordinate carries the weight.
+    """
+
+    scheme: Scheme
+    privacy: PrivacyPlan
+    length: int
+    min_clients: int
+    max_clients: int
+    value_range: float
+    weighted: bool = False
+
+    def noise_std(self, scale: float) -> float:
+        """Standard deviation of the integer noise that each client adds."""
+        return noise_std(
+            self.privacy,
+            scale=scale,
+            length=self.length,
+            min_clients=self.min_clients,
+            weight_range=self.value_range if self.weighted else 0.0,
+        )
+
+    def largest(self, scale: float) -> float:
+        """The largest absolute value that the sum of `max_clients` honest updates can reach."""
+        values = self.max_clients * (scale * self.value_range + 1)
+        return values + NOISE_TAIL * sqrt(self.max_clients) * hypot(self.noise_std(scale), self.scheme.error_std)
+
+    def check(self, scale: float) -> None:
+        """Refuse a scale under which sums could wrap around the modulus."""
+        needed = self.largest(scale)
+        if needed > self.scheme.capacity:
+            raise Refusal(
+                SUM_COULD_WRAP,
+                "lower scale, value_range or max_clients",
+                expected=f"sums up to {self.scheme.capacity}",
+                got=f"{needed:.0f}",
+            )
+
+    def largest_scale(self) -> float:
+        """The largest power of two that `check` accepts. Raises `sum-could-wrap` where even 1 is too large."""
+        scale = 2.0 ** int(log2(self.scheme.capacity))
+        while self.largest(scale) > self.scheme.capacity:
+            scale /= 2
+            if scale < 1:
+                raise Refusal(SUM_COULD_WRAP, "no scale is small enough", expected=f"sums up to {self.scheme.capacity}")
+        return scale
+
+    def mean_error(self, scale: float, clients: int) -> float:
+        """Standard deviation of a coordinate of the mean of `clients` updates, without DP noise.
+
+        The scheme's error and stochastic rounding (variance at most 1/4 each): sqrt(std^2 + 1/4) / (sqrt(n) * scale).
+        """
+        return hypot(self.scheme.error_std, 0.5) / (sqrt(clients) * scale)
+
+    def mean_noise(self, scale: float, clients: int) -> float:
+        """Standard deviation of the DP noise in a coordinate of the mean of `clients` updates."""
+        return self.noise_std(scale) / (sqrt(clients) * scale)
+
+    def bytes_per_parameter(self, sharing: Sharing) -> float:
+        """Size of an update's body, by the number of its integers."""
+        return sum(part.size for part in self.scheme.body(self.length, sharing)) / self.length
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One profile's offer; errors are standard deviations of a coordinate of the mean. No `refusal`: it fits."""
+
+    profile: str
+    scale: float
+    value_range: float
+    bytes_per_parameter: float
+    mean_error: float
+    mean_noise: float
+    refusal: str
+
+
+def plan_sums(
+    privacy: PrivacyPlan,
+    *,
+    length: int,
+    min_clients: int,
+    max_clients: int,
+    sharing: Sharing,
+    openings: int,
+    value_range: float | None = None,
+    accuracy: float | None = None,
+) -> list[Candidate]:
+    """Every profile's offer for a task, those that fit first, fewest bytes first: the first is the recommendation.
+
+    accuracy: the largest acceptable standard deviation of the scheme's error in a coordinate of the
+    mean; by default a tenth of the DP noise, or 1e-4 of value_range without DP.
+    """
+    if value_range is None:
+        if privacy.unit == "record" or not privacy.clip_norm:
+            raise Refusal(BAD_PLAN, "value_range is needed: the clip does not bound a client's update here")
+        value_range = min(privacy.clip_norm, TYPICAL_RANGE * privacy.clip_norm / sqrt(length))
+    offers = []
+    for profile in all_profiles():
+        plan = SumPlan(
+            load_scheme(profile.scheme, profile.name), privacy, length, min_clients, max_clients, value_range
+        )
+        offers.append(_offer(plan, sharing, openings, accuracy))
+    return sorted(offers, key=lambda offer: (bool(offer.refusal), offer.bytes_per_parameter))
+
+
+def _offer(plan: SumPlan, sharing: Sharing, openings: int, accuracy: float | None) -> Candidate:
+    scale = error = noise = 0.0
+    refusal = ""
+    try:
+        scale = plan.largest_scale()
+        plan.scheme.check_openings(openings, plan.max_clients, plan.length)
+        error, noise = plan.mean_error(scale, plan.max_clients), plan.mean_noise(scale, plan.max_clients)
+        wanted = accuracy or (SILENT_SHARE * noise if noise else DEFAULT_ERROR * plan.value_range)
+        if error > wanted:
+            refusal = f"error of the mean {error:.3g} above {wanted:.3g}"
+    except Refusal as reason:
+        refusal = reason.detail
+    size = plan.bytes_per_parameter(sharing)
+    return Candidate(plan.scheme.profile.name, scale, plan.value_range, size, error, noise, refusal)

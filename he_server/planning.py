@@ -1,0 +1,75 @@
+"""`he-server plan`: which profile, scale and value range a task should take, and what they cost."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from he_protocol.privacy import PrivacyPlan, check_plan, epsilon
+from he_protocol.problems import SUM_COULD_WRAP, Refusal
+from he_protocol.sharing import Sharing
+from he_protocol.sums import Candidate, plan_sums
+
+
+def plan(
+    parameters: Annotated[int, typer.Option(min=1, help="Model parameters, d.")],
+    clients: Annotated[int, typer.Option(min=1, help="Most clients in one round.")],
+    min_clients: Annotated[
+        int | None, typer.Option(min=1, help="Fewest clients in one round; default: as many.")
+    ] = None,
+    unit: Annotated[Literal["record", "client", "none"], typer.Option(help="What DP protects.")] = "client",
+    clip_norm: Annotated[float, typer.Option(min=0, help="L2 bound of what is clipped.")] = 1.0,
+    noise: Annotated[float, typer.Option(min=0, help="Noise multiplier on the sum.")] = 1.0,
+    sampling_rate: Annotated[float, typer.Option(min=0, max=1, help="Poisson rate, unit record only.")] = 1.0,
+    delta: Annotated[float, typer.Option(min=0, max=1, help="Delta of the DP promise.")] = 1e-5,
+    rounds: Annotated[int, typer.Option(min=1, help="Sums to open in an epoch.")] = 100,
+    holders: Annotated[int, typer.Option(min=1, help="Key holders.")] = 5,
+    threshold: Annotated[int, typer.Option(min=1, help="Key holders needed to open.")] = 3,
+    value_range: Annotated[
+        float | None, typer.Option(min=0, help="Largest coordinate of an update; unit client has a default.")
+    ] = None,
+    accuracy: Annotated[float | None, typer.Option(min=0, help="Acceptable error of the mean (std).")] = None,
+    form: Annotated[
+        Literal["table", "json"], typer.Option("--format", help="A table for people, JSON for scripts.")
+    ] = "table",
+) -> None:
+    """Recommend a profile, scale and value range; refuse what would wrap."""
+    privacy = PrivacyPlan("none", clip_norm)
+    if unit != "none":
+        privacy = PrivacyPlan(unit, clip_norm, noise, sampling_rate, delta, epsilon_budget=float("inf"))
+    check_plan(privacy)
+    sharing = Sharing(holders, threshold)
+    offers = plan_sums(
+        privacy,
+        length=parameters,
+        min_clients=min_clients or clients,
+        max_clients=clients,
+        sharing=sharing,
+        openings=rounds,
+        value_range=value_range,
+        accuracy=accuracy,
+    )
+    cost = epsilon(privacy, rounds) if privacy.noisy else None
+    if form == "json":
+        document = {"recommended": offers[0] if not offers[0].refusal else None, "epsilon": cost, "profiles": offers}
+        typer.echo(msgspec.json.encode(document))
+    else:
+        _show(offers, cost, delta, rounds)
+    if offers[0].refusal:
+        raise Refusal(SUM_COULD_WRAP, "no profile fits", got=f"{offers[0].profile}: {offers[0].refusal}")
+
+
+def _show(offers: list[Candidate], cost: float | None, delta: float, rounds: int) -> None:
+    table = Table("profile", "scale", "value range", "bytes/param", "error of mean", "DP noise of mean", "verdict")
+    for number, offer in enumerate(offers):
+        verdict = offer.refusal or ("recommended" if number == 0 else "fits")
+        numbers = (offer.scale, offer.value_range, offer.bytes_per_parameter, offer.mean_error, offer.mean_noise)
+        table.add_row(offer.profile, *(f"{value:.4g}" for value in numbers), verdict)
+    console = Console()
+    console.print(table)
+    spent = "no differential privacy" if cost is None else f"epsilon {cost:.3f} at delta {delta:g}"
+    console.print(f"{spent} after {rounds} opened sums")

@@ -1,0 +1,234 @@
+"""`HushSumClient`: models, rounds, and the privacy that they cost."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+
+import numpy as np
+import pytest
+from aiohttp import web
+from safetensors.numpy import save
+
+from he_client import HushSumClient, Submission, SyncClient
+from he_client.client import VERSION_HEADER
+from he_protocol.privacy import epsilon
+from he_protocol.problems import (
+    BAD_PLAN,
+    BAD_TENSORS,
+    DIGEST_MISMATCH,
+    NO_QUORUM,
+    TOO_FEW_CLIENTS,
+    UNEXPECTED_ANSWER,
+    UNREACHABLE,
+    WRONG_STATE,
+)
+from tests.client.proxy import Proxy
+from tests.client.service import MODEL, TASK, Service
+from tests.unit.refusals import refused
+
+UPDATE = {"w": np.full((2, 3), 0.5, dtype=np.float32), "b": np.full(2, -0.5, dtype=np.float32)}
+
+
+async def submit(client: HushSumClient, service: Service, base_version: int = 0) -> Submission:
+    return await client.submit(service.task, UPDATE, base_version=base_version)
+
+
+async def publish(service: Service) -> int:
+    """One round of two clients; the version that came of it."""
+    async with service.committee(), service.client(2) as two, service.client(3) as three:
+        sent = await submit(two, service)
+        await submit(three, service)
+        return await two.wait(service.task, sent)
+
+
+def model_answer(body: bytes, **headers: str) -> web.Response:
+    return web.Response(body=body, headers={VERSION_HEADER: "3", "ETag": f'"{hashlib.sha256(body).hexdigest()}"'} | headers)
+
+
+async def test_the_task_is_found_by_name_and_by_hash(service: Service) -> None:
+    async with service.client(1) as client:
+        assert (await client.task(TASK)).hash == service.task.hash
+        assert (await client.task(service.task.id)).hash == service.task.hash
+
+
+async def test_the_model_is_pulled_and_not_pulled_again(service: Service, proxy: Proxy) -> None:
+    async with service.client(1, proxy.url) as client:
+        first = await client.pull_model(service.task)
+        second = await client.pull_model(service.task)
+    async with service.client(1, proxy.url) as restarted:
+        third = await restarted.pull_model(service.task)
+    for model in (first, second, third):
+        assert model.version == 0
+        assert all(np.array_equal(model.tensors[name], value) for name, value in MODEL.items())
+    asked = [seen.headers.get("If-None-Match") for seen in proxy.seen]
+    tag = '"' + hashlib.sha256((service.root / "initial.safetensors").read_bytes()).hexdigest() + '"'
+    assert asked == [None, tag, tag]
+
+
+async def test_a_new_model_replaces_the_kept_one(service: Service) -> None:
+    async with service.client(1) as client:
+        before = await client.pull_model(service.task)
+        assert await publish(service) == 1
+        after = await client.pull_model(service.task)
+        again = await client.pull_model(service.task)
+    assert (before.version, after.version, again.version) == (0, 1, 1)
+    assert not np.array_equal(before.tensors["b"], after.tensors["b"])
+    assert np.array_equal(after.tensors["b"], again.tensors["b"])
+
+
+async def test_a_model_that_is_not_its_etag_is_refused_and_not_kept(service: Service, proxy: Proxy) -> None:
+    proxy.faults["GET"] = [lambda body: body[:-1] + bytes([body[-1] ^ 1])]
+    async with service.client(1, proxy.url) as client:
+        with refused(DIGEST_MISMATCH):
+            await client.pull_model(service.task)
+        assert (await client.pull_model(service.task)).version == 0
+    assert "If-None-Match" not in proxy.seen[1].headers
+
+
+OTHER = {"w": MODEL["w"]}
+
+
+@pytest.mark.parametrize(
+    ("answer", "problem"),
+    [
+        (lambda: model_answer(save(OTHER)), BAD_TENSORS),
+        (lambda: model_answer(b"not safetensors"), UNEXPECTED_ANSWER),
+        (lambda: model_answer(save(dict(MODEL)), **{VERSION_HEADER: "new"}), UNEXPECTED_ANSWER),
+        (lambda: web.Response(body=save(dict(MODEL)), headers={VERSION_HEADER: "1"}), UNEXPECTED_ANSWER),
+        (lambda: web.Response(body=save(dict(MODEL)), headers={"ETag": '"00"'}), UNEXPECTED_ANSWER),
+    ],
+    ids=["other tensors", "no tensors", "no number", "no etag", "no version"],
+)
+async def test_a_model_outside_the_protocol_is_a_refusal(service: Service, answer, problem) -> None:  # noqa: ANN001
+    async with Proxy(service.url, {"GET": [answer()]}) as proxy, service.client(1, proxy.url) as client:
+        with refused(problem):
+            await client.pull_model(service.task)
+
+
+async def test_a_submission_is_encoded_encrypted_counted_and_published(service: Service) -> None:
+    """Two clients send the same; the model moves by their mean, up to the noise of the plan."""
+    task = service.task
+    async with service.committee(), service.client(1) as one, service.client(2) as two:
+        sent, other = await asyncio.gather(submit(one, service), submit(two, service))
+        assert await one.wait(task, sent) == await two.wait(task, other) == 1
+        total = await one.opened_sum(task, sent.round)
+        model = await one.pull_model(task)
+        status = await one.round(task, sent.round)
+    assert sent.task_id == task.id
+    assert sent.bytes > sum(part.size for part in task.body)
+    assert set(sent.seconds) == {"encrypt", "upload"}
+    assert (status.state, status.updates, status.version) == ("published", 2, 1)
+    expected = 2 * 1024 * np.array([0.5] * 6 + [-0.5] * 2)
+    assert np.abs(total - expected).max() < 8 * task.noise_std * np.sqrt(2)
+    moved = np.concatenate([(model.tensors[name] - MODEL[name]).reshape(-1) for name in ("w", "b")])
+    np.testing.assert_allclose(moved, total / 2 / 1024, rtol=1e-5, atol=1e-6)
+
+
+async def test_two_submissions_of_one_update_share_no_bytes(service: Service) -> None:
+    """Fresh noise and fresh encryption each time."""
+    async with service.client(1) as client:
+        zeros = np.zeros(service.task.length, dtype=np.int64)
+        sealed = [
+            await client.seal(service.task, lambda start, stop: zeros[start:stop], base_version=0) for _ in range(2)
+        ]
+    one, other = ([path.read_bytes() for path in item.parts] for item in sealed)
+    for a, b in zip(one, other, strict=True):
+        assert len(a) == len(b)
+        same = np.count_nonzero(np.frombuffer(a, np.uint8) == np.frombuffer(b, np.uint8))
+        assert same < max(16, len(a) / 50)  # chance gives 1 in 256
+
+
+async def test_tensors_of_another_model_are_refused_before_anything_is_sealed(service: Service) -> None:
+    async with service.client(1) as client:
+        with refused(BAD_TENSORS):
+            await client.submit(service.task, OTHER, base_version=0)
+        with refused(BAD_PLAN):
+            await client.submit(service.task, UPDATE, base_version=0, examples=3)
+    assert not (service.folder(1) / "state" / "updates").exists()
+
+
+async def test_wait_tells_that_too_few_clients_came(service: Service) -> None:
+    async with service.client(1) as client:
+        sent = await submit(client, service)
+        service.clock.ahead = 61
+        with refused(TOO_FEW_CLIENTS, f"round {sent.round}"):
+            await client.wait(service.task, sent)
+        assert (await client.round(service.task, sent.round)).state == "failed"
+        with refused(WRONG_STATE):
+            await client.opened_sum(service.task, sent.round)
+
+
+async def test_wait_tells_that_no_quorum_came(service: Service) -> None:
+    async with service.client(1) as one, service.client(2) as two:
+        sent = await submit(one, service)
+        await submit(two, service)
+        async with asyncio.timeout(10):
+            while (await one.round(service.task, sent.round)).state != "opening":
+                await asyncio.sleep(0.01)
+        service.clock.ahead = 61
+        with refused(NO_QUORUM, "holder-1, holder-2, holder-3"):
+            await one.wait(service.task, sent)
+
+
+async def test_wait_gives_up_when_asked_to(service: Service) -> None:
+    async with service.client(1) as client:
+        sent = await submit(client, service)
+        with refused(UNREACHABLE, f"round {sent.round} is still open after 0.1 s"):
+            await client.wait(service.task, sent, within=0.1)
+
+
+async def test_wait_goes_on_through_a_restart_of_the_server(service: Service, proxy: Proxy) -> None:
+    async with service.committee(), service.client(1, proxy.url) as one, service.client(2) as two:
+        sent = await submit(one, service)
+        waiting = asyncio.create_task(one.wait(service.task, sent))
+        proxy.faults["GET"] = ["lost", web.Response(status=503), "dropped"]
+        await submit(two, service)
+        assert await waiting == 1
+    assert proxy.faults["GET"] == []
+
+
+async def test_privacy_is_counted_by_acknowledgement(service: Service) -> None:
+    task, plan = service.task, service.task.config.privacy
+    async with service.client(1) as client:
+        assert client.privacy_planned(task) == epsilon(plan, task.config.max_openings) > 0
+        assert client.privacy_spent(task) == 0
+        sent = await submit(client, service)
+        assert client.privacy_spent(task) == epsilon(plan, 1) > 0
+        service.clock.ahead = 61
+        with refused(TOO_FEW_CLIENTS):
+            await client.wait(task, sent)
+        assert (await submit(client, service)).round == sent.round + 1
+        spent = epsilon(plan, 2)
+        assert client.privacy_spent(task) == spent > epsilon(plan, 1)
+    async with service.client(1) as restarted:
+        assert restarted.privacy_spent(task) == spent
+    async with service.client(2) as other:
+        assert other.privacy_spent(task) == 0
+
+
+async def test_the_synchronous_client_does_the_same(service: Service) -> None:
+    def work() -> tuple[Submission, int, float, float]:
+        state = service.folder(1) / "state"
+        with SyncClient(service.url, service.identity(1), state_dir=state) as client:
+            task = client.task(TASK)
+            model = client.pull_model(task)
+            assert client.resume(task) == []
+            sent = client.submit(task, UPDATE, base_version=model.version)
+            version = client.wait(task, sent, within=30)
+            return sent, version, client.privacy_spent(task), client.privacy_planned(task)
+
+    async with service.committee(), service.client(2) as other:
+        await submit(other, service)
+        sent, version, spent, planned = await asyncio.to_thread(work)
+    assert (sent.round, version) == (1, 1)
+    assert 0 < spent < planned
+
+
+def test_the_synchronous_client_says_no_inside_a_loop(world, tmp_path) -> None:  # noqa: ANN001
+    async def inside() -> None:
+        with SyncClient("http://127.0.0.1:1", world.client("c"), state_dir=tmp_path):
+            pass
+
+    with pytest.raises(RuntimeError, match="running event loop"):
+        asyncio.run(inside())
