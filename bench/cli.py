@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -37,7 +38,9 @@ app = typer.Typer(
 )
 OutputFormat = Annotated[Format, typer.Option("--format", help="text or json")]
 JsonFile = Annotated[Path | None, typer.Option("--json", help="write the results here too, for `he-bench report`")]
-out, err = Console(), Console(stderr=True)
+PAGE_WIDTH = 120
+"""Columns for output that is not a terminal."""
+out, err = Console(width=None if sys.stdout.isatty() else PAGE_WIDTH), Console(stderr=True)
 
 
 @app.command(

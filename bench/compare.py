@@ -36,7 +36,8 @@ class Worker:
         # Appended to the path, so that a foreign interpreter's own packages come first.
         root = str(Path(__file__).parent.parent)
         arguments = [python, "-c", _START, root, name, str(parameters), str(clients), str(cores)]
-        self._errors = tempfile.TemporaryFile("w+")  # a file, not a pipe: libraries that log a lot would block on it
+        # A file, not a pipe: a library that logs a lot would block on a pipe that nobody reads.
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed by __exit__
         self._process = subprocess.Popen(  # noqa: S603
             arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True
         )

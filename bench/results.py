@@ -102,7 +102,7 @@ class About(msgspec.Struct, frozen=True):
 class PeerResult(msgspec.Struct, frozen=True, tag="measured"):
     """One peer. send: a client's work for one update, from floats to bytes; receive: a server's, from those
     bytes to its running sum. traffic: bytes that the client sends. error: the largest difference between
-    the opened mean and the plain one."""
+    an update and the opened mean of copies of it: what one update carries, before it averages out."""
 
     peer: str
     about: About
@@ -144,8 +144,9 @@ def save(report: Report, path: Path) -> None:
 def load(path: Path) -> Report:
     """Read a file that `save` wrote. Raises `bad-settings`, naming the file."""
     try:
-        return msgspec.json.decode(path.read_bytes(), type=Report)
+        report: Report = msgspec.json.decode(path.read_bytes(), type=Report)
     except OSError as error:
         raise Refusal(BAD_SETTINGS, f"cannot read {path}: {error.strerror}") from None
     except msgspec.DecodeError as error:
         raise Refusal(BAD_SETTINGS, f"{path} is not a result of he-bench: {error}") from None
+    return report

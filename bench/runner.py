@@ -24,4 +24,5 @@ def run_point(point: Point, budget: float) -> Result:
     if done.returncode != 0:
         lines = done.stderr.decode(errors="replace").strip().splitlines()
         return Failed(point, lines[-1] if lines else f"exit code {done.returncode}")
-    return msgspec.json.decode(done.stdout, type=Result)
+    result: Result = msgspec.json.decode(done.stdout, type=Result)
+    return result

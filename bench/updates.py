@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 SPREAD = 0.05
-"""Standard deviation: small against the value range of 1, so that nothing is clipped."""
+"""Standard deviation. A value range of six of them clips nothing."""
 
 
 def random_update(parameters: int) -> npt.NDArray[np.float32]:

@@ -18,6 +18,7 @@ from pathlib import Path
 from bench import profiles
 from bench.board import CommitteeBoard
 from bench.parties import THRESHOLD, Parties
+from bench.updates import SPREAD
 from he_client.encode import Encoder
 from he_client.schemes import Sealer, make_sealer
 from he_protocol import framing, residues
@@ -31,7 +32,7 @@ from keys.schemes import Opener, make_dealer, make_opener
 
 TASK_NAME = "bench"
 MAX_OPENINGS = 64
-VALUE_RANGE = 1.0
+VALUE_RANGE = 6 * SPREAD
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,8 @@ class Update:
 
     header: UpdateHeader
     head: bytes
-    parts: Mapping[str, bytes]
+    # asyncio writes the repr of results now and then: of megabytes, that would be measured too.
+    parts: Mapping[str, bytes] = field(repr=False)
 
     @property
     def size(self) -> int:

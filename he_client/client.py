@@ -12,10 +12,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
+from safetensors import SafetensorError
 from safetensors.numpy import load as load_safetensors
 
 from he_client.encode import Encoder
@@ -112,25 +113,28 @@ class HushSumClient:
     async def pull_model(self, task: Task) -> Model:
         """The newest published model; not downloaded again when it has not changed."""
         body_path, etag_path = self._state / f"{task.id}.safetensors", self._state / f"{task.id}.etag"
+        kept = body_path.read_bytes() if body_path.exists() and etag_path.exists() else b""
         headers = {}
-        if body_path.exists() and etag_path.exists():
-            headers["If-None-Match"] = etag_path.read_text()
+        if kept and etag_path.read_text() == _etag(kept):
+            headers["If-None-Match"] = _etag(kept)
         answer = await self._transport.request(
             "GET", api.model_path(task.id), audience=task.config.server.name, headers=headers, limit=1 << 33
         )
-        if answer.status == 304:
-            body = body_path.read_bytes()
-        else:
-            body, etag = answer.body, answer.headers["ETag"]
-            if etag.strip('"') != hashlib.sha256(body).hexdigest():
-                raise Refusal(DIGEST_MISMATCH, "the model is not what its ETag says", expected=etag)
+        body = kept if answer.status == 304 else answer.body
+        if answer.headers.get("ETag") != _etag(body):
+            raise Refusal(
+                DIGEST_MISMATCH, "the model's ETag", expected=_etag(body), got=answer.headers.get("ETag", "none")
+            )
+        tensors, version = _tensors(body), answer.headers.get(VERSION_HEADER, "")
+        flatten(task, tensors)
+        if not (version.isascii() and version.isdigit()):
+            raise Refusal(UNEXPECTED_ANSWER, VERSION_HEADER, expected="a number", got=version)
+        if body is not kept:
             self._state.mkdir(parents=True, exist_ok=True)
             etag_path.unlink(missing_ok=True)
             body_path.write_bytes(body)
-            etag_path.write_text(etag)
-        tensors = load_safetensors(body)
-        flatten(task, tensors)
-        return Model(int(answer.headers[VERSION_HEADER]), tensors)
+            etag_path.write_text(_etag(body))
+        return Model(int(version), tensors)
 
     async def submit(
         self, task: Task, update: Tensors, *, base_version: int, examples: float | None = None
@@ -257,7 +261,9 @@ class HushSumClient:
         answer = await self._transport.request(
             "GET", api.sum_path(task.id, number), audience=task.config.server.name, limit=1 << 33
         )
-        total: Integers = load_safetensors(answer.body)["sum"]
+        total = _tensors(answer.body).get("sum")
+        if total is None or total.shape != (task.length,) or total.dtype != np.int64:
+            raise Refusal(UNEXPECTED_ANSWER, "the opened sum", expected=f"int64, shape ({task.length},)")
         return total
 
     def privacy_spent(self, task: Task) -> float:
@@ -275,3 +281,15 @@ class HushSumClient:
         if task.id not in self._sealers:
             self._sealers[task.id] = await make_sealer(task, self._transport, self._state / "keys")
         return self._sealers[task.id]
+
+
+def _etag(body: bytes) -> str:
+    return f'"{hashlib.sha256(body).hexdigest()}"'
+
+
+def _tensors(body: bytes) -> dict[str, npt.NDArray[Any]]:
+    try:
+        found: dict[str, npt.NDArray[Any]] = load_safetensors(body)
+    except SafetensorError as error:
+        raise Refusal(UNEXPECTED_ANSWER, f"not safetensors: {error}") from None
+    return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import Coroutine
 from pathlib import Path
 from types import TracebackType
@@ -23,8 +24,8 @@ class SyncClient:
     ...     task = client.task("keyboard")
     """
 
-    def __init__(self, url: str, identity: Identity, *, state_dir: Path) -> None:
-        self._client = HushSumClient(url, identity, state_dir=state_dir)
+    def __init__(self, url: str, identity: Identity, *, state_dir: Path, tls: ssl.SSLContext | None = None) -> None:
+        self._client = HushSumClient(url, identity, state_dir=state_dir, tls=tls)
         self._runner = asyncio.Runner()
 
     def __enter__(self) -> Self:

@@ -72,7 +72,7 @@ class Gaussian:
         used = ceil(count * self._weights.size * LANE_BITS / 64)
         lanes, spare = words[:used].view("<u2"), words[used:]
         out = np.empty(count, dtype=np.int64)
-        if not _sample(lanes, spare, self._table, self._direct, self._offset, self._weights, out):
+        if words.size < used or not _sample(lanes, spare, self._table, self._direct, self._offset, self._weights, out):
             raise RuntimeError("not enough uniform words for this many samples")
         return out
 

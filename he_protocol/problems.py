@@ -6,6 +6,7 @@ One `Refusal` travels through the whole system: pure checks raise it, the server
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import msgspec
@@ -50,6 +51,10 @@ class Refusal(Exception):
         self.got = str(got)
         super().__init__(str(self))
 
+    def __reduce__(self) -> tuple[Callable[[str, str, str, str], Refusal], tuple[str, str, str, str]]:
+        """So that a refusal comes back whole from a worker process."""
+        return _restore, (self.problem.slug, self.detail, self.expected, self.got)
+
     def __str__(self) -> str:
         text = f"{self.problem.title}: {self.detail}"
         if self.expected or self.got:
@@ -73,6 +78,10 @@ class Refusal(Exception):
         except (msgspec.MsgspecError, UnicodeDecodeError, KeyError):
             return cls(UNEXPECTED_ANSWER, "the peer did not answer with a known problem type", got=f"HTTP {status}")
         return cls(problem, doc.detail, expected=doc.expected, got=doc.got)
+
+
+def _restore(slug: str, detail: str, expected: str, got: str) -> Refusal:
+    return Refusal(PROBLEMS[slug], detail, expected=expected, got=got)
 
 
 PROBLEMS: dict[str, ProblemType] = {}

@@ -5,7 +5,6 @@ Everything blocks and runs in threads. Ciphertexts are only ever added, modulo t
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO
@@ -59,8 +58,11 @@ def part_offset(body: Sequence[BodyPart], name: str) -> int:
     return sum(part.size for part in body[: names.index(name)])
 
 
-def fold_updates(task: Task, blobs: Blobs, names: Sequence[str]) -> bytes:
-    """The sum of all updates' "sum" parts, as .npy bytes of a uint64 array of shape (rows, degree)."""
+def fold_updates(task: Task, blobs: Blobs, names: Sequence[str], into: str) -> None:
+    """Store the sum of all updates' "sum" parts as blob `into`: .npy, uint64, (polynomials, limbs, degree).
+
+    Holds one accumulator and a block in memory, whatever the model's size.
+    """
     part = task.part("sum")
     layout = part.layout
     if layout is None:
@@ -72,9 +74,9 @@ def fold_updates(task: Task, blobs: Blobs, names: Sequence[str]) -> bytes:
             file.seek(offset)
             for first, block in row_blocks(file, layout):
                 fold(total[first : first + len(block) // layout.row_bytes], block, layout, first)
-    out = io.BytesIO()
-    np.save(out, total.reshape(layout.shape))
-    return out.getvalue()
+    with blobs.writer(into) as writer:
+        np.save(writer, total.reshape(layout.shape))
+        writer.commit()
 
 
 def choose(task: Task, released: Sequence[Released]) -> tuple[Resolution, list[tuple[Released, int]]]:
@@ -104,9 +106,10 @@ def load_vectors(task: Task, blobs: Blobs, sources: Sequence[tuple[Released, int
     return vectors
 
 
-def combine(task: Task, total: bytes, vectors: Sequence[Residues], count: int) -> Integers:
-    """The opened sum of `count` updates. Raises `combine-refused`."""
-    folded: Residues = np.load(io.BytesIO(total), allow_pickle=False)
+def combine(task: Task, blobs: Blobs, total: str, vectors: Sequence[Residues], count: int) -> Integers:
+    """The opened sum of `count` updates, from the blob that `fold_updates` stored. Raises `combine-refused`."""
+    with blobs.open(total) as file:
+        folded: Residues = np.load(file, allow_pickle=False)
     return task.scheme.combine(folded, vectors, task.length, count, task.epoch_id)
 
 

@@ -56,7 +56,7 @@ async def open_sum(
 def _open(task: Task, blobs: Blobs, record: RoundRecord, base: ModelRecord, released: Sequence[Released]) -> Opened:
     resolution, sources = choose(task, released)
     vectors = load_vectors(task, blobs, sources)
-    total = combine(task, blobs.read(total_blob(record.id)), vectors, record.updates)
+    total = combine(task, blobs, total_blob(record.id), vectors, record.updates)
     model, velocity = advance(task, blobs, (base.version, base.sha256), total, record.updates)
     suspects = tuple(task.config.holders[i].name for i in sorted(resolution.suspects))
     return Opened(total, model, velocity, suspects)

@@ -117,8 +117,7 @@ class Worker:
         start = time.monotonic()
         updates = await self._store.updates_of(lease.round.id)
         blobs = [names.update_blob(update.blob) for update in updates]
-        total = await server.thread(fold_updates, task, server.blobs, blobs)
-        await server.thread(server.blobs.put, names.total_blob(lease.round.id), total)
+        await server.thread(fold_updates, task, server.blobs, blobs, names.total_blob(lease.round.id))
         manifest = Manifest(
             task_hash=task.hash,
             epoch=task.config.epoch,

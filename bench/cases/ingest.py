@@ -32,7 +32,7 @@ async def prepare(point: Point) -> AsyncIterator[Job]:
     # One client sends one update to a round, and no round may close here: every repetition has clients of its own.
     world = World(point.profile, point.parameters, point.clients * (MOST_REPETITIONS + 2))
     task = world.task
-    update = await world.update(await world.sealer()(point.parameters))
+    update = await world.update(await world.sealer(), random_update(point.parameters))
     body, digests, numbers = list(update.parts.values()), update.digests, count(1)
     with tempfile.TemporaryDirectory(prefix="he-bench-") as folder:
         async with deployed(Path(folder), world) as deployment:

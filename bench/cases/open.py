@@ -19,7 +19,7 @@ from bench.world import World
 async def prepare(point: Point) -> AsyncIterator[Job]:
     world = World(point.profile, point.parameters, point.clients)
     task = world.task
-    update = await world.update(await world.sealer()(point.parameters))
+    update = await world.update(await world.sealer(), random_update(point.parameters))
     total = fold_times(update.parts[task.part("sum").name], sum_layout(task), point.clients)
     released = world.released(update, point.clients)
     overwritten = np.empty_like(total)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
-import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -36,20 +35,17 @@ async def prepare(point: Point) -> AsyncIterator[Job]:
             for number in range(1, point.clients + 1)
         ]
         task = await clients[0].task(TASK_NAME)
-        update = unflatten(task(point.parameters))
+        update = unflatten(task, random_update(point.parameters))
         sizes: list[int] = []
         version = 0
 
         async def run() -> dict[str, float]:
             nonlocal version
-            started = time.perf_counter()
             sent = await asyncio.gather(*(client.submit(task, update, base_version=version) for client in clients))
-            submitted = time.perf_counter()
             version = await clients[0].wait(task, sent[0])
-            published = time.perf_counter()
             sizes[:] = [submission.bytes for submission in sent]
             status = await clients[0].round(task, sent[0].round)
-            return _stages(sent) | {"submit": submitted - started, "wait": published - submitted} | status.seconds
+            return _stages(sent) | status.seconds
 
         await run()
         yield Job(run, point.parameters * point.clients, sizes[0], deployment.server_pids)

@@ -16,7 +16,7 @@ from he_protocol import framing
 @asynccontextmanager
 async def prepare(point: Point) -> AsyncIterator[Job]:
     world = World(point.profile, point.parameters, point.clients)
-    sealer, update = await world.sealer()(point.parameters)
+    sealer, update = await world.sealer(), random_update(point.parameters)
     _, head = world.sign(1, new_update_id(), {part.name: bytes(32) for part in world.task.body})
 
     async def run() -> dict[str, float]:

@@ -17,7 +17,7 @@ HOLDER = 0
 async def prepare(point: Point) -> AsyncIterator[Job]:
     world = World(point.profile, point.parameters, point.clients)
     task = world.task
-    update = await world.update(await world.sealer()(point.parameters))
+    update = await world.update(await world.sealer(), random_update(point.parameters))
     header, body = update.header, update.parts[task.part("key").name]
     opener = world.opener(HOLDER)
 

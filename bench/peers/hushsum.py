@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from importlib.metadata import version
+from math import log2
 
 import numpy as np
 
@@ -21,7 +22,9 @@ class HushSum:
         self._world = World(profile, work.update.size, work.clients)
         task = self._world.task
         sharing = task.sharing
-        self.setting = f"{profile}, scale {task.config.scale:g}, committee {sharing.threshold} of {sharing.holders}"
+        self.setting = (
+            f"{profile}, scale 2^{log2(task.config.scale):g}, committee {sharing.threshold} of {sharing.holders}"
+        )
         self.decrypts = f"{sharing.threshold} of {sharing.holders} key holders, sums only"
         self._update = work.update
         self._runner = asyncio.Runner()

@@ -81,7 +81,7 @@ def _timed(work: Callable[[], T]) -> tuple[float, T]:
 
 
 def _error(peer: Peer, update: Floats) -> float:
-    """Largest difference between the opened mean of some equal updates and the update."""
+    """Largest difference between an update and the opened mean of copies of its message."""
     peer.send()
     for _ in range(CHECKED_UPDATES):
         peer.receive()

@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from bench.cases import DESCRIPTIONS
-from bench.results import Comparison, Failed, Machine, Measurement, Missing, PeerResult, Report, Run
+from bench.results import Comparison, Failed, Machine, Measurement, Missing, PeerResult, Point, Report, Run
 from bench.units import figure, number, seconds, size
 
-MISSING_CELL = "-"
+NOTHING = "-"
+BARE = "bare"
+"""The stage in which a case does the least that could be done, to compare with."""
 
 
 @dataclass(frozen=True)
@@ -25,8 +27,9 @@ class Table:
 def tables(report: Report) -> list[Table]:
     """All tables of one report."""
     if isinstance(report, Comparison):
-        return [_comparison(report)]
-    return [table for case in DESCRIPTIONS if (table := _case(report, case)) is not None]
+        return [_figures(report), _who(report)]
+    found = (table for case in DESCRIPTIONS for table in (_case(report, case), _stages(report, case)))
+    return [table for table in found if table is not None]
 
 
 def describe(machine: Machine) -> str:
@@ -42,23 +45,21 @@ def _case(run: Run, case: str) -> Table | None:
     results = [result for result in run.results if result.point.case == case]
     if not results:
         return None
-    columns = ("profile", "d", "clients", "cores", "median", "min", "max", "ns/param", "bytes/param", "peak memory")
-    stages = tuple(next((list(result.stages) for result in results if isinstance(result, Measurement)), []))
+    columns = ("profile", "d", "n", "cores", "median", "min", "max", "ns/param", "B/param", "memory")
     return Table(
         f"{case}: {DESCRIPTIONS[case]}",
-        columns + stages,
-        tuple(_row(result, stages) for result in results),
+        columns,
+        tuple(_row(result) for result in results),
         notes=tuple(
             f"{r.point.profile}, d = {r.point.parameters}: {r.reason}" for r in results if isinstance(r, Failed)
         ),
     )
 
 
-def _row(result: Measurement | Failed, stages: tuple[str, ...]) -> tuple[str, ...]:
-    point = result.point
-    head = (point.profile, number(point.parameters), number(point.clients), str(point.cores))
+def _row(result: Measurement | Failed) -> tuple[str, ...]:
+    head = _head(result.point)
     if isinstance(result, Failed):
-        return (*head, "failed", *[MISSING_CELL] * (5 + len(stages)))
+        return (*head, "failed", *[NOTHING] * 5)
     spread = result.seconds
     return (
         *head,
@@ -66,56 +67,73 @@ def _row(result: Measurement | Failed, stages: tuple[str, ...]) -> tuple[str, ..
         figure(result.ns_per_parameter),
         figure(result.bytes_per_parameter),
         size(result.peak_memory),
-        *(seconds(result.stages[stage]) for stage in stages),
     )
 
 
-def _comparison(comparison: Comparison) -> Table:
+def _head(point: Point) -> tuple[str, ...]:
+    return (point.profile, number(point.parameters), number(point.clients), str(point.cores))
+
+
+def _stages(run: Run, case: str) -> Table | None:
+    """Where the time goes, for cases with several stages; times the bare handler's, where there is one."""
+    results = [r for r in run.results if isinstance(r, Measurement) and r.point.case == case and len(r.stages) > 1]
+    if not results:
+        return None
+    names, bare = tuple(results[0].stages), BARE in results[0].stages
+    return Table(
+        f"stages of {case}, medians",
+        ("profile", "d", "n", "cores", *names, *(["x bare"] if bare else [])),
+        tuple(
+            (
+                *_head(r.point),
+                *(seconds(r.stages[name]) for name in names),
+                *([figure(r.seconds.median / r.stages[BARE])] if bare else []),
+            )
+            for r in results
+        ),
+    )
+
+
+def _figures(comparison: Comparison) -> Table:
     """Medians, and ratios to the reference."""
     reference = next(
         (r for r in comparison.results if isinstance(r, PeerResult) and r.peer == comparison.reference), None
     )
-    what = f"d = {number(comparison.parameters)}, {comparison.clients} clients, {comparison.cores} core"
-    columns = (
-        "peer",
-        "library",
-        "setting",
-        "who can decrypt",
-        "client",
-        "x",
-        "bytes/param",
-        "x",
-        "server add",
-        "x",
-        "error",
-    )
+    cores = f"{comparison.cores} core{'s' if comparison.cores > 1 else ''}"
     return Table(
-        f"one update, {what}{'s' if comparison.cores > 1 else ''}; x: times {comparison.reference}",
-        columns,
+        f"one update of {number(comparison.parameters)} parameters, {comparison.clients} clients, {cores}"
+        f" (x: times {comparison.reference})",
+        ("peer", "client", "x", "B/param", "x", "server", "x", "error"),
         tuple(_peer_row(result, reference, comparison.parameters) for result in comparison.results),
-        text_columns=4,
         notes=tuple(f"{r.peer} is missing: {r.reason}" for r in comparison.results if isinstance(r, Missing)),
     )
 
 
 def _peer_row(result: PeerResult | Missing, reference: PeerResult | None, parameters: int) -> tuple[str, ...]:
     if isinstance(result, Missing):
-        return (result.peer, "missing", *[MISSING_CELL] * 9)
+        return (result.peer, "missing", *[NOTHING] * 6)
 
     def times(mine: float, theirs: float | None) -> str:
-        return figure(mine / theirs) if theirs else MISSING_CELL
+        return figure(mine / theirs) if theirs else NOTHING
 
-    about = result.about
     return (
         result.peer,
-        about.library,
-        about.setting,
-        about.decrypts,
         seconds(result.send.median),
-        times(result.send.median, reference and reference.send.median),
+        times(result.send.median, reference.send.median if reference else None),
         figure(result.traffic / parameters),
-        times(result.traffic, reference and reference.traffic),
+        times(result.traffic, reference.traffic if reference else None),
         seconds(result.receive.median),
-        times(result.receive.median, reference and reference.receive.median),
+        times(result.receive.median, reference.receive.median if reference else None),
         f"{result.error:.1e}",
+    )
+
+
+def _who(comparison: Comparison) -> Table:
+    """What was measured, and who is able to decrypt."""
+    measured = [result for result in comparison.results if isinstance(result, PeerResult)]
+    return Table(
+        "who can decrypt",
+        ("peer", "who can decrypt", "library", "setting", "python"),
+        tuple((r.peer, r.about.decrypts, r.about.library, r.about.setting, r.about.python) for r in measured),
+        text_columns=5,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from rich import box
 from rich.console import Console, Group
 from rich.markup import escape
 from rich.table import Table as RichTable
@@ -19,10 +20,19 @@ def show(report: Report, console: Console) -> None:
 
 def rendered(table: Table) -> Group:
     """One table with its notes."""
-    shown = RichTable(title=escape(table.title), title_justify="left", header_style="bold")
+    shown = RichTable(
+        title=escape(table.title),
+        title_justify="left",
+        title_style="bold",
+        box=box.SIMPLE_HEAD,
+        padding=0,
+        pad_edge=False,
+    )
     for position, column in enumerate(table.columns):
         text = position < table.text_columns
-        shown.add_column(column, justify="left" if text else "right", overflow="fold", no_wrap=not text)
+        shown.add_column(
+            column, justify="left" if text else "right", overflow="fold", no_wrap=position == 0 or not text
+        )
     for row in table.rows:
         shown.add_row(*(escape(cell) for cell in row))
     return Group(shown, *(f"[yellow]{escape(note)}[/yellow]" for note in table.notes))

@@ -11,6 +11,7 @@ import hashlib
 import multiprocessing
 import os
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -128,10 +129,15 @@ class CkksSealer:
         window = WINDOW * self._profile.slots
         for first in range(0, self._length, window):
             work = []
-            for start in range(first, min(first + window, self._length), self._profile.slots):
-                chunk = await asyncio.to_thread(source, start, min(start + self._profile.slots, self._length))
-                work.append(loop.run_in_executor(_pool(), encrypt, self._profile, str(self._context), chunk))
-            for c0, c1 in await asyncio.gather(*work):
+            try:
+                for start in range(first, min(first + window, self._length), self._profile.slots):
+                    chunk = await asyncio.to_thread(source, start, min(start + self._profile.slots, self._length))
+                    work.append(loop.run_in_executor(_pool(), encrypt, self._profile, str(self._context), chunk))
+                made = await asyncio.gather(*work)
+            except BrokenProcessPool:
+                _pool.cache_clear()  # a killed worker takes its pool along, but not the next one
+                raise
+            for c0, c1 in made:
                 write("c0", c0)
                 write("c1", c1)
 

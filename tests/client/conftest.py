@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+import structlog
 
 from tests.client.proxy import Proxy
 from tests.client.schemes import SCHEMES
 from tests.client.service import Service, copy
 from tests.support.parties import World
+
+
+@pytest.fixture(autouse=True)
+def _silent() -> Iterator[None]:
+    """The server's log goes to standard output, which here belongs to the commands under test."""
+    structlog.configure(logger_factory=structlog.ReturnLoggerFactory())
+    yield
+    structlog.reset_defaults()
 
 
 @pytest.fixture(scope="session", params=SCHEMES, ids=[scheme for scheme, _ in SCHEMES])

@@ -45,9 +45,7 @@ def scheme_of(world: World) -> Ckks:
 
 def confirmations(world: World) -> dict[str, Confirmation]:
     digest = hashlib.sha256(world.dealt[1]).digest()
-    return {
-        holder.name: Confirmation(world.task.hash, 1, holder.name, bytes(32), digest) for holder in world.committee
-    }
+    return {holder.name: Confirmation(world.task.hash, 1, holder.name, bytes(32), digest) for holder in world.committee}
 
 
 def signed(world: World, said: dict[str, Confirmation]) -> dict[str, str]:
@@ -69,7 +67,9 @@ def test_another_tenseal_is_refused(world: World, monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_key_that_every_holder_confirmed_is_taken(world: World) -> None:
-    assert check_confirmations(world.task, signed(world, confirmations(world))) == hashlib.sha256(world.dealt[1]).digest()
+    assert (
+        check_confirmations(world.task, signed(world, confirmations(world))) == hashlib.sha256(world.dealt[1]).digest()
+    )
 
 
 @pytest.mark.parametrize("holder", [0, 1, 2])
@@ -183,7 +183,9 @@ async def test_a_dead_worker_process_does_not_end_sealing_for_good(world: World,
     with pytest.raises(BrokenProcessPool):
         await _in_pool(_die)
     path.write_bytes(joint_context(world.task, scheme, hashlib.sha256(key).digest(), key))
-    await sealer.seal(lambda start, stop: numbers[start:stop], sink)
+    with pytest.raises(BrokenProcessPool):
+        await sealer.seal(bytes(16), lambda start, stop: numbers[start:stop], sink)
+    await sealer.seal(bytes(16), lambda start, stop: numbers[start:stop], sink)
     layout = residues.ResidueLayout(1, scheme.profile.data_moduli, scheme.profile.degree, scheme.profile.bits)
     assert {name: len(data) for name, data in written.items()} == {"c0": layout.size, "c1": layout.size}
 
@@ -206,5 +208,5 @@ async def test_a_private_context_in_the_cache_stops_sealing(world: World, tmp_pa
     path.write_bytes(private_context().serialize(save_secret_key=True, save_galois_keys=False, save_relin_keys=False))
     sealer = CkksSealer(scheme_of(world).profile, path, world.task.length)
     with pytest.raises(Refusal) as caught:
-        await sealer.seal(lambda start, stop: np.zeros(stop - start, dtype=np.int64), lambda *_: None)
+        await sealer.seal(bytes(16), lambda start, stop: np.zeros(stop - start, dtype=np.int64), lambda *_: None)
     assert caught.value.problem == PRIVATE_CONTEXT

@@ -54,7 +54,11 @@ def records(count: int, shape: tuple[int, ...]) -> tuple[torch.Tensor, torch.Ten
 
 
 def plain_loop(
-    module: nn.Module, loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], x: torch.Tensor, y: torch.Tensor, clip: float
+    module: nn.Module,
+    loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    x: torch.Tensor,
+    y: torch.Tensor,
+    clip: float,
 ) -> dict[str, np.ndarray]:
     """Abadi et al. 2016, algorithm 1, one record at a time with autograd."""
     total = {name: np.zeros(tuple(value.shape) or (1,)) for name, value in module.named_parameters()}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from he_protocol import ntt
-from he_protocol.keystream import expand
+from he_protocol.keystream import expand_words
 from he_protocol.residues import ResidueLayout
 from he_protocol.schemes.ckks import PROFILES, CkksProfile, common_polynomial
 from keys.schemes import make_dealer
@@ -21,7 +21,7 @@ BOUND = 1 << 84
 
 def reference(key: bytes, count: int) -> list[int]:
     """The low 85 bits of each 16-byte little-endian word of the key stream, less 2^84."""
-    stream = expand(key, 16 * count)
+    stream = expand_words(key, 2 * count).tobytes()
     words = (int.from_bytes(stream[16 * i : 16 * i + 16], "little") for i in range(count))
     return [(word & ((1 << 85) - 1)) - BOUND for word in words]
 

@@ -9,25 +9,48 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from he_protocol.gaussian import TABLE_STD, Gaussian
+from he_protocol.gaussian import TABLE_STD, UNDECIDED, Gaussian
 from he_protocol.quantise import clip_l2, quantise
 
 WORD = st.one_of(st.integers(0, 2**64 - 1), st.sampled_from((0, 1, 2**63 - 1, 2**63, 2**64 - 1)))
 FLOAT = st.floats(-1e6, 1e6, width=32)
 
 
-@settings(max_examples=40)
-@given(st.sampled_from((0.4, 1.0, 6.4, 96.0, 100.0, 140.0, 5000.0, 1e7, 1e9)), st.data())
-def test_a_sample_is_a_weighted_sum_of_bisections(std, data):
-    sampler = Gaussian(std)
-    words = data.draw(st.lists(WORD, min_size=2 * sampler.words, max_size=2 * sampler.words))
-    table = sampler._table.tolist()
-    wanted = [0, 0]
-    for i, word in enumerate(words):
-        sample, place = divmod(i, sampler.words)
-        weight = prod(k for level, k in enumerate(sampler.factors) if place >> level & 1)
-        wanted[sample] += weight * (bisect_right(table, word) - sampler._offset)
-    assert sampler.sample(np.array(words, dtype=np.uint64)).tolist() == wanted
+def plain_samples(sampler: Gaussian, words: list[int], count: int) -> list[int]:
+    """Lanes of 16 bits, least significant first; where those do not decide, 48 more from the next spare word."""
+    per_sample = 2 ** len(sampler.factors)
+    used = -(-count * per_sample // 4)
+    lanes = [word >> 16 * i & 0xFFFF for word in words[:used] for i in range(4)]
+    spare, table = iter(words[used:]), sampler._table.tolist()
+    out = []
+    for sample in range(count):
+        total = 0
+        for place, lane in enumerate(lanes[sample * per_sample : (sample + 1) * per_sample]):
+            low, high = (bisect_right(table, lane << 48 | rest) for rest in (0, (1 << 48) - 1))
+            index = low if low == high else bisect_right(table, lane << 48 | next(spare) >> 16)
+            total += prod(k for level, k in enumerate(sampler.factors) if place >> level & 1) * (index - sampler._offset)
+        out.append(total)
+    return out
+
+
+@st.composite
+def sampled(draw) -> tuple[Gaussian, int, list[int]]:
+    """Words enough for a few samples: random ones, and lanes that the first 16 bits leave undecided."""
+    sampler = Gaussian(draw(st.sampled_from((0.4, 1.0, 6.4, 96.0, 100.0, 140.0, 5000.0, 1e7, 1e9))))
+    count = draw(st.integers(0, 12))
+    undecided = np.flatnonzero(sampler._direct == UNDECIDED).tolist()
+    lane = st.one_of(st.integers(0, 0xFFFF), st.sampled_from((0, 0xFFFF, 0x7FFF, 0x8000)), st.sampled_from(undecided))
+    lanes = count * 2 ** len(sampler.factors)
+    word = st.one_of(WORD, st.lists(lane, min_size=4, max_size=4).map(lambda l4: sum(x << 16 * i for i, x in enumerate(l4))))
+    used = -(-lanes // 4)
+    return sampler, count, draw(st.lists(word, min_size=used, max_size=used)) + draw(st.lists(WORD, min_size=lanes, max_size=lanes))
+
+
+@settings(max_examples=100)
+@given(sampled())
+def test_a_sample_is_a_weighted_sum_of_bisections(case):
+    sampler, count, words = case
+    assert sampler.sample(np.array(words, dtype=np.uint64), count).tolist() == plain_samples(sampler, words, count)
 
 
 @settings(max_examples=30)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import secrets
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from he_client.encode import Words, secret_words
 from he_protocol import residues
 from he_protocol.messages import SignedUpdate, UpdateHeader
 from he_protocol.quantise import Integers
+from he_protocol.residues import Residues
 from he_protocol.signing import SigningKey, read_unverified
 from keys.checks import History, Request
 from keys.holder import release
@@ -38,6 +41,15 @@ def send(world: World, name: str, folder: Path, seed: int, **changes: object) ->
     return Sent(integers, body, world.update(name, body, **changes))
 
 
+def send_kahe(
+    world: World, name: str, integers: Integers, *, threads: int = 1, words: Words = secret_words, **changes: object
+) -> Sent:
+    """A client's update under scheme `kahe`; `changes` are to its header."""
+    update_id = secrets.token_bytes(16)
+    body = world.seal(name, update_id, integers, threads=threads, words=words)
+    return Sent(integers, body, world.update(name, body, **{"update_id": update_id} | changes))
+
+
 def ask(
     world: World,
     updates: Sequence[SignedUpdate],
@@ -65,23 +77,45 @@ def after(first: Request, second: Request) -> Request:
 
 
 def share(world: World, holder: int, request: Request, bodies: dict[bytes, bytes]) -> dict[int, bytes]:
-    """What one holder releases for a request, unjudged: packed vectors by part. `bodies`: c1 by update id."""
-    total = make_opener(world.task, holder, world.hpke[holder], world.dealt[0][holder]).begin()
+    """What one holder releases for a request, unjudged: packed vectors by part. `bodies`: key parts by update id."""
+    total = make_opener(world.task, holder, world.hpke[holder], world.seeds(holder)).begin()
     for header in request.headers:
         total.add(header, bodies[header.update_id])
     message, vectors = release(request, world.committee[holder].name, total)
     return {entry.part: vector for entry, vector in zip(message.parts, vectors, strict=True)}
 
 
-def open_sum(world: World, request: Request, sent: Sequence[Sent]) -> Integers:
-    """The sum that a quorum of holders and the server open for a request: nobody judges it."""
-    scheme, layout = world.task.scheme, world.task.scheme.share_layout(world.task.length)
-    by_id = {one.header.update_id: one for one in sent}
+def folded(world: World, sent: Sequence[Sent]) -> Residues:
+    """What the server has added up: the "sum" parts of these updates."""
+    part = world.task.part("sum")
+    assert part.layout is not None
+    total = part.layout.zeros()
+    for one in sent:
+        residues.fold(total.reshape(part.layout.rows, part.layout.degree), one.body[part.name], part.layout)
+    return total
+
+
+def shares(world: World, holder: int, request: Request, sent: Sequence[Sent]) -> dict[int, bytes]:
+    """What one holder releases for these updates, unjudged."""
+    name = world.task.part("key").name
+    return share(world, holder, request, {one.header.update_id: one.body[name] for one in sent})
+
+
+def combine(world: World, parts: Mapping[int, bytes], sent: Sequence[Sent]) -> Integers:
+    """What the server opens from one packed vector for each part."""
+    task = world.task
+    layout = task.scheme.share_layout(task.length)
+    vectors = [residues.unpack(parts[i], layout) for i in range(task.sharing.parts)]
+    return task.scheme.combine(folded(world, sent), vectors, task.length, len(sent), task.epoch_id)
+
+
+def open_sum(
+    world: World, request: Request, sent: Sequence[Sent], quorum: Sequence[int] | None = None
+) -> Integers:
+    """The sum that a quorum of holders (by default the first ones) and the server open for a request: nobody judges it."""
+    named = {header.update_id for header in request.headers}
+    listed = [one for one in sent if one.header.update_id in named]
     parts: dict[int, bytes] = {}
-    for holder in range(world.task.config.threshold):
-        parts |= share(world, holder, request, {update_id: one.body["c1"] for update_id, one in by_id.items()})
-    total = layout.zeros()
-    for header in request.headers:
-        residues.fold(total.reshape(layout.rows, layout.degree), by_id[header.update_id].body["c0"], layout)
-    vectors = [residues.unpack(parts[i], layout) for i in range(world.task.sharing.parts)]
-    return scheme.combine(total, vectors, world.task.length, len(request.updates), world.task.epoch_id)
+    for holder in quorum if quorum is not None else range(world.task.config.threshold):
+        parts |= shares(world, holder, request, listed)
+    return combine(world, parts, listed)

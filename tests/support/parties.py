@@ -1,4 +1,4 @@
-"""Parties for tests: an authority, clients, a server and a committee with its ceremony done in memory."""
+"""Parties for tests: an authority, clients, a server and a committee with its ceremony, if any, done in memory."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 from msgspec.structs import replace
 
+from he_client.encode import Words, secret_words
 from he_client.identity import Identity
 from he_client.schemes.ckks import encrypt, joint_context
+from he_client.schemes.kahe import KaheSealer
 from he_protocol import residues
 from he_protocol.messages import (
     EnrolRequest,
@@ -134,6 +136,19 @@ class World:
             encrypt(scheme.profile, str(path), integers[at : at + slots]) for at in range(0, len(integers), slots)
         ]
         return {"c0": b"".join(c0 for c0, _ in pieces), "c1": b"".join(c1 for _, c1 in pieces)}
+
+    def seal(
+        self, name: str, update_id: bytes, integers: Integers, *, threads: int = 1, words: Words = secret_words
+    ) -> dict[str, bytes]:
+        """The body parts of one update under scheme `kahe`; for tests that are not asynchronous."""
+        body: dict[str, bytearray] = {part.name: bytearray() for part in self.task.body}
+        sealer = KaheSealer(self.task, name, threads=threads, words=words)
+        sealer._seal(update_id, lambda start, stop: integers[start:stop], lambda part, data: body[part].extend(data))
+        return {part: bytes(data) for part, data in body.items()}
+
+    def seeds(self, holder: int) -> dict[int, bytes]:
+        """What the ceremony left with one holder, if there was one."""
+        return dict(self.dealt[0][holder]) if self.task.scheme.ceremony else {}
 
     def update(self, name: str, body: dict[str, bytes] | None = None, **changes: object) -> SignedUpdate:
         """A signed head; without a body the digests are of nothing in particular."""

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from he_protocol import ntt
-from he_protocol.keystream import derive_key, expand
+from he_protocol.keystream import derive_key, expand_words
 from he_protocol.problems import BAD_PLAN, COMBINE_REFUSED
 from he_protocol.schemes.ckks import PROFILES, Ckks, common_polynomial, decode, make
 from he_protocol.sharing import Sharing
@@ -18,13 +18,14 @@ from he_protocol.sharing import Sharing
 from .refusals import refused
 
 P = PROFILES["ckks-8192"]
-TINY = replace(P, name="tiny", degree=16)  # the same primes are 1 modulo 32 too
+TINY = replace(P, name="tiny", degree=64)  # the same primes are 1 modulo 128 too
 Q = prod(P.data_moduli)
 
 
 def encode(slots: list[float], profile=TINY) -> np.ndarray:
     """CKKS encoding by its definition: the real polynomial with these values at zeta^(3^j); shape (1, 3, N)."""
     n = profile.degree
+    slots = slots + [0] * (n // 2 - len(slots))
     zeta = np.exp(1j * np.pi / n)
     places = [pow(3, j, 2 * n) for j in range(n // 2)]
     reals = [2 / n * sum(v * (zeta ** (-e * k)).real for v, e in zip(slots, places, strict=True)) for k in range(n)]
@@ -73,11 +74,13 @@ def test_the_flooding_budget():
         scheme.check_openings(openings, 100, 4097)
 
 
+EPOCH = hashlib.sha256(b"task").digest() + (3).to_bytes(8, "little")
+
+
 def test_the_common_polynomial_is_the_reduced_keystream():
-    task = hashlib.sha256(b"task").digest()
-    a = common_polynomial(P, task, 3)
+    a = common_polynomial(P, EPOCH)
     assert a.shape == (1, 4, 8192)
-    stream = expand(derive_key("hushsum/ckks/common-polynomial/v1", task, (3).to_bytes(8, "little")), 16 * 4 * 8192)
+    stream = expand_words(derive_key("hushsum/ckks/common-polynomial/v1", EPOCH), 2 * 4 * 8192).tobytes()
     for limb, q in enumerate(P.moduli):
         for i in (0, 1, 4095, 8191):
             at = 16 * (limb * 8192 + i)
@@ -86,10 +89,12 @@ def test_the_common_polynomial_is_the_reduced_keystream():
 
 def test_the_common_polynomial_differs_by_task_and_epoch():
     """One `a` for two epochs would let shares of one open ciphertexts of the other's sum."""
-    first = common_polynomial(TINY, bytes(32), 1)
-    assert (common_polynomial(TINY, bytes(32), 1) == first).all()
-    assert (common_polynomial(TINY, bytes(32), 2) != first).any()
-    assert (common_polynomial(TINY, bytes(31) + b"\x01", 1) != first).any()
+    first = common_polynomial(TINY, EPOCH)
+    assert (common_polynomial(TINY, bytes(EPOCH)) == first).all()
+    for place in (0, 31, 32, 39):
+        other = bytearray(EPOCH)
+        other[place] ^= 1
+        assert (common_polynomial(TINY, bytes(other)) != first).mean() > 0.99
 
 
 def test_decode_is_evaluation_of_the_centred_polynomial():
@@ -120,7 +125,7 @@ def test_decode_is_evaluation_of_the_centred_polynomial():
 
 def test_decode_keeps_small_negative_coefficients_exact():
     """-1 is Q-1: as a double before centring it would drown in 2^97."""
-    row = np.array([[[q - 1] + [0] * 15 for q in TINY.data_moduli]], dtype=np.uint64)
+    row = np.array([[[q - 1] + [0] * 63 for q in TINY.data_moduli]], dtype=np.uint64)
     ntt.forward(row, TINY.data_moduli)
     before = row.copy()
     np.testing.assert_allclose(decode(row, TINY), -1 / TINY.scale, rtol=1e-14)
@@ -138,12 +143,12 @@ def test_combine_adds_released_parts_and_rounds():
     masks = [rng.integers(0, q, total.shape, dtype=np.uint64) for _ in range(3)]
     hidden = (total + sum(q - m for m in masks)) % q
     kept = hidden.copy()
-    assert scheme.combine(hidden, masks, 8, 3).tolist() == VALUES
-    assert scheme.combine(hidden, masks, 5, 3).tolist() == VALUES[:5]
+    assert scheme.combine(hidden, masks, 8, 3, EPOCH).tolist() == VALUES
+    assert scheme.combine(hidden, masks, 5, 3, EPOCH).tolist() == VALUES[:5]
     np.testing.assert_array_equal(hidden, kept)
     for wrong in (masks[:2], [*masks, masks[0]], [masks[0], masks[1], masks[1]]):
         with refused(COMBINE_REFUSED):
-            scheme.combine(hidden, wrong, 8, 3)
+            scheme.combine(hidden, wrong, 8, 3, EPOCH)
 
 
 @pytest.mark.parametrize(("off", "good"), [(0.0, True), (0.2, True), (0.3, False), (0.5, False), (-0.3, False)])
@@ -151,19 +156,19 @@ def test_slots_between_integers_are_refused(off, good):
     """A wrong share moves slots anywhere: rounding it away would publish noise as a model."""
     total = encode([v + (off if i == 3 else 0) for i, v in enumerate(VALUES)])
     if good:
-        assert Ckks(TINY).combine(total, [], 8, 1).tolist() == VALUES
+        assert Ckks(TINY).combine(total, [], 8, 1, EPOCH).tolist() == VALUES
     else:
         with refused(COMBINE_REFUSED, "integers"):
-            Ckks(TINY).combine(total, [], 8, 1)
+            Ckks(TINY).combine(total, [], 8, 1, EPOCH)
 
 
 def test_slots_beyond_the_length_do_not_matter():
-    assert Ckks(TINY).combine(encode([*VALUES[:7], 0.5]), [], 7, 1).tolist() == VALUES[:7]
+    assert Ckks(TINY).combine(encode([*VALUES[:7], 0.5]), [], 7, 1, EPOCH).tolist() == VALUES[:7]
 
 
 def test_sums_beyond_the_capacity_are_refused():
     capacity = Ckks(TINY).capacity
-    assert Ckks(TINY).combine(encode([0] * 7 + [capacity]), [], 8, 1)[7] == capacity
+    assert Ckks(TINY).combine(encode([0] * 7 + [capacity]), [], 8, 1, EPOCH)[7] == capacity
     for value in (capacity + 1, -capacity - 1):
         with refused(COMBINE_REFUSED):
-            Ckks(TINY).combine(encode([0] * 7 + [value]), [], 8, 1)
+            Ckks(TINY).combine(encode([0] * 7 + [value]), [], 8, 1, EPOCH)

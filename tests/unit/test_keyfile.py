@@ -92,8 +92,9 @@ def test_what_does_not_open_is_refused(tmp_path):
     with refused(BAD_KEY_FILE, "No such file"):
         read_private(path, KeyRecord)
     write_private(path, RECORD, "the right passphrase")
-    with refused(BAD_KEY_FILE, "none was given"):
-        read_private(path, KeyRecord)
+    for short in ("", "the right pass"[:-1]):  # too short to be the right one
+        with refused(BAD_KEY_FILE, "was not given"):
+            read_private(path, KeyRecord, short)
     with refused(BAD_KEY_FILE, "does not open"):
         read_private(path, KeyRecord, "the wrong passphrase")
     path.write_bytes(path.read_bytes()[:-4])
@@ -102,6 +103,19 @@ def test_what_does_not_open_is_refused(tmp_path):
     path.write_bytes(b"")
     with refused(BAD_KEY_FILE):
         read_private(path, KeyRecord)
+
+
+@pytest.mark.parametrize(("passphrase", "good"), [("x", False), ("x" * 13, False), ("x" * 14, True), ("é" * 7, True)])
+def test_short_passphrases_are_refused_before_anything_is_written(tmp_path, passphrase, good):
+    """In bytes: what a dictionary finds protects nothing, and joserfc would refuse it with a warning only."""
+    path = tmp_path / "deep" / "key"
+    if good:
+        write_private(path, RECORD, passphrase)
+        assert read_private(path, KeyRecord, passphrase) == RECORD
+    else:
+        with refused(BAD_KEY_FILE, "too short (expected at least 14 bytes"):
+            write_private(path, RECORD, passphrase)
+        assert not path.parent.exists()
 
 
 def test_a_key_file_is_parsed_strictly(tmp_path):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from he_protocol.problems import RESIDUE_RANGE, WRONG_SIZE
-from he_protocol.residues import ResidueLayout, add, check, fold, pack, row_moduli, unpack
+from he_protocol.residues import ResidueLayout, _kernels, add, check, fold, pack, row_moduli, unpack
 
 from .refusals import refused
 
@@ -154,3 +154,10 @@ def test_sums_stay_below_the_modulus_at_its_edge():
     rows = top.reshape(2, 64).copy()
     fold(rows, pack(top, layout), layout)
     np.testing.assert_array_equal(rows, total[0])
+
+
+def test_the_cache_on_disk_can_find_the_kernels_again():
+    """A kernel in a closure never hits numba's cache: every process would compile it anew, and leave one more file."""
+    for found in _kernels(30):
+        cells = {type(cell.cell_contents) for cell in found.py_func.__closure__}
+        assert cells <= {int, np.uint64}

@@ -19,6 +19,7 @@ ts = pytest.importorskip("tenseal")
 zstandard = pytest.importorskip("zstandard")
 
 P = PROFILES["ckks-8192"]
+EPOCH = bytes(40)
 LEVEL = len(P.data_moduli)
 WIDE = np.array(P.moduli, dtype=np.uint64)[None, :, None]
 
@@ -38,7 +39,7 @@ def private_context():
 def committee():
     """Three secret parts, which nobody else ever adds up, and the joint public key made from them."""
     rng = np.random.default_rng(7)
-    a = common_polynomial(P, bytes(32), 1)
+    a = common_polynomial(P, EPOCH)
     secrets = [small(rng, 1) for _ in range(3)]
     parts = [(WIDE - ntt.multiply(a, s, P.moduli) + small(rng, 10)) % WIDE for s in secrets]
     joint = np.concatenate([sum(parts[1:], parts[0]) % WIDE, a])
@@ -138,7 +139,7 @@ def test_seals_own_decryption_is_c0_plus_c1_s_residue_for_residue(committee, enc
     np.testing.assert_array_equal(seal_decrypt(summed, found, tmp_path), opened)
     slots = decode(opened, P)
     assert np.abs(slots - values).max() < 2**-10
-    np.testing.assert_array_equal(Ckks(P).combine(c0[None], shares, P.slots, 1), values)
+    np.testing.assert_array_equal(Ckks(P).combine(c0[None], shares, P.slots, 1, EPOCH), values)
 
 
 def test_one_secret_part_less_opens_nothing(committee, encrypted):
@@ -146,7 +147,7 @@ def test_one_secret_part_less_opens_nothing(committee, encrypted):
     _, _, (c0, c1) = encrypted
     shares = [ntt.multiply(c1[None], s[:, :LEVEL], P.data_moduli) for s in secrets[:2]]
     with pytest.raises(Exception, match="combine-refused"):
-        Ckks(P).combine(c0[None], shares, P.slots, 1)
+        Ckks(P).combine(c0[None], shares, P.slots, 1, EPOCH)
 
 
 def test_our_ciphertext_is_decrypted_by_seal_residue_for_residue(tmp_path):

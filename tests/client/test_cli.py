@@ -1,0 +1,214 @@
+"""`he-client` against a live server: what a person types, what comes back, and the exit codes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import Result
+from safetensors.numpy import save_file
+from typer.testing import CliRunner
+
+from he_client.cli import app
+from he_client.identity import AUTHORITY_FILE, CREDENTIAL_FILE, KEY_FILE, REQUEST_FILE, Identity
+from he_protocol.messages import EnrolRequest
+from he_protocol.problems import PROBLEMS
+from he_protocol.signing import SigningKey, jwk_x, read_unverified
+from keys.authority import enrol
+from tests.client.service import TASK, Service
+
+TRAINING = """
+import numpy as np
+
+def update(model):
+    return {name: np.full(value.shape, 0.25, dtype=np.float32) for name, value in model.items()}
+
+def weighted(model):
+    return update(model), 5
+
+def wrong(model):
+    return {"other": np.zeros(3, dtype=np.float32)}
+"""
+
+
+@pytest.fixture(autouse=True)
+def _plain(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("HUSHSUM_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("COLUMNS", "200")
+
+
+@pytest.fixture
+def training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A module in the working directory, of a name that no other test imports."""
+    name = f"training_{abs(hash(tmp_path))}"
+    (tmp_path / f"{name}.py").write_text(TRAINING)
+    monkeypatch.chdir(tmp_path)
+    return name
+
+
+def run(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+async def ask(service: Service, *arguments: str | Path, client: int = 1) -> Result:
+    """A command of one client, while the server goes on in this thread's loop."""
+    where = ("--server", service.url, "--data-dir", service.folder(client), "--task", TASK)
+    return await asyncio.to_thread(run, *arguments, *where)
+
+
+def refused(result: Result, slug: str) -> None:
+    assert result.exit_code == 2, result.output
+    assert slug in PROBLEMS
+    assert f"[{slug}]" in result.stderr
+    assert "Traceback" not in result.output
+
+
+def test_init_makes_a_key_and_a_request_and_never_twice(tmp_path: Path) -> None:
+    folder = tmp_path / "device"
+    made = run("init", "--name", "device-1", "--data-dir", folder)
+    assert made.exit_code == 0, made.output
+    printed = run("enroll-request", "--data-dir", folder)
+    request = printed.stdout.strip()
+    assert request == (folder / REQUEST_FILE).read_text().strip()
+    assert read_unverified(request, EnrolRequest).name == "device-1"
+    authority = SigningKey.generate()
+    (folder / CREDENTIAL_FILE).write_text(enrol(authority, request, "client", now=0, days=1))
+    (folder / AUTHORITY_FILE).write_text(jwk_x(authority.public))
+    assert Identity.load(folder).name == "device-1"
+    before = (folder / KEY_FILE).read_bytes()
+    refused(run("init", "--name", "device-1", "--data-dir", folder), "bad-key-file")
+    assert (folder / KEY_FILE).read_bytes() == before
+
+
+def test_init_refuses_a_name_that_nobody_can_enrol(tmp_path: Path) -> None:
+    refused(run("init", "--name", "My Phone", "--data-dir", tmp_path / "x"), "bad-settings")
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_request_that_was_never_made_is_refused(tmp_path: Path) -> None:
+    refused(run("enroll-request", "--data-dir", tmp_path), "bad-settings")
+
+
+def test_every_command_teaches() -> None:
+    for command in ("init", "enroll-request", "status", "submit", "train"):
+        shown = run(command, "--help")
+        assert shown.exit_code == 0
+        assert "Usage" in shown.output
+
+
+def test_a_task_must_be_named(tmp_path: Path) -> None:
+    refused(run("status", "--data-dir", tmp_path), "bad-settings")
+
+
+async def test_status_for_people_and_for_scripts(service: Service) -> None:
+    shown = await ask(service, "status", "--format", "json")
+    assert shown.exit_code == 0, shown.output
+    (row,) = json.loads(shown.stdout)
+    config = service.task.config
+    assert (row["task"], row["scheme"]) == (TASK, f"{config.scheme}/{config.profile}")
+    assert (row["parameters"], row["model_version"], row["epsilon_spent"]) == (8, 0, 0.0)
+    assert row["epsilon_planned"] > 0
+    table = await ask(service, "status")
+    assert table.exit_code == 0
+    assert TASK in table.stdout
+    assert "epsilon planned" in table.stdout
+
+
+async def test_status_of_an_unknown_task_names_the_known(service: Service) -> None:
+    result = await asyncio.to_thread(
+        run, "status", "--server", service.url, "--data-dir", service.folder(1), "--task", "other"
+    )
+    refused(result, "not-found")
+    assert TASK in result.stderr
+
+
+async def test_train_takes_part_in_rounds(service: Service, training: str) -> None:
+    """Two rounds, while another client sends zeros."""
+    async with service.committee():
+        partner = asyncio.create_task(_partner(service, 2))
+        result = await ask(service, "train", f"{training}:update", "--rounds", "2", "--format", "json")
+        await partner
+    assert result.exit_code == 0, result.output
+    rows = json.loads(result.stdout)
+    assert [(row["round"], row["model_version"]) for row in rows] == [(1, 1), (2, 2)]
+    assert 0 < rows[0]["epsilon_spent"] < rows[1]["epsilon_spent"]
+    assert rows[0]["update_id"] != rows[1]["update_id"]
+    assert rows[0]["bytes"] == rows[1]["bytes"] > 0
+    assert "client-level epsilon" in result.stderr
+
+
+async def _partner(service: Service, rounds: int) -> None:
+    zeros = np.zeros(service.task.length, dtype=np.int64)
+    async with service.client(2) as client:
+        for base in range(rounds):
+            sealed = await client.seal(service.task, lambda start, stop: zeros[start:stop], base_version=base)
+            await client.wait(service.task, await client.send(service.task, sealed))
+
+
+async def test_train_first_sends_what_was_left_behind(service: Service, training: str) -> None:
+    zeros = np.zeros(service.task.length, dtype=np.int64)
+    async with service.client(1) as client:
+        sealed = await client.seal(service.task, lambda start, stop: zeros[start:stop], base_version=0)
+    async with service.committee():
+        partner = asyncio.create_task(_partner(service, 2))
+        result = await ask(service, "train", f"{training}:update", "--format", "json")
+        await partner
+    assert result.exit_code == 0, result.output
+    (row,) = json.loads(result.stdout)
+    assert (row["round"], row["model_version"]) == (2, 2)
+    assert (sealed.folder / "receipt").exists()
+
+
+@pytest.mark.parametrize(
+    ("function", "slug"),
+    [
+        ("no_such_module:update", "bad-settings"),
+        ("{training}:nothing", "bad-settings"),
+        ("{training}", "bad-settings"),
+        (":update", "bad-settings"),
+        ("{training}:wrong", "bad-tensors"),
+        ("{training}:weighted", "bad-plan"),
+    ],
+)
+async def test_train_refuses_what_it_cannot_use(service: Service, training: str, function: str, slug: str) -> None:
+    refused(await ask(service, "train", function.format(training=training)), slug)
+
+
+async def test_submit_sends_one_file(service: Service, tmp_path: Path) -> None:
+    file = tmp_path / "update.safetensors"
+    save_file({"w": np.ones((2, 3), dtype=np.float32), "b": np.ones(2, dtype=np.float32)}, file)
+    result = await ask(service, "submit", file, "--base-version", "0", "--format", "json")
+    assert result.exit_code == 0, result.output
+    (row,) = json.loads(result.stdout)
+    assert row["round"] == 1
+    async with service.client(1) as client:
+        assert (await client.round(service.task, 1)).updates == 1
+    refused(await ask(service, "submit", file, "--base-version", "0"), "already-in-round")
+
+
+@pytest.mark.parametrize("content", [None, b"not safetensors"])
+async def test_submit_refuses_a_file_that_is_none(service: Service, tmp_path: Path, content: bytes | None) -> None:
+    file = tmp_path / "update.safetensors"
+    if content is not None:
+        file.write_bytes(content)
+    refused(await ask(service, "submit", file, "--base-version", "0"), "bad-tensors")
+
+
+async def test_a_config_file_serves_as_well(service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """File under environment under flags, through the command line."""
+    config = tmp_path / "client.toml"
+    config.write_text(f'server = "{service.url}"\ntask = "of-the-file"\ndata_dir = "{service.folder(1)}"\n')
+    refused(await asyncio.to_thread(run, "status", "--config", config), "not-found")
+    monkeypatch.setenv("HUSHSUM_CLIENT_TASK", TASK)
+    assert (await asyncio.to_thread(run, "status", "--config", config)).exit_code == 0
+    refused(await asyncio.to_thread(run, "status", "--config", config, "--task", "of-the-flag"), "not-found")
+
+
+async def test_an_identity_that_is_not_there_is_refused(service: Service, tmp_path: Path) -> None:
+    result = await asyncio.to_thread(run, "status", "--server", service.url, "--data-dir", tmp_path, "--task", TASK)
+    refused(result, "bad-key-file")

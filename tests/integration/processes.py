@@ -1,0 +1,254 @@
+"""A deployment of real processes, started by the commands that an operator types."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import ssl
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from examples.har.deployment import Deployment
+from he_client import HushSumClient, Identity, Submission
+from he_client.transport import RetryPolicy
+from he_protocol.task import Task
+from tests.client.schemes import assert_opens_to
+
+CLIENTS, HOLDERS, THRESHOLD = 4, 3, 2
+TASK = "test-task"
+MODEL = {"w": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.zeros(2, dtype=np.float32)}
+OPENING_SECONDS = 8
+SECONDS = 60.0
+"""The longest that anything may take on a loaded machine."""
+RETRY = RetryPolicy(first=0.05, longest=0.2, give_up=SECONDS)
+QUIET = {name: value for name, value in os.environ.items() if not name.startswith("HUSHSUM_")}
+
+
+def plan(scheme: str, profile: str) -> dict[str, Any]:
+    """Rounds of four clients, closed with three after two seconds."""
+    return {
+        "name": TASK,
+        "scheme": scheme,
+        "profile": profile,
+        "epoch": 1,
+        "value_range": 4.0,
+        "scale": 1024.0,
+        "privacy": {
+            "unit": "client",
+            "clip_norm": 2.0,
+            "noise_multiplier": 1.0,
+            "delta": 1e-5,
+            "epsilon_budget": 1000.0,
+        },
+        "min_clients": 3,
+        "max_clients": CLIENTS,
+        "collect_seconds": 2,
+        "opening_seconds": OPENING_SECONDS,
+        "staleness": 2,
+        "max_openings": 30,
+        "threshold": THRESHOLD,
+    }
+
+
+class Processes:
+    """Server and key holders of one task. Every process logs to `<name>.log` under `root`."""
+
+    def __init__(
+        self,
+        root: Path,
+        scheme: str,
+        profile: str,
+        environment: Mapping[str, str] | None = None,
+        tls: Path | None = None,
+    ) -> None:
+        self.root = root
+        self.tls = tls
+        self._environment = QUIET | {"HUSHSUM_SERVER_LEASE_SECONDS": "1"} | dict(environment or {})
+        self._parties = Deployment(root, CLIENTS, HOLDERS)
+        self._parties.provision(plan(scheme, profile), dict(MODEL))
+        self.task = Task.from_token((root / "task.jws").read_text(), self._parties.authority.public)
+        self.holders = self._parties.holder_names
+        self.running: dict[str, subprocess.Popen[bytes]] = {}
+        self._port = 0
+
+    @property
+    def url(self) -> str:
+        return f"{'https' if self.tls else 'http'}://127.0.0.1:{self._port}"
+
+    def start(self) -> None:
+        """The first start of everything: task, server, key ceremony, key holders."""
+        model = self.root / "initial.safetensors"
+        add = self._spawn(
+            "add",
+            "he-server",
+            "task",
+            "add",
+            self.root / "task.jws",
+            "--model",
+            model,
+            "--data-dir",
+            self.root / "server",
+        )
+        self._finish("add", add)
+        self.start_server()
+        makers = {
+            name: self._spawn(
+                f"keygen-{name}",
+                "he-keys",
+                "keygen",
+                TASK,
+                "--server",
+                self.url,
+                "--data-dir",
+                self.root / name,
+                *self._ca,
+            )
+            for name in self.holders
+        }
+        for name, maker in makers.items():
+            self._finish(f"keygen-{name}", maker)
+        self.heal()
+
+    def start_server(self) -> None:
+        """On the same port and data as before."""
+        port_file = self.root / "server" / "port"
+        port_file.unlink(missing_ok=True)
+        flags = ["--port", str(self._port), "--port-file", port_file]
+        if self.tls is not None:
+            flags += ["--tls-cert", self.tls / "server.pem", "--tls-key", self.tls / "server-key.pem"]
+        self.running["server"] = self._spawn("server", "he-server", "serve", "--data-dir", self.root / "server", *flags)
+        self._until(lambda: port_file.exists() and bool(port_file.read_text().strip()), "server")
+        self._port = int(port_file.read_text())
+
+    def start_holder(self, name: str, as_name: str = "") -> None:
+        """`he-keys run`; returns once it watches its task."""
+        label = as_name or name
+        before = self.log(label).count("watching")
+        self.running[label] = self._spawn(
+            label, "he-keys", "run", "--data-dir", self.root / name, "--poll-seconds", "0.1", *self._ca
+        )
+        self._until(lambda: self.log(label).count("watching") > before, label)
+
+    def heal(self) -> None:
+        """Whatever should run and does not is started."""
+        for name in ("server", *self.holders):
+            process = self.running.get(name)
+            if process is None or process.poll() is not None:
+                self.start_server() if name == "server" else self.start_holder(name)
+
+    def kill(self, name: str) -> None:
+        """SIGKILL: nothing is flushed, nothing is said."""
+        process = self.running.pop(name)
+        process.kill()
+        process.wait(SECONDS)
+
+    def terminate(self, name: str) -> int:
+        """SIGTERM; the exit code."""
+        process = self.running.pop(name)
+        process.send_signal(signal.SIGTERM)
+        return process.wait(SECONDS)
+
+    @contextmanager
+    def frozen(self, *names: str) -> Iterator[None]:
+        """Processes that exist and do nothing."""
+        for name in names:
+            self.running[name].send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for name in names:
+                self.running[name].send_signal(signal.SIGCONT)
+
+    def stop(self) -> None:
+        for process in self.running.values():
+            process.terminate()
+        for process in self.running.values():
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+    def log(self, name: str) -> str:
+        path = self.root / f"{name}.log"
+        return path.read_text(errors="replace") if path.exists() else ""
+
+    def client(self, number: int, tls: ssl.SSLContext | None = None) -> HushSumClient:
+        """The client with this number, counted from 1."""
+        state = self.folder(number) / "state"
+        return HushSumClient(self.url, self.identity(number), state_dir=state, tls=tls, retry=RETRY)
+
+    def identity(self, number: int) -> Identity:
+        return self._parties.identity(number)
+
+    def folder(self, number: int) -> Path:
+        return self.root / f"phone-{number:02}"
+
+    @property
+    def _ca(self) -> list[str | Path]:
+        return ["--tls-ca", self.tls / "ca.pem"] if self.tls else []
+
+    def _spawn(self, name: str, program: str, *arguments: str | Path) -> subprocess.Popen[bytes]:
+        command = [str(Path(sys.executable).with_name(program)), *map(str, arguments)]
+        with (self.root / f"{name}.log").open("ab") as log:
+            return subprocess.Popen(command, stdout=log, stderr=log, env=self._environment)
+
+    def _finish(self, name: str, process: subprocess.Popen[bytes]) -> None:
+        assert process.wait(SECONDS) == 0, self.log(name)
+
+    def _until(self, ready: Callable[[], bool], name: str) -> None:
+        deadline = time.monotonic() + SECONDS
+        while not ready():
+            assert self.running[name].poll() is None, self.log(name)
+            assert time.monotonic() < deadline, self.log(name)
+            time.sleep(0.02)
+
+
+class Round:
+    """Updates with known integers, and the one sum that may come of them."""
+
+    def __init__(self, processes: Processes, clients: list[HushSumClient], *, seed: int) -> None:
+        self.task = processes.task
+        self.clients = clients
+        generator = np.random.default_rng(seed)
+        self.integers = [generator.integers(-4000, 4000, self.task.length) for _ in clients]
+        self.sent: list[Submission] = []
+
+    async def submit(self, *, until: int | None = None) -> None:
+        """The next clients' updates, acknowledged: all, or those before number `until`."""
+        first = len(self.sent)
+        model = await self.clients[0].pull_model(self.task)
+        self.sent += await asyncio.gather(
+            *(self._submit(at, model.version) for at in range(first, len(self.clients) if until is None else until))
+        )
+
+    async def _submit(self, at: int, version: int) -> Submission:
+        client, vector = self.clients[at], self.integers[at]
+        sealed = await client.seal(self.task, lambda start, stop: vector[start:stop], base_version=version)
+        return await client.send(self.task, sealed)
+
+    async def wait(self) -> int:
+        """The published version, the same for all; the opened sum is that of the integers."""
+        versions = await asyncio.gather(
+            *(
+                client.wait(self.task, sent, within=SECONDS)
+                for client, sent in zip(self.clients, self.sent, strict=False)
+            )
+        )
+        assert len(set(versions)) == 1
+        assert len({sent.round for sent in self.sent}) == 1
+        opened = await self.clients[0].opened_sum(self.task, self.sent[0].round)
+        assert_opens_to(self.task.config.scheme, opened, self.integers[: len(self.sent)])
+        return versions[0]
+
+    async def publish(self) -> int:
+        await self.submit()
+        return await self.wait()

@@ -1,0 +1,144 @@
+"""Whole rounds between real processes, and processes that die in the middle of them."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import time
+
+import pytest
+
+from he_client import HushSumClient
+from he_protocol.problems import NO_QUORUM, TOO_FEW_CLIENTS
+from tests.integration.processes import OPENING_SECONDS, SECONDS, Processes, Round
+from tests.unit.refusals import refused
+
+
+async def state_of(client: HushSumClient, processes: Processes, number: int) -> str:
+    return (await client.round(processes.task, number)).state
+
+
+async def until(client: HushSumClient, processes: Processes, number: int, state: str) -> None:
+    async with asyncio.timeout(SECONDS):
+        while await state_of(client, processes, number) != state:
+            await asyncio.sleep(0.02)
+
+
+async def test_sums_are_exact_round_after_round(processes: Processes, clients: list[HushSumClient]) -> None:
+    first = await Round(processes, clients, seed=1).publish()
+    second = await Round(processes, clients[:3], seed=2).publish()  # closed by the deadline, with the minimum
+    assert second == first + 1
+
+
+async def test_too_few_clients_by_the_deadline_fail_the_round(
+    processes: Processes, clients: list[HushSumClient]
+) -> None:
+    round_ = Round(processes, clients, seed=3)
+    await round_.submit(until=2)
+    for client, sent in zip(clients[:2], round_.sent, strict=True):
+        with refused(TOO_FEW_CLIENTS):
+            await client.wait(processes.task, sent, within=SECONDS)
+
+
+async def test_one_dead_holder_of_three_changes_nothing(processes: Processes, clients: list[HushSumClient]) -> None:
+    version = (await clients[0].pull_model(processes.task)).version
+    processes.kill("holder-2")
+    assert await Round(processes, clients, seed=4).publish() == version + 1
+
+
+async def test_two_dead_holders_fail_the_round_and_come_back(
+    processes: Processes, clients: list[HushSumClient]
+) -> None:
+    version = (await clients[0].pull_model(processes.task)).version
+    processes.kill("holder-1")
+    processes.kill("holder-3")
+    lost = Round(processes, clients, seed=5)
+    await lost.submit()
+    started = time.monotonic()
+    with refused(NO_QUORUM, "1 of the needed 2 key holders answered (holder-2); missing: holder-1, holder-3"):
+        await lost.wait()
+    assert time.monotonic() - started > OPENING_SECONDS / 2
+    assert (await clients[0].pull_model(processes.task)).version == version
+    processes.start_holder("holder-1")
+    assert await Round(processes, clients, seed=6).publish() == version + 1
+
+
+async def test_a_holder_that_dies_while_it_opens_answers_after_its_restart(
+    processes: Processes, clients: list[HushSumClient]
+) -> None:
+    """Only holder 1 and a holder that was killed with the round before it can make the quorum."""
+    processes.kill("holder-2")
+    with processes.frozen("holder-3"):
+        round_ = Round(processes, clients, seed=7)
+        await round_.submit()
+        await until(clients[0], processes, round_.sent[0].round, "opening")
+        processes.kill("holder-1")
+        processes.start_holder("holder-1")
+    await round_.wait()
+
+
+@pytest.mark.parametrize("moment", ["open", "just closed", "opening"])
+async def test_a_killed_server_publishes_an_acknowledged_update_exactly_once(
+    processes: Processes, clients: list[HushSumClient], moment: str
+) -> None:
+    version = (await clients[0].pull_model(processes.task)).version
+    round_ = Round(processes, clients, seed=8)
+    if moment == "open":
+        await round_.submit(until=1)
+        processes.kill("server")
+    elif moment == "just closed":
+        await round_.submit()
+        processes.kill("server")
+    else:
+        with processes.frozen(*processes.holders):
+            await round_.submit()
+            await until(clients[0], processes, round_.sent[0].round, "opening")
+            processes.kill("server")
+    processes.start_server()
+    if moment == "open":
+        await round_.submit()
+    assert await round_.wait() == version + 1
+    following = Round(processes, clients, seed=9)
+    assert await following.publish() == version + 2
+    assert following.sent[0].round == round_.sent[0].round + 1
+
+
+async def test_a_second_process_on_a_holders_ledger_does_no_harm(
+    processes: Processes, clients: list[HushSumClient]
+) -> None:
+    """Both answer, with the same bytes: every round is decided once and published once."""
+    processes.kill("holder-3")
+    processes.start_holder("holder-1", as_name="holder-1-again")
+    version = (await clients[0].pull_model(processes.task)).version
+    for step in (1, 2):
+        assert await Round(processes, clients, seed=10 + step).publish() == version + step
+    number = (await clients[0].round(processes.task, 1)).round
+    assert number == 1
+    assert processes.terminate("holder-1-again") == 0
+    log = processes.log("holder-1") + processes.log("holder-1-again")
+    assert "Traceback" not in log
+    assert "refused" not in log
+    with sqlite3.connect(processes.root / "holder-1" / "ledger.db") as ledger:
+        (rounds, distinct) = ledger.execute("SELECT count(round), count(DISTINCT round) FROM openings").fetchone()
+        (forks,) = ledger.execute("SELECT count(*) FROM refusals").fetchone()
+    ledger.close()
+    assert rounds == distinct > 0
+    assert forks == 0
+
+
+async def test_the_terminated_server_finishes_what_it_began(processes: Processes, clients: list[HushSumClient]) -> None:
+    """SIGTERM in the middle of a round: exit code 0, and the acknowledged updates are there afterwards."""
+    round_ = Round(processes, clients, seed=13)
+    await round_.submit(until=3)
+    assert processes.terminate("server") == 0
+    log = processes.log("server")
+    assert '"event": "draining"' in log
+    assert log.rstrip().splitlines()[-1].find("stopped") > 0
+    processes.start_server()
+    await round_.wait()
+
+
+async def test_terminated_holders_end_with_exit_code_0(processes: Processes) -> None:
+    for name in processes.holders:
+        assert processes.terminate(name) == 0
+        assert "Traceback" not in processes.log(name)

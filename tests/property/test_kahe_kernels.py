@@ -1,0 +1,53 @@
+"""The kernels of scheme `kahe` that touch plaintext, against plain integers."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from he_client.schemes.kahe import _mask
+from he_protocol.schemes.kahe import PROFILES, _subtract_centred
+
+MODULI = st.sampled_from([profile.modulus for profile in PROFILES.values()])
+
+
+def near(low: int, top: int) -> st.SearchStrategy[int]:
+    return st.one_of(st.integers(low, top), st.sampled_from([v for v in (low, low + 1, -1, 0, 1, top - 1, top) if low <= v]))
+
+
+@given(MODULI, st.data())
+def test_mask_adds_values_and_errors(q, data):
+    """Every |value + error| below q is added, positive or not; where values end, errors alone."""
+    count = data.draw(st.integers(1, 20))
+    rows = data.draw(st.lists(near(0, q - 1), min_size=count, max_size=count))
+    errors = data.draw(st.lists(near(-51, 51), min_size=count, max_size=count))
+    terms = data.draw(st.lists(near(1 - q, q - 1), max_size=count))
+    values = [term - error for term, error in zip(terms, errors, strict=False)]
+    got = np.array(rows, dtype=np.uint64)
+    _mask(got, np.array(values, dtype=np.int64), np.array(errors, dtype=np.int64), np.uint64(q))
+    added = terms + errors[len(terms) :]
+    assert got.tolist() == [(row + term) % q for row, term in zip(rows, added, strict=True)]
+
+
+@given(MODULI, st.data())
+def test_subtract_centred(q, data):
+    """Into (-q/2, q/2], as int64, in place."""
+    count = data.draw(st.integers(1, 20))
+    rows, product = (data.draw(st.lists(near(0, q - 1), min_size=count, max_size=count)) for _ in range(2))
+    got = np.array([rows], dtype=np.uint64)
+    _subtract_centred(got, np.array([product], dtype=np.uint64), q)
+    signed = got.view(np.int64)[0].tolist()
+    wanted = [(a - b) % q for a, b in zip(rows, product, strict=True)]
+    assert signed == [w - q if w > q // 2 else w for w in wanted]
+
+
+@given(MODULI, st.data())
+def test_what_is_masked_comes_back(q, data):
+    half = q // 2
+    terms = data.draw(st.lists(near(-half, half), min_size=1, max_size=20))
+    masks = data.draw(st.lists(near(0, q - 1), min_size=len(terms), max_size=len(terms)))
+    rows = np.array([masks], dtype=np.uint64)
+    _mask(rows.reshape(-1), np.array(terms, dtype=np.int64), np.zeros(len(terms), dtype=np.int64), np.uint64(q))
+    _subtract_centred(rows, np.array([masks], dtype=np.uint64), q)
+    assert rows.view(np.int64)[0].tolist() == terms

@@ -1,0 +1,46 @@
+"""What a sealer of scheme `kahe` draws, made repeatable."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from he_protocol.gaussian import Gaussian, Samples
+from he_protocol.keystream import derive_key, expand_words
+from he_protocol.schemes.kahe import KaheProfile
+
+
+class FixedWords:
+    """Stands in for the operating system: call n gives the keystream of SHA-256("hushsum/tests/words", seed, n).
+
+    Under one thread a sealer calls for the secret, then for the errors of each group of 16 polynomials,
+    then for the seed of each part and for the key of the explicit one.
+    """
+
+    def __init__(self, seed: bytes) -> None:
+        self.seed = seed
+        self.calls: list[np.ndarray] = []
+
+    def __call__(self, count: int) -> np.ndarray:
+        key = derive_key("hushsum/tests/words", self.seed, len(self.calls).to_bytes(8, "little"))
+        self.calls.append(expand_words(key, count))
+        return self.calls[-1]
+
+    def secret(self, profile: KaheProfile) -> Samples:
+        """The one-time key of the update that was sealed."""
+        return sampler(profile).sample(self.calls[0], profile.degree)
+
+    def errors(self, profile: KaheProfile, coefficients: int) -> Samples:
+        """The errors of all its coefficients."""
+        group = 16 * profile.degree
+        starts = range(0, coefficients, group)
+        return np.concatenate(
+            [sampler(profile).sample(self.calls[1 + at // group], min(group, coefficients - at)) for at in starts]
+        )
+
+    def seeds(self, parts: int) -> list[bytes]:
+        """A seed for each part; the last is the key of the explicit part."""
+        return [words.tobytes() for words in self.calls[-parts:]]
+
+
+def sampler(profile: KaheProfile) -> Gaussian:
+    return Gaussian(profile.error_std, profile.error_tail)
