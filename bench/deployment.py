@@ -1,4 +1,4 @@
-"""Real processes for one world: a server, and its key holders, started by the commands that an operator uses."""
+"""Real processes for one world: a server and its key holders, by the commands that an operator uses."""
 
 from __future__ import annotations
 
@@ -11,13 +11,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
-from bench.world import TASK_NAME, World
+from bench.world import World
 from he_client.identity import AUTHORITY_FILE, CREDENTIAL_FILE, KEY_FILE, Identity
+from he_client.transport import Transport
+from he_protocol import api, framing
 from he_protocol.keyfile import KeyRecord, write_private
 from he_protocol.problems import UNREACHABLE, Refusal
 from he_protocol.signing import jwk_x
+from keys.holder import KeyHolder
+from keys.hpke_key import HpkeKey
+from keys.keygen import Ceremony
+from keys.ledger import Ledger
 
 START_SECONDS = 60.0
 POLL_SECONDS = 0.02
@@ -32,28 +38,36 @@ class Deployment:
     processes: list[asyncio.subprocess.Process] = field(default_factory=list)
 
     async def start_server(self) -> str:
-        """Start `he-server serve` with the world's task; returns its URL."""
-        data, parties = self.root / "server", self.world.parties
-        await asyncio.to_thread(_write_party, data, parties.server, "server.key", b"")
-        (self.root / "task.jws").write_text(self.world.task.token)
-        zeros = {spec.name: np.zeros(spec.shape, dtype=np.float32) for spec in self.world.task.config.tensors}
-        await asyncio.to_thread(save_file, zeros, self.root / "initial.safetensors")
-        model = str(self.root / "initial.safetensors")
-        await self._finish(
-            "he-server", "task", "add", str(self.root / "task.jws"), "--model", model, "--data-dir", data
-        )
-        return await self.listen("he-server", "serve", "--data-dir", data, "--port", "0")
+        """Start `he-server serve` and give it the world's task; returns its URL."""
+        data, task = self.root / "server", self.world.task
+        await asyncio.to_thread(_write_party, data, self.world.parties.server, "server.key", b"")
+        url = await self.listen("he-server", "serve", "--data-dir", data, "--port", "0")
+        zeros = {spec.name: np.zeros(spec.shape, dtype=np.float32) for spec in task.config.tensors}
+        async with Transport(url, self.world.parties.server) as transport:
+            await transport.request("POST", api.TASKS, pieces=[framing.start(task.token.encode()), save(zeros)])
+        return url
 
     async def start_holders(self, url: str) -> None:
-        """Let every key holder join the task (with its ceremony, if the scheme has one) and then serve it."""
+        """Let every key holder join the task, then start its `he-keys run`."""
         parties = self.world.parties
         homes = [self.root / holder.name for holder in parties.holders]
-        for home, holder, hpke in zip(homes, parties.holders, parties.hpke, strict=True):
-            await asyncio.to_thread(_write_party, home, holder, KEY_FILE, hpke.private)
-        joining = (self._finish("he-keys", "keygen", TASK_NAME, "--server", url, "--data-dir", home) for home in homes)
-        await asyncio.gather(*joining)
-        for home in homes:
+        members = list(zip(homes, parties.holders, parties.hpke, strict=True))
+        await asyncio.gather(*(self._join(url, *member) for member in members))
+        for home, _, _ in members:
             await self._spawn("he-keys", "run", "--data-dir", home, "--poll-seconds", str(POLL_SECONDS))
+
+    async def _join(self, url: str, home: Path, identity: Identity, hpke: HpkeKey) -> None:
+        """What `he-keys keygen` does, the ceremony included where the scheme has one."""
+        await asyncio.to_thread(_write_party, home, identity, KEY_FILE, hpke.private)
+        task, ledger = self.world.task, await Ledger.open(home / "ledger.db")
+        try:
+            holder = KeyHolder(identity, hpke, ledger, home)
+            await holder.join(task, url)
+            if task.scheme.ceremony:
+                async with Transport(url, identity) as transport:
+                    await Ceremony(holder, task, transport, patience=START_SECONDS, progress=lambda text: None).run()
+        finally:
+            await ledger.close()
 
     async def listen(self, program: str, *arguments: str | Path) -> str:
         """Start a program that takes `--port-file`, and wait for its URL."""
@@ -86,14 +100,6 @@ class Deployment:
             process = await asyncio.create_subprocess_exec(*_command(program, arguments), stdout=log, stderr=log)
         self.processes.append(process)
         return process
-
-    async def _finish(self, program: str, *arguments: str | Path) -> None:
-        process = await asyncio.create_subprocess_exec(
-            *_command(program, arguments), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
-        )
-        output, _ = await process.communicate()
-        if process.returncode != 0:
-            raise Refusal(UNREACHABLE, f"{program} {arguments[0]} failed: {output.decode(errors='replace').strip()}")
 
 
 @asynccontextmanager

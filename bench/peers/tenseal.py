@@ -1,7 +1,7 @@
 """TenSEAL by itself, at its cheapest setting for sums: two 60-bit primes, symmetric encryption.
 
-Additions need no level, so one data prime and SEAL's special prime will do; a symmetric ciphertext
-travels with a seed in place of its second polynomial. The scale leaves room for the sum of all clients.
+Additions need no level, so one data prime and SEAL's special prime will do, and symmetric encryption
+costs least. The scale leaves room for the sum of all clients.
 """
 
 from __future__ import annotations

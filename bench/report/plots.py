@@ -43,7 +43,7 @@ def _lines(results: Sequence[Measurement]) -> dict[str, list[Measurement]]:
 def _draw_lines(title: str, lines: Mapping[str, Sequence[Measurement]]) -> Figure:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    figure = Figure(figsize=(9, 4.2), layout="constrained")
     axes = figure.add_subplot(title=title, xlabel="parameters", ylabel="ns per parameter")
     for label, results in lines.items():
         scale = [1e9 / result.work for result in results]
@@ -55,7 +55,7 @@ def _draw_lines(title: str, lines: Mapping[str, Sequence[Measurement]]) -> Figur
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.grid(visible=True, which="both", alpha=0.25)
-    axes.legend(fontsize="small")
+    figure.legend(loc="outside right upper", fontsize="small")
     return figure
 
 

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
+from rich import box
 from rich.table import Table
 
 from examples.har.rounds import CLIENT_STAGES, SERVER_STAGES, RoundResult
@@ -24,16 +25,18 @@ def table(task: Task, results: list[RoundResult]) -> Table:
     config = task.config
     out = Table(
         title=f"{config.scheme}/{config.profile}: {task.parameters:,} parameters, {config.max_clients} phones, "
-        f"{config.threshold} of {len(config.holders)} key holders"
+        f"{config.threshold} of {len(config.holders)} key holders; seconds by stage",
+        box=box.SIMPLE,
+        padding=(0, 1, 0, 0),
     )
-    for name in ("round", "phones", "epsilon", "accuracy", "bytes/param", *STAGES, "error"):
-        out.add_column(name, justify="right")
+    for name in ("round", "phones", "eps", "acc", "B/param", *STAGES, "error"):
+        out.add_column(name, justify="right", no_wrap=True)
     for row in results[-SHOWN:]:
         start = (str(row.number), str(row.participants), f"{row.epsilon:.2f}")
         if row.failure:
             out.add_row(*start, "failed", *[""] * (len(STAGES) + 2), style="red")
             continue
-        stages = (f"{row.seconds[stage]:.2f} s" for stage in STAGES)
+        stages = (f"{row.seconds[stage]:.2f}" for stage in STAGES)
         out.add_row(*start, f"{row.accuracy:.3f}", f"{row.bytes_per_parameter:.2f}", *stages, f"{row.max_abs_error:g}")
     return out
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import time
+from contextlib import closing
 
 import pytest
 
 from he_client import HushSumClient
-from he_protocol.problems import NO_QUORUM, TOO_FEW_CLIENTS
+from he_protocol.problems import NO_QUORUM, TOO_FEW_CLIENTS, WRONG_STATE
 from tests.integration.processes import OPENING_SECONDS, SECONDS, Processes, Round
 from tests.unit.refusals import refused
 
@@ -112,18 +113,14 @@ async def test_a_second_process_on_a_holders_ledger_does_no_harm(
     version = (await clients[0].pull_model(processes.task)).version
     for step in (1, 2):
         assert await Round(processes, clients, seed=10 + step).publish() == version + step
-    number = (await clients[0].round(processes.task, 1)).round
-    assert number == 1
     assert processes.terminate("holder-1-again") == 0
     log = processes.log("holder-1") + processes.log("holder-1-again")
     assert "Traceback" not in log
-    assert "refused" not in log
-    with sqlite3.connect(processes.root / "holder-1" / "ledger.db") as ledger:
-        (rounds, distinct) = ledger.execute("SELECT count(round), count(DISTINCT round) FROM openings").fetchone()
-        (forks,) = ledger.execute("SELECT count(*) FROM refusals").fetchone()
-    ledger.close()
+    with closing(sqlite3.connect(processes.root / "holder-1" / "ledger.db")) as ledger:
+        rounds, distinct = ledger.execute("SELECT count(round), count(DISTINCT round) FROM openings").fetchone()
+        refused_for = {problem for (problem,) in ledger.execute("SELECT problem FROM refusals")}
     assert rounds == distinct > 0
-    assert forks == 0
+    assert refused_for <= {WRONG_STATE.slug, WRONG_STATE.urn}  # came after the other had made the quorum
 
 
 async def test_the_terminated_server_finishes_what_it_began(processes: Processes, clients: list[HushSumClient]) -> None:
@@ -133,7 +130,7 @@ async def test_the_terminated_server_finishes_what_it_began(processes: Processes
     assert processes.terminate("server") == 0
     log = processes.log("server")
     assert '"event": "draining"' in log
-    assert log.rstrip().splitlines()[-1].find("stopped") > 0
+    assert '"event": "stopped"' in log.rstrip().splitlines()[-1]
     processes.start_server()
     await round_.wait()
 

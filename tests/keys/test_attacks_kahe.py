@@ -83,7 +83,7 @@ def test_an_honest_body_is_taken_by_every_holder(made: World, victim: Sent) -> N
 def test_an_envelope_of_another_update_or_client_does_not_open(
     made: World, victim: Sent, holder: int, change: dict[str, object]
 ) -> None:
-    """The attack: mallory sends the victim's shares as its own, and has the victim's key opened in a sum of its choice."""
+    """The attack: mallory sends the victim's shares as its own, to have the victim's key opened in another sum."""
     with refused(DIGEST_MISMATCH, "envelope does not open"):
         add(made, victim, holder, **change)
 
@@ -128,6 +128,17 @@ def test_a_changed_envelope_does_not_open(made: World, victim: Sent, place: int)
     with refused(DIGEST_MISMATCH, "envelope does not open"):
         add(made, victim, 0, bytes(changed))
     add(made, victim, 1, bytes(changed))
+
+
+@pytest.mark.xfail(reason="keys.schemes.kahe.KaheKeySum.add adds the seeds before it opens the explicit part")
+def test_a_refused_update_leaves_the_sum_as_it_was(made: World, victim: Sent) -> None:
+    """The contract of `KeySum.add`."""
+    total = make_opener(made.task, 0, made.hpke[0], {}).begin()
+    total.add(victim.header, victim.body["shares"])
+    before = dict(total.release(bytes(32)))
+    with refused(DIGEST_MISMATCH):
+        total.add(victim.header, b"\0" + victim.body["shares"][1:])
+    assert dict(total.release(bytes(32))) == before
 
 
 def test_an_explicit_part_under_another_key_does_not_open(made: World, victim: Sent) -> None:
@@ -287,11 +298,9 @@ def test_two_seals_of_one_vector_have_nothing_in_common(made: World) -> None:
     """The same client, update and vector: a client that has lost its sealed bytes makes a new key."""
     vector = random_integers(D, 1, 1000)
     sealer = KaheSealer(made.task, "client", threads=1)
-    bodies: list[dict[str, bytes]] = []
-    for _ in range(2):
-        body: dict[str, bytes] = {}
-        sealer._seal(bytes(16), lambda start, stop: vector[start:stop], lambda p, data: body.update({p: data}))
-        bodies.append(body)
+    bodies: list[dict[str, bytes]] = [{}, {}]
+    for body in bodies:
+        sealer._seal(bytes(16), lambda start, stop: vector[start:stop], body.__setitem__)
     difference = centred(residues_of(made, bodies[0]) - residues_of(made, bodies[1]))
     assert abs(difference.std() / (Q / np.sqrt(12)) - 1) < 0.1
     first, second = (boxes(made, body["shares"]) for body in bodies)

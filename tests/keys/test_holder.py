@@ -25,10 +25,10 @@ from he_protocol.problems import (
     MANIFEST_MISMATCH,
     RESIDUE_RANGE,
     TOO_FEW_CLIENTS,
-    TOO_LARGE,
     UNREACHABLE,
     UPDATE_OPENED_BEFORE,
     WRONG_EPOCH,
+    WRONG_SIZE,
 )
 from he_protocol.signing import SigningKey, token_hash, verify
 from keys.checks import Request
@@ -187,10 +187,28 @@ async def test_swapped_key_parts_are_noticed(scene: Scene) -> None:
     assert scene.server.put_shares == []
 
 
-async def test_a_key_part_that_does_not_end(scene: Scene) -> None:
-    update = scene.request.headers[0].update_id.hex()
+@pytest.mark.parametrize("place", [0, 1])
+async def test_a_key_part_that_does_not_end(scene: Scene, place: int) -> None:
+    """Parts come one after the other: a byte too many shifts the next one, which is then not what its client signed."""
+    update = scene.request.headers[place].update_id.hex()
     scene.server.bodies[update] += b"\0"
-    with refused(TOO_LARGE):
+    with refused(DIGEST_MISMATCH, scene.request.headers[place + 1].update_id.hex()):
+        await scene.open()
+    assert scene.server.put_shares == []
+
+
+async def test_bytes_behind_the_last_key_part_are_never_read(scene: Scene) -> None:
+    update = scene.request.headers[-1].update_id.hex()
+    scene.server.bodies[update] += bytes(1 << 20)
+    await scene.open()
+    assert len(scene.server.put_shares) == 1
+
+
+@pytest.mark.parametrize("place", [0, -1])
+async def test_a_stream_of_key_parts_that_ends_early(scene: Scene, place: int) -> None:
+    update = scene.request.headers[place].update_id.hex()
+    scene.server.bodies[update] = scene.server.bodies[update][:-1]
+    with refused(WRONG_SIZE if place else DIGEST_MISMATCH):
         await scene.open()
     assert scene.server.put_shares == []
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import combinations
+from itertools import combinations, pairwise
 from math import sqrt
 
 import numpy as np
@@ -139,7 +139,7 @@ async def test_the_source_is_asked_once_for_everything_and_bytes_come_in_order(t
     covered = sorted(asked)
     assert covered[0][0] == 0
     assert covered[-1][1] == made.task.length
-    assert all(one[1] == two[0] for one, two in zip(covered, covered[1:], strict=False))
+    assert all(one[1] == two[0] for one, two in pairwise(covered))
     assert [part for part, _ in written] == ["b"] * (len(written) - 1) + ["shares"]
     assert [sum(size for p, size in written if p == part.name) for part in made.task.body] == [
         part.size for part in made.task.body

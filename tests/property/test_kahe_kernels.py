@@ -13,7 +13,9 @@ MODULI = st.sampled_from([profile.modulus for profile in PROFILES.values()])
 
 
 def near(low: int, top: int) -> st.SearchStrategy[int]:
-    return st.one_of(st.integers(low, top), st.sampled_from([v for v in (low, low + 1, -1, 0, 1, top - 1, top) if low <= v]))
+    return st.one_of(
+        st.integers(low, top), st.sampled_from([v for v in (low, low + 1, -1, 0, 1, top - 1, top) if low <= v])
+    )
 
 
 @given(MODULI, st.data())

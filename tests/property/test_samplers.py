@@ -28,7 +28,9 @@ def plain_samples(sampler: Gaussian, words: list[int], count: int) -> list[int]:
         for place, lane in enumerate(lanes[sample * per_sample : (sample + 1) * per_sample]):
             low, high = (bisect_right(table, lane << 48 | rest) for rest in (0, (1 << 48) - 1))
             index = low if low == high else bisect_right(table, lane << 48 | next(spare) >> 16)
-            total += prod(k for level, k in enumerate(sampler.factors) if place >> level & 1) * (index - sampler._offset)
+            total += prod(k for level, k in enumerate(sampler.factors) if place >> level & 1) * (
+                index - sampler._offset
+            )
         out.append(total)
     return out
 
@@ -41,9 +43,15 @@ def sampled(draw) -> tuple[Gaussian, int, list[int]]:
     undecided = np.flatnonzero(sampler._direct == UNDECIDED).tolist()
     lane = st.one_of(st.integers(0, 0xFFFF), st.sampled_from((0, 0xFFFF, 0x7FFF, 0x8000)), st.sampled_from(undecided))
     lanes = count * 2 ** len(sampler.factors)
-    word = st.one_of(WORD, st.lists(lane, min_size=4, max_size=4).map(lambda l4: sum(x << 16 * i for i, x in enumerate(l4))))
+    word = st.one_of(
+        WORD, st.lists(lane, min_size=4, max_size=4).map(lambda l4: sum(x << 16 * i for i, x in enumerate(l4)))
+    )
     used = -(-lanes // 4)
-    return sampler, count, draw(st.lists(word, min_size=used, max_size=used)) + draw(st.lists(WORD, min_size=lanes, max_size=lanes))
+    return (
+        sampler,
+        count,
+        draw(st.lists(word, min_size=used, max_size=used)) + draw(st.lists(WORD, min_size=lanes, max_size=lanes)),
+    )
 
 
 @settings(max_examples=100)

@@ -109,12 +109,10 @@ def combine(world: World, parts: Mapping[int, bytes], sent: Sequence[Sent]) -> I
     return task.scheme.combine(folded(world, sent), vectors, task.length, len(sent), task.epoch_id)
 
 
-def open_sum(
-    world: World, request: Request, sent: Sequence[Sent], quorum: Sequence[int] | None = None
-) -> Integers:
-    """The sum that a quorum of holders (by default the first ones) and the server open for a request: nobody judges it."""
-    named = {header.update_id for header in request.headers}
-    listed = [one for one in sent if one.header.update_id in named]
+def open_sum(world: World, request: Request, sent: Sequence[Sent], quorum: Sequence[int] | None = None) -> Integers:
+    """The sum that a quorum (by default the first holders) and the server open for a request: nobody judges it."""
+    by_id = {one.header.update_id: one for one in sent}
+    listed = [by_id[header.update_id] for header in request.headers]  # as often as the manifest lists them
     parts: dict[int, bytes] = {}
     for holder in quorum if quorum is not None else range(world.task.config.threshold):
         parts |= shares(world, holder, request, listed)

@@ -13,7 +13,7 @@ from .refusals import refused
 
 
 def test_schemes_are_found_by_name():
-    assert "ckks" in scheme_names()
+    assert scheme_names() == ("ckks", "kahe")
     scheme = load_scheme("ckks", "ckks-8192")
     assert scheme.profile.name == "ckks-8192"
     assert scheme.ceremony
@@ -32,9 +32,12 @@ def test_unknown_profiles_are_refused_by_name():
         load_scheme("ckks", "ckks-1")
 
 
-def test_every_field_of_a_profile_is_in_its_fingerprint():
+@pytest.mark.parametrize(
+    ("scheme", "name"), [("ckks", "ckks-8192"), ("kahe", "kahe-30"), ("kahe", "kahe-20"), ("kahe", "kahe-14")]
+)
+def test_every_field_of_a_profile_is_in_its_fingerprint(scheme, name):
     """Two parties with any different number must notice before they exchange ciphertexts."""
-    profile = load_scheme("ckks", "ckks-8192").profile
+    profile = load_scheme(scheme, name).profile
     seen = {profile.fingerprint}
     for field in fields(profile):
         value = getattr(profile, field.name)

@@ -38,6 +38,7 @@ def test_a_signed_task_is_checked_and_named_by_its_hash():
     assert task.config == CONFIG
     assert task.hash == hashlib.sha256(encode(CONFIG)).digest()
     assert task.id == task.hash.hex()
+    assert task.epoch_id == task.hash + (1).to_bytes(8, "little")
     assert task.scheme is load_scheme("ckks", "ckks-8192")
     assert (task.sharing.holders, task.sharing.threshold) == (3, 2)
     assert (task.parameters, task.length) == (3100, 3100)
@@ -165,6 +166,31 @@ def test_the_largest_sum_counts_rounding_and_twelve_deviations():
     noisy = replace(CONFIG, privacy=CLIENT)
     std = Task(noisy, "", b"").noise_std
     assert sum_plan(noisy).largest(noisy.scale) == pytest.approx(100 * (2**20 + 1) + 12 * 10 * std)
+
+
+@pytest.mark.parametrize("profile", ["kahe-30", "kahe-20", "kahe-14"])
+@pytest.mark.parametrize("clients", [3, 100])
+def test_summed_errors_of_kahe_must_fit_too(profile, clients):
+    """6.4 * sqrt(n) at twelve deviations: a sum that wraps is another number and no error would tell."""
+    config = kahe_config(profile, max_clients=clients)
+    assert sum_plan(config).largest(1.0) == pytest.approx(clients * 2 + 12 * 6.4 * clients**0.5)
+    scale = sum_plan(config).largest_scale()
+    check_config(replace(config, scale=scale))
+    with refused(SUM_COULD_WRAP):
+        check_config(replace(config, scale=2 * scale))
+
+
+def test_a_kahe_task_has_no_ceremony_and_small_key_parts():
+    task = Task(kahe_config("kahe-30"), "", bytes(32))
+    assert not task.scheme.ceremony
+    assert [part.name for part in task.body] == ["b", "shares"]
+    assert (task.part("sum").name, task.part("key").name) == ("b", "shares")
+    assert task.part("key").size < 16_000
+
+
+def kahe_config(profile: str, **changes: object) -> TaskConfig:
+    numbers = load_scheme("kahe", profile).profile.fingerprint
+    return replace(CONFIG, scheme="kahe", profile=profile, fingerprint=numbers, scale=1.0, **changes)
 
 
 def test_a_profile_with_other_numbers_is_noticed():

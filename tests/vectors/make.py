@@ -17,21 +17,29 @@ from typing import Any
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from msgspec.structs import replace
 
+from he_client.schemes.kahe import KaheSealer
 from he_protocol import framing
 from he_protocol import messages as m
 from he_protocol.gaussian import Gaussian
 from he_protocol.identity import prove_request
-from he_protocol.keystream import derive_key, expand, expand_words
+from he_protocol.keystream import derive_key, expand_words
+from he_protocol.lanes import CommonProduct
 from he_protocol.messages import MESSAGE_LIMIT, Message, encode
 from he_protocol.privacy import PrivacyPlan
 from he_protocol.quantise import quantise
-from he_protocol.residues import ResidueLayout, pack
+from he_protocol.residues import ResidueLayout, fold, pack, unpack
 from he_protocol.schemes import load_scheme
 from he_protocol.schemes.ckks import PROFILES, common_polynomial
+from he_protocol.schemes.kahe import PROFILES as KAHE
+from he_protocol.schemes.kahe import KaheProfile, common_key, envelope_info, opened_key
 from he_protocol.sharing import Sharing
 from he_protocol.signing import TOKEN_LIMIT, SigningKey, fingerprint, jwk_x, payload_hash, token_hash
-from he_protocol.task import HolderEntry, ServerEntry, TaskConfig, TensorSpec
+from he_protocol.task import HolderEntry, ServerEntry, Task, TaskConfig, TensorSpec
+from keys.hpke_key import HpkeKey
+from keys.schemes import make_opener
+from tests.support.kahe import FixedWords
 
 HERE = Path(__file__).parent
 NOW = 1_800_000_000
@@ -45,11 +53,17 @@ def key(number: int) -> SigningKey:
 
 AUTHORITY, SERVER, CLIENT, HOLDER = (key(n) for n in range(1, 5))
 TASK_HASH = hashlib.sha256(b"a task").digest()
+EPOCH_ID = TASK_HASH + (1).to_bytes(8, "little")
 UPDATE = bytes(range(16))
 
 
 def sha(text: str) -> bytes:
     return hashlib.sha256(text.encode()).digest()
+
+
+def stream(key: bytes, size: int, block: int = 0) -> bytes:
+    """`size` bytes of the keystream, a multiple of 8."""
+    return expand_words(key, size // 8, block=block).tobytes()
 
 
 def credential() -> m.Credential:
@@ -76,14 +90,14 @@ def task_config() -> TaskConfig:
         staleness=2,
         max_openings=50,
         server=ServerEntry("aggregator", SERVER.public),
-        holders=tuple(HolderEntry(f"holder-{n}", key(10 + n).public, expand(sha(f"hpke {n}"), 1216)) for n in range(3)),
+        holders=tuple(HolderEntry(f"holder-{n}", key(10 + n).public, stream(sha(f"hpke {n}"), 1216)) for n in range(3)),
         threshold=2,
     )
 
 
 def examples() -> list[tuple[Message, SigningKey]]:
     """One of every signed message, with who signs it."""
-    sealed = m.SealedSeeds("holder-1", expand(sha("box"), 80))
+    sealed = m.SealedSeeds("holder-1", stream(sha("box"), 80))
     parts = (m.PartDigest(1, sha("part 1")), m.PartDigest(2, sha("part 2")))
     whole = (m.Part("c0", 153600, sha("c0")), m.Part("c1", 153600, sha("c1")))
     return [
@@ -312,38 +326,55 @@ def bad_frames() -> list[Case]:
     ]
 
 
-LAYOUT = ResidueLayout(1, (97, 113), 8, 7)
-DESCRIBED = {"polynomials": 1, "moduli": [97, 113], "degree": 8, "bits": 7}
+LAYOUT = ResidueLayout(1, (97, 113), 64, 7)
+DESCRIBED = {"polynomials": 1, "moduli": [97, 113], "degree": 64, "bits": 7}
 
 
 def good_residues() -> list[Case]:
     cases = []
-    wide = {"polynomials": 1, "moduli": list(PROFILES["ckks-8192"].data_moduli), "degree": 8, "bits": 50}
-    for described in (DESCRIBED, wide):
-        layout = ResidueLayout(1, tuple(described["moduli"]), 8, described["bits"])
+    shapes = [DESCRIBED]
+    shapes.append({"polynomials": 1, "moduli": list(PROFILES["ckks-8192"].data_moduli), "degree": 64, "bits": 50})
+    shapes += [{"polynomials": 2, "moduli": [p.modulus], "degree": 64, "bits": p.bits} for p in KAHE.values()]
+    shapes.append({"polynomials": 1, "moduli": [1 << 32], "degree": 64, "bits": 32})
+    for described in shapes:
+        layout = layout_of(described)
         moduli = np.array(layout.moduli, dtype=np.uint64)[None, :, None]
-        values = expand_words(sha("residues"), layout.rows * 8).reshape(layout.shape) % moduli
+        values = expand_words(sha("residues"), layout.rows * 64).reshape(layout.shape) % moduli
         for array in (values, np.broadcast_to(moduli - np.uint64(1), layout.shape)):
             cases.append({"layout": described, "residues": array.tolist(), "packed": pack(array, layout).hex()})
     return cases
 
 
+def layout_of(described: dict[str, Any]) -> ResidueLayout:
+    return ResidueLayout(described["polynomials"], tuple(described["moduli"]), described["degree"], described["bits"])
+
+
 def bad_residues() -> list[Case]:
     def packed(place: int, value: int) -> str:
-        values = np.zeros(16, dtype=np.uint64)
+        values = np.zeros(128, dtype=np.uint64)
         values[place] = value
         return pack(values, LAYOUT).hex()
 
     whole = packed(0, 0)
     rows = [
         ("the first at its modulus", packed(0, 97), "residue-out-of-range"),
-        ("the last of its row at its modulus", packed(7, 97), "residue-out-of-range"),
-        ("the second row's at its own modulus", packed(8, 113), "residue-out-of-range"),
-        ("all ones", "ff" * 14, "residue-out-of-range"),
+        ("the last of its row at its modulus", packed(63, 97), "residue-out-of-range"),
+        ("the second row's at its own modulus", packed(64, 113), "residue-out-of-range"),
+        ("all ones", "ff" * 112, "residue-out-of-range"),
         ("a byte short", whole[:-2], "wrong-size"),
         ("a byte long", whole + "00", "wrong-size"),
     ]
     return [{"case": what, "layout": DESCRIBED, "packed": text, "problem": problem} for what, text, problem in rows]
+
+
+def bad_layouts() -> list[Case]:
+    changes = [
+        ("a degree that is no multiple of 64", {"degree": 32}),
+        ("a modulus that does not fit", {"moduli": [97, 129]}),
+        ("no bits", {"bits": 0, "moduli": [1]}),
+        ("too many bits", {"bits": 63}),
+    ]
+    return [{"case": what, "layout": DESCRIBED | change} for what, change in changes]
 
 
 def good_sharing() -> list[Case]:
@@ -370,7 +401,7 @@ def good_keystream() -> list[Case]:
         {
             "key": k.hex(),
             "block": block,
-            "stream": expand(k, 40, block=block).hex(),
+            "stream": stream(k, 40, block).hex(),
             "words": expand_words(k, 3, block=block).tolist(),
         }
         for k in (bytes(32), sha("stream"))
@@ -394,13 +425,14 @@ def good_gaussian() -> list[Case]:
     cases = []
     for std in (0.5, 3.2, 6.4, 96.0, 137.0, 1000.0, 1e6):
         sampler = Gaussian(std)
-        words = expand_words(sha("gaussian"), 16 * sampler.words)
+        words = expand_words(sha("gaussian"), sampler.words(64))
         cases.append(
             {
                 "std": std,
                 "factors": list(sampler.factors),
                 "key": sha("gaussian").hex(),
-                "samples": sampler.sample(words).tolist(),
+                "words": words.size,
+                "samples": sampler.sample(words, 64).tolist(),
             }
         )
     return cases
@@ -422,21 +454,177 @@ def good_quantise() -> list[Case]:
 
 
 def good_profiles() -> list[Case]:
+    """Every profile's fingerprint; for `ckks` also the common polynomial."""
+    cases = [
+        {"scheme": profile.scheme, "profile": name, "fingerprint": profile.fingerprint.hex()}
+        for name, profile in (PROFILES | KAHE).items()
+    ]
+    for case, profile in zip(cases, PROFILES.values(), strict=False):
+        a = common_polynomial(profile, EPOCH_ID)
+        case |= {
+            "epoch_id": EPOCH_ID.hex(),
+            "common_polynomial_sha256": hashlib.sha256(a.astype("<u8").tobytes()).hexdigest(),
+            "first_residues": a[0, :, :4].tolist(),
+        }
+    return cases
+
+
+def kahe_key(profile: KaheProfile, name: str) -> np.ndarray:
+    """A one-time key: the profile's Gaussian from the keystream of SHA-256(name)."""
+    sampler = Gaussian(profile.error_std, profile.error_tail)
+    return sampler.sample(expand_words(sha(name), sampler.words(profile.degree)), profile.degree)
+
+
+def good_kahe_products() -> list[Case]:
+    """a_j * s for a fixed s: 16 polynomials of two groups, as little-endian uint32 row by row."""
     cases = []
-    for name, profile in PROFILES.items():
-        a = common_polynomial(profile, TASK_HASH, 1)
+    for name, profile in KAHE.items():
+        secret = kahe_key(profile, "secret")
+        product = CommonProduct(common_key(EPOCH_ID), secret, profile.modulus)
+        for number in (0, 3):
+            rows = product.group(number)
+            cases.append(
+                {
+                    "profile": name,
+                    "epoch_id": EPOCH_ID.hex(),
+                    "common_key": common_key(EPOCH_ID).hex(),
+                    "secret_key": sha("secret").hex(),
+                    "secret_first": secret[:8].tolist(),
+                    "group": number,
+                    "first_of_each": rows[:, :4].tolist(),
+                    "sha256": hashlib.sha256(rows.astype("<u4").tobytes()).hexdigest(),
+                }
+            )
+    return cases
+
+
+def kahe_config(profile: str) -> TaskConfig:
+    """The task above under `kahe`, with holders whose HPKE keys exist."""
+    config = task_config()
+    holders = [replace(h, hpke=hpke_key(n).public) for n, h in enumerate(config.holders)]
+    return replace(
+        config, scheme="kahe", profile=profile, fingerprint=KAHE[profile].fingerprint, scale=16.0, max_clients=3,
+        privacy=PrivacyPlan("none"), holders=tuple(holders),
+    )  # fmt: skip
+
+
+def hpke_key(number: int) -> HpkeKey:
+    return HpkeKey(stream(sha(f"hpke private {number}"), 96))
+
+
+def kahe_updates(profile: str) -> tuple[Task, list[Case], list[dict[str, bytes]]]:
+    """Two clients' updates under `FixedWords`; envelopes are randomised by HPKE, so seeds stand for them."""
+    config = kahe_config(profile)
+    task = Task(config, "", hashlib.sha256(encode(config)).digest())
+    cases, bodies = [], []
+    for client in ("phone-1", "phone-2"):
+        words, update_id = FixedWords(client.encode()), sha(client)[:16]
+        values = (expand_words(sha(f"values {client}"), task.length) % np.uint64(2001)).astype(np.int64) - 1000
+        body = {part.name: b"" for part in task.body}
+
+        def write(part: str, data: bytes, body: dict[str, bytes] = body) -> None:
+            body[part] += data
+
+        def source(start: int, stop: int, values: np.ndarray = values) -> np.ndarray:
+            return values[start:stop]
+
+        KaheSealer(task, client, threads=1, words=words)._seal(update_id, source, write)
+        bodies.append(body)
+        explicit = body["shares"][: task.scheme.explicit_bytes]  # type: ignore[attr-defined]
         cases.append(
             {
-                "scheme": profile.scheme,
-                "profile": name,
-                "fingerprint": profile.fingerprint.hex(),
-                "task_hash": TASK_HASH.hex(),
-                "epoch": 1,
-                "common_polynomial_sha256": hashlib.sha256(a.astype("<u8").tobytes()).hexdigest(),
-                "first_residues": a[0, :, :4].tolist(),
+                "config": encode(config).decode(),
+                "epoch_id": task.epoch_id.hex(),
+                "client": client,
+                "update_id": update_id.hex(),
+                "words": client,
+                "values_key": sha(f"values {client}").hex(),
+                "seeds": [seed.hex() for seed in words.seeds(task.sharing.parts)],
+                "envelope_info": [
+                    envelope_info(task.epoch_id, client, update_id, holder.name).hex() for holder in config.holders
+                ],
+                "sizes": {part.name: part.size for part in task.body},
+                "b_first": body["b"][:32].hex(),
+                "b_sha256": hashlib.sha256(body["b"]).hexdigest(),
+                "explicit_first": explicit[:32].hex(),
+                "explicit_sha256": hashlib.sha256(explicit).hexdigest(),
+            }
+        )
+    return task, cases, bodies
+
+
+def good_kahe_updates() -> list[Case]:
+    return [case for profile in KAHE for case in kahe_updates(profile)[1]]
+
+
+def good_kahe_openings() -> list[Case]:
+    """The sum of the updates above: what holders release for it, the key, and the opened integers."""
+    cases = []
+    for profile in KAHE:
+        task, _, bodies = kahe_updates(profile)
+        layout, shares = task.part("sum").layout, task.scheme.share_layout(task.length)
+        assert layout is not None
+        total = layout.zeros()
+        for body in bodies:
+            fold(total.reshape(layout.rows, layout.degree), body["b"], layout)
+        folded = hashlib.sha256(pack(total, layout)).hexdigest()
+        released: dict[int, bytes] = {}
+        for index in (0, 1):
+            opening = make_opener(task, index, hpke_key(index), {}).begin()
+            for client, body in zip(("phone-1", "phone-2"), bodies, strict=True):
+                parts = tuple(m.Part(part.name, part.size, sha(part.name)) for part in task.body)
+                opening.add(m.UpdateHeader(task.hash, 1, sha(client)[:16], client, 0, NOW, parts), body["shares"])
+            released |= dict(opening.release(bytes(32)))
+        vectors = [unpack(released[part], shares) for part in range(task.sharing.parts)]
+        key = opened_key(KAHE[profile], vectors, 2)
+        opened = task.scheme.combine(total, vectors, task.length, 2, task.epoch_id)
+        cases.append(
+            {
+                "profile": profile,
+                "updates": ["phone-1", "phone-2"],
+                "b_sum_sha256": folded,
+                "shares_first": [released[part][:16].hex() for part in range(task.sharing.parts)],
+                "shares_sha256": [hashlib.sha256(released[part]).hexdigest() for part in range(task.sharing.parts)],
+                "key_first": key[:16].tolist(),
+                "key_sha256": hashlib.sha256(key.astype("<i8").tobytes()).hexdigest(),
+                "opened_first": opened[:16].tolist(),
+                "opened_sha256": hashlib.sha256(opened.astype("<i8").tobytes()).hexdigest(),
             }
         )
     return cases
+
+
+def bad_kahe_keys() -> list[Case]:
+    """Released parts (all zero but for one coefficient of each) that sum to no key of `count` updates."""
+    changes = [
+        ("one above the range of one update", 1, [52, 0, 0]),
+        ("one below it", 1, [(1 << 32) - 52, 0, 0]),
+        ("above the range of three", 3, [100, 50, 4]),
+        ("the most negative number", 1000, [1 << 31, 0, 0]),
+        ("wrapped sums", 1, [(1 << 32) - 1, (1 << 32) - 1, 54]),
+    ]
+    return [
+        {"case": what, "profile": "kahe-14", "count": count, "place": 17, "parts": parts, "problem": "combine-refused"}
+        for what, count, parts in changes
+    ]
+
+
+def bad_kahe_shares() -> list[Case]:
+    """Changes to the shares of the first update of kahe-14, as holder 0 opens them."""
+    explicit = 4 * KAHE["kahe-14"].degree + 16
+    changes: list[tuple[str, dict[str, Any]]] = [
+        ("a bit of the explicit part", {"flip": 0}),
+        ("a bit of its tag", {"flip": explicit - 1}),
+        ("a bit of the ML-KEM ciphertext", {"flip": explicit}),
+        ("a bit of the X25519 share", {"flip": explicit + 1088}),
+        ("a bit of the sealed seeds", {"flip": explicit + 1120}),
+        ("a bit of the envelope's tag", {"flip": explicit + 1199}),
+        ("another client's", {"client": "phone-2"}),
+        ("another update's", {"update_id": bytes(16).hex()}),
+        ("another epoch's", {"epoch": 2}),
+        ("for another holder", {"holder": 1, "box": 0}),
+    ]
+    return [{"case": what, **change, "problem": "digest-mismatch"} for what, change in changes]
 
 
 REQUEST = {"audience": "aggregator", "method": "PUT", "path": "/v1/tasks"}
@@ -505,7 +693,8 @@ FILES = {
     for function in (
         good_messages, bad_messages, bad_signatures, bad_tasks, bad_sizes, good_frames, bad_frames, good_residues,
         bad_residues, good_sharing, bad_sharing, good_keystream, good_derived_keys, good_gaussian, good_quantise,
-        good_profiles, good_requests, bad_requests,
+        bad_layouts, good_profiles, good_requests, bad_requests, good_kahe_products, good_kahe_updates,
+        good_kahe_openings, bad_kahe_keys, bad_kahe_shares,
     )
 }  # fmt: skip
 

@@ -1,0 +1,72 @@
+"""The project's own source, parsed once."""
+
+from __future__ import annotations
+
+import ast
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+PACKAGES = ("he_protocol", "he_client", "he_server", "keys", "bench", "migrations", "examples")
+SHIPPED = ("he_protocol", "he_client", "he_server", "keys")
+
+
+@dataclass(frozen=True)
+class Module:
+    """One file of the project; `name` is its dotted name."""
+
+    path: Path
+    name: str
+    text: str
+    tree: ast.Module
+
+    @property
+    def where(self) -> str:
+        return str(self.path.relative_to(ROOT))
+
+
+@cache
+def modules(package: str) -> tuple[Module, ...]:
+    """Every module of a package, by path."""
+    found = []
+    for path in sorted((ROOT / package).rglob("*.py")):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+        text = path.read_text()
+        found.append(Module(path, name, text, ast.parse(text)))
+    assert found, package
+    return tuple(found)
+
+
+def imported(module: Module) -> set[str]:
+    """Dotted names that a module imports anywhere in it, also inside functions and under TYPE_CHECKING."""
+    names: set[str] = set()
+    for node in ast.walk(module.tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module.where}: relative import"
+            names.add(node.module or "")
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def identifiers(module: Module) -> set[str]:
+    """Every name, attribute, argument, keyword and imported name in a module."""
+    names: set[str] = set()
+    for node in ast.walk(module.tree):
+        match node:
+            case ast.Name():
+                names.add(node.id)
+            case ast.Attribute():
+                names.add(node.attr)
+            case ast.arg():
+                names.add(node.arg)
+            case ast.keyword():
+                names.add(node.arg or "")
+            case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef():
+                names.add(node.name)
+            case ast.alias():
+                names |= {*node.name.split("."), node.asname or ""}
+    return names

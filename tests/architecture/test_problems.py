@@ -1,0 +1,121 @@
+"""Every refusal is raised somewhere and seen by some test; no secret shows in a repr."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import importlib
+import re
+from functools import cache
+
+import msgspec
+import pytest
+
+from he_protocol import problems
+from he_protocol.problems import PROBLEMS, ProblemType
+from keys.hpke_key import HpkeKey
+from tests.architecture.source import ROOT, SHIPPED, modules
+
+CONSTANTS = {
+    value.slug: name for name, value in vars(problems).items() if isinstance(value, ProblemType) and name.isupper()
+}
+KINDS = [pytest.param(problem, id=slug) for slug, problem in PROBLEMS.items()]
+SECRET_FIELDS = re.compile(r"private|secret|seed|passphrase|^hpke$|password")
+
+
+def test_every_problem_has_its_constant() -> None:
+    assert CONSTANTS.keys() == PROBLEMS.keys()
+
+
+@cache
+def raised() -> frozenset[str]:
+    """Constants that code uses, imports and the table of problems left out."""
+    names: set[str] = set()
+    for package in SHIPPED:
+        for module in modules(package):
+            if module.name in {"he_protocol.problems", "he_server.routes"}:  # there they are listed, not raised
+                continue
+            for node in ast.walk(module.tree):
+                if isinstance(node, ast.Name):
+                    names.add(node.id)
+                elif isinstance(node, ast.Attribute):
+                    names.add(node.attr)
+    # `problems` itself raises one: what is no problem document
+    (own,) = (module for module in modules("he_protocol") if module.name == "he_protocol.problems")
+    calls = [node for node in ast.walk(own.tree) if isinstance(node, ast.Call) and ast.unparse(node.func) == "cls"]
+    names |= {node.args[0].id for node in calls if isinstance(node.args[0], ast.Name)}
+    return frozenset(names)
+
+
+@cache
+def texts_of_tests() -> str:
+    return "\n".join(
+        path.read_text() for path in sorted((ROOT / "tests").rglob("test_*.py")) if path.name != "test_problems.py"
+    )
+
+
+@pytest.mark.parametrize("problem", KINDS)
+def test_it_is_raised_somewhere(problem: ProblemType) -> None:
+    assert CONSTANTS[problem.slug] in raised()
+
+
+@pytest.mark.parametrize("problem", KINDS)
+def test_some_test_names_it(problem: ProblemType) -> None:
+    assert re.search(rf"\b{CONSTANTS[problem.slug]}\b|[\"']{problem.slug}[\"']", texts_of_tests())
+
+
+def secret_types() -> list[tuple[type, str]]:
+    """Every dataclass and message of the project with a field that sounds secret."""
+    found = []
+    for package in SHIPPED:
+        for module in modules(package):
+            if module.name.endswith("__main__") or module.name == "he_client.training":
+                continue
+            for value in vars(importlib.import_module(module.name)).values():
+                if isinstance(value, type) and value.__module__ == module.name:
+                    if dataclasses.is_dataclass(value):
+                        names = [field.name for field in dataclasses.fields(value)]
+                    elif issubclass(value, msgspec.Struct):
+                        names = list(value.__struct_fields__)
+                    else:
+                        continue
+                    found += [(value, name) for name in names if SECRET_FIELDS.search(name)]
+    return found
+
+
+SHOWN = {("HolderEntry", "hpke"), ("Credential", "hpke"), ("EnrolRequest", "hpke"), ("KeyHolder", "hpke")}
+"""Public halves: the HPKE key that others seal to; and an `HpkeKey`, which hides its own private half."""
+
+
+def test_secret_fields_are_found() -> None:
+    found = {(kind.__name__, name) for kind, name in secret_types()}
+    assert {("SigningKey", "private"), ("KeyRecord", "private"), ("KeyRecord", "hpke"), ("PartSeed", "seed")} <= found
+    assert found >= SHOWN
+
+
+@pytest.mark.parametrize(
+    ("kind", "field"),
+    [
+        pytest.param(kind, name, id=f"{kind.__name__}.{name}")
+        for kind, name in secret_types()
+        if (kind.__name__, name) not in SHOWN
+    ],
+)
+def test_no_secret_shows_in_a_repr(kind: type, field: str) -> None:
+    """An instance with nothing but the one field set, to something that would be recognised."""
+    secret = f"a-secret-{field}-that-must-not-show"
+    names = kind.__struct_fields__ if issubclass(kind, msgspec.Struct) else [f.name for f in dataclasses.fields(kind)]
+    blank = object.__new__(kind) if dataclasses.is_dataclass(kind) else kind(*[b""] * len(names))
+    for name in names:
+        value = (secret,) if name == field and name.endswith("s") else secret if name == field else b""
+        (msgspec.structs.force_setattr if issubclass(kind, msgspec.Struct) else object.__setattr__)(blank, name, value)
+    assert secret not in repr(blank)
+    assert secret not in str(blank)
+
+
+def test_an_hpke_key_hides_its_private_half() -> None:
+    key = HpkeKey.generate()
+    assert len(key.private) > 32
+    for shown in (repr(key), str(key)):
+        assert repr(key.private)[2:20] not in shown
+        assert key.private.hex()[:16] not in shown

@@ -1,0 +1,127 @@
+"""The shape of the code: pure where it says so, small, layered, and random only where secrets may be."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.architecture.source import PACKAGES, ROOT, SHIPPED, Module, identifiers, imported, modules
+
+EVERYTHING = [module for package in PACKAGES for module in modules(package)]
+LONGEST_FILE, LONGEST_FUNCTION = 400, 60
+KEY_FILES = "he_protocol.keyfile"
+"""The one module of the public half that touches the disk."""
+
+IMPURE_MODULES = frozenset(
+    {"aiohttp", "asyncio", "socket", "ssl", "http", "urllib", "subprocess", "threading", "multiprocessing", "logging",
+     "structlog", "sqlite3", "sqlalchemy", "tempfile", "shutil", "time", "datetime", "signal", "select"}
+)  # fmt: skip
+DISK = frozenset({"os", "pathlib", "io"})
+CLOCK_OR_DISK_CALLS = frozenset(
+    {"open", "read_text", "read_bytes", "write_text", "write_bytes", "print", "input", "now", "today", "utcnow",
+     "monotonic", "perf_counter", "sleep", "getenv", "environ"}
+)  # fmt: skip
+
+
+def test_the_parser_sees_the_whole_project() -> None:
+    names = {module.name for module in EVERYTHING}
+    assert {"he_protocol.task", "he_client.client", "he_server.worker", "keys.checks", "examples.har.rounds"} <= names
+
+
+@pytest.mark.parametrize("module", modules("he_protocol"), ids=lambda module: module.name)
+def test_the_public_half_does_no_io_and_reads_no_clock(module: Module) -> None:
+    roots = {name.split(".")[0] for name in imported(module)}
+    assert not roots & IMPURE_MODULES
+    if module.name == KEY_FILES:
+        return
+    assert not roots & DISK
+    calls = {
+        node.func.id if isinstance(node.func, ast.Name) else node.func.attr
+        for node in ast.walk(module.tree)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name | ast.Attribute)
+    }
+    assert not calls & CLOCK_OR_DISK_CALLS
+
+
+def test_the_one_exception_is_still_needed() -> None:
+    (keyfile,) = (module for module in modules("he_protocol") if module.name == KEY_FILES)
+    assert {"os", "pathlib"} <= imported(keyfile)
+
+
+@pytest.mark.parametrize("module", EVERYTHING, ids=lambda module: module.name)
+def test_files_are_short(module: Module) -> None:
+    assert len(module.text.splitlines()) <= LONGEST_FILE
+
+
+@pytest.mark.parametrize("module", EVERYTHING, ids=lambda module: module.name)
+def test_functions_are_short(module: Module) -> None:
+    """Docstrings count; whatever is longer than a screen is two things."""
+    long = [f"{node.name}: {size}" for node, size in functions(module) if size > LONGEST_FUNCTION]
+    assert not long
+
+
+def functions(module: Module) -> Iterator[tuple[ast.FunctionDef | ast.AsyncFunctionDef, int]]:
+    for node in ast.walk(module.tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield node, (node.end_lineno or node.lineno) - node.lineno + 1
+
+
+@pytest.mark.parametrize("module", EVERYTHING, ids=lambda module: module.name)
+def test_names_say_what_lives_there(module: Module) -> None:
+    assert module.path.stem not in {"utils", "util", "helpers", "helper", "common", "misc", "base", "tools"}
+
+
+@pytest.mark.parametrize(
+    "module", [module for package in SHIPPED for module in modules(package)], ids=lambda module: module.name
+)
+def test_no_random_numbers_but_the_operating_systems(module: Module) -> None:
+    """Whatever is drawn comes from `secrets`, `os.urandom` or `cryptography`, and is named so."""
+    names = imported(module)
+    assert "random" not in names
+    assert not {name for name in names if name.startswith(("random.", "numpy.random", "torch.random"))}
+    attributes = {
+        ast.unparse(node)
+        for node in ast.walk(module.tree)
+        if isinstance(node, ast.Attribute) and node.attr != "urandom"
+    }
+    assert not {name for name in attributes if name.startswith(("np.random", "numpy.random", "random."))}
+    assert not {name for name in attributes if name.startswith("torch.") and name.split(".")[1].startswith("rand")}
+    assert not identifiers(module) & {
+        "default_rng",
+        "RandomState",
+        "manual_seed",
+        "getrandbits",
+        "shuffle",
+    }
+
+
+def test_the_secret_generators_are_used_where_secrets_are_made() -> None:
+    """The test above is about places that draw at all."""
+    users = {
+        module.name
+        for package in SHIPPED
+        for module in modules(package)
+        if {"secrets", "os.urandom"}
+        & {*imported(module), *(ast.unparse(n) for n in ast.walk(module.tree) if isinstance(n, ast.Attribute))}
+    }
+    assert {"he_client.encode", "he_client.client", "he_client.transport", "keys.ceremony"} <= users
+
+
+@pytest.mark.parametrize("module", modules("he_protocol"), ids=lambda module: module.name)
+def test_the_public_half_draws_nothing_at_all(module: Module) -> None:
+    """Randomness is passed in: `words`, seeds, keys. Only a fresh signing key is made here, by the JOSE library."""
+    assert not {"secrets", "random"} & imported(module)
+    assert "urandom" not in identifiers(module)
+
+
+def test_import_contracts_hold() -> None:
+    program = Path(sys.executable).with_name("lint-imports")
+    done = subprocess.run([program, "--no-cache"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "0 broken" in done.stdout
+    assert "Contracts: 0 kept" not in done.stdout

@@ -1,0 +1,40 @@
+"""Results as a run would leave them."""
+
+from __future__ import annotations
+
+from bench.results import About, Comparison, Failed, Machine, Measurement, Missing, PeerResult, Point, Run, Spread
+
+MACHINE = Machine(
+    "a processor", 2, 8 << 30, "Linux", "CPython 3.11", {"numpy": "2.0"}, "2026-01-01T00:00:00+00:00", 0.1
+)
+SPREAD = Spread(0.009, 0.010, 0.012, 5)
+
+
+def measurement(case: str, parameters: int, stages: dict[str, float] | None = None) -> Measurement:
+    point = Point(case, "kahe-30", parameters, 10, 1)
+    return Measurement(point, SPREAD, parameters, 4 * parameters, 1 << 20, stages or {})
+
+
+RUN = Run(
+    MACHINE,
+    "quick",
+    (
+        measurement("seal", 10_000),
+        measurement("seal", 1_000_000),
+        Failed(Point("seal", "ckks-8192", 10_000, 10, 1), "it <broke>"),
+        measurement("ingest", 10_000, {"bare": 0.002, "server": 0.010}),
+    ),
+)
+ABOUT = About("Library 1.0", "a | setting", "the <server>", "CPython 3.11")
+PEERS = Comparison(
+    MACHINE,
+    1000,
+    25,
+    1,
+    "ours",
+    (
+        PeerResult("ours", ABOUT, SPREAD, SPREAD, 4000, 1e-7),
+        PeerResult("theirs", ABOUT, Spread(0.1, 0.1, 0.1, 1), SPREAD, 8000, 1e-6),
+        Missing("absent", "No module named 'absent'"),
+    ),
+)

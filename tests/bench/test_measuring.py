@@ -1,0 +1,92 @@
+"""Each case once, at a tiny size: no figure is judged here."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+from typer.testing import CliRunner
+
+from bench import results
+from bench.cli import app
+from bench.isolated import measured
+from bench.memory import PeakMemory
+from bench.results import Comparison, Failed, Measurement, Missing, PeerResult, Point, Run
+from bench.runner import run_point
+
+TINY = 3000
+
+
+@pytest.mark.parametrize("case", ["seal", "fold", "share", "open", "ingest", "round"])
+async def test_case(case: str) -> None:
+    found = await measured(Point(case, "kahe-30", TINY, 2, 2), 0.0)
+    assert isinstance(found, Measurement), found
+    assert found.seconds.repetitions == 3
+    assert found.seconds.minimum > 0
+    assert found.traffic > 0
+
+
+async def test_ckks_goes_through_the_same_seam() -> None:
+    found = await measured(Point("open", "ckks-8192", TINY, 2, 1), 0.0)
+    assert isinstance(found, Measurement), found
+
+
+def test_a_refusal_is_told_by_the_process() -> None:
+    found = run_point(Point("seal", "kahe-14", TINY, 10**6, 1), 0.0)
+    assert isinstance(found, Failed)
+    assert "sum-could-wrap" in found.reason
+
+
+def test_run_and_report(tmp_path: Path) -> None:
+    file = tmp_path / "run.json"
+    arguments = ["run", "--case", "fold", "--profile", "kahe-20", "--d", str(TINY), "--clients", "2"]
+    ran = CliRunner().invoke(app, [*arguments, "--json", str(file), "--format", "json"])
+    assert ran.exit_code == 0, ran.output
+    found = msgspec.json.decode(ran.stdout, type=Run)
+    assert found == results.load(file)
+    assert [result.point.case for result in found.results] == ["fold"]
+    shown = CliRunner().invoke(app, ["report", str(file), "--out", str(tmp_path / "out")])
+    assert shown.exit_code == 0, shown.output
+    assert "kahe-20" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_peers_take_turns_and_open_their_sums(tmp_path: Path) -> None:
+    chosen = [word for name in ("hushsum:kahe-30", "plain", "tenseal", "hushsum:kahe-99") for word in ("--peer", name)]
+    arguments = ["peers", "--d", str(TINY), "--repetitions", "1", "--clients", "3", *chosen]
+    ran = CliRunner().invoke(app, [*arguments, "--format", "json"])
+    assert ran.exit_code == 0, ran.output
+    found = msgspec.json.decode(ran.stdout, type=Comparison)
+    *measured, unknown = found.results
+    for result in measured:
+        assert isinstance(result, PeerResult), result
+        assert result.error < 1e-5
+        assert result.traffic > TINY
+    assert isinstance(unknown, Missing)
+    assert "kahe-99" in unknown.reason
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["run", "--case", "boil"], "unknown case"),
+        (["run", "--profile", "kahe-99"], "unknown profile"),
+        (["peers", "--peer", "nobody"], "unknown peer"),
+        (["peers", "--python-for", "nvflare=/nowhere/python"], "an interpreter"),
+    ],
+)
+def test_a_slip_of_the_pen_is_refused(arguments: list[str], text: str) -> None:
+    ran = CliRunner().invoke(app, arguments)
+    assert ran.exit_code == 2
+    assert text in ran.output
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the high-water mark is Linux's")
+def test_peak_memory_counts_what_was_freed_again() -> None:
+    watch = PeakMemory([os.getpid()])
+    bytearray(b"x" * (64 << 20)).clear()
+    above = watch.above()
+    assert above is not None
+    assert 60 << 20 < above < 200 << 20
