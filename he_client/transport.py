@@ -25,7 +25,7 @@ from he_client.identity import Identity
 from he_protocol import api, framing
 from he_protocol.identity import prove_request
 from he_protocol.messages import decode
-from he_protocol.problems import NOT_FOUND, TOO_LARGE, UNREACHABLE, WRONG_SIZE, Refusal
+from he_protocol.problems import NOT_FOUND, TOO_LARGE, TRAILING_BYTES, UNREACHABLE, WRONG_SIZE, Refusal
 from he_protocol.task import Task
 
 RETRY_STATUS = frozenset({429, 502, 503, 504})
@@ -131,13 +131,17 @@ class Transport:
     async def records(self, path: str, *, audience: str, size: int, count: int) -> AsyncGenerator[bytes, None]:
         """`count` records of `size` bytes each, as they arrive: one record is in memory at a time.
 
-        Not retried: what was yielded cannot be taken back. Raises what `request` raises, and `wrong-size`
-        when the server sends less.
+        Not retried: what was yielded cannot be taken back. Raises what `request` raises, `wrong-size`
+        when the server sends less, and `trailing-bytes` when it sends more.
         """
         try:
             async with self._response("GET", path, audience, (), {}, {}) as response:
                 for _ in range(count):
                     yield await response.content.readexactly(size)
+                if await response.content.read(1):
+                    raise Refusal(
+                        TRAILING_BYTES, f"GET {path}", expected=f"{count} records of {size} bytes", got="more"
+                    )
         except asyncio.IncompleteReadError as short:
             raise Refusal(WRONG_SIZE, f"GET {path} ended early", expected=size, got=len(short.partial)) from None
         except _Later as later:

@@ -138,6 +138,7 @@ class KeyHolder:
         async with aclosing(bodies):
             for header in request.headers:
                 await asyncio.to_thread(add_checked, total, header, part.name, await anext(bodies))
+            await anext(bodies, None)  # lets the stream check that nothing follows
         share, vectors = await asyncio.to_thread(release, request, self.identity.name, total)
         head = self.identity.key.sign(share).encode()
         await transport.put_frame(api.share_path(task.id, number, self.identity.name), head, vectors, server)

@@ -61,12 +61,15 @@ class KaheKeySum:
         name = task.config.holders[self._index].name
         box = body[explicit_bytes + self._index * size :][:size]
         opened = self._hpke.open(box, envelope_info(task.epoch_id, header.client, header.update_id, name))
+        terms = {}
         for i, part in enumerate(self._totals):
             seed = opened[SEED_BYTES * i :][:SEED_BYTES]
             if part == explicit_part(task.sharing):
-                self._totals[part] += self._explicit(header, seed, body[:explicit_bytes])
+                terms[part] = self._explicit(header, seed, body[:explicit_bytes])
             else:
-                self._totals[part] += expand_part(seed, self._scheme.profile.degree)
+                terms[part] = expand_part(seed, self._scheme.profile.degree)
+        for part, term in terms.items():  # only now: a refusal above leaves the sum as it was
+            self._totals[part] += term
 
     def release(self, manifest_hash: bytes) -> Iterator[tuple[int, bytes]]:
         layout = self._scheme.share_layout(self._task.length)
