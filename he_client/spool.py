@@ -55,6 +55,7 @@ class Spool:
         for path in sealed.parts:
             _sync(path)
         _write(sealed.folder / HEAD, encode(head))
+        _sync(sealed.folder.parent)
 
     def pending(self) -> list[SealedUpdate]:
         """Sealed updates without a receipt, oldest first; half-sealed ones are removed."""

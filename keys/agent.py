@@ -10,9 +10,9 @@ import structlog
 
 from he_client.transport import RetryPolicy, Transport
 from he_protocol import api
-from he_protocol.problems import Refusal
+from he_protocol.problems import WRONG_STATE, Refusal
 from he_protocol.task import Task
-from keys.holder import KeyHolder
+from keys.holder import SERVICE_FAILURE, KeyHolder
 
 REFUSED_SECONDS = 30.0
 """How long a refused round is left alone before it is judged again."""
@@ -65,11 +65,14 @@ class Agent:
         try:
             await self._holder.open_round(self._task, number, self._transport)
         except Refusal as refusal:
-            if refusal.problem.status >= 500:
+            if refusal.problem.status >= SERVICE_FAILURE:
                 log.warning("round interrupted", round=number, problem=refusal.problem.slug, detail=str(refusal))
                 return
             self._refused[number] = self._holder.clock() + REFUSED_SECONDS
-            log.error("round refused", round=number, problem=refusal.problem.slug, detail=str(refusal))
+            if refusal.problem is WRONG_STATE:
+                log.info("round was opened without us", round=number)
+            else:
+                log.error("round refused", round=number, problem=refusal.problem.slug, detail=str(refusal))
         else:
             log.info("share released", task=self._task.config.name, round=number)
 

@@ -25,6 +25,7 @@ from he_protocol.problems import (
     MANIFEST_MISMATCH,
     TOO_FEW_CLIENTS,
     WRONG_EPOCH,
+    WRONG_STATE,
     Refusal,
 )
 from he_protocol.signing import read_unverified
@@ -112,7 +113,8 @@ class KeyHolder:
     async def open_round(self, task: Task, number: int, transport: Transport) -> None:
         """Judge a round's manifest, record the decision, and release this holder's share.
 
-        Raises the refusal, which is in the ledger then; a failure of the service is not recorded.
+        Raises the refusal, which is in the ledger then; not so a failure of the service, or `wrong-state`: a
+        quorum of the others was faster.
         """
         opener = await asyncio.to_thread(self.opener, task)
         path, server = api.opening_path(task.id, number), task.config.server.name
@@ -120,7 +122,7 @@ class KeyHolder:
         try:
             await self._answer(task, number, opener, asked, transport)
         except Refusal as refusal:
-            if refusal.problem.status < SERVICE_FAILURE:
+            if refusal.problem.status < SERVICE_FAILURE and refusal.problem is not WRONG_STATE:
                 await self.ledger.refused(task, number, refusal, self.clock(), asked.manifest)
             raise
 

@@ -238,6 +238,7 @@ async def test_a_share_that_the_server_does_not_want_is_not_pressed_on_it(
         asked = server.count(*openings(world))
         await server.until(lambda: server.count(*openings(world)) >= asked + 5)
         assert server.count(*key) == 1
+        assert await holder.ledger.refusals(world.task.hash) == []  # a quorum of the others was faster: no evidence
 
 
 async def test_joined_tasks_are_verified_again(world: World, holder: KeyHolder) -> None:
