@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import sys
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Literal, ParamSpec, TypeVar
 
@@ -19,7 +20,10 @@ Format = Literal["text", "json"]
 REFUSED = 2
 """Exit code of a refusal."""
 
-out = Console()
+WIDE = 200
+"""Columns where standard output is no terminal: a log or a pipe must not cut names short."""
+
+out = Console(width=None if sys.stdout.isatty() else WIDE)
 err = Console(stderr=True)
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -146,4 +146,4 @@ def test_the_parts_are_durable_before_the_head_and_the_head_before_its_name(
 
     monkeypatch.setattr(Path, "replace", replaced)
     sealed_update(spool)
-    assert steps == ["fsync c0", "fsync c1", "fsync head.partial", "rename head.partial", "fsync aa"]
+    assert steps == ["fsync c0", "fsync c1", "fsync head.partial", "rename head.partial", "fsync aa", "fsync task"]
