@@ -16,7 +16,7 @@ from bench.peers.worker import MISSING
 from bench.profiles import default_profile, profiles
 from bench.results import About, Comparison, Missing, PeerResult, Spread
 
-OTHERS = ("plain", "tenseal", "nvflare", "flower:2", "flower:24")
+OTHERS = ("plain", "tenseal", "nvflare:1", "nvflare:20", "flower:2", "flower:24")
 """Flower with the two neighbours of its own example (num-shares = 3), and with two dozen."""
 _START = "import sys; sys.path.append(sys.argv.pop(1)); from bench.peers.worker import main; main()"
 Progress = Callable[[str], None]

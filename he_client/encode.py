@@ -14,7 +14,7 @@ import numpy.typing as npt
 from he_protocol.gaussian import Gaussian
 from he_protocol.keystream import KEY_BYTES, expand_words
 from he_protocol.problems import BAD_PLAN, BAD_TENSORS, Refusal
-from he_protocol.quantise import Floats, Integers, clip_l2, quantise
+from he_protocol.quantise import Floats, Integers, clip_factor, quantise, shrink
 from he_protocol.task import Task
 
 Words = Callable[[int], npt.NDArray[np.uint64]]
@@ -39,15 +39,27 @@ class Encoder:
     """
 
     def __init__(self, task: Task, update: Floats, examples: float | None, words: Words = secret_words) -> None:
-        self._config = task.config
-        self._update = _prepared(task, update, examples)
+        config = task.config
+        if update.shape != (task.parameters,):
+            raise Refusal(BAD_TENSORS, "the update has another shape", expected=(task.parameters,), got=update.shape)
+        self._config = config
+        self._update = update
+        self._weight = _weight(task, examples)
+        clip = clip_factor(update, config.privacy.clip_norm) if config.privacy.unit == "client" else 1.0
+        self._factor = clip * self._weight
         self._noise = Gaussian(task.noise_std) if task.noise_std > 0 else None
         self._words = words
 
     def block(self, start: int, stop: int) -> Integers:
-        """Coordinates start to stop: quantised, with noise; int64."""
-        block = self._update[start:stop]
-        integers = quantise(block, self._config.scale, self._config.value_range, self._words(block.size))
+        """Coordinates start to stop: clipped, weighted, quantised, with noise; int64.
+
+        Nothing is made for the whole update at once. The last coordinate is the weight, where one rides along.
+        """
+        config = self._config
+        block = shrink(self._update[start:stop], self._factor)
+        if stop > self._update.size and config.weighting == "examples":
+            block = np.append(block, np.float32(self._weight * config.value_range))
+        integers = quantise(block, config.scale, config.value_range, self._words(block.size))
         if self._noise is not None:
             integers += self._noise.sample(self._words(self._noise.words(block.size)), block.size)
         return integers
@@ -59,18 +71,12 @@ def encode(task: Task, update: Floats, examples: float | None, words: Words = se
     return np.concatenate([encoder.block(at, at + BLOCK) for at in range(0, task.length, BLOCK)])
 
 
-def _prepared(task: Task, update: Floats, examples: float | None) -> Floats:
-    """The update at client level clipped, and with its weight riding along where the task asks."""
-    config = task.config
-    if update.shape != (task.parameters,):
-        raise Refusal(BAD_TENSORS, "the update has another shape", expected=(task.parameters,), got=update.shape)
-    if (config.weighting == "examples") != (examples is not None):
+def _weight(task: Task, examples: float | None) -> float:
+    """The update's weight as a fraction of the largest; 1 where the task does not weight by examples."""
+    if (task.config.weighting == "examples") != (examples is not None):
         raise Refusal(BAD_PLAN, "a number of examples goes with weighting 'examples' and only with it", got=examples)
-    if config.privacy.unit == "client":
-        update = clip_l2(update, config.privacy.clip_norm)
     if examples is None:
-        return update
+        return 1.0
     if not examples > 0:
         raise Refusal(BAD_PLAN, "the number of examples must be positive", got=examples)
-    weight = min(examples, config.weight_cap) / config.weight_cap
-    return np.append(update * np.float32(weight), np.float32(weight * config.value_range))
+    return min(examples, task.config.weight_cap) / task.config.weight_cap

@@ -2,27 +2,39 @@
 
 from __future__ import annotations
 
+from math import sqrt
+
 import numpy as np
 import numpy.typing as npt
 
 from he_protocol.kernel import kernel
 from he_protocol.problems import BAD_TENSORS, Refusal
 
+BLOCK = 1 << 16
+
 Integers = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
 
 
-def clip_l2(update: Floats, norm: float) -> Floats:
-    """The update scaled to an L2 norm of at most `norm`; computed in float64.
+def clip_factor(update: Floats, norm: float) -> float:
+    """What the update must be multiplied by (see `shrink`) to have an L2 norm of at most `norm`; at most 1.
 
-    The result is made smaller by 2^-23, so that rounding it to float32 cannot carry it over `norm`.
+    Computed in float64, a block at a time. The factor is made smaller by 2^-23, so that rounding the
+    product to float32 cannot carry it over `norm`. Raises `bad-tensors` for a value that is not finite.
     """
-    length = float(np.linalg.norm(update.astype(np.float64)))
+    squares = 0.0
+    for at in range(0, update.size, BLOCK):
+        block = update[at : at + BLOCK].astype(np.float64)
+        squares += float(block @ block)
+    length = sqrt(squares) if np.isfinite(squares) else squares
     if not np.isfinite(length):
         raise Refusal(BAD_TENSORS, "the update has a value that is not finite")
-    if length <= norm:
-        return update
-    return (update.astype(np.float64) * (norm / length * (1 - 2.0**-23))).astype(np.float32)
+    return 1.0 if length <= norm else norm / length * (1 - 2.0**-23)
+
+
+def shrink(update: Floats, factor: float) -> Floats:
+    """The update times a factor, rounded once to float32."""
+    return update if factor == 1.0 else (update.astype(np.float64) * factor).astype(np.float32)
 
 
 def quantise(update: Floats, scale: float, value_range: float, words: npt.NDArray[np.uint64]) -> Integers:

@@ -26,7 +26,7 @@ SECRET_NAMES = frozenset(
         # expanding a seed, or drawing a secret
         "expand_words", "expand_bytes", "derive_key", "Gaussian", "sample",
         # a client's plaintext
-        "quantise", "clip_l2", "Encoder", "make_sealer",
+        "quantise", "clip_factor", "Encoder", "make_sealer",
     }
 )  # fmt: skip
 """Names of everything with which this project, TenSEAL or `cryptography` holds or uses a decryption secret."""
@@ -74,7 +74,7 @@ def test_those_names_do_occur_where_the_secrets_are() -> None:
     elsewhere = set().union(*(identifiers(module) for package in ("keys", "he_client") for module in modules(package)))
     assert elsewhere >= {
         "HpkeKey", "EpochSecret", "PartSeed", "KeyHolder", "make_opener", "make_dealer", "make_sealer", "Encoder",
-        "has_secret_key", "quantise", "clip_l2", "Gaussian", "derive_key", "draw_seeds", "part_seeds", "key_part",
+        "has_secret_key", "quantise", "clip_factor", "Gaussian", "derive_key", "draw_seeds", "part_seeds", "key_part",
     }  # fmt: skip
 
 

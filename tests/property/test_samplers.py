@@ -10,7 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from he_protocol.gaussian import TABLE_STD, UNDECIDED, Gaussian
-from he_protocol.quantise import clip_l2, quantise
+from he_protocol.quantise import clip_factor, quantise, shrink
+
+
+def clip_l2(update, norm):
+    return shrink(update, clip_factor(update, norm))
+
 
 WORD = st.one_of(st.integers(0, 2**64 - 1), st.sampled_from((0, 1, 2**63 - 1, 2**63, 2**64 - 1)))
 FLOAT = st.floats(-1e6, 1e6, width=32)
