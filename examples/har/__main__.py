@@ -25,17 +25,19 @@ from he_protocol.task import Task
 
 TASK = "har-demo"
 HOLDERS, THRESHOLD = 5, 3
-SAMPLING_RATE = 0.2
 DELTA = 1e-5
 LONG = 40
-"""From this many rounds on, the noise is raised so that epsilon stays low."""
+SHORT_RUN = (0.2, 1.2)
+LONG_RUN = (0.1, 1.5)
+"""Poisson sampling rate and noise multiplier; runs of more than `LONG` rounds take smaller, more protected steps."""
 
 console = Console()
 PROFILES = {"kahe": "kahe-30", "ckks": "ckks-8192"}
 
 
 def plan(scheme: str, rounds: int, clients: int, records: int, spare: int, opening_seconds: int) -> dict[str, Any]:
-    """The task's plan: DP-FedSGD at record level. Its lines explain themselves in docs/how-to."""
+    """The task's plan: DP-FedSGD at record level; docs/how-to.md explains such files."""
+    sampling_rate, noise_multiplier = SHORT_RUN if rounds <= LONG else LONG_RUN
     return {
         "name": TASK,
         "scheme": scheme,
@@ -45,13 +47,13 @@ def plan(scheme: str, rounds: int, clients: int, records: int, spare: int, openi
         "privacy": {
             "unit": "record",
             "clip_norm": 1.0,
-            "noise_multiplier": 1.2 if rounds <= LONG else 2.0,
-            "sampling_rate": SAMPLING_RATE,
+            "noise_multiplier": noise_multiplier,
+            "sampling_rate": sampling_rate,
             "delta": DELTA,
             "epsilon_budget": 8.0,
         },
         "weighting": "fixed",
-        "weight_cap": SAMPLING_RATE * records,
+        "weight_cap": sampling_rate * records,
         "optimiser": {"learning_rate": 0.4, "momentum": 0.9},
         "min_clients": clients,
         "max_clients": clients,
