@@ -21,6 +21,7 @@ from he_protocol.keyfile import KeyRecord, read_private, write_private
 from he_protocol.messages import Name, Role
 from he_protocol.privacy import epsilon
 from he_protocol.problems import BAD_PLAN, BAD_SETTINGS, Refusal
+from he_protocol.sharing import Sharing
 from he_protocol.signing import SigningKey, jwk_x
 from he_protocol.task import TensorSpec
 from keys.agent import Agent, joined_tasks, serve
@@ -94,10 +95,11 @@ def task_sign(
     holders = [_text(path) for path in holder]
     config = build_config(fields, _tensor_specs(model), _text(server), holders, key.public)
     _write(out, key.sign(config))
-    n, t = len(config.holders), config.threshold
+    sharing = Sharing(len(config.holders), config.threshold)
     console.out.print(
         f"task {config.name!r}, {config.scheme}/{config.profile}, scale 2^{config.scale.hex().split('p')[1]}: {out}\n"
-        f"privacy holds against {t - 1} colluding holders; one round stays one sum against {2 * t - n - 1}"
+        f"privacy holds against {sharing.privacy_bound} colluding holders;"
+        f" one round stays one sum against {sharing.fork_bound}"
     )
 
 
