@@ -3,9 +3,12 @@ VENV ?= .venv
 PYTHON ?= python3
 ROUNDS ?= 30
 SCHEME ?= kahe
+SECONDS ?= 600
+KILLS ?= 200
+N ?= 10000
 BIN = $(VENV)/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test soak mutants crash fuzz lint clean
 
 # torch first and pinned: anything newer, or without the pin, pulls gigabytes of CUDA.
 $(VENV)/.ready: pyproject.toml
@@ -20,6 +23,19 @@ demo: $(VENV)/.ready ## 24 phones train under DP and encryption; writes demo-rep
 test: $(VENV)/.ready ## all tests, on SQLite and PostgreSQL; coverage of the security-critical packages
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile \
 		--cov=he_protocol --cov=keys --cov-fail-under=95 --cov-report=term:skip-covered
+
+crash: $(VENV)/.ready ## kill -9 at random moments on SQLite and PostgreSQL, then an account of every update
+	$(BIN)/python -m tests.crash --kills $(KILLS)
+
+soak: $(VENV)/.ready ## N simulated schedules of the whole system: crashes, power cuts, lost connections, a lying server
+	$(BIN)/python -m tests.simulation.soak $(N)
+
+mutants: $(VENV)/.ready ## planted bugs that the simulation must find
+	$(BIN)/python -m tests.simulation.mutants
+
+fuzz: $(VENV)/.ready ## many generated requests and messages, then SECONDS of coverage-guided search over all formats
+	HUSHSUM_FUZZ_EXAMPLES=1000 $(BIN)/python -m pytest tests/fuzz
+	$(BIN)/python -m tests.fuzz --seconds $(SECONDS)
 
 lint: $(VENV)/.ready ## style, types, import contracts
 	$(BIN)/ruff format --check .

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import sys
 from collections.abc import Sequence
@@ -16,9 +17,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from bench import machine, results
 from bench.cases import DESCRIPTIONS
 from bench.compare import compare, peer_names
+from bench.load import measure_load
 from bench.profiles import default_profile, profile, profiles
 from bench.report import files, terminal
-from bench.results import Failed, Measurement, Report, Run
+from bench.results import Failed, LoadPoint, LoadRun, Measurement, Report, Run
 from bench.runner import run_point
 from bench.suites import SUITES, SuiteName, points
 from bench.units import number, seconds
@@ -136,6 +138,38 @@ def peers(
             progress=lambda text: progress.update(bar, description=text),
         )
     _finish(comparison, json_file, form)
+
+
+@app.command("load")
+@command
+def load(
+    clients: Annotated[
+        list[int] | None, typer.Option(min=2, help="clients at once; may be repeated [1000]", show_default=False)
+    ] = None,
+    processes: Annotated[
+        list[int] | None, typer.Option(min=1, help="server processes; may be repeated [1]", show_default=False)
+    ] = None,
+    parameters: Annotated[int, typer.Option("--d", min=1, help="parameters of the update")] = 100_000,
+    profile_: Annotated[str, typer.Option("--profile", help="of the task")] = default_profile(),
+    postgres: Annotated[
+        str, typer.Option(metavar="DSN", help="a PostgreSQL where databases may be made; default: SQLite only")
+    ] = "",
+    json_file: JsonFile = None,
+    form: OutputFormat = "text",
+) -> None:
+    """Let many clients send at once, and count what was acknowledged, how fast, and at what memory.
+
+    Several processes need PostgreSQL. In the same run the same bytes go to a handler that only writes them to files.
+    """
+    profile(profile_)
+    described, found = machine.describe(), []
+    for count in clients or [1000]:
+        for number_of in processes or [1]:
+            for database in ("", postgres) if postgres and number_of == 1 else (postgres,):
+                err.print(f"{count} clients, {number_of} process(es), {database or 'SQLite'}", highlight=False)
+                point = LoadPoint(profile_, parameters, count, number_of)
+                found.append(asyncio.run(measure_load(point, database)))
+    _finish(LoadRun(described, tuple(found)), json_file, form)
 
 
 @app.command("report")

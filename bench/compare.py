@@ -113,6 +113,7 @@ class _Run:
         self._worker = worker
         self._about = about
         self._send: list[float] = []
+        self._encrypt: list[float] = []
         self._receive: list[float] = []
         self._traffic = 0
 
@@ -132,6 +133,7 @@ class _Run:
                 return Missing(self._worker.name, received[MISSING])
         if keep:
             self._send.append(sent["seconds"])
+            self._encrypt.append(sent["encrypting"])
             self._receive.append(received["seconds"])
         self._traffic = sent["bytes"]
         return None
@@ -141,5 +143,5 @@ class _Run:
             checked = self._worker.ask("check")
         if MISSING in checked:
             return Missing(self._worker.name, checked[MISSING])
-        spreads = (Spread.of(self._send), Spread.of(self._receive))
+        spreads = (Spread.of(self._send), Spread.of(self._encrypt), Spread.of(self._receive))
         return PeerResult(self._worker.name, self._about, *spreads, self._traffic, checked["error"])

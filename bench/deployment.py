@@ -36,16 +36,25 @@ class Deployment:
     root: Path
     world: World
     processes: list[asyncio.subprocess.Process] = field(default_factory=list)
+    servers: list[asyncio.subprocess.Process] = field(default_factory=list)
 
     async def start_server(self) -> str:
         """Start `he-server serve` and give it the world's task; returns its URL."""
+        return (await self.start_servers(1))[0]
+
+    async def start_servers(self, count: int, database_url: str = "") -> list[str]:
+        """The same with several processes that share a database (SQLite where none is given) and a data directory."""
         data, task = self.root / "server", self.world.task
-        await asyncio.to_thread(_write_party, data, self.world.parties.server, "server.key", b"")
-        url = await self.listen("he-server", "serve", "--data-dir", data, "--port", "0")
+        await asyncio.to_thread(_write_party, data, self.world.parties.server, "server.key")
+        flags = ("--data-dir", data, "--port", "0", *(("--database-url", database_url) if database_url else ()))
+        urls = []
+        for _ in range(count):
+            urls.append(await self.listen("he-server", "serve", *flags))
+            self.servers.append(self.processes[-1])
         zeros = {spec.name: np.zeros(spec.shape, dtype=np.float32) for spec in task.config.tensors}
-        async with Transport(url, self.world.parties.server) as transport:
+        async with Transport(urls[0], self.world.parties.server) as transport:
             await transport.request("POST", api.TASKS, pieces=[framing.start(task.token.encode()), save(zeros)])
-        return url
+        return urls
 
     async def start_holders(self, url: str) -> None:
         """Let every key holder join the task, then start its `he-keys run`."""
@@ -58,10 +67,11 @@ class Deployment:
 
     async def _join(self, url: str, home: Path, identity: Identity, hpke: HpkeKey) -> None:
         """What `he-keys keygen` does, the ceremony included where the scheme has one."""
-        await asyncio.to_thread(_write_party, home, identity, KEY_FILE, hpke.private)
+        await asyncio.to_thread(_write_party, home, identity, KEY_FILE)
         task, ledger = self.world.task, await Ledger.open(home / "ledger.db")
         try:
-            holder = KeyHolder(identity, hpke, ledger, home)
+            holder = KeyHolder(identity, ledger, home)
+            holder.keyring.add(hpke)
             await holder.join(task, url)
             if task.scheme.ceremony:
                 async with Transport(url, identity) as transport:
@@ -71,7 +81,7 @@ class Deployment:
 
     async def listen(self, program: str, *arguments: str | Path) -> str:
         """Start a program that takes `--port-file`, and wait for its URL."""
-        port_file = self.root / f"{program}.port"
+        port_file = self.root / f"{program}-{len(self.processes)}.port"
         process = await self._spawn(program, *arguments, "--port-file", port_file)
         try:
             async with asyncio.timeout(START_SECONDS):
@@ -85,8 +95,8 @@ class Deployment:
         return f"http://127.0.0.1:{port_file.read_text().strip()}"
 
     def server_pids(self) -> list[int]:
-        """The process that was started first: the server."""
-        return [self.processes[0].pid]
+        """Of the server's processes."""
+        return [server.pid for server in self.servers]
 
     async def stop(self) -> None:
         """Ask every process to end, and wait for it."""
@@ -119,8 +129,8 @@ def _command(program: str, arguments: Sequence[str | Path]) -> list[str]:
     return [str(Path(sys.executable).with_name(program)), *map(str, arguments)]
 
 
-def _write_party(folder: Path, identity: Identity, key_file: str, hpke: bytes) -> None:
-    record = KeyRecord(identity.name, identity.key.public, identity.key.private, hpke)
+def _write_party(folder: Path, identity: Identity, key_file: str) -> None:
+    record = KeyRecord(identity.name, identity.key.public, identity.key.private)
     write_private(folder / key_file, record)
     (folder / CREDENTIAL_FILE).write_text(identity.credential)
     (folder / AUTHORITY_FILE).write_text(jwk_x(identity.authority))

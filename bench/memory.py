@@ -35,6 +35,14 @@ class PeakMemory:
         return sum(max(0, _mark(pid) - before) for pid, before in self._before.items())
 
 
+def peak_memory(pids: Sequence[int]) -> int | None:
+    """The most that these processes ever held, bytes, summed; None where the system does not tell."""
+    try:
+        return sum(_mark(pid) for pid in pids)
+    except OSError:
+        return None
+
+
 def _reset(pid: int) -> int | None:
     try:
         Path(f"/proc/{pid}/clear_refs").write_text(RESET_HIGH_WATER_MARK)

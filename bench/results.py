@@ -100,13 +100,15 @@ class About(msgspec.Struct, frozen=True):
 
 
 class PeerResult(msgspec.Struct, frozen=True, tag="measured"):
-    """One peer. send: a client's work for one update, from floats to bytes; receive: a server's, from those
-    bytes to its running sum. traffic: bytes that the client sends. error: the largest difference between
-    an update and the opened mean of copies of it: what one update carries, before it averages out."""
+    """One peer. send: a client's work for one update, from floats to bytes; encrypt: of that, all but digests and
+    signatures, which only some peers make; receive: a server's, from those bytes to its running sum. traffic: bytes
+    that the client sends. error: the largest difference between an update and the opened mean of copies of it: what
+    one update carries, before it averages out."""
 
     peer: str
     about: About
     send: Spread
+    encrypt: Spread
     receive: Spread
     traffic: int
     error: float
@@ -130,7 +132,43 @@ class Comparison(msgspec.Struct, frozen=True, tag="peers"):
     results: tuple[PeerResult | Missing, ...]
 
 
-Report = Run | Comparison
+class LoadPoint(msgspec.Struct, frozen=True):
+    """One load: so many clients at once on so many server processes. `database`: an async URL; empty is SQLite."""
+
+    profile: str
+    parameters: int
+    clients: int
+    processes: int
+    database: str = ""
+
+
+class Load(msgspec.Struct, frozen=True):
+    """One load, measured.
+
+    seconds: until the last of all updates was acknowledged; bare_seconds: the same bytes to a handler that only
+    writes files. traffic: bytes of one update. acknowledged: percentiles 1 to 99 of the seconds from the start of all
+    to a client's receipt. told_to_wait: answers of status 429. lost: acknowledged, and unknown to the server.
+    peak_memory: the most that the server's processes held, with the program itself.
+    """
+
+    point: LoadPoint
+    seconds: float
+    bare_seconds: float
+    traffic: int
+    acknowledged: list[float]
+    told_to_wait: int
+    lost: int
+    peak_memory: int | None
+
+
+class LoadRun(msgspec.Struct, frozen=True, tag="load"):
+    """What `he-bench load` found."""
+
+    machine: Machine
+    results: tuple[Load, ...]
+
+
+Report = Run | Comparison | LoadRun
 
 
 def save(report: Report, path: Path) -> None:

@@ -17,11 +17,13 @@ SuiteName = Literal["quick", "full"]
 HEAVY_BYTES = 16
 """Upload bytes per parameter from which on a profile is not measured beyond `HEAVY_PARAMETERS`."""
 HEAVY_PARAMETERS = 1_000_000
-WIRE_PARAMETERS = 10_000_000
-"""The largest update that is sent over HTTP here."""
+ROUND_PARAMETERS = 10_000_000
+"""The largest model of a whole round here: its clients are all in one process."""
 ON_THE_WIRE = frozenset({"ingest", "round"})
 SERIAL = frozenset({"fold", "share", "open"})
 """Cases that are measured on one core."""
+
+SEALING = {"seal": (100,), "seal_noise": (100,)}
 
 
 @dataclass(frozen=True)
@@ -36,12 +38,12 @@ class Suite:
 SUITES: dict[SuiteName, Suite] = {
     "quick": Suite(
         (10_000, 1_000_000),
-        {"seal": (100,), "fold": (10,), "share": (10, 100), "open": (10,), "ingest": (5,), "round": (3,)},
+        SEALING | {"fold": (10,), "share": (10, 100), "open": (10,), "ingest": (5,), "round": (3,)},
         1.0,
     ),
     "full": Suite(
         (10_000, 100_000, 1_000_000, 10_000_000, 100_000_000),
-        {"seal": (100,), "fold": (2, 10), "share": (10, 100), "open": (100,), "ingest": (10,), "round": (3, 10)},
+        SEALING | {"fold": (2, 10), "share": (10, 100), "open": (100,), "ingest": (10,), "round": (3, 10)},
         5.0,
     ),
 }
@@ -83,4 +85,4 @@ def _largest(case: str, name: str) -> int:
     body = load_scheme(profile(name).scheme, name).body(HEAVY_PARAMETERS, Sharing(HOLDERS, THRESHOLD))
     if sum(part.size for part in body) > HEAVY_BYTES * HEAVY_PARAMETERS:
         return HEAVY_PARAMETERS
-    return WIRE_PARAMETERS if case in ON_THE_WIRE else max(SUITES["full"].parameters)
+    return ROUND_PARAMETERS if case == "round" else max(SUITES["full"].parameters)

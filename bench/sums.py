@@ -9,6 +9,7 @@ import numpy as np
 from bench.world import Update, World
 from he_protocol.quantise import Integers
 from he_protocol.residues import ResidueLayout, Residues, fold, pack
+from he_protocol.schemes import combine
 from he_protocol.task import Task
 from he_server.aggregate import row_blocks
 
@@ -54,4 +55,4 @@ def opened(world: World, update: Update, times: int) -> Integers:
     """The sum of `times` times one update, folded, released by a quorum and combined."""
     task = world.task
     total = fold_times(update.parts[task.part("sum").name], sum_layout(task), times)
-    return task.scheme.combine(total, world.released(update, times), task.length, times, task.epoch_id)
+    return combine(task.scheme, total, world.released(update, times), task.length, times, task.epoch_id)

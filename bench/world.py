@@ -13,7 +13,10 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from io import BytesIO
 from pathlib import Path
+
+import msgspec
 
 from bench import profiles
 from bench.board import CommitteeBoard
@@ -23,6 +26,7 @@ from he_client.encode import Encoder
 from he_client.schemes import Sealer, make_sealer
 from he_protocol import framing, residues
 from he_protocol.messages import Part, SignedUpdate, UpdateHeader, encode
+from he_protocol.privacy import PrivacyPlan
 from he_protocol.quantise import Floats
 from he_protocol.residues import Residues
 from he_protocol.task import Task, TensorSpec
@@ -32,6 +36,7 @@ from keys.schemes import Opener, make_dealer, make_opener
 
 TASK_NAME = "bench"
 MAX_OPENINGS = 64
+NO_PRIVACY = PrivacyPlan("none")
 VALUE_RANGE = 6 * SPREAD
 
 
@@ -63,6 +68,9 @@ class World:
     parameters: int
     clients: int
     parties: Parties = field(default_factory=Parties)
+    privacy: PrivacyPlan = NO_PRIVACY
+    signing: float = 0.0
+    """Seconds that digests and signatures took of the last `update`."""
 
     @cached_property
     def task(self) -> Task:
@@ -73,7 +81,7 @@ class World:
                 "profile": self.profile,
                 "epoch": 1,
                 "value_range": VALUE_RANGE,
-                "privacy": {"unit": "none"},
+                "privacy": msgspec.to_builtins(self.privacy),
                 "min_clients": min(2, self.clients),
                 "max_clients": self.clients,
                 "collect_seconds": 3600,
@@ -116,17 +124,23 @@ class World:
 
     async def update(self, sealer: Sealer, floats: Floats) -> Update:
         """All that a client does to a float32 update before it sends it, but in memory."""
-        blocks: dict[str, list[bytes]] = {part.name: [] for part in self.task.body}
+        parts = {part.name: BytesIO() for part in self.task.body}
         digests = {part.name: hashlib.sha256() for part in self.task.body}
 
+        self.signing = 0.0
+
         def write(name: str, data: bytes) -> None:
+            started = time.perf_counter()
             digests[name].update(data)
-            blocks[name].append(data)
+            self.signing += time.perf_counter() - started
+            parts[name].write(data)
 
         update_id = new_update_id()
         await sealer.seal(update_id, Encoder(self.task, floats, None).block, write)
+        started = time.perf_counter()
         header, head = self.sign(1, update_id, {name: digest.digest() for name, digest in digests.items()})
-        return Update(header, head, {name: b"".join(pieces) for name, pieces in blocks.items()})
+        self.signing += time.perf_counter() - started
+        return Update(header, head, {name: file.getvalue() for name, file in parts.items()})
 
     def sign(self, client: int, update_id: bytes, digests: Mapping[str, bytes]) -> tuple[UpdateHeader, bytes]:
         """Header and head of an update of client `client`, whose parts have these SHA-256 digests."""
@@ -151,7 +165,7 @@ class World:
         total, body = self.opener(holder).begin(), update.parts[self.task.part("key").name]
         for _ in range(times):
             total.add(update.header, body)
-        return dict(total.release(bytes(32)))
+        return dict(total.release(bytes(32), 0))
 
     def released(self, update: Update, times: int) -> list[Residues]:
         """One vector for every part of the sharing, from a quorum of holders."""

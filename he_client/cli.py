@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import typer
 from safetensors import SafetensorError
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from he_client import console
 from he_client.client import HushSumClient, Submission
@@ -34,6 +34,8 @@ TlsCa = Annotated[Path | None, typer.Option(help="PEM file that vouches for the 
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="TOML settings file")]
 Passphrase = Annotated[str, typer.Option(envvar="HUSHSUM_PASSPHRASE", help="opens the key file")]
 OutputFormat = Annotated[Format, typer.Option("--format", help="text or json")]
+
+WAIT = 3600.0
 
 Update = Tensors | tuple[Tensors, float]
 Train = Callable[[dict[str, npt.NDArray[np.float32]]], Update]
@@ -81,12 +83,32 @@ def status(
     console.show([run_async(_status(settings))], form, "task")
 
 
+@app.command("model")
+@command
+def model(
+    out: Annotated[Path, typer.Option(help="where to write it, as safetensors")],
+    task: TaskName = None,
+    server: ServerUrl = None,
+    data_dir: DataDir = None,
+    config: ConfigFile = None,
+    tls_ca: TlsCa = None,
+    passphrase: Passphrase = "",
+    form: OutputFormat = "text",
+) -> None:
+    """Save the task's newest model: to use it, or to begin the next epoch with it."""
+    settings = _settings(config, data_dir, server, task, tls_ca, passphrase)
+    console.show([run_async(_save_model(settings, out))], form, "model")
+
+
 @app.command("submit")
 @command
 def submit(
     file: Annotated[Path, typer.Argument(help="the update: safetensors with the task's tensors")],
     base_version: Annotated[int, typer.Option(help="model version that the update was computed on")],
     examples: Annotated[float | None, typer.Option(help="number of examples, where the task weights by them")] = None,
+    wait: Annotated[
+        float, typer.Option(min=0, help="seconds to wait for the next round, if already in this one")
+    ] = WAIT,
     task: TaskName = None,
     server: ServerUrl = None,
     data_dir: DataDir = None,
@@ -106,7 +128,7 @@ def submit(
         async with _client(settings) as client:
             found = await client.task(settings.task)
             await client.resume(found)
-            return await client.submit(found, tensors, base_version=base_version, examples=examples)
+            return await client.submit(found, tensors, base_version=base_version, examples=examples, within=wait)
 
     console.show([_row(run_async(work()))], form, "acknowledged")
 
@@ -144,7 +166,7 @@ async def _train(settings: ClientSettings, function: Train, rounds: int) -> list
             model = await client.pull_model(task)
             result = await asyncio.to_thread(function, model.tensors)
             update, examples = result if isinstance(result, tuple) else (result, None)
-            sent = await client.submit(task, update, base_version=model.version, examples=examples)
+            sent = await client.submit(task, update, base_version=model.version, examples=examples, within=WAIT)
             with console.err.status(f"round {sent.round}: waiting for the committee"):
                 version = await client.wait(task, sent)
             rows.append(_row(sent) | {"model_version": version, "epsilon_spent": round(client.privacy_spent(task), 4)})
@@ -164,6 +186,17 @@ async def _status(settings: ClientSettings) -> dict[str, object]:
             "epsilon_planned": round(client.privacy_planned(task), 4),
             "delta": task.config.privacy.delta,
         }
+
+
+async def _save_model(settings: ClientSettings, out: Path) -> dict[str, object]:
+    async with _client(settings) as client:
+        task = await client.task(settings.task)
+        model = await client.pull_model(task)
+    try:
+        save_file(model.tensors, out)
+    except (OSError, SafetensorError) as error:
+        raise Refusal(BAD_SETTINGS, f"cannot write {out}: {error}") from None
+    return {"task": task.config.name, "epoch": task.config.epoch, "model_version": model.version, "file": str(out)}
 
 
 def _warn(client: HushSumClient, task: Task) -> None:

@@ -21,6 +21,8 @@ from safetensors.numpy import load as load_safetensors
 
 from he_client.encode import Encoder
 from he_client.identity import Identity
+from he_client.resumable import ResumableUpload
+from he_client.revocations import REVOCATIONS_FILE, RevocationFile
 from he_client.schemes import Sealer, Source, make_sealer
 from he_client.spool import SealedUpdate, Spool
 from he_client.tensors import Tensors, flatten
@@ -29,6 +31,7 @@ from he_protocol import api
 from he_protocol.messages import Part, Receipt, SignedUpdate, UpdateHeader, decode
 from he_protocol.privacy import epsilon
 from he_protocol.problems import (
+    ALREADY_IN_ROUND,
     DIGEST_MISMATCH,
     PROBLEMS,
     RESIDUE_RANGE,
@@ -43,12 +46,16 @@ from he_protocol.problems import (
     Refusal,
 )
 from he_protocol.quantise import Integers
+from he_protocol.revocation import check_fresh, check_key
 from he_protocol.signing import token_hash, verify
 from he_protocol.task import Task
 
 log = logging.getLogger("he-client")
 
 VERSION_HEADER = "HushSum-Model-Version"
+RESUMABLE_ABOVE = 8 << 20
+NEXT_ROUND_SECONDS = 5.0
+"""The longest pause between two questions whether the next round has begun."""
 FINAL = frozenset({STALE_UPDATE, WRONG_TASK, WRONG_EPOCH, WRONG_SIZE, DIGEST_MISMATCH, RESIDUE_RANGE, UPDATE_ID_REUSED})
 """Refusals that the same bytes will always meet: the sealed update is dropped. After any other it is kept."""
 
@@ -91,11 +98,14 @@ class HushSumClient:
         tls: ssl.SSLContext | None = None,
         retry: RetryPolicy | None = None,
         clock: Callable[[], float] = time.time,
+        resumable_above: int = RESUMABLE_ABOVE,
     ) -> None:
+        """Updates of more than `resumable_above` bytes are uploaded in pieces: a lost connection costs little."""
         self._state = Path(state_dir)
         self._transport = Transport(url, identity, tls=tls, retry=retry, clock=clock)
         self._sealers: dict[str, Sealer] = {}
         self._clock = clock
+        self._resumable_above = resumable_above
 
     async def __aenter__(self) -> Self:
         await self._transport.__aenter__()
@@ -107,8 +117,17 @@ class HushSumClient:
         await self._transport.__aexit__(kind, error, tb)
 
     async def task(self, name: str) -> Task:
-        """The task of this name or hash; its configuration is signed by the authority."""
-        return await self._transport.task(name)
+        """The task of this name or hash; its configuration is signed by the authority.
+
+        Raises `revoked-key` when the key of the task's server, or our own, is on the newest revocation list that this
+        device has seen, and `old-revocations` when that one has expired and the server has no newer.
+        """
+        task = await self._transport.task(name)
+        known = await RevocationFile(self._state / REVOCATIONS_FILE).refresh(self._transport)
+        check_fresh(known, self._clock())
+        check_key(known, task.config.server.name, task.config.server.key)
+        check_key(known, self._transport.identity.name, self._transport.identity.key.public)
+        return task
 
     async def pull_model(self, task: Task) -> Model:
         """The newest published model; not downloaded again when it has not changed."""
@@ -137,20 +156,20 @@ class HushSumClient:
         return Model(int(version), tensors)
 
     async def submit(
-        self, task: Task, update: Tensors, *, base_version: int, examples: float | None = None
+        self, task: Task, update: Tensors, *, base_version: int, examples: float | None = None, within: float = 0.0
     ) -> Submission:
         """Clip, quantise, add noise, encrypt, store, upload.
 
         update: float32 tensors of the task's names and shapes: the change of the model (or, at record
-        level, the sum of clipped gradients times -1). Raises the refusal that names what is wrong;
-        when the server cannot be reached the sealed update stays in the state directory and
-        `resume` sends the same bytes again.
+        level, the sum of clipped gradients times -1). `within` is as in `send`. Raises the refusal that
+        names what is wrong; when the server cannot be reached the sealed update stays in the state
+        directory and `resume` sends the same bytes again.
         """
         started = time.perf_counter()
         encoder = Encoder(task, flatten(task, update), examples)
         sealed = await self.seal(task, encoder.block, base_version=base_version)
         encrypted = time.perf_counter()
-        sent = await self.send(task, sealed)
+        sent = await self.send(task, sealed, within=within)
         return Submission(
             sent.task_id,
             sent.update_id,
@@ -162,7 +181,10 @@ class HushSumClient:
     async def seal(self, task: Task, source: Source, *, base_version: int) -> SealedUpdate:
         """Encrypt the task.length integers of `source` (see `he_client.encode.Encoder`) and store them durably."""
         sealer = await self._sealer(task)
-        spool = self._spool(task)
+        with self._spool(task).sealing() as spool:
+            return await self._seal(task, sealer, spool, source, base_version)
+
+    async def _seal(self, task: Task, sealer: Sealer, spool: Spool, source: Source, base_version: int) -> SealedUpdate:
         update_id = secrets.token_bytes(16)
         sealed = spool.begin(update_id.hex())
         digests = {part.name: hashlib.sha256() for part in task.body}
@@ -193,20 +215,22 @@ class HushSumClient:
         spool.commit(sealed, SignedUpdate(identity.key.sign(header), identity.credential))
         return sealed
 
-    async def send(self, task: Task, sealed: SealedUpdate) -> Submission:
-        """Upload a sealed update, byte for byte the same however often, and keep the receipt."""
+    async def send(self, task: Task, sealed: SealedUpdate, *, within: float = 0.0) -> Submission:
+        """Upload a sealed update, byte for byte the same however often, and keep the receipt.
+
+        When this client has another update in the open round, the next round is waited for, up to
+        `within` seconds; then `already-in-round` is raised. The update is kept, as after every
+        refusal that is not final.
+        """
         started = time.perf_counter()
         spool = self._spool(task)
         head = sealed.head
         try:
-            answer = await self._transport.put_frame(
-                api.update_path(task.id, sealed.update_id), head, sealed.parts, task.config.server.name
-            )
+            receipt = await self._upload(task, sealed, within)
         except Refusal as refusal:
             if refusal.problem in FINAL:
                 spool.discard(sealed)
             raise
-        receipt = decode(answer.body, api.UpdateReceipt)
         signed = verify(receipt.receipt, Receipt, task.config.server.key)
         if (signed.update_id.hex(), signed.header) != (sealed.update_id, token_hash(spool.header(sealed).header)):
             raise Refusal(UNEXPECTED_ANSWER, "the receipt is for another update", expected=sealed.update_id)
@@ -218,16 +242,20 @@ class HushSumClient:
         """Send what an earlier run sealed but got no receipt for.
 
         What the server refuses for good (a model that is too old by now) is dropped with a warning,
-        so that it does not hold up the rest; any other refusal is raised.
+        so that it does not hold up the rest. What has to wait for the next round is kept for the next
+        call. Any other refusal is raised.
         """
         sent = []
         for sealed in self._spool(task).pending():
             try:
                 sent.append(await self.send(task, sealed))
             except Refusal as refusal:
-                if refusal.problem not in FINAL:
+                if refusal.problem in FINAL:
+                    log.warning("update %s is dropped: %s", sealed.update_id, refusal)
+                elif refusal.problem == ALREADY_IN_ROUND:
+                    log.info("update %s waits for the next round", sealed.update_id)
+                else:
                     raise
-                log.warning("update %s is dropped: %s", sealed.update_id, refusal)
         return sent
 
     async def wait(self, task: Task, sent: Submission, *, within: float = 3600.0) -> int:
@@ -241,11 +269,11 @@ class HushSumClient:
         pause = 0.05
         while True:
             status = await self._transport.document("GET", path, api.UpdateStatus, audience=task.config.server.name)
-            if status.state == "published":
-                return status.version
-            if status.failure is not None:
+            if status.failure is not None:  # also of a published round: the update's bucket was dropped
                 problem = PROBLEMS.get(status.failure.type.removeprefix(URN), UNEXPECTED_ANSWER)
                 raise Refusal(problem, f"round {status.round}: {status.failure.detail}")
+            if status.state == "published":
+                return status.version
             if time.monotonic() > deadline:
                 raise Refusal(UNREACHABLE, f"round {status.round} is still {status.state} after {within} s")
             await asyncio.sleep(pause)
@@ -274,6 +302,22 @@ class HushSumClient:
         """Epsilon if the task uses its whole budget of openings: known before training starts."""
         return epsilon(task.config.privacy, task.config.max_openings)
 
+    async def _upload(self, task: Task, sealed: SealedUpdate, within: float) -> api.UpdateReceipt:
+        deadline = time.monotonic() + within
+        pause = 0.05
+        while True:
+            try:
+                if sealed.size > self._resumable_above:
+                    return await ResumableUpload(self._transport, task, sealed).send()
+                path = api.update_path(task.id, sealed.update_id)
+                answer = await self._transport.put_frame(path, sealed.head, sealed.parts, task.config.server.name)
+                return decode(answer.body, api.UpdateReceipt)
+            except Refusal as refusal:
+                if refusal.problem != ALREADY_IN_ROUND or time.monotonic() >= deadline:
+                    raise
+            await asyncio.sleep(pause)
+            pause = min(pause * 1.5, NEXT_ROUND_SECONDS)
+
     def _spool(self, task: Task) -> Spool:
         return Spool(self._state / "updates", task.id, tuple(part.name for part in task.body))
 
@@ -290,6 +334,6 @@ def _etag(body: bytes) -> str:
 def _tensors(body: bytes) -> dict[str, npt.NDArray[Any]]:
     try:
         found: dict[str, npt.NDArray[Any]] = load_safetensors(body)
-    except SafetensorError as error:
+    except (SafetensorError, KeyError, ValueError) as error:  # a type or a shape that numpy does not have
         raise Refusal(UNEXPECTED_ANSWER, f"not safetensors: {error}") from None
     return found

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from he_protocol.problems import Refusal
+from he_protocol.problems import Refusal, printable
 
 Format = Literal["text", "json"]
 REFUSED = 2
@@ -59,5 +59,5 @@ def show(rows: Sequence[dict[str, object]], form: Format, title: str) -> None:
     for name in rows[0] if rows else ("nothing yet",):
         table.add_column(name.replace("_", " "))
     for row in rows:
-        table.add_row(*(escape(str(value)) for value in row.values()))
+        table.add_row(*(escape(printable(str(value))) for value in row.values()))
     out.print(table)

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from he_protocol.gaussian import Gaussian
 from he_protocol.keystream import KEY_BYTES, expand_words
 from he_protocol.problems import BAD_PLAN, BAD_TENSORS, Refusal
-from he_protocol.quantise import Floats, Integers, clip_factor, quantise, shrink
+from he_protocol.quantise import Floats, Integers, clip_factor, l2_norm, quantise, shrink
 from he_protocol.task import Task
 
 Words = Callable[[int], npt.NDArray[np.uint64]]
@@ -45,7 +45,8 @@ class Encoder:
         self._config = config
         self._update = update
         self._weight = _weight(task, examples)
-        clip = clip_factor(update, config.privacy.clip_norm) if config.privacy.unit == "client" else 1.0
+        length = l2_norm(update)  # also finds what is not finite
+        clip = clip_factor(length, config.privacy.clip_norm) if config.privacy.unit == "client" else 1.0
         self._factor = clip * self._weight
         self._noise = Gaussian(task.noise_std) if task.noise_std > 0 else None
         self._words = words
@@ -59,7 +60,8 @@ class Encoder:
         block = shrink(self._update[start:stop], self._factor)
         if stop > self._update.size and config.weighting == "examples":
             block = np.append(block, np.float32(self._weight * config.value_range))
-        integers = quantise(block, config.scale, config.value_range, self._words(block.size))
+        words = self._words((block.size + 1) // 2).view("<u4")[: block.size]
+        integers = quantise(block, config.scale, config.value_range, words)
         if self._noise is not None:
             integers += self._noise.sample(self._words(self._noise.words(block.size)), block.size)
         return integers

@@ -43,12 +43,10 @@ class Identity:
         return cls(record.name, record.signing, token, authority)
 
 
-def create(
-    directory: Path, name: str, role: Role, now: float, *, passphrase: str = "", hpke: tuple[bytes, bytes] = (b"", b"")
-) -> str:
+def create(directory: Path, name: str, role: Role, now: float, *, passphrase: str = "", hpke: bytes = b"") -> str:
     """Make a key pair, store it with mode 0600, and return the signed enrolment request.
 
-    `hpke` is a key holder's (public, private) HPKE pair. Raises `bad-settings` for a name that no
+    `hpke` is a key holder's public HPKE key. Raises `bad-settings` for a name that no
     credential could carry, and `bad-key-file` rather than overwrite a key.
     """
     try:
@@ -56,8 +54,8 @@ def create(
     except msgspec.ValidationError as error:
         raise Refusal(BAD_SETTINGS, f"the name {name!r}: {error}") from None
     key = SigningKey.generate()
-    write_private(directory / KEY_FILE, KeyRecord(name, key.public, key.private, hpke[1]), passphrase)
-    request = key.sign(EnrolRequest(name, role, key.public, int(now), hpke[0]))
+    write_private(directory / KEY_FILE, KeyRecord(name, key.public, key.private), passphrase)
+    request = key.sign(EnrolRequest(name, role, key.public, int(now), hpke))
     (directory / REQUEST_FILE).write_text(request + "\n")
     return request
 

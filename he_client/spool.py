@@ -1,16 +1,20 @@
 """Sealed updates on disk, written before the first send and resent byte for byte.
 
 One folder per update: a file for each body part, and `head` (the signed head) written last. A
-folder without `head` was never sent and is thrown away; a `receipt` ends the story and frees the
-parts. Re-encrypting after a crash would put the same vector under fresh noise a second time.
+folder without `head` was never sent and is thrown away once nobody seals any longer; a `receipt` ends the
+story and frees the parts. Re-encrypting after a crash would put the same vector under fresh noise a second time.
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 from he_protocol.messages import SignedUpdate, decode, encode
 
@@ -44,10 +48,18 @@ class Spool:
         self._task_id = task_id
         self._part_names = part_names
 
+    @contextmanager
+    def sealing(self) -> Iterator[Self]:
+        """Around everything from `begin` to `commit`: meanwhile nobody, in no process, takes it for abandoned."""
+        with self._locked(fcntl.LOCK_SH):
+            yield self
+
     def begin(self, update_id: str) -> SealedUpdate:
         """An empty folder for an update that is about to be sealed."""
         folder = self._root / update_id
         folder.mkdir(parents=True)
+        for above in (self._root, *list(self._root.parents)[:2]):  # also what a crash left made, but not durable
+            _sync(above)
         return self._sealed(update_id)
 
     def commit(self, sealed: SealedUpdate, head: SignedUpdate) -> None:
@@ -55,15 +67,15 @@ class Spool:
         for path in sealed.parts:
             _sync(path)
         _write(sealed.folder / HEAD, encode(head))
-        _sync(sealed.folder.parent)
 
     def pending(self) -> list[SealedUpdate]:
-        """Sealed updates without a receipt, oldest first; half-sealed ones are removed."""
+        """Sealed updates without a receipt, oldest first; half-sealed ones are removed, unless somebody seals now."""
+        self._remove_abandoned()
         found = []
         for folder in sorted(self._folders(), key=lambda path: path.stat().st_mtime):
             if not (folder / HEAD).exists():
-                shutil.rmtree(folder)
-            elif not (folder / RECEIPT).exists():
+                continue
+            if not (folder / RECEIPT).exists():
                 found.append(self._sealed(folder.name))
             else:
                 _drop_parts(self._sealed(folder.name))
@@ -84,6 +96,28 @@ class Spool:
 
     def header(self, sealed: SealedUpdate) -> SignedUpdate:
         return decode(sealed.head, SignedUpdate)
+
+    def _remove_abandoned(self) -> None:
+        if not self._root.exists():
+            return
+        with suppress(BlockingIOError), self._locked(fcntl.LOCK_EX | fcntl.LOCK_NB):
+            for folder in self._folders():
+                if not (folder / HEAD).exists():
+                    shutil.rmtree(folder)
+
+    @contextmanager
+    def _locked(self, how: int) -> Iterator[None]:
+        """A lock on the task's folder, which the system releases when its holder dies."""
+        self._root.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(self._root, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(descriptor, how)
+            try:
+                yield
+            finally:
+                fcntl.flock(descriptor, fcntl.LOCK_UN)  # a forked worker process may hold a copy of the descriptor
+        finally:
+            os.close(descriptor)
 
     def _folders(self) -> list[Path]:
         return [path for path in self._root.iterdir() if path.is_dir()] if self._root.exists() else []

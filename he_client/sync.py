@@ -42,8 +42,10 @@ class SyncClient:
     def pull_model(self, task: Task) -> Model:
         return self._run(self._client.pull_model(task))
 
-    def submit(self, task: Task, update: Tensors, *, base_version: int, examples: float | None = None) -> Submission:
-        return self._run(self._client.submit(task, update, base_version=base_version, examples=examples))
+    def submit(
+        self, task: Task, update: Tensors, *, base_version: int, examples: float | None = None, within: float = 0.0
+    ) -> Submission:
+        return self._run(self._client.submit(task, update, base_version=base_version, examples=examples, within=within))
 
     def resume(self, task: Task) -> list[Submission]:
         return self._run(self._client.resume(task))

@@ -1,8 +1,8 @@
 """HTTP with a HushSum server: signed requests, problem documents, retries on what is safe to retry.
 
-Every request of the protocol is idempotent (GETs, and PUTs under a name of the sender's choice), so
-all of them are retried: on lost connections, and on answers that say "later". Clients and key
-holders both speak through this.
+Every request of the protocol is idempotent (GETs, PUTs under a name of the sender's choice, PATCHes that name
+the offset where they begin), so all of them are retried: on lost connections, and on answers that say "later".
+Clients and key holders both speak through this.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import secrets
 import ssl
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -28,8 +28,11 @@ from he_protocol.messages import decode
 from he_protocol.problems import NOT_FOUND, TOO_LARGE, TRAILING_BYTES, UNREACHABLE, WRONG_SIZE, Refusal
 from he_protocol.task import Task
 
-RETRY_STATUS = frozenset({429, 502, 503, 504})
+RETRY_STATUS = frozenset({408, 423, 429, 502, 503, 504, 507})
+CONNECT_SECONDS = 10.0
 BLOCK_BYTES = 1 << 18
+EXPECT_BYTES = 1 << 15
+"""A larger body is sent once the server has said that it takes it (Expect: 100-continue)."""
 PROBLEM_BYTES = 1 << 16
 T = TypeVar("T")
 Piece = bytes | memoryview | Path
@@ -37,7 +40,10 @@ Piece = bytes | memoryview | Path
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """Exponential back-off with full jitter; seconds. `give_up` bounds one call with all its tries."""
+    """Exponential back-off with full jitter; seconds.
+
+    After `give_up` no new try begins, and one in which nothing moves for as long is left; 0 is a single try.
+    """
 
     first: float = 0.2
     longest: float = 5.0
@@ -69,12 +75,12 @@ class Transport:
         self.clock = clock
         self._tls = tls
         self._retry = retry or RetryPolicy()
-        self._timeout = aiohttp.ClientTimeout(total=request_seconds, connect=10)
+        self._request_seconds = request_seconds
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
         connector = aiohttp.TCPConnector(ssl=self._tls if self._tls is not None else True)
-        self._session = aiohttp.ClientSession(connector=connector, timeout=self._timeout)
+        self._session = aiohttp.ClientSession(connector=connector)
         return self
 
     async def __aexit__(
@@ -118,8 +124,8 @@ class Transport:
         """
         retrying = tenacity.AsyncRetrying(
             retry=tenacity.retry_if_exception_type(_Later),
-            wait=tenacity.wait_random_exponential(multiplier=self._retry.first, max=self._retry.longest),
-            stop=tenacity.stop_after_delay(self._retry.give_up),
+            wait=self._pause,
+            stop=tenacity.stop_before_delay(self._retry.give_up),
             reraise=True,
         )
         tried = (method, path, audience, pieces, dict(headers or {}), dict(query or {}), limit)
@@ -135,7 +141,7 @@ class Transport:
         when the server sends less, and `trailing-bytes` when it sends more.
         """
         try:
-            async with self._response("GET", path, audience, (), {}, {}) as response:
+            async with self._response("GET", path, audience, (), {}, {}, self._request_seconds) as response:
                 for _ in range(count):
                     yield await response.content.readexactly(size)
                 if await response.content.read(1):
@@ -162,7 +168,8 @@ class Transport:
         query: dict[str, str],
         limit: int,
     ) -> Answer:
-        async with self._response(method, path, audience, pieces, headers, query) as response:
+        patience = min(self._retry.give_up or self._request_seconds, self._request_seconds)
+        async with self._response(method, path, audience, pieces, headers, query, patience) as response:
             return Answer(response.status, await _read_capped(response, limit), response.headers)
 
     @asynccontextmanager
@@ -174,25 +181,55 @@ class Transport:
         pieces: Sequence[Piece],
         headers: dict[str, str],
         query: dict[str, str],
+        patience: float,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """One request's answer, its body still to be read; a problem document is raised as its refusal."""
+        """One request's answer, its body still to be read; a problem document is raised as its refusal.
+
+        It is given up after `patience` seconds in which nothing moved, in either direction.
+        """
         if self._session is None:
             raise RuntimeError("use the transport as an async context manager")
+        size = sum(_size(piece) for piece in pieces)
         if pieces:
-            headers["Content-Length"] = str(sum(_size(piece) for piece in pieces))
+            headers["Content-Length"] = str(size)
         sign = (self._signing(audience, method, path),) if audience else ()
-        data = _stream(pieces) if pieces else None
+        loop = asyncio.get_running_loop()
+        bounds = aiohttp.ClientTimeout(total=None, connect=CONNECT_SECONDS, sock_read=patience)
         try:
-            async with self._session.request(
-                method, self.url + path, data=data, headers=headers, params=query, middlewares=sign
-            ) as response:
+            async with AsyncExitStack() as stack:
+                async with asyncio.timeout(patience) as waiting:
+
+                    def moved() -> None:
+                        with suppress(RuntimeError):  # the server may answer before it has read everything
+                            waiting.reschedule(loop.time() + patience)
+
+                    sending = self._session.request(
+                        method,
+                        self.url + path,
+                        data=_stream(pieces, moved) if pieces else None,
+                        headers=headers,
+                        params=query,
+                        middlewares=sign,
+                        timeout=bounds,
+                        expect100=size > EXPECT_BYTES,
+                    )
+                    response = await stack.enter_async_context(sending)
                 if response.status >= 400:
                     refusal = Refusal.from_document(await _read_capped(response, PROBLEM_BYTES), response.status)
-                    raise _Later(refusal) if response.status in RETRY_STATUS else refusal
+                    if response.status not in RETRY_STATUS:
+                        raise refusal
+                    raise _Later(refusal, retry_after(response.headers.get("Retry-After", "")))
                 yield response
         except (aiohttp.ClientError, TimeoutError, ConnectionError) as error:
             why = str(error) or type(error).__name__
             raise _Later(Refusal(UNREACHABLE, f"{method} {self.url}{path}: {why}")) from None
+
+    def _pause(self, state: tenacity.RetryCallState) -> float:
+        """Seconds until the next try: the back-off or what the server asked for, at most the policy's longest."""
+        backoff = tenacity.wait_random_exponential(multiplier=self._retry.first, max=self._retry.longest)
+        later = state.outcome.exception() if state.outcome is not None else None
+        asked = later.after if isinstance(later, _Later) else 0.0
+        return min(max(asked, backoff(state)), self._retry.longest)
 
     def _signing(self, audience: str, method: str, path: str) -> aiohttp.ClientMiddlewareType:
         """Signs every single sending: aiohttp itself sends an idempotent request a second time when its
@@ -217,9 +254,15 @@ class Transport:
 class _Later(Exception):
     """The same request may well succeed in a moment; `refusal` is what came of it now."""
 
-    def __init__(self, refusal: Refusal) -> None:
+    def __init__(self, refusal: Refusal, after: float = 0.0) -> None:
         super().__init__(str(refusal))
         self.refusal = refusal
+        self.after = after
+
+
+def retry_after(value: str) -> float:
+    """Seconds that a Retry-After header names (RFC 9110 section 10.2.3), 0 for a date or anything else."""
+    return float(value) if value.isascii() and value.isdigit() and len(value) <= 9 else 0.0
 
 
 async def _read_capped(response: aiohttp.ClientResponse, limit: int) -> bytes:
@@ -235,12 +278,15 @@ def _size(piece: Piece) -> int:
     return piece.stat().st_size if isinstance(piece, Path) else len(piece)
 
 
-async def _stream(pieces: Sequence[Piece]) -> AsyncIterator[bytes]:
+async def _stream(pieces: Sequence[Piece], moved: Callable[[], None]) -> AsyncIterator[bytes]:
+    """The pieces in blocks; `moved` is called as each is taken, that is when the one before has been sent."""
     for piece in pieces:
         if isinstance(piece, Path):
             with await asyncio.to_thread(piece.open, "rb") as file:
                 while block := await asyncio.to_thread(file.read, BLOCK_BYTES):
+                    moved()
                     yield block
         else:
             for at in range(0, len(piece), BLOCK_BYTES):
+                moved()
                 yield bytes(piece[at : at + BLOCK_BYTES])

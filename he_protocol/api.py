@@ -39,6 +39,14 @@ class TaskList(Document, frozen=True):
     tasks: tuple[TaskStatus, ...]
 
 
+class DroppedBucket(Document, frozen=True):
+    """A bucket of a published round that did not open: its updates (ids in hex) are in no sum."""
+
+    bucket: int
+    updates: tuple[str, ...]
+    failure: Failure
+
+
 class RoundStatus(Document, frozen=True):
     """One round; times are Unix seconds, 0 where not reached. `seconds` has one entry per server stage."""
 
@@ -50,11 +58,12 @@ class RoundStatus(Document, frozen=True):
     version: int
     shares: int
     failure: Failure | None
+    dropped: tuple[DroppedBucket, ...]
     seconds: dict[str, float]
 
 
 class UpdateStatus(Document, frozen=True):
-    """Where an acknowledged update is."""
+    """Where an acknowledged update is; with a failure it is in no sum, though its round may be published."""
 
     update_id: str
     round: int
@@ -77,10 +86,12 @@ class PendingOpenings(Document, frozen=True):
 
 
 class Opening(Document, frozen=True):
-    """What a holder needs to decide: the signed manifest and every update's signed head."""
+    """What a holder needs to decide: the signed manifest, every update's signed head, and the newest
+    `RevocationList` that the server has, if any."""
 
     manifest: str
     updates: tuple[SignedUpdate, ...]
+    revocations: str = ""
 
 
 class BoardEntry(Document, frozen=True):
@@ -96,7 +107,21 @@ class Board(Document, frozen=True):
     posts: tuple[BoardEntry, ...]
 
 
+class AuditStatus(Document, frozen=True):
+    """The signed `AuditHead` of the server's audit log: whoever keeps it can later prove a rewritten past."""
+
+    head: str
+
+
+class Revoked(Document, frozen=True):
+    """The newest `RevocationList` that the server has, "" while there is none."""
+
+    revocations: str
+
+
 TASKS = "/v1/tasks"
+REVOCATIONS = "/v1/revocations"
+AUDIT_HEAD = "/v1/audit/head"
 
 
 def task_path(task: str) -> str:
@@ -109,6 +134,16 @@ def model_path(task: str) -> str:
 
 def update_path(task: str, update: str) -> str:
     return f"{TASKS}/{task}/updates/{update}"
+
+
+def uploads_path(task: str) -> str:
+    """Where resumable uploads of a task's updates begin."""
+    return f"{TASKS}/{task}/uploads"
+
+
+def upload_path(upload: str) -> str:
+    """One resumable upload; its id is a secret between the client and the server."""
+    return f"/v1/uploads/{upload}"
 
 
 def round_path(task: str, number: int) -> str:

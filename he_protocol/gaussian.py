@@ -18,6 +18,7 @@ from decimal import Decimal, localcontext
 from functools import lru_cache
 from itertools import accumulate
 from math import ceil, sqrt
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -35,7 +36,21 @@ UNDECIDED = -(1 << 15)
 
 Words = npt.NDArray[np.uint64]
 Samples = npt.NDArray[np.int64]
-Direct = npt.NDArray[np.int16]
+Draws = npt.NDArray[np.int16]
+
+
+class Table(NamedTuple):
+    """Inversion of one cumulative table.
+
+    cumulative: probabilities scaled to 2^64, the last one implied. direct: what the top 16 bits decide, or
+    `UNDECIDED`. first: for the same bits, the first entry that the whole word may stay below. bound: entry k is
+    for the value k - bound.
+    """
+
+    cumulative: Words
+    direct: Draws
+    first: Draws
+    bound: int
 
 
 class Gaussian:
@@ -51,8 +66,8 @@ class Gaussian:
         base = std
         for factor in self.factors:
             base /= sqrt(1 + factor * factor)
-        self._table, self._direct, self._offset = _table(base, tail)
-        self._undecided = float(np.count_nonzero(self._direct == UNDECIDED)) / (1 << LANE_BITS)
+        self._table = _table(base, tail)
+        self._undecided = float(np.count_nonzero(self._table.direct == UNDECIDED)) / (1 << LANE_BITS)
         self._weights = np.ones(1 << len(self.factors), dtype=np.int64)
         for level, factor in enumerate(self.factors):
             self._weights[(np.arange(self._weights.size) >> level) & 1 == 1] *= factor
@@ -69,11 +84,19 @@ class Gaussian:
 
     def sample(self, words: Words, count: int) -> Samples:
         """`count` int64 samples from `self.words(count)` words; deterministic in the words."""
-        used = ceil(count * self._weights.size * LANE_BITS / 64)
-        lanes, spare = words[:used].view("<u2"), words[used:]
-        out = np.empty(count, dtype=np.int64)
-        if words.size < used or not _sample(lanes, spare, self._table, self._direct, self._offset, self._weights, out):
+        count_all = count * self._weights.size
+        used = ceil(count_all * LANE_BITS / 64)
+        if words.size < used:
             raise RuntimeError("not enough uniform words for this many samples")
+        lanes, spare = words[:used].view("<u2")[:count_all], words[used:]
+        draws = np.empty(count_all, dtype=np.int16)
+        _draw(lanes, self._table.direct, draws)
+        undecided = np.flatnonzero(draws == UNDECIDED)
+        if undecided.size > spare.size:
+            raise RuntimeError("not enough uniform words for this many samples")
+        _decide(undecided, lanes, spare, self._table.cumulative, self._table.first, self._table.bound, draws)
+        out = np.zeros(count, dtype=np.int64)
+        _combine(draws, self._weights, out)
         return out
 
 
@@ -95,11 +118,8 @@ def _factors(std: float) -> list[int]:
 
 
 @lru_cache(maxsize=32)
-def _table(std: float, tail: float) -> tuple[Words, Direct, int]:
-    """Cumulative probabilities of -bound..bound scaled to 2^64 (the last is implied), and what the top bits decide.
-
-    Computed to 40 decimal digits: doubles would limit the statistical distance to 2^-52.
-    """
+def _table(std: float, tail: float) -> Table:
+    """The table of -bound..bound, computed to 40 decimal digits: doubles would limit the distance to 2^-52."""
     bound = max(1, int(tail * std))
     with localcontext(prec=40):
         variance = Decimal(std) ** 2
@@ -108,37 +128,44 @@ def _table(std: float, tail: float) -> tuple[Words, Direct, int]:
         scaled = [int(w / total * (1 << 64)) for w in weights]
     lower = [w for w in scaled if w]
     centre = (1 << 64) - 2 * sum(lower)
-    cumulative = list(accumulate([*lower, centre, *lower[:0:-1]]))[: 2 * len(lower)]
-    table = np.array(cumulative, dtype=np.uint64)
+    cumulative = np.array(list(accumulate([*lower, centre, *lower[:0:-1]]))[: 2 * len(lower)], dtype=np.uint64)
     starts = np.arange(1 << LANE_BITS, dtype=np.uint64) << np.uint64(64 - LANE_BITS)
     ends = starts + np.uint64((1 << (64 - LANE_BITS)) - 1)
-    first, last = (np.searchsorted(table, edges, side="right") for edges in (starts, ends))
+    first, last = (np.searchsorted(cumulative, edges, side="right") for edges in (starts, ends))
     direct = np.where(first == last, first - len(lower), UNDECIDED).astype(np.int16)
-    return table, direct, len(lower)
+    return Table(cumulative, direct, first.astype(np.int16), len(lower))
 
 
 @kernel
-def _sample(
+def _draw(lanes: npt.NDArray[np.uint16], direct: Draws, out: Draws) -> None:
+    for i in range(out.size):
+        out[i] = direct[lanes[i]]
+
+
+@kernel
+def _decide(
+    undecided: Samples,
     lanes: npt.NDArray[np.uint16],
     spare: Words,
-    table: Words,
-    direct: Direct,
-    offset: int,
-    weights: Samples,
-    out: Samples,
-) -> bool:
-    used = 0
-    for i in range(out.size):
-        total = np.int64(0)
-        for level in range(weights.size):
-            lane = lanes[i * weights.size + level]
-            value = np.int64(direct[lane])
-            if value == UNDECIDED:
-                if used == spare.size:
-                    return False
-                word = (np.uint64(lane) << np.uint64(48)) | (spare[used] >> np.uint64(16))
-                used += 1
-                value = np.searchsorted(table, word, side="right") - offset
-            total += weights[level] * value
-        out[i] = total
-    return True
+    cumulative: Words,
+    first: Draws,
+    bound: int,
+    out: Draws,
+) -> None:
+    """Invert the lanes at these places with 48 bits more, one spare word for each."""
+    for used in range(undecided.size):
+        place = undecided[used]
+        word = (np.uint64(lanes[place]) << np.uint64(48)) | (spare[used] >> np.uint64(16))
+        entry = np.int64(first[lanes[place]])
+        while entry < cumulative.size and cumulative[entry] <= word:
+            entry += 1
+        out[place] = entry - bound
+
+
+@kernel
+def _combine(draws: Draws, weights: Samples, out: Samples) -> None:
+    """Add the draws of each level, `out.size` of them, times their weight."""
+    for level in range(weights.size):
+        weight, start = weights[level], level * out.size
+        for i in range(out.size):
+            out[i] += weight * draws[start + i]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TypeVar
 
 from joserfc.util import urlsafe_b64encode
@@ -51,7 +52,7 @@ def check_credential(token: str, authority: bytes, role: Role | None, now: float
         raise Refusal(
             FOREIGN_CREDENTIAL, "another authority issued it", expected=fingerprint(authority), got=claimed.iss
         )
-    credential = verify(token, Credential, authority)
+    credential = _verified(token, authority)
     if not credential.iat - CLOCK_SKEW_SECONDS <= now < credential.exp:
         raise Refusal(
             EXPIRED_CREDENTIAL,
@@ -62,6 +63,12 @@ def check_credential(token: str, authority: bytes, role: Role | None, now: float
     if role is not None and credential.role != role:
         raise Refusal(WRONG_ROLE, f"{credential.sub!r} may not do this", expected=role, got=credential.role)
     return Party(credential.sub, credential.role, public_from_jwk(credential.cnf.jwk.x))
+
+
+@lru_cache(maxsize=4096)
+def _verified(token: str, authority: bytes) -> Credential:
+    """A credential's signature says the same every time; its validity is another matter."""
+    return verify(token, Credential, authority)
 
 
 def check_signed(token: str, kind: type[M], party: Party, field: str) -> M:

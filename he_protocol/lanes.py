@@ -18,6 +18,8 @@ from he_protocol.residues import Residues
 
 LANES = 16
 MAX_PRIME = 1 << 30
+SPARE = 128
+"""Spare words of each group. Fewer than five are needed on average: more than 128 never."""
 
 Lanes = npt.NDArray[np.uint32]
 
@@ -25,8 +27,10 @@ Lanes = npt.NDArray[np.uint32]
 class CommonProduct:
     """a_j * s in Z_q[X]/(X^N+1) for one polynomial s and the public polynomials a_j, j = 0, 1, ...
 
-    a_j is uniform in NTT form: residue k of it is word (g*N + k)*16 + l of AES-256-CTR under `key`,
-    modulo q, where j = 16*g + l (64-bit words; bias below 2^-34). `s`: int64, shape (N,).
+    a_j is uniform in NTT form. The AES-256-CTR stream of `key` is cut into groups, each of N*16 words of
+    32 bits and then `SPARE` words of 64 bits. With j = 16*g + l, residue k of a_j is word k*16 + l of group g modulo
+    q; a word at or above the largest multiple of q below 2^32 would favour small residues, and is replaced by
+    the group's next spare word modulo q (bias 2^-34 where that happens). `s`: int64, shape (N,).
     """
 
     def __init__(self, key: bytes, s: npt.NDArray[np.int64], modulus: int) -> None:
@@ -35,24 +39,31 @@ class CommonProduct:
         self._key = key
         self._degree = s.size
         self._modulus = np.uint32(modulus)
+        self._limit = np.uint32((1 << 32) // modulus * modulus)
         lifted = ntt.lift(s[None, :], (modulus,))
         ntt.forward(lifted, (modulus,))
-        # The inverse transform's factor 1/N rides along, and 2^32 for the upper half of every word.
-        low = lifted[0, 0] * np.uint64(pow(self._degree, -1, modulus)) % np.uint64(modulus)
-        high = low * np.uint64((1 << 32) % modulus) % np.uint64(modulus)
-        self._factors = np.stack([low, _shoup(low, modulus), high, _shoup(high, modulus)], axis=1).astype(np.uint32)
+        # The inverse transform's factor 1/N rides along.
+        factors = lifted[0, 0] * np.uint64(pow(self._degree, -1, modulus)) % np.uint64(modulus)
+        self._factors = np.stack([factors, _shoup(factors, modulus)], axis=1).astype(np.uint32)
         roots = ntt.inverse_roots(modulus, self._degree)
         self._roots = np.stack([roots, _shoup(roots, modulus)], axis=1).astype(np.uint32)
 
+    def lanes(self, number: int) -> Lanes:
+        """The products with a_j for the 16 polynomials of one group: shape (N, 16), values below 2q."""
+        size = self._degree * LANES // 2
+        words = expand_words(self._key, size + SPARE, block=number * (size + SPARE) // 2)
+        flat, spare = words[:size].view("<u4"), words[size:]
+        rejected = np.flatnonzero(flat >= self._limit)
+        if rejected.size > SPARE:
+            raise RuntimeError("not enough spare words for this group")
+        flat[rejected] = spare[: rejected.size] % self._modulus
+        _multiply(flat, self._factors, self._roots, self._modulus)
+        return flat.reshape(self._degree, LANES)
+
     def group(self, number: int) -> Residues:
-        """The products with a_j for the 16 polynomials of one group: shape (16, N), residues below q."""
-        size = self._degree * LANES
-        words = expand_words(self._key, size, block=number * size // 2)
-        lanes = np.empty((self._degree, LANES), dtype=np.uint32)
+        """The same as rows: shape (16, N), residues below q."""
         out = np.empty((LANES, self._degree), dtype=np.uint64)
-        _scale(words.view("<u4").reshape(self._degree, LANES, 2), self._factors, self._modulus, lanes)
-        _inverse(lanes, self._roots, self._modulus)
-        _rows(lanes, self._modulus, out)
+        _rows(self.lanes(number), self._modulus, out)
         return out
 
 
@@ -61,43 +72,83 @@ def _shoup(factors: Residues, modulus: int) -> Residues:
 
 
 @kernel
-def _scale(halves: npt.NDArray[np.uint32], factors: Lanes, q: np.uint32, out: Lanes) -> None:
-    """out = word * factor, below 2q; the word's halves are multiplied apart."""
-    q64, twice = np.uint64(q), np.uint32(2 * q)
-    for k in range(out.shape[0]):
-        low, low_shoup = np.uint64(factors[k, 0]), np.uint64(factors[k, 1])
-        high, high_shoup = np.uint64(factors[k, 2]), np.uint64(factors[k, 3])
-        for lane in range(16):
-            x, y = np.uint64(halves[k, lane, 0]), np.uint64(halves[k, lane, 1])
-            first = x * low - ((x * low_shoup) >> np.uint64(32)) * q64
-            second = y * high - ((y * high_shoup) >> np.uint64(32)) * q64
-            total = np.uint32(first + second)
-            out[k, lane] = min(total, np.uint32(total - twice))
+def _times(x: np.uint32, factor: np.uint32, shoup: np.uint32, q: np.uint32) -> np.uint32:
+    """x * factor, below 2q, for any x. Both products are cut to 32 bits first: the compiler has 16 such lanes."""
+    quotient = (np.uint64(x) * np.uint64(shoup)) >> np.uint64(32)
+    return np.uint32(np.uint32(x * np.uint64(factor)) - np.uint32(np.uint32(quotient) * np.uint64(q)))
 
 
 @kernel
-def _inverse(lanes: Lanes, roots: Lanes, q: np.uint32) -> None:
-    """Inverse NTT without its factor 1/N, in place; Gentleman-Sande, values below 2q throughout."""
-    flat = lanes.reshape(-1)
-    width, blocks = 16, lanes.shape[0] // 2
-    while blocks >= 1:
-        for i in range(blocks):
-            start = 2 * i * width
-            upper, lower = flat[start : start + width], flat[start + width : start + 2 * width]
-            _butterflies(upper, lower, roots[blocks + i, 0], roots[blocks + i, 1], q)
-        blocks //= 2
-        width *= 2
+def _butterfly(
+    u: np.uint32, v: np.uint32, root: np.uint32, shoup: np.uint32, q: np.uint32
+) -> tuple[np.uint32, np.uint32]:
+    """u + v and (u - v) * root, both below 2q, for u and v below 2q (Gentleman-Sande)."""
+    twice = np.uint32(2 * q)
+    total = np.uint32(u + v)
+    return min(total, np.uint32(total - twice)), _times(np.uint32(u + twice - v), root, shoup, q)
 
 
 @kernel
-def _butterflies(upper: Lanes, lower: Lanes, root: np.uint32, shoup: np.uint32, q: np.uint32) -> None:
-    root64, shoup64, q64, twice = np.uint64(root), np.uint64(shoup), np.uint64(q), np.uint32(2 * q)
+def _multiply(flat: Lanes, factors: Lanes, roots: Lanes, q: np.uint32) -> None:
+    """Each row times its factor, then the inverse NTT without 1/N; in place, below 2q, two stages in each pass."""
+    _narrow_stages(flat, factors, roots, q)
+    width, quads = 64, flat.size // 256
+    while quads >= 1:
+        for i in range(quads):
+            part = flat[4 * i * width : 4 * (i + 1) * width]
+            _two_stages(
+                part[:width],
+                part[width : 2 * width],
+                part[2 * width : 3 * width],
+                part[3 * width :],
+                roots[2 * quads + 2 * i],
+                roots[2 * quads + 2 * i + 1],
+                roots[quads + i],
+                q,
+            )
+        quads //= 4
+        width *= 4
+    if 2 * width == flat.size:
+        _one_stage(flat[:width], flat[width:], roots[1], q)
+
+
+@kernel
+def _narrow_stages(flat: Lanes, factors: Lanes, roots: Lanes, q: np.uint32) -> None:
+    """The factors, and the stages of blocks 16 and 32 wide.
+
+    Constant distances let the compiler see that the 16 lanes of one row are apart from the others.
+    """
+    quads = flat.size // 64
+    for i in range(quads):
+        first, second, third = roots[2 * quads + 2 * i], roots[2 * quads + 2 * i + 1], roots[quads + i]
+        w, x, y, z = factors[4 * i], factors[4 * i + 1], factors[4 * i + 2], factors[4 * i + 3]
+        for j in range(64 * i, 64 * i + 16):
+            a, b = _times(flat[j], w[0], w[1], q), _times(flat[j + 16], x[0], x[1], q)
+            c, d = _times(flat[j + 32], y[0], y[1], q), _times(flat[j + 48], z[0], z[1], q)
+            a, b = _butterfly(a, b, first[0], first[1], q)
+            c, d = _butterfly(c, d, second[0], second[1], q)
+            flat[j], flat[j + 32] = _butterfly(a, c, third[0], third[1], q)
+            flat[j + 16], flat[j + 48] = _butterfly(b, d, third[0], third[1], q)
+
+
+@kernel
+def _two_stages(
+    w: Lanes, x: Lanes, y: Lanes, z: Lanes, first: Lanes, second: Lanes, third: Lanes, q: np.uint32
+) -> None:
+    """Four neighbouring blocks: pairs (w, x) and (y, z), then the halves of the pairs."""
+    root0, shoup0, root1, shoup1, root2, shoup2 = first[0], first[1], second[0], second[1], third[0], third[1]
+    for j in range(w.size):
+        a, b = _butterfly(w[j], x[j], root0, shoup0, q)
+        c, d = _butterfly(y[j], z[j], root1, shoup1, q)
+        w[j], y[j] = _butterfly(a, c, root2, shoup2, q)
+        x[j], z[j] = _butterfly(b, d, root2, shoup2, q)
+
+
+@kernel
+def _one_stage(upper: Lanes, lower: Lanes, root: Lanes, q: np.uint32) -> None:
+    factor, shoup = root[0], root[1]
     for j in range(upper.size):
-        u, v = upper[j], lower[j]
-        total = np.uint32(u + v)
-        upper[j] = min(total, np.uint32(total - twice))
-        x = np.uint64(np.uint32(u + twice - v))
-        lower[j] = np.uint32(x * root64 - ((x * shoup64) >> np.uint64(32)) * q64)
+        upper[j], lower[j] = _butterfly(upper[j], lower[j], factor, shoup, q)
 
 
 @kernel

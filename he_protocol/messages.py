@@ -27,6 +27,9 @@ Role = Literal["client", "holder", "server"]
 MESSAGE_LIMIT = 4 * 1024 * 1024
 """Bytes of the largest JSON message: a manifest of a few ten thousand updates."""
 
+REVOKED_LIMIT = 65_536
+"""Keys on a revocation list: they fit into the largest message."""
+
 
 class Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Base of everything that is signed; the class name is part of the JWS `typ`."""
@@ -60,9 +63,12 @@ class SignedUpdate(Message, frozen=True):
 
 
 class ManifestEntry(Message, frozen=True):
+    """One update of a round; every bucket of a round is opened on its own."""
+
     update_id: UpdateId
     client: Name
     header: Digest
+    bucket: Count
 
 
 class Manifest(Message, frozen=True):
@@ -82,15 +88,35 @@ class PartDigest(Message, frozen=True):
     sha256: Digest
 
 
+class ShareVector(Message, frozen=True):
+    """SHA-256 of what a holder releases of one part of the sharing, for one bucket of a manifest."""
+
+    bucket: Count
+    part: Count
+    sha256: Digest
+
+
+class FailedBucket(Message, frozen=True):
+    """A bucket that a holder cannot open: its first update whose key part is of no use, and the problem's slug."""
+
+    bucket: Count
+    update_id: UpdateId
+    problem: Name
+
+
 class Share(Message, frozen=True):
-    """A holder's release for one manifest; the part vectors follow as bytes in this order."""
+    """A holder's release for one manifest: every part that it knows of every bucket, bucket by bucket.
+
+    The vectors follow as bytes in this order. A bucket stands in `parts` or, once, in `failed`.
+    """
 
     task_hash: Digest
     epoch: Count
     round: Positive
     manifest: Digest
     holder: Name
-    parts: tuple[PartDigest, ...]
+    parts: tuple[ShareVector, ...]
+    failed: tuple[FailedBucket, ...]
 
 
 class SealedSeeds(Message, frozen=True):
@@ -185,6 +211,27 @@ class EnrolRequest(Message, frozen=True):
     hpke: bytes = b""
 
 
+class RevocationList(Message, frozen=True):
+    """The authority's word on which signing keys no longer speak for anybody: SHA-256 of each, ascending.
+
+    Of two lists the one with the higher number counts; after `valid_until` a newer one is needed.
+    """
+
+    number: Positive
+    issued: Time
+    valid_until: Time
+    revoked: Annotated[tuple[Digest, ...], Meta(max_length=REVOKED_LIMIT)]
+
+
+class AuditHead(Message, frozen=True):
+    """The server's word on its audit log: number and hash of the last entry, at this time."""
+
+    server: Name
+    seq: Count
+    hash: Digest
+    time: Time
+
+
 class RequestProof(Message, frozen=True):
     """Short-lived proof for one HTTP request, in the manner of RFC 9449 (DPoP)."""
 
@@ -214,7 +261,7 @@ def decode(data: bytes, kind: type[M], *, limit: int = MESSAGE_LIMIT) -> M:
         raise Refusal(TOO_LARGE, f"{kind.__name__} is too long", expected=f"at most {limit} bytes", got=len(data))
     try:
         return msgspec.json.decode(data, type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:  # the last for what it skips
         text = str(error)
         if "unknown field" in text:
             problem = UNKNOWN_FIELD

@@ -7,7 +7,7 @@ imported only when an epsilon is asked for.
 from __future__ import annotations
 
 from functools import lru_cache
-from math import inf, sqrt
+from math import hypot, inf, sqrt
 from typing import Annotated, Literal
 
 from msgspec import Meta
@@ -55,7 +55,7 @@ def sensitivity(plan: PrivacyPlan, *, scale: float, length: int, weight_range: f
     `weight_range` is the largest value of the weight coordinate (0 without weighting). Stochastic
     rounding moves every coordinate by less than one, so the norm by less than sqrt(length).
     """
-    return sqrt(plan.clip_norm**2 + weight_range**2) * scale + sqrt(length)
+    return hypot(plan.clip_norm, weight_range) * scale + sqrt(length)
 
 
 def noise_std(plan: PrivacyPlan, *, scale: float, length: int, min_clients: int, weight_range: float = 0.0) -> float:
@@ -71,7 +71,11 @@ def noise_std(plan: PrivacyPlan, *, scale: float, length: int, min_clients: int,
 
 
 def epsilon(plan: PrivacyPlan, openings: int) -> float:
-    """Epsilon at the plan's delta after `openings` opened sums; infinite without noise.
+    """Epsilon at the plan's delta after `openings` opened rounds; infinite without noise.
+
+    A round costs as much as one sum, however many buckets it is opened in: a client is in one of them, each carries
+    the noise of `min_clients`, and who is in which does not depend on anybody's data (parallel composition, McSherry
+    2009). Neighbours differ in what one client sent, not in whether it took part, which everybody may know.
 
     >>> round(epsilon(PrivacyPlan("record", 1.0, 1.0, 0.01, 1e-5, 2.0), 1000), 4)
     1.8282

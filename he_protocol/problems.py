@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import msgspec
 
 URN = "urn:hushsum:problem:"
+TEXT_LIMIT = 1000
+"""Characters of any text in a refusal: it may quote what a stranger sent."""
 
 
 @dataclass(frozen=True)
@@ -38,17 +40,27 @@ class ProblemDocument(msgspec.Struct, omit_defaults=True):
     got: str = ""
 
 
+def printable(text: str) -> str:
+    """Text of a peer's choosing for a terminal or a log: escape sequences, line breaks and bidirectional
+    overrides are shown instead of obeyed (CWE-150).
+
+    >>> printable("ok\\x1b[2J")
+    'ok\\\\x1b[2J'
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 class Refusal(Exception):
     """Input was refused; nothing was changed.
 
-    `expected` and `got` are short and never hold secret bytes.
+    `expected` and `got` never hold secret bytes. Texts are cut to `TEXT_LIMIT`, and lone surrogates replaced.
     """
 
     def __init__(self, problem: ProblemType, detail: str, *, expected: object = "", got: object = "") -> None:
         self.problem = problem
-        self.detail = detail
-        self.expected = str(expected)
-        self.got = str(got)
+        self.detail = _short(detail)
+        self.expected = _short(expected)
+        self.got = _short(got)
         super().__init__(str(self))
 
     def __reduce__(self) -> tuple[Callable[[str, str, str, str], Refusal], tuple[str, str, str, str]]:
@@ -59,7 +71,7 @@ class Refusal(Exception):
         text = f"{self.problem.title}: {self.detail}"
         if self.expected or self.got:
             text += f" (expected {self.expected or 'nothing'}, got {self.got or 'nothing'})"
-        return f"{text} [{self.problem.slug}]"
+        return printable(f"{text} [{self.problem.slug}]")
 
     def document(self) -> bytes:
         """The refusal as `application/problem+json`."""
@@ -75,9 +87,14 @@ class Refusal(Exception):
         try:
             doc = msgspec.json.decode(body, type=ProblemDocument)
             problem = PROBLEMS[doc.type.removeprefix(URN)]
-        except (msgspec.MsgspecError, UnicodeDecodeError, KeyError):
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, KeyError):
             return cls(UNEXPECTED_ANSWER, "the peer did not answer with a known problem type", got=f"HTTP {status}")
         return cls(problem, doc.detail, expected=doc.expected, got=doc.got)
+
+
+def _short(value: object) -> str:
+    text = str(value).encode(errors="replace").decode()
+    return text if len(text) <= TEXT_LIMIT else text[: TEXT_LIMIT - 1] + "…"
 
 
 def _restore(slug: str, detail: str, expected: str, got: str) -> Refusal:
@@ -107,6 +124,8 @@ UNAUTHENTICATED = _define("unauthenticated", 401, "The request carries no valid 
 BAD_SIGNATURE = _define("bad-signature", 401, "A signature does not verify")
 FOREIGN_CREDENTIAL = _define("foreign-credential", 401, "The credential was issued by another authority")
 EXPIRED_CREDENTIAL = _define("expired-credential", 401, "The credential is not valid now")
+REVOKED_KEY = _define("revoked-key", 401, "The authority has revoked this key")
+OLD_REVOCATIONS = _define("old-revocations", 409, "The revocation list is out of date")
 REPLAYED_REQUEST = _define("replayed-request", 401, "This request proof was used before")
 WRONG_ROLE = _define("wrong-role", 403, "The credential does not have the role that this needs")
 NOT_ADDRESSED = _define("not-addressed", 403, "The message speaks for somebody else")
@@ -121,12 +140,23 @@ FINGERPRINT_MISMATCH = _define("fingerprint-mismatch", 409, "The parameters diff
 TENSEAL_VERSION = _define("tenseal-version", 409, "The installed TenSEAL is not the pinned release")
 PRIVATE_CONTEXT = _define("private-context", 400, "The TenSEAL context holds a secret key")
 KEYS_NOT_READY = _define("keys-not-ready", 409, "The committee has not finished its key ceremony")
+EPOCH_DESTROYED = _define("epoch-destroyed", 409, "This holder has destroyed its keys of the epoch")
+LEDGER_MISMATCH = _define("ledger-mismatch", 409, "The key belongs to another ledger, which knows what it has opened")
 
 # Updates
 UPDATE_ID_REUSED = _define("update-id-reused", 409, "This update id was used with other bytes")
 ALREADY_IN_ROUND = _define("already-in-round", 409, "This client already has an update in the open round")
 STALE_UPDATE = _define("stale-update", 409, "The update was computed on a model that is too old or not published")
 CLOCK_SKEW = _define("clock-skew", 400, "The message was created in the future")
+
+# Resumable uploads
+WRONG_OFFSET = _define("wrong-offset", 409, "The upload stands at another offset")
+UPLOAD_EXPIRED = _define("upload-expired", 410, "The upload was not finished in time")
+TUS_VERSION = _define("tus-version", 412, "The server speaks another version of tus")
+WRONG_MEDIA_TYPE = _define("wrong-media-type", 415, "The body is not of the media type that this needs")
+UPLOAD_LOCKED = _define("upload-locked", 423, "Another request is writing to this upload")
+TOO_MANY_UPLOADS = _define("too-many-uploads", 429, "The client has too many unfinished uploads")
+CHECKSUM_MISMATCH = _define("checksum-mismatch", 460, "The chunk does not match its checksum")
 
 # Rounds and openings
 WRONG_STATE = _define("wrong-state", 409, "The round is not in the state that this needs")
@@ -155,8 +185,12 @@ BAD_TENSORS = _define("bad-tensors", 400, "The tensors are not those of the task
 BAD_KEY_FILE = _define("bad-key-file", 400, "A key file cannot be used")
 
 # Service
+OVERLOADED = _define("overloaded", 429, "The server takes no more at the moment; try again")
+REQUEST_TIMEOUT = _define("request-timeout", 408, "The request came too slowly")
+AUDIT_BROKEN = _define("audit-broken", 409, "The audit log is not the one that was written")
 DISK_FULL = _define("disk-full", 507, "There is no room to store this durably")
 DATABASE_UNAVAILABLE = _define("database-unavailable", 503, "The database does not answer")
+EXPECTATION_FAILED = _define("expectation-failed", 417, "The server cannot do what the Expect header asks for")
 SHUTTING_DOWN = _define("shutting-down", 503, "The server is draining; try again")
 INTERNAL = _define("internal", 500, "The server failed; the incident was logged")
 UNREACHABLE = _define("unreachable", 503, "The server cannot be reached")

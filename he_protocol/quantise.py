@@ -10,25 +10,23 @@ import numpy.typing as npt
 from he_protocol.kernel import kernel
 from he_protocol.problems import BAD_TENSORS, Refusal
 
-BLOCK = 1 << 16
-
 Integers = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
 
 
-def clip_factor(update: Floats, norm: float) -> float:
-    """What the update must be multiplied by (see `shrink`) to have an L2 norm of at most `norm`; at most 1.
-
-    Computed in float64, a block at a time. The factor is made smaller by 2^-23, so that rounding the
-    product to float32 cannot carry it over `norm`. Raises `bad-tensors` for a value that is not finite.
-    """
-    squares = 0.0
-    for at in range(0, update.size, BLOCK):
-        block = update[at : at + BLOCK].astype(np.float64)
-        squares += float(block @ block)
-    length = sqrt(squares) if np.isfinite(squares) else squares
-    if not np.isfinite(length):
+def l2_norm(update: Floats) -> float:
+    """The update's L2 norm, in float64. Raises `bad-tensors` for a value that is not finite."""
+    squares = _squares(np.ascontiguousarray(update, dtype=np.float32))
+    if not np.isfinite(squares):  # squares of float32 values cannot overflow here
         raise Refusal(BAD_TENSORS, "the update has a value that is not finite")
+    return sqrt(squares)
+
+
+def clip_factor(length: float, norm: float) -> float:
+    """What an update of L2 norm `length` must be multiplied by (see `shrink`) to have at most `norm`; at most 1.
+
+    The factor is made smaller by 2^-23, so that rounding the product to float32 cannot carry it over `norm`.
+    """
     return 1.0 if length <= norm else norm / length * (1 - 2.0**-23)
 
 
@@ -37,13 +35,12 @@ def shrink(update: Floats, factor: float) -> Floats:
     return update if factor == 1.0 else (update.astype(np.float64) * factor).astype(np.float32)
 
 
-def quantise(update: Floats, scale: float, value_range: float, words: npt.NDArray[np.uint64]) -> Integers:
-    """Clip each coordinate to ±`value_range`, multiply by `scale`, round stochastically.
+def quantise(update: Floats, scale: float, value_range: float, words: npt.NDArray[np.uint32]) -> Integers:
+    """Clip each (finite) coordinate to ±`value_range`, multiply by `scale`, round stochastically.
 
-    `words` are uniform 64-bit words from a CSPRNG, one for each coordinate; their top 53 bits decide.
+    `words` are uniform 32-bit words from a CSPRNG, one for each coordinate: the expected result is off by
+    less than 2^-32.
     """
-    if not np.isfinite(update).all():
-        raise Refusal(BAD_TENSORS, "the update has a value that is not finite")
     out = np.empty(update.shape, dtype=np.int64)
     _quantise(np.ascontiguousarray(update, dtype=np.float32), scale, value_range, words, out)
     return out
@@ -55,10 +52,24 @@ def dequantise(total: Integers, scale: float) -> npt.NDArray[np.float64]:
 
 
 @kernel
-def _quantise(update: Floats, scale: float, value_range: float, words: npt.NDArray[np.uint64], out: Integers) -> None:
-    unit = 1.0 / 9007199254740992.0  # 2^-53
+def _squares(update: Floats) -> float:
+    """Four squares at a time are added among themselves first: the sum then waits for a quarter of the additions."""
+    total = 0.0
+    whole = update.size - update.size % 4
+    for i in range(0, whole, 4):
+        w, x = np.float64(update[i]), np.float64(update[i + 1])
+        y, z = np.float64(update[i + 2]), np.float64(update[i + 3])
+        total += (w * w + x * x) + (y * y + z * z)
+    for i in range(whole, update.size):
+        total += np.float64(update[i]) * np.float64(update[i])
+    return total
+
+
+@kernel
+def _quantise(update: Floats, scale: float, value_range: float, words: npt.NDArray[np.uint32], out: Integers) -> None:
+    unit = 1.0 / 4294967296.0  # 2^-32
     for i in range(update.size):
         value = min(max(float(update[i]), -value_range), value_range) * scale
         below = np.floor(value)
-        draw = np.float64(words[i] >> np.uint64(11)) * unit
+        draw = np.float64(words[i]) * unit
         out[i] = np.int64(below) + (1 if draw < value - below else 0)

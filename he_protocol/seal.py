@@ -30,6 +30,7 @@ from he_protocol.residues import Residues
 
 MAGIC = b"\x5e\xa1\x10\x04\x03"
 HEADER_BYTES = 16
+RESERVED = bytes(2)
 PLAIN, ZSTD = 0, 2
 _CKKS = 2
 _CIPHERTEXT = struct.Struct("<32sBQQQdQ")
@@ -37,12 +38,12 @@ _CIPHERTEXT = struct.Struct("<32sBQQQdQ")
 
 def wrap(payload: bytes) -> bytes:
     """A SEAL object with an uncompressed payload."""
-    return MAGIC + bytes([PLAIN, 0, 0]) + struct.pack("<Q", HEADER_BYTES + len(payload)) + payload
+    return _header(len(payload)) + payload
 
 
 def unwrap(data: bytes) -> tuple[int, bytes]:
     """Compression mode and payload (still compressed) of a SEAL object."""
-    if len(data) < HEADER_BYTES or data[:5] != MAGIC:
+    if len(data) < HEADER_BYTES or data[:5] != MAGIC or data[6:8] != RESERVED:
         raise Refusal(MALFORMED, "not an object of SEAL 4.3", expected=MAGIC.hex(), got=data[:5].hex())
     size = struct.unpack_from("<Q", data, 8)[0]
     if size != len(data):
@@ -59,32 +60,30 @@ def parms_id(degree: int, moduli: Sequence[int]) -> bytes:
 
 def ciphertext(polynomials: Residues, moduli: Sequence[int], scale: float) -> bytes:
     """A SEAL ciphertext object from residues of shape (polynomials, limbs, degree) in NTT form."""
-    count, limbs, degree = polynomials.shape
-    head = _CIPHERTEXT.pack(parms_id(degree, moduli), 1, count, degree, limbs, scale, 1)
+    count, _, degree = polynomials.shape
     residues = np.ascontiguousarray(polynomials, dtype="<u8")
-    return wrap(head + wrap(struct.pack("<Q", residues.size) + residues.tobytes()))
+    return wrap(_ciphertext_head(count, moduli, degree, scale) + residues.tobytes())
 
 
-def read_ciphertext(payload: bytes, moduli: Sequence[int], degree: int) -> Residues:
-    """Residues, shape (2, limbs, degree), from a ciphertext's decompressed payload.
+def read_ciphertext(payload: bytes, moduli: Sequence[int], degree: int, scale: float) -> Residues:
+    """Residues, shape (2, limbs, degree), from a fresh ciphertext's decompressed payload.
 
     Raises `fingerprint-mismatch` for other parameters, `trailing-bytes`, `malformed` or
     `residue-out-of-range`.
     """
     shape = (2, len(moduli), degree)
-    count = shape[0] * shape[1] * shape[2]
-    wanted = _CIPHERTEXT.size + HEADER_BYTES + 8 + 8 * count
-    if len(payload) < _CIPHERTEXT.size:
+    head = _ciphertext_head(2, moduli, degree, scale)
+    wanted = len(head) + 8 * shape[0] * shape[1] * shape[2]
+    if len(payload) < len(head):
         raise Refusal(MALFORMED, "the ciphertext ends early", expected=wanted, got=len(payload))
-    name, ntt, *sizes, _scale, _correction = _CIPHERTEXT.unpack_from(payload)
-    if name != parms_id(degree, moduli):
+    if payload[:32] != head[:32]:
         raise Refusal(FINGERPRINT_MISMATCH, "a ciphertext under other parameters")
-    if ntt != 1 or tuple(sizes) != (2, degree, len(moduli)):
-        raise Refusal(MALFORMED, "not a fresh ciphertext of two polynomials in NTT form", expected=shape, got=sizes)
+    if payload[: len(head)] != head:  # polynomials, form, scale, correction, and the residues' own header
+        raise Refusal(MALFORMED, "not a fresh ciphertext", expected=head[32:].hex(), got=payload[32 : len(head)].hex())
     if len(payload) != wanted:
         problem = TRAILING_BYTES if len(payload) > wanted else MALFORMED
         raise Refusal(problem, "the ciphertext has another length", expected=wanted, got=len(payload))
-    out = np.frombuffer(payload, dtype="<u8", offset=wanted - 8 * count).reshape(shape)
+    out = np.frombuffer(payload, dtype="<u8", offset=len(head)).reshape(shape)
     if (out >= np.array(moduli, dtype=np.uint64)[None, :, None]).any():
         raise Refusal(RESIDUE_RANGE, "a residue of the ciphertext", expected="below its modulus")
     return out
@@ -103,11 +102,6 @@ def public_context(key: Residues, moduli: Sequence[int], scale: float) -> bytes:
     return _message((1, parameters), (2, public))
 
 
-def ckks_vector(values: int, object_: bytes, scale: float) -> bytes:
-    """A TenSEAL CKKS vector of one ciphertext that packs `values` slots."""
-    return _message((1, _varint(values)), (2, object_), (3, scale))
-
-
 def read_vector(data: bytes) -> list[bytes]:
     """The SEAL ciphertext objects inside a serialised TenSEAL CKKS vector."""
     return [value for field, value in _fields(data) if field == 2]
@@ -120,6 +114,18 @@ def refuse_private(context: bytes) -> None:
     """
     if any(field == 3 for field, _ in _fields(context)):
         raise Refusal(PRIVATE_CONTEXT, "it must never leave its owner", expected="public part only", got="private part")
+
+
+def _header(payload: int) -> bytes:
+    """A SEAL object's header before so many bytes of uncompressed payload."""
+    return MAGIC + bytes([PLAIN]) + RESERVED + struct.pack("<Q", HEADER_BYTES + payload)
+
+
+def _ciphertext_head(count: int, moduli: Sequence[int], degree: int, scale: float) -> bytes:
+    """All of a fresh ciphertext's payload that comes before its residues."""
+    size = count * len(moduli) * degree
+    head = _CIPHERTEXT.pack(parms_id(degree, moduli), 1, count, degree, len(moduli), scale, 1)
+    return head + _header(8 + 8 * size) + struct.pack("<Q", size)
 
 
 def _varint(value: int) -> bytes:

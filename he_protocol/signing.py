@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TypeVar
 
 from joserfc import jws
@@ -46,9 +47,15 @@ class SigningKey:
 
     def sign(self, message: Message) -> str:
         """Compact JWS of a message."""
-        key = OKPKey.import_key({**_jwk(self.public), "d": _text(self.private)})
+        key = _imported(self.public, self.private)
         header = {"alg": ALGORITHM, "typ": _typ(type(message))}
         return jws.serialize_compact(header, encode(message), key, registry=_REGISTRY)
+
+
+@lru_cache(maxsize=4096)
+def _imported(public: bytes, private: bytes = b"") -> OKPKey:
+    """The library's form of a key: making it costs as much as a signature."""
+    return OKPKey.import_key({**_jwk(public), **({"d": _text(private)} if private else {})})
 
 
 def verify(token: str, kind: type[M], public: bytes) -> M:
@@ -61,7 +68,7 @@ def verify(token: str, kind: type[M], public: bytes) -> M:
     if parsed.headers() != wanted:
         raise Refusal(BAD_SIGNATURE, "the protected header is not of this kind", expected=wanted, got=parsed.headers())
     try:
-        jws.deserialize_compact(token, OKPKey.import_key(_jwk(public)), registry=_REGISTRY)
+        jws.deserialize_compact(token, _imported(public), registry=_REGISTRY)
     except (JoseError, ValueError):
         raise Refusal(BAD_SIGNATURE, f"the signature on this {kind.__name__} does not verify") from None
     return decode(parsed.payload, kind)

@@ -112,8 +112,9 @@ def plan_sums(
 ) -> list[Candidate]:
     """Every profile's offer for a task, those that fit first, fewest bytes first: the first is the recommendation.
 
-    accuracy: the largest acceptable standard deviation of the scheme's error in a coordinate of the
-    mean; by default a tenth of the DP noise, or 1e-4 of value_range without DP.
+    openings: opened sums of one epoch, every bucket of a round counted. accuracy: the largest acceptable
+    standard deviation of the scheme's error in a coordinate of the mean; by default a tenth of the DP noise, or
+    1e-4 of value_range without DP.
     """
     if value_range is None:
         if privacy.unit == "record" or not privacy.clip_norm:

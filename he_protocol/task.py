@@ -19,11 +19,15 @@ from he_protocol.signing import payload_hash, verify
 from he_protocol.sums import SumPlan
 
 MAX_LENGTH = 1 << 30
+MAX_VECTORS = 1024
+"""Of one holder's share: their digests must fit into the head of a frame."""
+ROBUST_BUCKETS = 3
+"""With fewer, a median is a mean."""
 
 
 class TensorSpec(Message, frozen=True):
     name: Annotated[str, Meta(min_length=1, max_length=256)]
-    shape: tuple[Positive, ...]
+    shape: Annotated[tuple[Positive, ...], Meta(max_length=32)]
 
     @property
     def size(self) -> int:
@@ -54,6 +58,10 @@ class TaskConfig(Message, frozen=True):
     weighting: "uniform" divides an opened sum by the number of updates; "examples" by the summed
     weights (each at most `weight_cap` examples), which ride inside the ciphertext; "fixed" by
     `weight_cap` (for DP-FedSGD: the expected number of sampled records over all clients).
+    buckets: a round's updates are split into up to so many disjoint buckets of at least `min_clients` each,
+    opened apart, so that one poisoned update costs its bucket and not the round. combination: of the buckets'
+    means, coordinate by coordinate; "mean" is that of all updates, "trimmed-mean" leaves out a quarter of the buckets
+    (rounded down, at least one) at each end.
     """
 
     name: Name
@@ -76,6 +84,8 @@ class TaskConfig(Message, frozen=True):
     threshold: Positive
     weighting: Literal["uniform", "examples", "fixed"] = "uniform"
     weight_cap: PositiveFloat = 1.0
+    buckets: Positive = 1
+    combination: Literal["mean", "median", "trimmed-mean"] = "mean"
     optimiser: Optimiser = Optimiser()
 
 
@@ -153,7 +163,9 @@ def check_config(config: TaskConfig) -> None:
             expected=config.fingerprint.hex(),
             got=scheme.profile.fingerprint.hex(),
         )
-    Sharing(len(config.holders), config.threshold)
+    sharing = Sharing(len(config.holders), config.threshold)
+    if (vectors := config.buckets * len(sharing.parts_of(0))) > MAX_VECTORS:
+        raise Refusal(BAD_PLAN, "too many buckets for one share", expected=f"at most {MAX_VECTORS} parts", got=vectors)
     for values, what in (
         ([holder.name for holder in config.holders], "holder names"),
         ([holder.key for holder in config.holders], "holder keys"),
@@ -164,15 +176,22 @@ def check_config(config: TaskConfig) -> None:
     length = sum(spec.size for spec in config.tensors) + (config.weighting == "examples")
     if length > MAX_LENGTH:
         raise Refusal(BAD_PLAN, "the model is too large", expected=f"at most {MAX_LENGTH} parameters", got=length)
-    if config.min_clients > config.max_clients:
-        raise Refusal(BAD_PLAN, "min_clients exceeds max_clients", got=f"{config.min_clients} > {config.max_clients}")
+    if (needed := config.buckets * config.min_clients) > config.max_clients:
+        raise Refusal(BAD_PLAN, "buckets * min_clients exceeds max_clients", got=f"{needed} > {config.max_clients}")
+    if config.combination != "mean" and config.buckets < ROBUST_BUCKETS:
+        raise Refusal(
+            BAD_PLAN,
+            f"combination {config.combination!r} has nothing to choose from",
+            expected=f"at least {ROBUST_BUCKETS} buckets",
+            got=config.buckets,
+        )
     privacy.check_plan(config.privacy)
     if config.privacy.unit == "record" and config.weighting == "examples":
         raise Refusal(
             BAD_PLAN, "record-level privacy hides how many records a client has", expected="weighting 'fixed'"
         )
     sum_plan(config).check(config.scale)
-    scheme.check_openings(config.max_openings, config.max_clients, length)
+    scheme.check_openings(config.max_openings * config.buckets, config.max_clients, length)
 
 
 def sum_plan(config: TaskConfig) -> SumPlan:

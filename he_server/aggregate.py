@@ -1,4 +1,4 @@
-"""The arithmetic of a round, over blobs: fold what clients sent, and open it with what holders released.
+"""The arithmetic of a round, over blobs: fold what clients sent, and find what opens it among what holders released.
 
 Everything blocks and runs in threads. Ciphertexts are only ever added, modulo their primes.
 """
@@ -6,22 +6,21 @@ Everything blocks and runs in threads. Ciphertexts are only ever added, modulo t
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import BinaryIO
+from math import prod
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from he_protocol.messages import Share
 from he_protocol.problems import WRONG_SIZE, Refusal
-from he_protocol.quantise import Floats, Integers
-from he_protocol.residues import ResidueLayout, Residues, check, fold, unpack
-from he_protocol.schemes import BodyPart
+from he_protocol.residues import ResidueLayout, Residues, check, fold, row_moduli, unpack
+from he_protocol.schemes import ReadBlock
 from he_protocol.sharing import Resolution, resolve
 from he_protocol.task import Task
 from he_server.blobs import Blobs
-from he_server.names import model_blob, share_blob, velocity_blob
-from he_server.optimiser import mean_update, next_model
-from he_server.tensors import read_tensors, read_velocity
+from he_server.names import share_blob
 
 BLOCK_BYTES = 1024 * 1024
 
@@ -37,13 +36,34 @@ class Released:
 
 def row_blocks(file: BinaryIO, layout: ResidueLayout) -> Iterator[tuple[int, bytes]]:
     """A packed vector in blocks of whole rows, each with the number of its first row."""
+    for first, count in _block_rows(layout):
+        yield first, _exactly(file, count * layout.row_bytes)
+
+
+def stored_blocks(file: BinaryIO, layout: ResidueLayout) -> Iterator[tuple[int, Residues]]:
+    """A stored sum in the blocks of `row_blocks`: uint64, shape (rows of the block, degree)."""
+    kind = stored_type(layout)
+    for first, count in _block_rows(layout):
+        block = _exactly(file, count * layout.degree * kind.itemsize)
+        yield first, np.frombuffer(block, dtype=kind).astype(np.uint64).reshape(count, layout.degree)
+
+
+def _zero_blocks(layout: ResidueLayout) -> Iterator[tuple[int, Residues]]:
+    for first, count in _block_rows(layout):
+        yield first, np.zeros((count, layout.degree), dtype=np.uint64)
+
+
+def _block_rows(layout: ResidueLayout) -> Iterator[tuple[int, int]]:
     step = max(1, BLOCK_BYTES // layout.row_bytes)
     for first in range(0, layout.rows, step):
-        size = min(step, layout.rows - first) * layout.row_bytes
-        block = file.read(size)
-        if len(block) != size:
-            raise Refusal(WRONG_SIZE, "the stored vector is too short", expected=size, got=len(block))
-        yield first, block
+        yield first, min(step, layout.rows - first)
+
+
+def _exactly(file: BinaryIO, size: int) -> bytes:
+    block = file.read(size)
+    if len(block) != size:
+        raise Refusal(WRONG_SIZE, "the stored vector is too short", expected=size, got=len(block))
+    return block
 
 
 def check_vector(file: BinaryIO, layout: ResidueLayout) -> None:
@@ -52,74 +72,105 @@ def check_vector(file: BinaryIO, layout: ResidueLayout) -> None:
         check(block, layout, first)
 
 
-def part_offset(body: Sequence[BodyPart], name: str) -> int:
-    """Where a part starts within an update's body, in bytes."""
-    names = [part.name for part in body]
-    return sum(part.size for part in body[: names.index(name)])
-
-
-def fold_updates(task: Task, blobs: Blobs, names: Sequence[str], into: str) -> None:
-    """Store the sum of all updates' "sum" parts as blob `into`: .npy, uint64, (polynomials, limbs, degree).
-
-    Holds one accumulator and a block in memory, whatever the model's size.
-    """
-    part = task.part("sum")
-    layout = part.layout
+def sum_layout(task: Task) -> ResidueLayout:
+    """Layout of the part of an update that the server sums."""
+    layout = task.part("sum").layout
     if layout is None:
         raise TypeError(f"scheme {task.config.scheme} declares a sum part without a layout")
-    total = np.zeros((layout.rows, layout.degree), dtype=np.uint64)
-    offset = part_offset(task.body, part.name)
-    for name in names:
-        with blobs.open(name) as file:
-            file.seek(offset)
-            for first, block in row_blocks(file, layout):
-                fold(total[first : first + len(block) // layout.row_bytes], block, layout, first)
-    with blobs.writer(into) as writer:
-        np.save(writer, total.reshape(layout.shape))
+    return layout
+
+
+def stored_type(layout: ResidueLayout) -> np.dtype[np.unsignedinteger[Any]]:
+    """How accumulators and totals are kept: plain little-endian words, uint32 where every residue fits, else uint64.
+
+    So they can be mapped into memory, and need no unpacking; an accumulator takes about an update's space.
+    """
+    return np.dtype("<u4" if max(layout.moduli) <= 1 << 32 else "<u8")
+
+
+def load_kernels(task: Task) -> None:
+    """Check and add one row of zeros: kernels take a second to load, which no upload should wait for."""
+    layout = sum_layout(task)
+    row = bytes(layout.row_bytes)
+    check(row, layout)
+    fold(np.zeros((1, layout.degree), dtype=np.uint64), row, layout)
+
+
+def fold_updates(task: Task, blobs: Blobs, before: str | None, parts: Sequence[tuple[str, int]], into: str) -> None:
+    """Store as `into` the sum of the accumulator `before` (None: zero) and of updates' "sum" parts.
+
+    `parts`: each a blob, and its number among the parts in that blob.
+
+    Block by block: memory holds a block of the sum and one of an update, whatever the model's size.
+    Raises FileNotFoundError, `wrong-size` or `residue-out-of-range` for stored bytes that are gone or damaged.
+    """
+    layout = sum_layout(task)
+    with ExitStack() as stack:
+        sums = stored_blocks(stack.enter_context(blobs.open(before)), layout) if before else _zero_blocks(layout)
+        terms = [row_blocks(stack.enter_context(_opened_at(blobs, *part, layout.size)), layout) for part in parts]
+        writer = stack.enter_context(blobs.writer(into))
+        for first, total in sums:
+            for term in terms:
+                fold(total, next(term)[1], layout, first)
+            writer.write(total.astype(stored_type(layout)).data)
         writer.commit()
 
 
-def choose(task: Task, released: Sequence[Released]) -> tuple[Resolution, list[tuple[Released, int]]]:
+def _opened_at(blobs: Blobs, name: str, position: int, size: int) -> BinaryIO:
+    file = blobs.open(name)
+    file.seek(position * size)
+    return file
+
+
+def merge_sums(task: Task, blobs: Blobs, names: Sequence[str], into: str) -> None:
+    """Store as `into` the sum of accumulators. Memory and refusals are as for `fold_updates`."""
+    layout = sum_layout(task)
+    with ExitStack() as stack:
+        terms = [stored_blocks(stack.enter_context(blobs.open(name)), layout) for name in names]
+        writer = stack.enter_context(blobs.writer(into))
+        for first, total in terms[0]:
+            moduli = row_moduli(layout, first, len(total))[:, None]
+            for term in terms[1:]:
+                np.add(total, next(term)[1], out=total)
+                np.minimum(total, total - moduli, out=total)  # wraps to a huge value below the modulus
+            writer.write(total.astype(stored_type(layout)).data)
+        writer.commit()
+
+
+def read_total(task: Task, blobs: Blobs, name: str, first: int, count: int) -> Residues:
+    """Polynomials of a stored sum, uint64, shape (count, limbs, degree). Raises FileNotFoundError or `wrong-size`."""
+    layout = sum_layout(task)
+    kind, shape = stored_type(layout), (count, *layout.shape[1:])
+    size = prod(layout.shape[1:]) * kind.itemsize
+    block = blobs.piece(name, first * size, count * size)
+    return np.frombuffer(block, dtype=kind).astype(np.uint64).reshape(shape)
+
+
+def choose(task: Task, released: Sequence[Released], bucket: int) -> tuple[Resolution, list[tuple[Released, int]]]:
     """For every part of the sharing the digest to believe, and whose vector (and which of its) to take.
 
+    Every bucket is judged on its own: what a client did to one says nothing about a holder in the others.
     Raises `combine-refused`.
     """
     claims: Mapping[int, Mapping[int, bytes]] = {
-        item.holder: {entry.part: entry.sha256 for entry in item.share.parts} for item in released
+        item.holder: {entry.part: entry.sha256 for entry in item.share.parts if entry.bucket == bucket}
+        for item in released
     }
     resolution = resolve(task.sharing, claims)
     sources = []
     for part, digest in enumerate(resolution.digests):
         source = next(item for item in released if claims[item.holder].get(part) == digest)
-        sources.append((source, task.sharing.parts_of(source.holder).index(part)))
+        vectors = [(entry.bucket, entry.part) for entry in source.share.parts]
+        sources.append((source, vectors.index((bucket, part))))
     return resolution, sources
 
 
-def load_vectors(task: Task, blobs: Blobs, sources: Sequence[tuple[Released, int]]) -> list[Residues]:
-    """One vector for every part, in the order of the parts."""
-    layout = task.scheme.share_layout(task.length)
-    vectors = []
-    for source, position in sources:
-        with blobs.open(share_blob(source.blob)) as file:
-            file.seek(position * layout.size)
-            vectors.append(unpack(file.read(layout.size), layout))
-    return vectors
+def share_reader(task: Task, blobs: Blobs, released: Released, position: int) -> ReadBlock:
+    """What reads one vector of a stored share. It raises FileNotFoundError, `wrong-size` or `residue-out-of-range`."""
+    layout, name = task.scheme.share_layout(task.length), share_blob(released.blob)
+    size = layout.size // layout.polynomials
 
+    def read(first: int, count: int) -> Residues:
+        return unpack(blobs.piece(name, position * layout.size + first * size, count * size), layout)
 
-def combine(task: Task, blobs: Blobs, total: str, vectors: Sequence[Residues], count: int) -> Integers:
-    """The opened sum of `count` updates, from the blob that `fold_updates` stored. Raises `combine-refused`."""
-    with blobs.open(total) as file:
-        folded: Residues = np.load(file, allow_pickle=False)
-    return task.scheme.combine(folded, vectors, task.length, count, task.epoch_id)
-
-
-def advance(
-    task: Task, blobs: Blobs, base: tuple[int, str], opened: Integers, count: int
-) -> tuple[dict[str, Floats], Floats]:
-    """The model and velocity after `base` (version, SHA-256). Raises `combine-refused`."""
-    version, sha256 = base
-    model = read_tensors(blobs.read(model_blob(task.id, sha256)), task.config.tensors)
-    velocity = np.zeros(task.parameters, dtype=np.float32)
-    if version:
-        velocity = read_velocity(blobs.read(velocity_blob(task.id, sha256)))
-    return next_model(model, velocity, mean_update(opened, count, task.config), task.config)
+    return read

@@ -14,8 +14,8 @@ from he_server.server import Server
 
 BLOCK_BYTES = 1024 * 1024
 BYTES = "application/octet-stream"
-STREAMING = web.RequestKey("streaming", bool)
-"""Set on a request whose answer has begun: no problem document can follow any more."""
+STREAMING = web.RequestKey("streaming", web.StreamResponse)
+"""The answer of a request, once it has begun: no problem document can follow any more."""
 
 
 def answer(document: object, status: int = 200) -> web.Response:
@@ -57,7 +57,7 @@ async def stream_pieces(
                 raise EOFError(f"blob {piece.name} went while it was sent") from None
             raise _gone() from None
         if not number:
-            request[STREAMING] = True
+            request[STREAMING] = response
             await response.prepare(request)
         try:
             await _send(server, response, file, piece)

@@ -10,11 +10,13 @@ from importlib.metadata import version
 
 from aiohttp import web
 
-from he_protocol.problems import BAD_SETTINGS, Refusal
+from he_protocol.problems import BAD_SETTINGS, TOO_LARGE, Refusal
 from he_server import openapi
 from he_server.auth import authenticate
 from he_server.blobs import Blobs
+from he_server.handlers import uploads
 from he_server.middleware import observe
+from he_server.pressure import paced
 from he_server.routes import ROUTES, Route
 from he_server.server import Server
 from he_server.settings import Settings
@@ -46,7 +48,9 @@ def make_app(server: Server, *, work: bool = True) -> web.Application:
     app[SERVER] = server
     server.openapi = openapi.document(ROUTES, version("hushsum"))
     for route in ROUTES:
-        app.router.add_route(route.method, route.path, _guarded(server, route))
+        app.router.add_route(route.method, route.path, _guarded(server, route), expect_handler=_expected)
+    app.on_response_prepare.append(uploads.mark)
+    app.on_response_prepare.append(_name_no_versions)
     app.cleanup_ctx.append(_resources)
     if work:
         app.cleanup_ctx.append(_working)
@@ -63,17 +67,41 @@ async def drain(server: Server) -> None:
 
 
 def begin_draining(server: Server) -> None:
-    """From now on: no new work, readiness fails, event streams end."""
-    server.draining = True
+    """From now on: no new work, readiness fails, event streams end, the worker stops after its step."""
+    server.stopping.set()
     server.notifier.notify_all()
 
 
 def _guarded(server: Server, route: Route) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
     async def handle(request: web.Request) -> web.StreamResponse:
-        authenticate(server, request, route.access)
+        await authenticate(server, request, route.access)
         return await route.handler(server, request)
 
-    return handle
+    async def handle_upload(request: web.Request) -> web.StreamResponse:
+        limit = server.settings.max_update_bytes
+        if request.content_length is not None and request.content_length > limit:
+            raise Refusal(TOO_LARGE, "the body", expected=f"at most {limit} bytes", got=request.content_length)
+        async with server.pressure.admit(request.content_length):  # before the signatures: they cost more
+            await authenticate(server, request, route.access)
+            await _let_send(request)
+            async with paced(request, server.settings.min_rate):
+                return await route.handler(server, request)
+
+    return handle if route.takes is None else handle_upload
+
+
+async def _name_no_versions(_request: web.Request, response: web.StreamResponse) -> None:
+    response.headers["Server"] = "HushSum"  # aiohttp would tell its version and Python's
+
+
+async def _expected(request: web.Request) -> None:
+    """Nothing yet: the sender is told to continue (RFC 9110 section 10.1.1) once its upload is admitted."""
+
+
+async def _let_send(request: web.Request) -> None:
+    if request.headers.get("Expect", "").lower() == "100-continue":
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        request.writer.output_size = 0  # the answer itself has not begun
 
 
 async def _begin_draining(app: web.Application) -> None:
@@ -89,10 +117,9 @@ async def _resources(app: web.Application) -> AsyncIterator[None]:
 
 async def _working(app: web.Application) -> AsyncIterator[None]:
     server = app[SERVER]
-    stop = asyncio.Event()
-    server.worker = asyncio.create_task(Worker(server).run(stop))
+    server.worker = asyncio.create_task(Worker(server).run(server.stopping))
     yield
-    stop.set()
+    begin_draining(server)
     await asyncio.wait({server.worker}, timeout=server.settings.drain_seconds)
     server.worker.cancel()
     await asyncio.gather(server.worker, return_exceptions=True)

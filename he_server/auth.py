@@ -9,6 +9,7 @@ from aiohttp import web
 
 from he_protocol.identity import Party, check_request
 from he_protocol.problems import NOT_ADDRESSED, NOT_FOUND, UNAUTHENTICATED, WRONG_ROLE, Refusal
+from he_protocol.revocation import check_key
 from he_protocol.task import HolderEntry, Task
 from he_server.server import Server
 
@@ -24,9 +25,9 @@ class Member:
     entry: HolderEntry
 
 
-def authenticate(server: Server, request: web.Request, access: Access) -> None:
+async def authenticate(server: Server, request: web.Request, access: Access) -> None:
     """Check who sends a request and keep the `Party` in it. Raises what `check_request` raises, and
-    `replayed-request` or `wrong-role`."""
+    `revoked-key`, `replayed-request` or `wrong-role`."""
     if access == "public":
         return
     now = server.clock()
@@ -39,6 +40,7 @@ def authenticate(server: Server, request: web.Request, access: Access) -> None:
         path=request.path,
         now=now,
     )
+    check_key(await server.revocations(), party.name, party.public)
     server.replays.use(party.public, proof, now)
     request[PARTY] = party
     if access not in {"any", party.role}:

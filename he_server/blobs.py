@@ -13,11 +13,12 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BufferedRandom
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
 
-from he_protocol.problems import DISK_FULL, Refusal
+from he_protocol.problems import DISK_FULL, WRONG_SIZE, Refusal
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
@@ -53,7 +54,16 @@ class BlobWriter:
         with room():
             self._file.write(data)
 
-    def reread(self, offset: int) -> BinaryIO:
+    def seek(self, offset: int) -> None:
+        """Write from `offset` on; what is skipped must be written before `commit`. Raises `disk-full`."""
+        with room():
+            self._file.seek(offset)
+
+    def rename(self, final: Path) -> None:
+        """Give it another name in the same folder: one that is known when the bytes are, such as their hash."""
+        self._final = final
+
+    def reread(self, offset: int) -> BufferedRandom:
         """What was written so far, from `offset` on, for a check before `commit`."""
         with room():
             self._file.flush()
@@ -65,10 +75,9 @@ class BlobWriter:
         with room():
             self._file.flush()
             os.fsync(self._file.fileno())
-            self._final.parent.mkdir(parents=True, exist_ok=True)
             self._partial.replace(self._final)
             self._committed = True
-            _sync_directory(self._final.parent)
+            sync_directory(self._final.parent)
 
 
 class Blobs:
@@ -77,11 +86,12 @@ class Blobs:
     def __init__(self, root: Path) -> None:
         self._root = root
         self._partials = root / "partial"
+        self._durable: set[Path] = set()
 
     def prepare(self) -> None:
         """Make the directories. Raises `disk-full`, or OSError when the directory cannot be used."""
         with room():
-            self._partials.mkdir(parents=True, exist_ok=True)
+            self._make_directory(self._partials)
 
     def probe(self) -> None:
         """Raises OSError or `disk-full` unless a small file can be written."""
@@ -90,7 +100,10 @@ class Blobs:
 
     def writer(self, name: str) -> BlobWriter:
         """Start a blob; several writers of one name do not disturb each other, the last commit wins."""
-        return BlobWriter(self._partials / secrets.token_hex(16), self._path(name))
+        final = self._path(name)
+        with room():
+            self._make_directory(final.parent)
+        return BlobWriter(self._partials / secrets.token_hex(16), final)
 
     def put(self, name: str, data: bytes | memoryview) -> None:
         """Write a whole blob durably."""
@@ -110,6 +123,15 @@ class Blobs:
         """Raises FileNotFoundError."""
         return self._path(name).read_bytes()
 
+    def piece(self, name: str, offset: int, size: int) -> bytes:
+        """Some bytes of a blob. Raises FileNotFoundError, or `wrong-size` when it ends before them."""
+        with self.open(name) as file:
+            file.seek(offset)
+            data = file.read(size)
+        if len(data) != size:
+            raise Refusal(WRONG_SIZE, "the stored bytes end too early", expected=size, got=len(data))
+        return data
+
     def delete(self, name: str) -> None:
         """Remove a blob, or a whole folder of blobs; nothing happens when it is not there."""
         path = self._path(name)
@@ -125,11 +147,26 @@ class Blobs:
             return []
         return [f"{folder}/{path.name}" for path in directory.iterdir() if _age(path) > older_than]
 
+    def path(self, name: str) -> Path:
+        """Where a blob is, or will be."""
+        return self._path(name)
+
     def drop_partials(self, older_than: float) -> None:
         """Remove what interrupted writers left, when it is older than so many seconds."""
         for path in self._partials.iterdir():
             if _age(path) > older_than:
                 path.unlink(missing_ok=True)
+
+    def _make_directory(self, directory: Path) -> None:
+        """Make a directory with a durable name. One that a crash left behind may have none: it is synced once more."""
+        if directory in self._durable and directory.is_dir():
+            return
+        directory.mkdir(parents=True, exist_ok=True)
+        for made in (directory, *directory.parents):
+            sync_directory(made.parent)
+            if made == self._root:
+                break
+        self._durable.add(directory)
 
     def _path(self, name: str) -> Path:
         path = self._root / name
@@ -156,7 +193,8 @@ def _age(path: Path) -> float:
         return 0.0
 
 
-def _sync_directory(directory: Path) -> None:
+def sync_directory(directory: Path) -> None:
+    """Make the names in a directory durable."""
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -18,10 +18,12 @@ from rich.table import Table
 from he_protocol.keyfile import KeyRecord, write_private
 from he_protocol.messages import EnrolRequest, Name
 from he_protocol.problems import BAD_SETTINGS, DATABASE_UNAVAILABLE, NOT_ADDRESSED, Refusal
+from he_protocol.revocation import Revocations
 from he_protocol.signing import SigningKey, jwk_x
 from he_protocol.task import Task
 from he_server import log
 from he_server.app import open_server
+from he_server.inspection import audit, doctor
 from he_server.planning import plan
 from he_server.serving import migrate as migrate_database
 from he_server.serving import run
@@ -58,7 +60,8 @@ def refusing() -> Generator[None, None, None]:
         sys.exit(2)
 
 
-app.command("plan")(refusing()(plan))
+for command in (plan, doctor, audit):
+    app.command(command.__name__)(refusing()(command))
 
 Config = Annotated[Path | None, typer.Option("--config", help="TOML file with settings.", show_default=False)]
 DataDir = Annotated[Path | None, typer.Option(help="Where blobs, key and SQLite file live.", show_default=False)]
@@ -149,6 +152,19 @@ def task_add(
     typer.echo(_run(_add(settings, task, model)))
 
 
+@app.command()
+def revoke(
+    revocations: Annotated[Path, typer.Argument(help="The RevocationList that the authority signed (JWS).")],
+    config: Config = None,
+    data_dir: DataDir = None,
+    database_url: DatabaseUrl = None,
+) -> None:
+    """Put the authority's next revocation list into force; a running server sees it within seconds."""
+    settings = _settings(config, data_dir=data_dir, database_url=database_url)
+    known = _run(_revoke(settings, revocations))
+    typer.echo(f"list {known.number}, {len(known.keys)} revoked keys")
+
+
 @task_app.command("list")
 def task_list(
     config: Config = None, data_dir: DataDir = None, database_url: DatabaseUrl = None, form: Format = "table"
@@ -183,6 +199,19 @@ async def _add(settings: Settings, token: Path, model: Path) -> str:
     finally:
         await server.store.close()
     return task.id
+
+
+async def _revoke(settings: Settings, file: Path) -> Revocations:
+    await migrate_database(settings)
+    store = Store(make_engine(settings.url))
+    try:
+        known = Revocations.read((await asyncio.to_thread(file.read_text)).strip(), settings.read_authority())
+        await store.learn_revocations(known, time.time())
+    except (OSError, UnicodeDecodeError) as error:
+        raise Refusal(BAD_SETTINGS, f"cannot read {file}: {error}") from None
+    finally:
+        await store.close()
+    return known
 
 
 async def _read(settings: Settings) -> list[tuple[TaskRecord, list[RoundRecord]]]:

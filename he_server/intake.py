@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Sequence
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
-
-from aiohttp import web
+from typing import Protocol
 
 from he_protocol import framing
 from he_protocol.problems import (
@@ -21,19 +20,32 @@ from he_protocol.problems import (
     WRONG_SIZE,
     Refusal,
 )
-from he_protocol.residues import ResidueLayout
+from he_protocol.residues import ResidueLayout, check
 from he_server.aggregate import check_vector
-from he_server.blobs import BlobWriter
+from he_server.blobs import Blobs, BlobWriter
 from he_server.server import Server
 
-BLOCK_BYTES = 1024 * 1024
+BLOCK_BYTES = 256 * 1024
+"""Bytes that are handed to a thread at once: so much of every upload under way is in memory."""
+
+
+class Source(Protocol):
+    """Where a frame's bytes come from: a request's body (aiohttp's StreamReader), or a file."""
+
+    async def readexactly(self, n: int) -> bytes:
+        """The next `n` bytes. Raises asyncio.IncompleteReadError."""
+
+    def iter_any(self) -> AsyncIterable[bytes]:
+        """Whatever is left, in pieces of any size."""
 
 
 @dataclass(frozen=True)
 class Section:
-    """One piece of a body: its size in bytes, its SHA-256, and the layout of its residues if it has one."""
+    """One piece of a body: the blob that keeps it (after the blob's earlier sections), its size in bytes,
+    its SHA-256, and the layout of its residues if it has one."""
 
     name: str
+    blob: str
     size: int
     sha256: bytes
     layout: ResidueLayout | None
@@ -42,11 +54,12 @@ class Section:
 class Frame:
     """A frame that is still arriving: first its head, then its body."""
 
-    def __init__(self, request: web.Request, limit: int) -> None:
-        self._content = request.content
+    def __init__(self, source: Source, limit: int, size: int | None) -> None:
+        """`limit` in bytes; `size` where the whole frame's is known before. Raises `too-large`."""
+        self._content = source
         self._limit = limit
-        if request.content_length is not None and request.content_length > limit:
-            raise Refusal(TOO_LARGE, "the frame", expected=f"at most {limit} bytes", got=request.content_length)
+        if size is not None and size > limit:
+            raise Refusal(TOO_LARGE, "the frame", expected=f"at most {limit} bytes", got=size)
 
     async def head(self) -> bytes:
         """The head's bytes. Raises `malformed` or `too-large`."""
@@ -100,45 +113,77 @@ class Frame:
 
 
 class Intake:
-    """Writes a body and hashes its sections while it arrives."""
+    """Writes a body's sections into their blobs and hashes them while they arrive."""
 
-    def __init__(self, writer: BlobWriter, sections: Sequence[Section]) -> None:
-        self._writer = writer
+    def __init__(self, blobs: Blobs, sections: Sequence[Section]) -> None:
+        self._blobs = blobs
         self._sections = sections
         self._hashes = [hashlib.sha256() for _ in sections]
         self._at = 0
         self._left = sections[0].size if sections else 0
+        self._writers: dict[str, BlobWriter] = {}
+        self._opened = ExitStack()
 
     def feed(self, block: bytes) -> None:
         """Take the next bytes; the caller has checked that they are not too many."""
-        self._writer.write(block)
+        if not self._writers:
+            for name in dict.fromkeys(section.blob for section in self._sections):
+                self._writers[name] = self._opened.enter_context(self._blobs.writer(name))
         view = memoryview(block)
         while view:
             while not self._left:
                 self._at += 1
                 self._left = self._sections[self._at].size
             piece, view = view[: self._left], view[self._left :]
+            self._writers[self._sections[self._at].blob].write(piece)
             self._hashes[self._at].update(piece)
             self._left -= len(piece)
 
-    def finish(self) -> None:
-        """Check digests and residues, then commit. Raises `digest-mismatch` or `residue-out-of-range`."""
+    def finish(self, block: bytes) -> None:
+        """Take the last bytes, check digests and residues, then commit all blobs.
+
+        Raises `digest-mismatch` or `residue-out-of-range`.
+        """
+        self.feed(block)
         for section, made in zip(self._sections, self._hashes, strict=True):
-            if made.digest() != section.sha256:
-                raise Refusal(
-                    DIGEST_MISMATCH, f"part {section.name}", expected=section.sha256.hex(), got=made.hexdigest()
-                )
-        offset = 0
+            _check_digest(section, made.digest())
+        offsets = dict.fromkeys(self._writers, 0)
         for section in self._sections:
             if section.layout is not None:
-                check_vector(self._writer.reread(offset), section.layout)
-            offset += section.size
-        self._writer.commit()
+                check_vector(self._writers[section.blob].reread(offsets[section.blob]), section.layout)
+            offsets[section.blob] += section.size
+        for writer in self._writers.values():
+            writer.commit()
+        self.close()
+
+    def close(self) -> None:
+        """Release all files; what was not committed is removed."""
+        self._opened.close()
+
+
+def check_body(body: bytes, sections: Sequence[Section]) -> dict[str, memoryview]:
+    """A whole body that is held in memory, checked and cut into its sections: by the blobs that will keep them.
+
+    Raises `digest-mismatch` or `residue-out-of-range`.
+    """
+    found, rest = {}, memoryview(body)
+    for section in sections:
+        piece, rest = rest[: section.size], rest[section.size :]
+        _check_digest(section, hashlib.sha256(piece).digest())
+        if section.layout is not None:
+            check(piece, section.layout)
+        found[section.blob] = piece
+    return found
+
+
+def _check_digest(section: Section, made: bytes) -> None:
+    if made != section.sha256:
+        raise Refusal(DIGEST_MISMATCH, f"part {section.name}", expected=section.sha256.hex(), got=made.hex())
 
 
 @asynccontextmanager
-async def recording(server: Server, blob: str) -> AsyncIterator[None]:
-    """Around the transaction that makes a row for `blob`: a refusal removes the blob.
+async def recording(server: Server, *blobs: str) -> AsyncIterator[None]:
+    """Around the transaction that makes a row for `blobs`: a refusal removes them.
 
     When the database fails, the commit may have happened, and then the bytes belong to a row: they
     stay, and are swept later if they belong to none.
@@ -147,21 +192,31 @@ async def recording(server: Server, blob: str) -> AsyncIterator[None]:
         yield
     except Refusal as refusal:
         if refusal.problem not in {DATABASE_UNAVAILABLE, DISK_FULL}:
-            await server.thread(server.blobs.delete, blob)
+            await discard(server, blobs)
         raise
 
 
-async def receive(server: Server, frame: Frame, blob: str, sections: Sequence[Section]) -> None:
-    """Make a body durable under the name `blob`, or leave nothing behind.
+async def discard(server: Server, blobs: Iterable[str]) -> None:
+    """Remove blobs that no row refers to."""
+    for name in blobs:
+        await server.thread(server.blobs.delete, name)
+
+
+async def receive(server: Server, frame: Frame, sections: Sequence[Section]) -> None:
+    """Make a body durable in the blobs that its sections name, or leave nothing behind.
 
     Raises `too-large`, `wrong-size`, `trailing-bytes`, `digest-mismatch`, `residue-out-of-range` or `disk-full`.
     """
-    writer = await server.thread(server.blobs.writer, blob)
+    intake, last = Intake(server.blobs, sections), b""
     try:
-        intake = Intake(writer, sections)
         async for block in frame.blocks(sum(section.size for section in sections)):
             server.metrics.received.inc(len(block))
-            await server.thread(intake.feed, block)
-        await server.thread(intake.finish)
-    finally:
-        await server.thread(writer.close)
+            if last:
+                await server.thread(intake.feed, last)
+            last = block
+        await server.thread(intake.finish, last)
+    except BaseException as error:
+        await server.thread(intake.close)
+        if isinstance(error, Refusal):  # one blob may be committed where the next has no room
+            await discard(server, {section.blob for section in sections})
+        raise

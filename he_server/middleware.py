@@ -11,6 +11,7 @@ from aiohttp.hdrs import METH_ALL
 from aiohttp.typedefs import Handler, Middleware
 
 from he_protocol.problems import (
+    EXPECTATION_FAILED,
     INTERNAL,
     MALFORMED,
     METHOD_NOT_ALLOWED,
@@ -22,9 +23,11 @@ from he_protocol.problems import (
 from he_server.answers import STREAMING
 from he_server.auth import PARTY
 from he_server.openapi import PROBLEM
+from he_server.pressure import retry_after
 from he_server.server import Server
 
 RETRY_SECONDS = "1"
+CONTINUE = "100-continue"
 _HTTP = {404: NOT_FOUND, 405: METHOD_NOT_ALLOWED, 413: TOO_LARGE}
 _PROBES = frozenset({"/healthz", "/readyz", "/metrics"})
 
@@ -57,6 +60,8 @@ def problem_response(refusal: Refusal) -> web.Response:
         headers["WWW-Authenticate"] = "DPoP"
     if refusal.problem.status == 503:
         headers["Retry-After"] = RETRY_SECONDS
+    if refusal.problem.status == 429:
+        headers["Retry-After"] = str(retry_after())
     return web.Response(body=refusal.document(), status=refusal.problem.status, content_type=PROBLEM, headers=headers)
 
 
@@ -64,6 +69,9 @@ async def _answer(server: Server, request: web.Request, handler: Handler) -> web
     try:
         if server.draining and request.path not in _PROBES:
             raise Refusal(SHUTTING_DOWN, "the server finishes what it has begun")
+        expected = request.headers.get("Expect", CONTINUE)
+        if expected.lower() != CONTINUE:
+            raise Refusal(EXPECTATION_FAILED, "Expect", expected=CONTINUE, got=expected[:80])
         return await handler(request)
     except Refusal as refusal:
         if refusal.__cause__ is not None:
@@ -76,17 +84,26 @@ async def _answer(server: Server, request: web.Request, handler: Handler) -> web
             response.headers["Allow"] = error.headers["Allow"]
         return response
     except (ConnectionError, ClientPayloadError, IncompleteReadError, web.RequestPayloadError):
+        if STREAMING in request:  # the receiver has gone, which is nobody's fault
+            return _break_off(request)
         return _refuse(server, request, Refusal(MALFORMED, "the request ended early"))
     except Exception:
         log.exception("unexpected failure", method=request.method, route=route_of(request))
         return _refuse(server, request, Refusal(INTERNAL, "see the server's log"))
 
 
-def _refuse(server: Server, request: web.Request, refusal: Refusal) -> web.Response:
+def _refuse(server: Server, request: web.Request, refusal: Refusal) -> web.StreamResponse:
     server.metrics.refused.labels(route_of(request), refusal.problem.slug).inc()
     if STREAMING in request:
-        raise ConnectionResetError("the answer broke off after it had begun") from refusal
+        return _break_off(request)
     return problem_response(refusal)
+
+
+def _break_off(request: web.Request) -> web.StreamResponse:
+    """End an answer that has begun so that its receiver, if there is one, cannot take it for whole."""
+    if request.transport is not None:
+        request.transport.abort()
+    return request[STREAMING]
 
 
 def _record(server: Server, request: web.Request, status: int, seconds: float) -> None:

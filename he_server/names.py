@@ -6,8 +6,11 @@ from __future__ import annotations
 import secrets
 
 UPDATES = "updates"
+KEYS = "keys"
+ACCUMULATORS = "accumulators"
 SHARES = "shares"
 TOTALS = "totals"
+UPLOADS = "uploads"
 
 
 def fresh() -> str:
@@ -16,16 +19,31 @@ def fresh() -> str:
 
 
 def update_blob(blob: str) -> str:
+    """What the server adds of an update; deleted once it is folded."""
     return f"{UPDATES}/{blob}"
+
+
+def key_blob(blob: str) -> str:
+    """What key holders fetch of an update; kept until its round ends."""
+    return f"{KEYS}/{blob}"
+
+
+def accumulator_blob(blob: str) -> str:
+    return f"{ACCUMULATORS}/{blob}"
 
 
 def share_blob(blob: str) -> str:
     return f"{SHARES}/{blob}"
 
 
-def total_blob(round_id: int) -> str:
-    """The folded sum of a round that is being opened."""
-    return f"{TOTALS}/{round_id}"
+def total_blob(round_id: int, bucket: int) -> str:
+    """The folded sum of one bucket of a round that is being opened."""
+    return f"{TOTALS}/{round_id}-{bucket}"
+
+
+def upload_blob(upload: str) -> str:
+    """A frame that arrives in pieces."""
+    return f"{UPLOADS}/{upload}"
 
 
 def post_blob(task: str, blob: str) -> str:

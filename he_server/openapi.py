@@ -16,18 +16,20 @@ from he_server.routes import JSON, Content, Route
 
 Json: TypeAlias = dict[str, Any]
 PROBLEM = "application/problem+json"
-_ALWAYS = (p.NOT_FOUND, p.INTERNAL, p.DATABASE_UNAVAILABLE, p.SHUTTING_DOWN)
+_ALWAYS = (p.NOT_FOUND, p.EXPECTATION_FAILED, p.INTERNAL, p.DATABASE_UNAVAILABLE, p.SHUTTING_DOWN)
 _CREDENTIAL = (
     p.MALFORMED,
     p.UNAUTHENTICATED,
     p.BAD_SIGNATURE,
     p.FOREIGN_CREDENTIAL,
     p.EXPIRED_CREDENTIAL,
+    p.REVOKED_KEY,
     p.REPLAYED_REQUEST,
 )
 _PARAMETERS = {
     "task": "the task's hash, 64 hex digits",
     "update": "the update's id, 32 hex digits",
+    "upload": "the upload's id, 32 hex digits, as the answer that began it named it",
     "part": "name of a body part",
     "round": "the round's number",
     "holder": "a key holder's name",
@@ -67,6 +69,8 @@ def problems_of(route: Route) -> tuple[ProblemType, ...]:
     found = {*route.problems, *_ALWAYS}
     if route.access != "public":
         found |= {*_CREDENTIAL}
+    if route.takes is not None:
+        found |= {p.OVERLOADED, p.REQUEST_TIMEOUT}
     if route.access in {"client", "holder"}:
         found |= {p.WRONG_ROLE, p.NOT_ADDRESSED}
     return tuple(sorted(found, key=lambda problem: (problem.status, problem.slug)))
@@ -110,7 +114,11 @@ def _parameters(route: Route) -> list[Json]:
         {"name": name, "in": "query", "required": False, "description": text, "schema": {"type": "string"}}
         for name, text in route.query.items()
     ]
-    return in_path + in_query
+    in_header = [
+        {"name": name, "in": "header", "required": False, "description": text, "schema": {"type": "string"}}
+        for name, text in route.headers.items()
+    ]
+    return in_path + in_query + in_header
 
 
 def _content(content: Content, named: dict[str, Json]) -> Json:

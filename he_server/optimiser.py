@@ -1,4 +1,4 @@
-"""From an opened integer sum to the next model: pure numpy, no I/O.
+"""From the opened integer sums of a round to the next model: pure numpy, no I/O, over any run of coordinates.
 
 FedAvgM (Hsu, Qi, Brown 2019): velocity = momentum * velocity + mean; model += learning_rate * velocity.
 """
@@ -6,6 +6,7 @@ FedAvgM (Hsu, Qi, Brown 2019): velocity = momentum * velocity + mean; model += l
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import reduce
 from typing import TypeAlias
 
 import numpy as np
@@ -13,9 +14,9 @@ import numpy.typing as npt
 
 from he_protocol.problems import BAD_TENSORS, COMBINE_REFUSED, Refusal
 from he_protocol.quantise import Floats, Integers, dequantise
-from he_protocol.task import TaskConfig, TensorSpec
+from he_protocol.task import Optimiser, TaskConfig, TensorSpec
 
-Tensors: TypeAlias = Mapping[str, Floats]
+Mean: TypeAlias = npt.NDArray[np.float64]
 
 
 def check_tensors(tensors: Mapping[str, npt.NDArray[np.generic]], specs: Sequence[TensorSpec]) -> None:
@@ -32,39 +33,48 @@ def check_tensors(tensors: Mapping[str, npt.NDArray[np.generic]], specs: Sequenc
             raise Refusal(BAD_TENSORS, f"tensor {name!r} has a value that is not finite")
 
 
-def mean_update(opened: Integers, count: int, config: TaskConfig) -> npt.NDArray[np.float64]:
-    """The mean behind an opened sum of `count` updates, shape (parameters,).
+def weight_of(config: TaskConfig, final: int, count: int, of: int) -> float:
+    """What the opened sum of a bucket of `count` of a round's `of` updates is divided by; `final` is its last integer.
 
-    With weighting "examples" every client sent w*x and, last, w*value_range with w = min(examples, cap)/cap.
-    Raises `combine-refused` when the summed weight is not positive.
+    A bucket's part of a "fixed" weight is its part of the round's updates. With weighting "examples" every client
+    sent w*x and, last, w*value_range with w = min(examples, cap)/cap.
+    Raises `combine-refused` when the weight is not positive.
     """
-    total = dequantise(opened, config.scale)
-    if config.weighting == "uniform":
-        return np.asarray(total / count)
-    if config.weighting == "fixed":
-        return np.asarray(total / config.weight_cap)
-    weight = float(total[-1]) / config.value_range
+    weight = float(count)
+    if config.weighting == "examples":
+        weight = final / config.scale / config.value_range
+    elif config.weighting == "fixed":
+        weight = config.weight_cap * count / of
     if not weight > 0:
         raise Refusal(COMBINE_REFUSED, "the summed weight is not positive", expected="> 0", got=f"{weight:.6g}")
-    return np.asarray(total[:-1] / weight)
+    return weight
 
 
-def next_model(
-    model: Tensors, velocity: Floats, mean: npt.NDArray[np.float64], config: TaskConfig
-) -> tuple[dict[str, Floats], Floats]:
-    """The next model and velocity; both arguments are left as they are.
+def mean_of(sums: Sequence[Integers], weights: Sequence[float], config: TaskConfig) -> Mean:
+    """The round's mean from its buckets' sums and weights: of all updates, or robustly of the buckets' means.
 
-    `velocity` and `mean` have shape (parameters,), tensors in the order of the task's layout.
+    Coordinate-wise median and trimmed mean (Yin, Chen, Ramchandran, Bartlett 2018) of k means: sorted, the
+    smallest and largest left out. With fewer than three means nothing can be left out.
+    """
+    if config.combination == "mean":
+        return dequantise(reduce(np.add, sums), config.scale) / sum(weights)
+    means = np.empty((len(sums), sums[0].size), dtype=np.float64)
+    for mean, total, weight in zip(means, sums, weights, strict=True):
+        np.divide(dequantise(total, config.scale), weight, out=mean)
+    means.sort(axis=0)
+    middle = (len(means) - 1) // 2
+    trim = middle if config.combination == "median" else min(max(1, len(means) // 4), middle)
+    kept = means[trim : len(means) - trim]
+    return np.asarray(reduce(np.add, kept) / len(kept))
+
+
+def step(model: Floats, velocity: Floats, mean: Mean, optimiser: Optimiser) -> tuple[Floats, Floats]:
+    """The next model and velocity; the arguments are left as they are, all of one shape.
+
     Raises `combine-refused` when the model would leave the range of float32.
     """
-    step = config.optimiser
-    moved = (step.momentum * velocity.astype(np.float64) + mean).astype(np.float32)
-    out: dict[str, Floats] = {}
-    at = 0
-    for spec in config.tensors:
-        change = np.float32(step.learning_rate) * moved[at : at + spec.size].reshape(spec.shape)
-        out[spec.name] = (model[spec.name] + change).astype(np.float32)
-        at += spec.size
-        if not np.isfinite(out[spec.name]).all():
-            raise Refusal(COMBINE_REFUSED, f"tensor {spec.name!r} would leave the range of float32")
-    return out, moved
+    moved = (optimiser.momentum * velocity.astype(np.float64) + mean).astype(np.float32)
+    after = (model + np.float32(optimiser.learning_rate) * moved).astype(np.float32)
+    if not np.isfinite(after).all():
+        raise Refusal(COMBINE_REFUSED, "the model would leave the range of float32")
+    return after, moved

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from he_protocol.privacy import PrivacyPlan, check_plan, epsilon
-from he_protocol.problems import SUM_COULD_WRAP, Refusal
+from he_protocol.problems import BAD_PLAN, SUM_COULD_WRAP, Refusal
 from he_protocol.sharing import Sharing
 from he_protocol.sums import Candidate, plan_sums
 
@@ -19,14 +19,15 @@ def plan(
     parameters: Annotated[int, typer.Option(min=1, help="Model parameters, d.")],
     clients: Annotated[int, typer.Option(min=1, help="Most clients in one round.")],
     min_clients: Annotated[
-        int | None, typer.Option(min=1, help="Fewest clients in one round; default: as many.")
+        int | None, typer.Option(min=1, help="Fewest clients in one bucket; default: an equal part of them.")
     ] = None,
     unit: Annotated[Literal["record", "client", "none"], typer.Option(help="What DP protects.")] = "client",
     clip_norm: Annotated[float, typer.Option(min=0, help="L2 bound of what is clipped.")] = 1.0,
     noise: Annotated[float, typer.Option(min=0, help="Noise multiplier on the sum.")] = 1.0,
     sampling_rate: Annotated[float, typer.Option(min=0, max=1, help="Poisson rate, unit record only.")] = 1.0,
     delta: Annotated[float, typer.Option(min=0, max=1, help="Delta of the DP promise.")] = 1e-5,
-    rounds: Annotated[int, typer.Option(min=1, help="Sums to open in an epoch.")] = 100,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds to open in an epoch.")] = 100,
+    buckets: Annotated[int, typer.Option(min=1, help="Sums that a round is opened in.")] = 1,
     holders: Annotated[int, typer.Option(min=1, help="Key holders.")] = 5,
     threshold: Annotated[int, typer.Option(min=1, help="Key holders needed to open.")] = 3,
     value_range: Annotated[
@@ -42,14 +43,17 @@ def plan(
     if unit != "none":
         privacy = PrivacyPlan(unit, clip_norm, noise, sampling_rate, delta, epsilon_budget=float("inf"))
     check_plan(privacy)
+    fewest = min_clients or clients // buckets
+    if buckets * fewest > clients:
+        raise Refusal(BAD_PLAN, "buckets * min_clients exceeds clients", got=f"{buckets * fewest} > {clients}")
     sharing = Sharing(holders, threshold)
     offers = plan_sums(
         privacy,
         length=parameters,
-        min_clients=min_clients or clients,
+        min_clients=fewest,
         max_clients=clients,
         sharing=sharing,
-        openings=rounds,
+        openings=rounds * buckets,
         value_range=value_range,
         accuracy=accuracy,
     )
@@ -72,4 +76,4 @@ def _show(offers: list[Candidate], cost: float | None, delta: float, rounds: int
     console = Console()
     console.print(table)
     spent = "no differential privacy" if cost is None else f"epsilon {cost:.3f} at delta {delta:g}"
-    console.print(f"{spent} after {rounds} opened sums")
+    console.print(f"{spent} after {rounds} opened rounds")

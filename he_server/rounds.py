@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal, TypeAlias
 
 from he_protocol.api import RoundState
@@ -10,6 +10,7 @@ from he_protocol.identity import CLOCK_SKEW_SECONDS
 from he_protocol.messages import UpdateHeader
 from he_protocol.problems import (
     CLOCK_SKEW,
+    EXPIRED_CREDENTIAL,
     NOT_ADDRESSED,
     STALE_UPDATE,
     WRONG_EPOCH,
@@ -28,6 +29,12 @@ TRANSITIONS: Mapping[RoundState, frozenset[RoundState]] = {
     "failed": frozenset(),
 }
 TERMINAL: frozenset[RoundState] = frozenset(state for state, following in TRANSITIONS.items() if not following)
+
+FOLD_BATCH = 8
+"""Updates that an open round gathers before it folds them: few, for the disk's sake, but not one at a time, for
+every fold writes a whole accumulator."""
+FOLD_SECONDS = 2.0
+"""Nothing waits for a batch longer than this: what is not folded counts against the room for new uploads."""
 
 AtDeadline: TypeAlias = Literal["close", "fail", "wait"]
 Opening: TypeAlias = Literal["combine", "give-up", "wait"]
@@ -52,6 +59,29 @@ def opening_due(shares: int, tried: int, threshold: int, deadline: float, now: f
     if shares >= threshold and shares > tried:
         return "combine"
     return "give-up" if now >= deadline else "wait"
+
+
+def fold_due(waiting: Mapping[int, int], state: RoundState, *, waited: float, filled: float) -> int | None:
+    """Which bucket to fold next, given how many updates wait in each: the fullest, or None where it is not due.
+
+    A closed round folds whatever there is; an open one gathers a batch first, unless an update has `waited`
+    long enough, in seconds, or they have `filled` half (0.5) of the room for what is not folded.
+    """
+    count = sum(waiting.values())
+    if not count or (state == "open" and count < FOLD_BATCH and waited < FOLD_SECONDS and filled < 1 / 2):
+        return None
+    return max(waiting, key=lambda bucket: waiting[bucket])
+
+
+def merge_buckets(sizes: Sequence[int], min_clients: int) -> int:
+    """The largest number k such that merging bucket b into bucket b % k leaves each with `min_clients` updates.
+
+    `sizes` are the updates of each bucket as they arrived; 1 where no larger number will do.
+    """
+    for k in range(len(sizes), 1, -1):
+        if min(sum(sizes[b::k]) for b in range(k)) >= min_clients:
+            return k
+    return 1
 
 
 def check_binding(task: Task, task_hash: bytes, epoch: int) -> None:
@@ -79,6 +109,16 @@ def check_header(task: Task, header: UpdateHeader, update_id: bytes, now: float)
     if got != wanted:
         raise Refusal(
             WRONG_SIZE, "these are not the parts of this profile", expected=wanted, got=got[: len(wanted) + 1]
+        )
+
+
+def check_lasting(task: Task, expires: int, now: float) -> None:
+    """Raises `expired-credential` when an update's credential could expire before key holders see it: they refuse
+    the whole manifest then, and one client could fail round after round."""
+    until = int(now) + task.config.collect_seconds + task.config.opening_seconds
+    if expires <= until:
+        raise Refusal(
+            EXPIRED_CREDENTIAL, "renew it: the round may outlast it", expected=f"valid after {until}", got=expires
         )
 
 

@@ -9,11 +9,16 @@ from typing import TypeAlias
 from aiohttp import web
 
 from he_protocol import problems as p
+from he_protocol import tus
 from he_protocol.api import (
+    AUDIT_HEAD,
+    REVOCATIONS,
+    AuditStatus,
     Board,
     BoardEntry,
     Opening,
     PendingOpenings,
+    Revoked,
     RoundStatus,
     TaskList,
     TaskStatus,
@@ -24,7 +29,7 @@ from he_protocol.framing import CONTENT_TYPE as FRAME
 from he_protocol.problems import ProblemType
 from he_server.answers import BYTES
 from he_server.auth import Access
-from he_server.handlers import board, health, openings, rounds, tasks, updates
+from he_server.handlers import board, health, openings, revocations, rounds, tasks, updates, uploads
 from he_server.server import Server
 
 Handler: TypeAlias = Callable[[Server, web.Request], Awaitable[web.StreamResponse]]
@@ -55,10 +60,12 @@ class Route:
     takes: Content | None = None
     problems: tuple[ProblemType, ...] = ()
     query: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = field(default_factory=dict)
 
 
 _FRAME = (p.MALFORMED, p.TOO_LARGE, p.DISK_FULL)
 _SIGNED = (p.UNKNOWN_FIELD, p.TRAILING_BYTES, p.BAD_SIGNATURE, p.NOT_ADDRESSED, p.WRONG_TASK, p.WRONG_EPOCH)
+_REVOCATIONS = (p.MALFORMED, p.TOO_LARGE, p.DISK_FULL, p.UNKNOWN_FIELD, p.TRAILING_BYTES, p.BAD_SIGNATURE)
 _PARTS = (p.WRONG_SIZE, p.DIGEST_MISMATCH, p.RESIDUE_RANGE)
 _SAFETENSORS = Content(BYTES, text="safetensors")
 
@@ -71,14 +78,128 @@ HEALTH = (
         "public",
         "Database, blobs and worker are usable",
         {200: Content(JSON, health.Health)},
-        problems=(p.SHUTTING_DOWN, p.DISK_FULL),
+        problems=(p.SHUTTING_DOWN, p.DISK_FULL, p.OVERLOADED),
     ),
     Route("GET", "/metrics", health.get_metrics, "public", "Prometheus metrics", {200: Content("text/plain", str)}),
+    Route(
+        "GET",
+        AUDIT_HEAD,
+        health.get_audit_head,
+        "public",
+        "The head of the audit log, signed: keep it, and no earlier entry can be changed unseen",
+        {200: Content(JSON, AuditStatus)},
+    ),
+    Route(
+        "GET",
+        REVOCATIONS,
+        revocations.get_revocations,
+        "public",
+        "The authority's newest revocation list",
+        {200: Content(JSON, Revoked)},
+    ),
+    Route(
+        "PUT",
+        REVOCATIONS,
+        revocations.put_revocations,
+        "public",
+        "Bring a newer revocation list: the authority's signature is all that it needs",
+        {201: Content(JSON, Revoked), 200: Content(JSON, Revoked)},
+        Content("application/jose", text="The RevocationList's compact JWS."),
+        (*_REVOCATIONS, p.OLD_REVOCATIONS),
+    ),
     Route("GET", "/v1/openapi.json", health.get_openapi, "public", "This document", {200: Content(JSON, dict)}),
+)
+
+_UPDATE = (
+    *_FRAME,
+    *_SIGNED,
+    *_PARTS,
+    p.FOREIGN_CREDENTIAL,
+    p.EXPIRED_CREDENTIAL,
+    p.REVOKED_KEY,
+    p.CLOCK_SKEW,
+    p.STALE_UPDATE,
+    p.UPDATE_ID_REUSED,
+    p.ALREADY_IN_ROUND,
+)
+
+UPLOAD = "/v1/uploads/{upload}"
+_TUS = {"Tus-Resumable": tus.VERSION}
+_OFFSET = {"Upload-Offset": "where the chunk begins", "Upload-Checksum": "sha1 or sha256, and the chunk's digest"}
+_CHUNK = Content(tus.CONTENT_TYPE, text="The next bytes of the frame that a PUT of the update would send.")
+_UPLOAD = (p.TUS_VERSION, p.UPLOAD_EXPIRED, p.UPLOAD_LOCKED)
+_PATCH = (*_UPDATE, *_UPLOAD, p.WRONG_OFFSET, p.WRONG_MEDIA_TYPE, p.CHECKSUM_MISMATCH)
+
+UPLOADS = (
+    Route("OPTIONS", f"{TASK}/uploads", uploads.options_uploads, "public", "What of tus is spoken", {204: None}),
+    Route(
+        "POST",
+        f"{TASK}/uploads",
+        uploads.post_upload,
+        "client",
+        "Begin a resumable upload (tus 1.0.0) of one update; once more for the same update gives the same",
+        {201: None},
+        problems=(p.TUS_VERSION, p.TOO_LARGE, p.WRONG_SIZE, p.TOO_MANY_UPLOADS, p.OVERLOADED, p.DISK_FULL),
+        headers=_TUS
+        | {"Upload-Length": "bytes of the frame", "Upload-Metadata": "the key update, with the update's id in hex"},
+    ),
+    Route(
+        "HEAD",
+        UPLOAD,
+        uploads.head_upload,
+        "public",
+        "How far an upload is",
+        {200: None},
+        problems=_UPLOAD,
+        headers=_TUS,
+    ),
+    Route(
+        "PATCH",
+        UPLOAD,
+        uploads.patch_upload,
+        "public",
+        "Append a chunk; the last one sends the update, as its PUT does",
+        {204: None},
+        _CHUNK,
+        _PATCH,
+        headers=_TUS | _OFFSET,
+    ),
+    Route(
+        "POST",
+        UPLOAD,
+        uploads.post_override,
+        "public",
+        "PATCH or DELETE, as X-HTTP-Method-Override says",
+        {204: None},
+        _CHUNK,
+        (*_PATCH, p.METHOD_NOT_ALLOWED),
+        headers=_TUS | _OFFSET | {"X-HTTP-Method-Override": "PATCH or DELETE"},
+    ),
+    Route(
+        "GET",
+        UPLOAD,
+        uploads.get_upload,
+        "public",
+        "The receipt of an upload that was accepted, or why it was not",
+        {200: Content(JSON, UpdateReceipt)},
+        problems=(*_UPDATE, *_UPLOAD, p.WRONG_OFFSET),
+        headers=_TUS,
+    ),
+    Route(
+        "DELETE",
+        UPLOAD,
+        uploads.delete_upload,
+        "public",
+        "Forget an upload",
+        {204: None},
+        problems=_UPLOAD,
+        headers=_TUS,
+    ),
 )
 
 ROUTES: tuple[Route, ...] = (
     *HEALTH,
+    *UPLOADS,
     Route("GET", "/v1/tasks", tasks.list_tasks, "public", "All tasks", {200: Content(JSON, TaskList)}),
     Route(
         "POST",
@@ -120,17 +241,7 @@ ROUTES: tuple[Route, ...] = (
         "Send an update; idempotent. The answer means that it is durable",
         {201: Content(JSON, UpdateReceipt), 200: Content(JSON, UpdateReceipt)},
         Content(FRAME, text="Head: SignedUpdate as JSON. Body: the scheme's parts, in order."),
-        (
-            *_FRAME,
-            *_SIGNED,
-            *_PARTS,
-            p.FOREIGN_CREDENTIAL,
-            p.EXPIRED_CREDENTIAL,
-            p.CLOCK_SKEW,
-            p.STALE_UPDATE,
-            p.UPDATE_ID_REUSED,
-            p.ALREADY_IN_ROUND,
-        ),
+        _UPDATE,
     ),
     Route(
         "GET",

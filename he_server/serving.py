@@ -3,26 +3,35 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import signal
 import ssl
 from pathlib import Path
 
 import structlog
 from aiohttp import web
-from alembic.util import CommandError
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from he_protocol.problems import BAD_SETTINGS, DATABASE_UNAVAILABLE, Refusal
 from he_server.app import drain, make_app, open_server
 from he_server.settings import Settings
 from he_server.store.database import translated
-from migrations.run import upgrade
+
+KEEPALIVE_SECONDS = 20.0
+"""How long a connection may take for a request's head, or stay idle: longer than aiohttp's clients keep one (15 s)."""
+LINGER_SECONDS = 10.0
+"""How long the rest of a refused body is read, so that its sender sees the answer."""
+MAX_HEADERS, MAX_HEADER_BYTES = 64, 8190
 
 log = structlog.get_logger()
 
 
 async def migrate(settings: Settings) -> None:
     """Bring the database to the newest schema. Raises `database-unavailable` or `bad-settings`."""
+    from alembic.util import CommandError  # other commands need not wait for Alembic's import
+
+    from migrations.run import upgrade
+
     try:
         settings.data_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -30,7 +39,7 @@ async def migrate(settings: Settings) -> None:
     try:
         async with translated():
             await upgrade("server", settings.url)
-    except CommandError as error:  # for one, a schema newer than this program
+    except (CommandError, DBAPIError) as error:  # for one, a schema newer than this program
         raise Refusal(DATABASE_UNAVAILABLE, f"the schema cannot be upgraded: {error}") from None
     except (SQLAlchemyError, ImportError) as error:
         raise Refusal(BAD_SETTINGS, f"database_url: {error}") from None
@@ -42,7 +51,15 @@ async def run(settings: Settings, port_file: Path | None = None) -> None:
     await migrate(settings)
     server = open_server(settings)
     runner = web.AppRunner(
-        make_app(server), handle_signals=False, access_log=None, shutdown_timeout=settings.drain_seconds
+        make_app(server),
+        handle_signals=False,
+        access_log=None,
+        shutdown_timeout=settings.drain_seconds,
+        keepalive_timeout=KEEPALIVE_SECONDS,
+        lingering_time=LINGER_SECONDS,
+        max_headers=MAX_HEADERS,
+        max_line_size=MAX_HEADER_BYTES,
+        max_field_size=MAX_HEADER_BYTES,
     )
     stop = asyncio.Event()
     for name in (signal.SIGTERM, signal.SIGINT):
@@ -58,6 +75,8 @@ async def run(settings: Settings, port_file: Path | None = None) -> None:
         log.info("ready", url=f"{'https' if context else 'http'}://{settings.host}:{port}", name=server.key.name)
         if port_file is not None:
             await asyncio.to_thread(_write_port, port_file, port)
+        gc.collect()
+        gc.freeze()  # what is loaded by now stays: no need to look through it again and again
         await stop.wait()
         log.info("draining", in_flight=server.in_flight)
         await drain(server)

@@ -39,6 +39,13 @@ class Settings(BaseSettings):
     tls_cert: Path | None = None
     tls_key: Path | None = None
     max_update_bytes: int = Field(default=4 * 1024**3, gt=0)
+    ingest_bytes: int = Field(default=64 * 1024**2, gt=0, description="uploads under way plus updates not folded yet")
+    min_free_bytes: int = Field(default=256 * 1024**2, ge=0, description="uploads leave so much free on disk")
+    max_uploads: int = Field(default=256, gt=0, description="uploads at once")
+    max_wait: float = Field(default=10.0, ge=0, description="how long an upload waits for room before it is refused")
+    min_rate: float = Field(default=1024.0, ge=0, description="bytes per second of an upload, over 30 s")
+    max_uploads_per_client: int = Field(default=4, gt=0, description="unfinished resumable ones of a client in a task")
+    upload_seconds: float = Field(default=86400.0, gt=0, description="how long a resumable upload is kept")
     lease_seconds: float = Field(default=60.0, gt=0)
     poll_seconds: float = Field(default=0.1, gt=0)
     drain_seconds: float = Field(default=30.0, ge=0)

@@ -2,30 +2,55 @@
 
 from __future__ import annotations
 
-from he_server.names import SHARES, TOTALS, UPDATES, share_blob, total_blob, update_blob
+import asyncio
+
+from he_server.blobs import Blobs
+from he_server.names import (
+    ACCUMULATORS,
+    KEYS,
+    SHARES,
+    TOTALS,
+    UPDATES,
+    accumulator_blob,
+    key_blob,
+    share_blob,
+    total_blob,
+    update_blob,
+    upload_blob,
+)
 from he_server.server import Server
+from he_server.store import Store
+
+SWEPT = (UPDATES, KEYS, ACCUMULATORS, SHARES, TOTALS)
+"""Folders of blobs that belong to rounds under way, and to nothing else."""
 
 
 async def drop_round(server: Server, round_id: int) -> None:
-    """Delete what clients and holders sent for a round that has ended."""
-    gone = [update_blob(update.blob) for update in await server.store.updates_of(round_id)]
-    gone += [share_blob(share.blob) for share in await server.store.shares_of(round_id)]
-    for name in [*gone, total_blob(round_id)]:
+    """Delete what clients and holders sent for a round that has ended, and what was made of it."""
+    gone = set()
+    for update in await server.store.updates_of(round_id):
+        gone |= {update_blob(update.blob), key_blob(update.blob), total_blob(round_id, update.bucket)}
+    gone |= {accumulator_blob(item.blob) for item in await server.store.accumulators_of(round_id)}
+    gone |= {share_blob(share.blob) for share in await server.store.shares_of(round_id)}
+    for name in gone:
         await server.thread(server.blobs.delete, name)
 
 
 async def sweep(server: Server, older_than: float) -> None:
     """Delete what crashes left behind more than `older_than` seconds ago: partial files, and bytes without
-    a row of a round that still needs them."""
+    a row of a round that still needs them. Resumable uploads go when they expire."""
     await server.thread(server.blobs.drop_partials, older_than)
+    for upload in await server.store.expired_uploads(server.clock()):
+        await server.thread(server.blobs.delete, upload_blob(upload))
+        await server.store.drop_upload(upload)
+    for name in await orphans(server.blobs, server.store, older_than):
+        await server.thread(server.blobs.delete, name)
+
+
+async def orphans(blobs: Blobs, store: Store, older_than: float) -> list[str]:
+    """Blobs last written more than `older_than` seconds ago that no round needs (any longer)."""
     found: list[str] = []
-    for folder in (UPDATES, SHARES, TOTALS):
-        found += await server.thread(server.blobs.names, folder, older_than)
-    if not found:
-        return
-    blobs = await server.store.live_blobs()
-    needed = {update_blob(blob) for blob in blobs} | {share_blob(blob) for blob in blobs}
-    needed |= {total_blob(record.id) for record in await server.store.live_rounds()}
-    for name in found:
-        if name not in needed:
-            await server.thread(server.blobs.delete, name)
+    for folder in SWEPT:
+        found += await asyncio.to_thread(blobs.names, folder, older_than)
+    needed = await store.needed_blobs() if found else frozenset()
+    return [name for name in found if name not in needed]

@@ -4,21 +4,29 @@ have equal bytes and one hash."""
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import json
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import accumulate
+from math import prod
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from safetensors import SafetensorError
-from safetensors.numpy import load, save
+from safetensors.numpy import load
 
 from he_protocol.problems import MALFORMED, Refusal
-from he_protocol.quantise import Floats, Integers
+from he_protocol.quantise import Floats
 from he_protocol.task import Task, TensorSpec
-from he_server.blobs import Blobs
+from he_server.blobs import Blobs, BlobWriter
 from he_server.names import model_blob
 from he_server.optimiser import check_tensors
 
 HEADER_ROOM = 1024 * 1024
 """Bytes that a model file may have on top of its values."""
+TYPES = {np.dtype("<f4"): "F32", np.dtype("<i8"): "I64"}
+"""What safetensors calls them."""
 
 
 def read_tensors(data: bytes, specs: Sequence[TensorSpec]) -> dict[str, Floats]:
@@ -42,21 +50,70 @@ def keep_model(blobs: Blobs, task: Task, data: bytes) -> str:
     return sha256
 
 
-def write_tensors(tensors: dict[str, Floats]) -> bytes:
+def write_tensors(tensors: Mapping[str, Floats]) -> bytes:
     """Model tensors as safetensors bytes."""
-    return bytes(save({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}))
+    file = TensorFile({name: tensor.shape for name, tensor in tensors.items()}, np.float32)
+    return file.header + b"".join(tensors[name].tobytes() for name in sorted(tensors))
 
 
-def write_sum(opened: Integers) -> bytes:
-    """An opened sum: one int64 tensor named "sum"."""
-    return bytes(save({"sum": np.ascontiguousarray(opened, dtype=np.int64)}))
+class TensorFile:
+    """A safetensors file of tensors of one type, read and written piece by piece.
+
+    Elements are counted through the tensors in the order given. In the file tensors are sorted by their names, as the
+    safetensors library does it: 8 bytes of length, a header in JSON padded to 8 bytes, the tensors one after the other.
+    """
+
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]], kind: npt.DTypeLike) -> None:
+        self._type = np.dtype(kind).newbyteorder("<")
+        entries, offsets, end = {}, {}, 0
+        for name in sorted(shapes):
+            offsets[name], end = end, end + prod(shapes[name]) * self._type.itemsize
+            entries[name] = {"dtype": TYPES[self._type], "shape": shapes[name], "data_offsets": (offsets[name], end)}
+        text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+        text += b" " * (-len(text) % 8)
+        self.header = len(text).to_bytes(8, "little") + text
+        self.size = len(self.header) + end
+        self._offsets = [len(self.header) + offsets[name] for name in shapes]
+        self._starts = [0, *accumulate(prod(shape) for shape in shapes.values())]
+
+    def check(self, blobs: Blobs, name: str) -> None:
+        """Raises FileNotFoundError, or `malformed` for a blob that is not such a file; its values are not looked at."""
+        if blobs.size(name) != self.size or blobs.piece(name, 0, len(self.header)) != self.header:
+            raise Refusal(MALFORMED, f"the stored file {name} is damaged")
+
+    def read(self, blobs: Blobs, name: str, first: int, count: int) -> npt.NDArray[Any]:
+        """A flat array of elements of a blob that passed `check`. Raises FileNotFoundError or `wrong-size`."""
+        pieces = (blobs.piece(name, at, n * self._type.itemsize) for at, n in self._runs(first, count))
+        return np.frombuffer(b"".join(pieces), dtype=self._type)
+
+    def write(self, writer: BlobWriter, first: int, values: npt.NDArray[Any]) -> None:
+        """Put a flat array of elements where they belong. Raises `disk-full`."""
+        data = np.ascontiguousarray(values, dtype=self._type)
+        done = 0
+        for at, n in self._runs(first, data.size):
+            writer.seek(at)
+            writer.write(data[done : done + n].data)
+            done += n
+
+    def _runs(self, first: int, count: int) -> Iterator[tuple[int, int]]:
+        """Where these elements lie: offset and number of each run."""
+        tensor, end = bisect_right(self._starts, first) - 1, first + count
+        while first < end:
+            stop = min(end, self._starts[tensor + 1])
+            yield self._offsets[tensor] + (first - self._starts[tensor]) * self._type.itemsize, stop - first
+            tensor, first = tensor + 1, stop
 
 
-def write_velocity(velocity: Floats) -> bytes:
+def model_file(task: Task) -> TensorFile:
+    """A model: the task's tensors."""
+    return TensorFile({spec.name: spec.shape for spec in task.config.tensors}, np.float32)
+
+
+def velocity_file(task: Task) -> TensorFile:
     """The optimiser's state: one float32 tensor named "velocity"."""
-    return bytes(save({"velocity": np.ascontiguousarray(velocity)}))
+    return TensorFile({"velocity": (task.parameters,)}, np.float32)
 
 
-def read_velocity(data: bytes) -> Floats:
-    """Inverse of `write_velocity`."""
-    return np.asarray(load(data)["velocity"], dtype=np.float32)
+def sum_file(task: Task) -> TensorFile:
+    """An opened sum: int64 tensors "sum" and, of shape (1,), "updates": how many are in it."""
+    return TensorFile({"sum": (task.length,), "updates": (1,)}, np.int64)

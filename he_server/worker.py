@@ -1,4 +1,4 @@
-"""What happens to rounds by themselves: closing, summing, opening. One small step at a time.
+"""What happens to rounds by themselves: folding, closing, merging, opening. One small step at a time.
 
 Everything may be done again after a crash at any point: blobs are written before the one
 transaction that refers to them, and a transaction checks the lease under which it was prepared.
@@ -7,28 +7,45 @@ transaction that refers to them, and a transaction checks the lease under which 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import time
-from collections.abc import AsyncIterator
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
+from typing import Literal, TypeAlias
 
 import structlog
 
 from he_protocol.messages import Manifest, ManifestEntry
-from he_protocol.problems import DISK_FULL, INTERNAL, NO_QUORUM, WRONG_STATE, ProblemType, Refusal
+from he_protocol.problems import (
+    DISK_FULL,
+    INTERNAL,
+    NO_QUORUM,
+    RESIDUE_RANGE,
+    REVOKED_KEY,
+    WRONG_SIZE,
+    WRONG_STATE,
+    ProblemType,
+    Refusal,
+)
 from he_protocol.task import Task
 from he_server import names
-from he_server.aggregate import fold_updates
-from he_server.opening import Opened, open_sum, released_shares
-from he_server.rounds import at_deadline, opening_due
+from he_server.aggregate import fold_updates, merge_sums
+from he_server.intake import discard, recording
+from he_server.opening import open_sum, released_shares
+from he_server.rounds import at_deadline, fold_due, merge_buckets, opening_due
 from he_server.server import Server
-from he_server.store.records import RoundRecord
+from he_server.store.folding import Fold
+from he_server.store.records import RoundRecord, UpdateRecord
 from he_server.store.rounds import Lease
 from he_server.sweep import drop_round, sweep
-from he_server.tensors import write_sum, write_tensors, write_velocity
 
 SWEEP_SECONDS = 3600.0
 ERROR_PAUSE_SECONDS = 1.0
+DAMAGED = frozenset({WRONG_SIZE, RESIDUE_RANGE})
+"""What stored bytes are refused for that were checked before they were stored."""
+
+Progress: TypeAlias = Literal["folded", "wait", "done"]
 
 log = structlog.get_logger()
 
@@ -71,35 +88,94 @@ class Worker:
     async def _advance(self, task: Task, record: RoundRecord) -> bool:
         now = self._server.clock()
         if record.state == "open":
-            return await self._close(task, record, now)
+            return await self._close(task, record, now) or await self._fold(task, record, now) == "folded"
         if record.lease_until > now:
             return False
-        if record.state == "opening":
-            due = opening_due(record.shares, record.tried, task.config.threshold, record.opening_deadline, now)
-            if due == "wait":
-                return False
+        if record.state == "closed":
+            progress = await self._fold(task, record, now)
+            if progress != "done":
+                return progress == "folded"
+        elif opening_due(record.shares, record.tried, task.config.threshold, record.opening_deadline, now) == "wait":
+            return False
         lease = await self._store.lease(record, now, self._server.settings.lease_seconds)
         if lease is None:
             return False
-        async with self._kept(lease):
+        async with self._kept(partial(self._store.renew, lease)):
             await self._work(task, lease)
         return True
 
     async def _work(self, task: Task, lease: Lease) -> None:
         try:
             if lease.round.state == "closed":
-                await self._sum(task, lease)
+                await self._merge(task, lease)
             else:
                 await self._open(task, lease)
         except FileNotFoundError as error:
-            log.error("bytes of a round are gone", task=task.id, round=lease.round.number, error=str(error))
-            await self._fail(task, lease, INTERNAL, "stored bytes of the round are gone", {})
+            await self._lost(task, lease, str(error))
         except Refusal as refusal:
+            if refusal.problem in DAMAGED:
+                await self._lost(task, lease, refusal.detail)
+                return
             if refusal.problem == WRONG_STATE:  # somebody else moved it, or published first
                 await self._store.release(lease, lease.round.tried)
             elif refusal.problem != DISK_FULL:
                 raise
             log.warning("round put off", task=task.id, round=lease.round.number, problem=refusal.problem.slug)
+
+    async def _lost(self, task: Task, lease: Lease, error: str) -> None:
+        """Fail a round whose stored bytes are gone or damaged; not if the lease is lost, and the bytes with it."""
+        if await self._store.renew(lease, self._server.clock(), self._server.settings.lease_seconds):
+            log.error("bytes of a round are gone", task=task.id, round=lease.round.number, error=error)
+            await self._fail(task, lease, INTERNAL, "stored bytes of the round are gone", {})
+
+    async def _fold(self, task: Task, record: RoundRecord, now: float) -> Progress:
+        """Fold a batch of updates, if that is due; "done" when all are folded."""
+        backlog = await self._store.backlog(record.id, now)
+        filled = sum(backlog.waiting.values()) * task.part("sum").size / self._server.settings.ingest_bytes
+        bucket = fold_due(backlog.waiting, record.state, waited=now - backlog.oldest, filled=filled)
+        if bucket is None:
+            return "wait" if backlog.unfolded else "done"
+        seconds = self._server.settings.lease_seconds
+        fold = await self._store.begin_fold(record.id, bucket, now, seconds)
+        if fold is None:
+            return "wait"
+        async with self._kept(partial(self._store.renew_fold, fold)):
+            try:
+                await self._fold_in(task, fold)
+            except FileNotFoundError as error:
+                await self._cannot_fold(task, record, fold, str(error))
+            except Refusal as refusal:
+                if refusal.problem in DAMAGED:
+                    await self._cannot_fold(task, record, fold, refusal.detail)
+                elif refusal.problem not in {WRONG_STATE, DISK_FULL}:
+                    raise
+                log.warning("fold put off", task=task.id, round=record.number, problem=refusal.problem.slug)
+        return "folded"
+
+    async def _fold_in(self, task: Task, fold: Fold) -> None:
+        """Bytes first, then the row that counts them, then away with what it replaces."""
+        server, made, start = self._server, names.fresh(), time.monotonic()
+        before = names.accumulator_blob(fold.blob) if fold.blob else None
+        terms = [(names.update_blob(claim.blob), claim.position) for claim in fold.updates]
+        after = names.accumulator_blob(made)
+        await server.thread(fold_updates, task, server.blobs, before, terms, after)
+        async with recording(server, after):
+            await self._store.checkpoint(fold, made)
+        server.pressure.relieved()
+        server.metrics.fold.observe(time.monotonic() - start)
+        done = await self._store.folded_blobs(claim.blob for claim in fold.updates)
+        await discard(server, [*map(names.update_blob, done), *([before] if before else [])])
+
+    async def _cannot_fold(self, task: Task, record: RoundRecord, fold: Fold, error: str) -> None:
+        """An open round goes on until it closes; a closed one fails. Bytes that went with a lost lease are no loss."""
+        now, seconds = self._server.clock(), self._server.settings.lease_seconds
+        if not await self._store.renew_fold(fold, now, seconds):
+            return
+        log.error("bytes of updates are gone", task=task.id, round=record.number, error=error)
+        if record.state == "closed":
+            lease = await self._store.lease(record, now, seconds)
+            if lease is not None:
+                await self._fail(task, lease, INTERNAL, "stored bytes of the round are gone", {})
 
     async def _close(self, task: Task, record: RoundRecord, now: float) -> bool:
         if at_deadline(record.updates, task.config.min_clients, record.deadline, now) == "wait":
@@ -112,25 +188,43 @@ class Worker:
             await self._ended(task, moved, "failed", moved.failure_type)
         return True
 
-    async def _sum(self, task: Task, lease: Lease) -> None:
-        server = self._server
+    async def _merge(self, task: Task, lease: Lease) -> None:
+        """Accumulators into one total for every bucket that is large enough, and the manifest over all of them."""
+        server, current = self._server, lease.round
         start = time.monotonic()
-        updates = await self._store.updates_of(lease.round.id)
-        blobs = [names.update_blob(update.blob) for update in updates]
-        await server.thread(fold_updates, task, server.blobs, blobs, names.total_blob(lease.round.id))
+        updates = await self._store.updates_of(current.id)
+        sums = await self._store.accumulators_of(current.id)
+        sizes = Counter(update.bucket for update in updates)
+        count = merge_buckets([sizes[bucket] for bucket in range(task.config.buckets)], task.config.min_clients)
+        revoked = await self._revoked(updates)
+        if {update.bucket % count for update in revoked} == set(range(count)):
+            clients = ", ".join(update.client for update in revoked[:10])
+            await self._fail(task, lease, REVOKED_KEY, f"no bucket without a revoked client: {clients}", {})
+            return
+        for bucket in range(count):
+            terms = [names.accumulator_blob(item.blob) for item in sums if item.bucket % count == bucket]
+            await server.thread(merge_sums, task, server.blobs, terms, names.total_blob(current.id, bucket))
         manifest = Manifest(
             task_hash=task.hash,
             epoch=task.config.epoch,
-            round=lease.round.number,
+            round=current.number,
             model_version=(await self._store.model(task.id)).version,
             updates=tuple(
-                ManifestEntry(bytes.fromhex(u.update_id), u.client, bytes.fromhex(u.header_hash)) for u in updates
+                ManifestEntry(bytes.fromhex(u.update_id), u.client, bytes.fromhex(u.header_hash), u.bucket % count)
+                for u in updates
             ),
         )
         token = await server.thread(server.key.signing.sign, manifest)
         seconds = {"sum": time.monotonic() - start}
-        await self._store.begin_opening(lease, token, server.clock() + task.config.opening_seconds, seconds)
+        deadline = server.clock() + task.config.opening_seconds
+        await self._store.begin_opening(lease, token, count, deadline, seconds)
         server.metrics.observe_stages(seconds)
+        await discard(server, [names.accumulator_blob(item.blob) for item in sums])
+
+    async def _revoked(self, updates: Sequence[UpdateRecord]) -> list[UpdateRecord]:
+        """Those whose client's key was revoked since they came: key holders keep their buckets closed."""
+        known = await self._server.revocations()
+        return await self._server.thread(lambda: [u for u in updates if known.covers_credential(u.credential)])
 
     async def _open(self, task: Task, lease: Lease) -> None:
         server, current = self._server, lease.round
@@ -149,32 +243,23 @@ class Worker:
             await self._fail(task, lease, NO_QUORUM, detail, {"wait_shares": waited})
             return
         base = await self._store.model(task.id)
-        outcome = await open_sum(server, task, current, base, released)
+        last = late or len(released) == len(task.config.holders)
+        outcome = await open_sum(server, task, current, base, released, last=last)
+        wrong = [outcome] if isinstance(outcome, Refusal) else [bucket.failure for bucket in outcome.dropped]
+        for failure in wrong:
+            log.warning("shares do not open a sum", task=task.id, round=current.number, detail=failure.detail)
         if isinstance(outcome, Refusal):
-            log.warning("shares do not open the sum", task=task.id, round=current.number, detail=outcome.detail)
-            if late or len(released) == len(task.config.holders):
+            if last:
                 await self._fail(task, lease, outcome.problem, outcome.detail, {"wait_shares": waited})
-            else:
+            else:  # the other holders may know better
                 await self._store.release(lease, len(released))
             return
-        sha256 = await self._keep(task, current, outcome)
         seconds = {"wait_shares": waited, "open": time.monotonic() - start}
-        await self._store.publish_round(lease, base.version + 1, sha256, server.clock(), seconds)
+        await self._store.publish_round(
+            lease, base.version + 1, outcome.sha256, server.clock(), seconds, outcome.dropped
+        )
         server.metrics.observe_stages(seconds)
         await self._ended(task, current, "published", "")
-
-    async def _keep(self, task: Task, current: RoundRecord, opened: Opened) -> str:
-        """Write the new model and what belongs to it; the SHA-256 of the model's bytes."""
-        model = write_tensors(opened.model)
-        sha256 = hashlib.sha256(model).hexdigest()
-        put = self._server.blobs.put
-        for name, data in (
-            (names.velocity_blob(task.id, sha256), write_velocity(opened.velocity)),
-            (names.sum_blob(task.id, current.id), write_sum(opened.total)),
-            (names.model_blob(task.id, sha256), model),
-        ):
-            await self._server.thread(put, name, data)
-        return sha256
 
     async def _fail(
         self, task: Task, lease: Lease, problem: ProblemType, detail: str, seconds: dict[str, float]
@@ -189,20 +274,26 @@ class Worker:
         await drop_round(self._server, record.id)
 
     @asynccontextmanager
-    async def _kept(self, lease: Lease) -> AsyncIterator[None]:
-        """Renew a lease while something long runs under it."""
-        renewing = asyncio.create_task(self._renew(lease))
+    async def _kept(self, renew: Callable[[float, float], Awaitable[bool]]) -> AsyncIterator[None]:
+        """Renew a lease (at a time, for so many seconds) while something long runs under it."""
+        renewing = asyncio.create_task(self._renew(renew))
         try:
             yield
+        except asyncio.CancelledError:  # the process stops: let it run out now, so that another goes on at once
+            renewing.cancel()
+            await renew(self._server.clock(), 0.0)
+            raise
         finally:
             renewing.cancel()
             await asyncio.gather(renewing, return_exceptions=True)
 
-    async def _renew(self, lease: Lease) -> None:
+    async def _renew(self, renew: Callable[[float, float], Awaitable[bool]]) -> None:
         seconds = self._server.settings.lease_seconds
         while True:
             await asyncio.sleep(seconds / 3)
-            await self._store.renew(lease, self._server.clock(), seconds)
+            if not await renew(self._server.clock(), seconds):
+                self._server.metrics.leases_lost.inc()
+                return
 
 
 async def _sleep(stop: asyncio.Event, seconds: float) -> None:

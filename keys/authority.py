@@ -7,8 +7,9 @@ from typing import Any
 
 import msgspec
 
-from he_protocol.messages import Cnf, Credential, EnrolRequest, Jwk, Role
-from he_protocol.problems import BAD_COMMITTEE, BAD_PLAN, WRONG_ROLE, Refusal
+from he_protocol.messages import REVOKED_LIMIT, Cnf, Credential, EnrolRequest, Jwk, RevocationList, Role
+from he_protocol.problems import BAD_COMMITTEE, BAD_PLAN, NOT_ADDRESSED, TOO_LARGE, WRONG_ROLE, Refusal
+from he_protocol.revocation import Revocations, key_digest
 from he_protocol.schemes import load_scheme
 from he_protocol.signing import SigningKey, fingerprint, jwk_x, public_from_jwk, read_unverified, verify
 from he_protocol.task import HolderEntry, ServerEntry, TaskConfig, TensorSpec, check_config, sum_plan
@@ -71,6 +72,50 @@ def build_config(
         config = msgspec.structs.replace(config, scale=sum_plan(config).largest_scale())
     check_config(config)
     return config
+
+
+def check_renewal(request: str, credential: str, authority: bytes) -> None:
+    """The party that asks is the one that the authority certified before: same name, role and signing key.
+
+    Raises `not-addressed`; `bad-signature` when the credential, which may have expired, is not this authority's.
+    """
+    asked = read_unverified(request, EnrolRequest)
+    before = verify(credential, Credential, authority)
+    if (asked.name, asked.role, asked.key) != (before.sub, before.role, public_from_jwk(before.cnf.jwk.x)):
+        raise Refusal(NOT_ADDRESSED, "the request is of another party", expected=before.sub, got=asked.name)
+
+
+def next_epoch(last: TaskConfig, holders: Sequence[str], authority: bytes) -> TaskConfig:
+    """The task's next epoch with the committee of these credentials; everything else stays.
+
+    Raises what `check_config` raises, and `bad-committee` when an HPKE key of the last epoch is listed again: it could
+    not be destroyed.
+    """
+    committee = tuple(_holder(token, authority) for token in holders)
+    used = {holder.hpke for holder in last.holders}
+    for holder in committee:
+        if holder.hpke in used:
+            raise Refusal(BAD_COMMITTEE, f"{holder.name!r} lists its key of the last epoch; 'he-keys rotate' makes one")
+    config = msgspec.structs.replace(last, epoch=last.epoch + 1, holders=committee)
+    check_config(config)
+    return config
+
+
+def revoke(authority: SigningKey, credentials: Sequence[str], previous: str | None, *, now: float, days: float) -> str:
+    """The revocation list after `previous` (the first: None), with the keys of these credentials added.
+
+    Without credentials it says that nothing has changed: the one before is good for so many days only. Raises
+    `bad-signature` for what is not this authority's, and `too-large` for more than `REVOKED_LIMIT` keys.
+    """
+    last = Revocations() if previous is None else Revocations.read(previous, authority.public)
+    keys = set(last.keys)
+    for credential in credentials:
+        claims = verify(credential, Credential, authority.public)
+        keys.add(key_digest(public_from_jwk(claims.cnf.jwk.x)))
+    if len(keys) > REVOKED_LIMIT:
+        raise Refusal(TOO_LARGE, "the revocation list", expected=f"at most {REVOKED_LIMIT} keys", got=len(keys))
+    valid_until = int(now + days * SECONDS_PER_DAY)
+    return authority.sign(RevocationList(last.number + 1, int(now), valid_until, tuple(sorted(keys))))
 
 
 def _server(credential: str, authority: bytes) -> ServerEntry:

@@ -6,20 +6,24 @@ the server says is believed but what clients and the authority signed.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from he_protocol.identity import CLOCK_SKEW_SECONDS, check_credential
-from he_protocol.messages import Manifest, SignedUpdate, UpdateHeader
+from he_protocol.messages import FailedBucket, Manifest, SignedUpdate, UpdateHeader
 from he_protocol.problems import (
     BUDGET_EXHAUSTED,
     CLOCK_SKEW,
     DUPLICATE_CLIENT,
     DUPLICATE_UPDATE,
+    EPOCH_DESTROYED,
     MANIFEST_FORK,
     MANIFEST_MISMATCH,
     NOT_ADDRESSED,
+    OLD_REVOCATIONS,
+    REVOKED_KEY,
     STALE_UPDATE,
     TOO_FEW_CLIENTS,
     TOO_MANY_CLIENTS,
@@ -29,6 +33,7 @@ from he_protocol.problems import (
     WRONG_TASK,
     Refusal,
 )
+from he_protocol.revocation import Revocations, check_fresh, check_key
 from he_protocol.signing import payload_hash, read_unverified, token_hash, verify
 from he_protocol.task import Task
 
@@ -38,18 +43,24 @@ class History:
     """What the holder's ledger knows that bears on one manifest.
 
     manifest_hash: of the manifest accepted for this round, or None. opened_before: those of the
-    manifest's update ids that *other* rounds opened. openings: accepted ones of other rounds.
+    manifest's update ids that *other* rounds opened. openings: accepted ones of other rounds. destroyed: this holder
+    has destroyed its keys of the epoch. revocations: the newest list that it has seen.
     """
 
     manifest_hash: bytes | None
     opened_before: frozenset[bytes]
     openings: int
     model_version: int
+    destroyed: bool = False
+    revocations: Revocations = field(default_factory=Revocations)
 
 
 @dataclass(frozen=True)
 class Request:
-    """One manifest that a server asks to open, and all that is needed to judge it. `now` in Unix seconds."""
+    """One manifest that a server asks to open, and all that is needed to judge it. `now` in Unix seconds.
+
+    require_revocations: this holder opens nothing before it has seen a revocation list.
+    """
 
     task: Task
     authority: bytes
@@ -58,6 +69,7 @@ class Request:
     history: History
     floor: int
     now: float
+    require_revocations: bool = False
 
     @cached_property
     def manifest(self) -> Manifest:
@@ -72,6 +84,16 @@ class Request:
     def headers(self) -> tuple[UpdateHeader, ...]:
         """Strictly parsed; `headers_signed` checks the signatures."""
         return tuple(read_unverified(update.header, UpdateHeader) for update in self.updates)
+
+    @cached_property
+    def revoked(self) -> dict[int, FailedBucket]:
+        """The buckets that stay closed because a client of theirs was revoked, with the first such update."""
+        known = self.history.revocations
+        found: dict[int, FailedBucket] = {}
+        for entry, update in zip(self.manifest.updates, self.updates, strict=True):
+            if entry.bucket not in found and known.covers_credential(update.credential):
+                found[entry.bucket] = FailedBucket(entry.bucket, entry.update_id, REVOKED_KEY.slug)
+        return found
 
 
 Rule = Callable[[Request], None]
@@ -143,14 +165,59 @@ def updates_distinct(request: Request) -> None:
         raise Refusal(DUPLICATE_UPDATE, f"an update id stands twice in round {request.manifest.round}")
 
 
-def enough_clients(request: Request) -> None:
-    """At least the task's minimum and this holder's own floor, at most what cannot wrap."""
-    count, config = len(request.updates), request.task.config
-    needed = max(config.min_clients, request.floor)
-    if count < needed:
-        raise Refusal(TOO_FEW_CLIENTS, f"round {request.manifest.round}", expected=f"at least {needed}", got=count)
-    if count > config.max_clients:
-        raise Refusal(TOO_MANY_CLIENTS, "the sum could wrap", expected=f"at most {config.max_clients}", got=count)
+def revocations_fresh(request: Request) -> None:
+    """A server that holds back the authority's next list gains the rest of this one's time, and no more."""
+    known = request.history.revocations
+    if request.require_revocations and not known.number:
+        raise Refusal(OLD_REVOCATIONS, "no revocation list is known", expected="one", got="none")
+    check_fresh(known, request.now)
+
+
+def server_not_revoked(request: Request) -> None:
+    """Whoever signs with the server's key may be somebody who has stolen it."""
+    server = request.task.config.server
+    check_key(request.history.revocations, server.name, server.key)
+
+
+def clients_not_revoked(request: Request) -> None:
+    """Some bucket is without a revoked client: those with one stay closed, and nothing else is no opening's worth.
+
+    When a header was signed does not matter: a stolen key signs any date.
+    """
+    buckets = {entry.bucket for entry in request.manifest.updates}
+    if buckets and buckets == request.revoked.keys():
+        update = request.revoked[min(buckets)].update_id.hex()
+        raise Refusal(
+            REVOKED_KEY, f"update {update}: no bucket without a revoked client", got=f"{len(buckets)} buckets"
+        )
+
+
+def buckets_numbered(request: Request) -> None:
+    """From 0 on without a gap, and no more than the task has: every bucket is one more sum that is seen."""
+    found, most = sorted({entry.bucket for entry in request.manifest.updates}), request.task.config.buckets
+    if found != list(range(len(found))) or not 1 <= len(found) <= most:
+        raise Refusal(
+            MANIFEST_MISMATCH,
+            "the buckets are not numbered from 0 on",
+            expected=f"1 to {most} buckets",
+            got=found[: most + 1],
+        )
+
+
+def buckets_large_enough(request: Request) -> None:
+    """Every bucket alone has the task's minimum and this holder's own floor: each is a sum that is seen."""
+    needed = max(request.task.config.min_clients, request.floor)
+    for bucket, count in sorted(Counter(entry.bucket for entry in request.manifest.updates).items()):
+        if count < needed:
+            where = f"bucket {bucket} of round {request.manifest.round}"
+            raise Refusal(TOO_FEW_CLIENTS, where, expected=f"at least {needed}", got=count)
+
+
+def sums_fit(request: Request) -> None:
+    """No more clients than sums can hold without wrapping."""
+    count, most = len(request.updates), request.task.config.max_clients
+    if count > most:
+        raise Refusal(TOO_MANY_CLIENTS, "the sum could wrap", expected=f"at most {most}", got=count)
 
 
 def updates_fresh(request: Request) -> None:
@@ -203,7 +270,13 @@ def within_budget(request: Request) -> None:
         )
 
 
+def epoch_alive(request: Request) -> None:
+    """Not one that this holder has ended: also not with a copy of its keys, and not a retry."""
+    check_alive(request.task, request.history.destroyed)
+
+
 RULES: tuple[Rule, ...] = (
+    epoch_alive,
     manifest_signed,
     manifest_bound,
     round_not_forked,
@@ -212,7 +285,12 @@ RULES: tuple[Rule, ...] = (
     headers_bound,
     clients_distinct,
     updates_distinct,
-    enough_clients,
+    revocations_fresh,
+    server_not_revoked,
+    clients_not_revoked,
+    buckets_numbered,
+    buckets_large_enough,
+    sums_fit,
     updates_fresh,
     versions_recent,
     sizes_exact,
@@ -226,6 +304,12 @@ def judge(request: Request, rules: Sequence[Rule] = RULES) -> None:
         raise Refusal(MANIFEST_MISMATCH, "headers", expected=len(request.manifest.updates), got=len(request.updates))
     for rule in rules:
         rule(request)
+
+
+def check_alive(task: Task, destroyed: bool) -> None:
+    """Raises `epoch-destroyed`."""
+    if destroyed:
+        raise Refusal(EPOCH_DESTROYED, f"task {task.config.name!r}, epoch {task.config.epoch}")
 
 
 def _bound(what: str, message: Manifest | UpdateHeader, task: Task) -> None:

@@ -9,27 +9,29 @@ import tomllib
 from pathlib import Path
 from typing import Annotated
 
-import msgspec
 import typer
 from safetensors import safe_open
 
 from he_client import console
-from he_client.console import Format, command, run_async
-from he_client.identity import AUTHORITY_FILE, KEY_FILE, Identity, create
+from he_client.console import command, run_async
+from he_client.identity import AUTHORITY_FILE
 from he_client.transport import Transport
 from he_protocol.keyfile import KeyRecord, read_private, write_private
-from he_protocol.messages import Name, Role
+from he_protocol.messages import Role
 from he_protocol.privacy import epsilon
 from he_protocol.problems import BAD_PLAN, BAD_SETTINGS, Refusal
+from he_protocol.revocation import Revocations
 from he_protocol.sharing import Sharing
 from he_protocol.signing import SigningKey, jwk_x
-from he_protocol.task import TensorSpec
-from keys.agent import Agent, joined_tasks, serve
-from keys.authority import build_config, enrol
+from he_protocol.task import Task, TaskConfig, TensorSpec
+from keys.agent import Agent, serve
+from keys.authority import build_config, check_renewal, enrol, next_epoch, revoke
+from keys.epochs import destroy, joined_tasks, state_of
 from keys.holder import KeyHolder
-from keys.hpke_key import HpkeKey
 from keys.keygen import Ceremony
-from keys.ledger import Ledger
+from keys.keyring import new_holder
+from keys.life_cycle import app as life_cycle_app
+from keys.options import ConfigFile, DataDir, OutputFormat, Passphrase, TlsCa, open_holder
 from keys.settings import Settings
 
 app = typer.Typer(help="Authority and key holders of HushSum.", no_args_is_help=True, pretty_exceptions_enable=False)
@@ -37,15 +39,9 @@ authority_app = typer.Typer(help="The authority: an offline key that enrols ever
 task_app = typer.Typer(help="Tasks, as the authority signs them.", no_args_is_help=True)
 app.add_typer(authority_app, name="authority")
 app.add_typer(task_app, name="task")
+app.add_typer(life_cycle_app)
 
 AuthorityDir = Annotated[Path, typer.Option("--authority-dir", help="where the authority's key lives")]
-DataDir = Annotated[Path | None, typer.Option(help="identity, secrets and ledger [HUSHSUM_KEYS_DATA_DIR]")]
-ConfigFile = Annotated[Path | None, typer.Option("--config", help="TOML settings file")]
-TlsCa = Annotated[Path | None, typer.Option(help="PEM file that vouches for the server's certificate")]
-Passphrase = Annotated[
-    str, typer.Option(envvar="HUSHSUM_PASSPHRASE", help="protects the key file; better set by environment")
-]
-OutputFormat = Annotated[Format, typer.Option("--format", help="text or json")]
 AUTHORITY_KEY = "authority.key"
 
 
@@ -66,13 +62,39 @@ def enroll(
     role: Annotated[Role, typer.Option(help="client, holder or server")],
     out: Annotated[Path, typer.Option(help="where to write the credential")],
     days: Annotated[float, typer.Option(min=0.01, help="validity")] = 90,
+    renews: Annotated[Path | None, typer.Option(help="the party's last credential: it must be the same party")] = None,
     directory: AuthorityDir = Path("authority"),
     passphrase: Passphrase = "",
 ) -> None:
     """Certify a party: read its signed request, write its credential (a JWT)."""
     key = read_private(directory / AUTHORITY_KEY, KeyRecord, passphrase).signing
+    if renews is not None:
+        check_renewal(_text(request), _text(renews), key.public)
     _write(out, enrol(key, _text(request), role, now=time.time(), days=days))
     console.out.print(f"credential for role {role}, valid {days:g} days: {out}")
+
+
+@authority_app.command("revoke")
+@command
+def authority_revoke(
+    out: Annotated[Path, typer.Option(help="where to write the list")],
+    credential: Annotated[list[Path] | None, typer.Option(help="of a key that was stolen; may be repeated")] = None,
+    previous: Annotated[Path | None, typer.Option(help="the list before; left out for the first one only")] = None,
+    days: Annotated[float, typer.Option(min=0.01, help="validity: bring the next list in time")] = 30,
+    directory: AuthorityDir = Path("authority"),
+    passphrase: Passphrase = "",
+) -> None:
+    """Sign the next revocation list: the keys of these credentials speak for nobody any more.
+
+    It names keys: whoever lost one enrols again, under the same name, with a new key. 'he-server revoke' puts it into
+    force. Without a credential it renews the list before.
+    """
+    key = read_private(directory / AUTHORITY_KEY, KeyRecord, passphrase).signing
+    last = None if previous is None else _text(previous)
+    token = revoke(key, [_text(path) for path in credential or ()], last, now=time.time(), days=days)
+    _write(out, token)
+    made = Revocations.read(token, key.public)
+    console.out.print(f"list {made.number}, {len(made.keys)} revoked keys, valid {days:g} days: {out}")
 
 
 @task_app.command("sign")
@@ -95,12 +117,24 @@ def task_sign(
     holders = [_text(path) for path in holder]
     config = build_config(fields, _tensor_specs(model), _text(server), holders, key.public)
     _write(out, key.sign(config))
-    sharing = Sharing(len(config.holders), config.threshold)
-    console.out.print(
-        f"task {config.name!r}, {config.scheme}/{config.profile}, scale 2^{config.scale.hex().split('p')[1]}: {out}\n"
-        f"privacy holds against {sharing.privacy_bound} colluding holders;"
-        f" one round stays one sum against {sharing.fork_bound}"
-    )
+    _describe(config, out)
+
+
+@task_app.command("next")
+@command
+def task_next(
+    last: Annotated[Path, typer.Argument(help="the signed task of the epoch that ends")],
+    holder: Annotated[list[Path], typer.Option(help="a key holder's new credential; once for each, in order")],
+    out: Annotated[Path, typer.Option(help="where to write the signed task")],
+    directory: AuthorityDir = Path("authority"),
+    passphrase: Passphrase = "",
+) -> None:
+    """Sign a task's next epoch: the same plan, new keys. Its privacy budget adds to those of the epochs before."""
+    key = read_private(directory / AUTHORITY_KEY, KeyRecord, passphrase).signing
+    before = Task.from_token(_text(last), key.public).config
+    config = next_epoch(before, [_text(path) for path in holder], key.public)
+    _write(out, key.sign(config))
+    _describe(config, out)
 
 
 @app.command("init")
@@ -112,12 +146,7 @@ def init(
 ) -> None:
     """Make a key holder's signing and HPKE keys, and the request to send to the authority."""
     settings = Settings.load(data_dir=data_dir)
-    try:
-        msgspec.convert(name, Name)
-    except msgspec.ValidationError as error:
-        raise Refusal(BAD_SETTINGS, f"--name {name!r}: {error}") from None
-    hpke = HpkeKey.generate()
-    create(settings.data_dir, name, "holder", time.time(), passphrase=passphrase, hpke=(hpke.public, hpke.private))
+    new_holder(settings.data_dir, name, time.time(), passphrase)
     console.out.print(f"keys in {settings.data_dir}; send enroll-request.jws to the authority")
 
 
@@ -170,21 +199,8 @@ def ledger(data_dir: DataDir = None, passphrase: Passphrase = "", form: OutputFo
     console.show(run_async(_ledger(settings)), form, "decisions")
 
 
-async def _holder(settings: Settings) -> KeyHolder:
-    secret = settings.passphrase.get_secret_value()
-    record = read_private(settings.data_dir / KEY_FILE, KeyRecord, secret)
-    return KeyHolder(
-        identity=Identity.load(settings.data_dir, secret),
-        hpke=HpkeKey(record.hpke),
-        ledger=await Ledger.open(settings.data_dir / "ledger.db"),
-        directory=settings.data_dir,
-        floor=settings.floor,
-        passphrase=secret,
-    )
-
-
 async def _keygen(settings: Settings, name: str, server: str, patience: float) -> None:
-    holder = await _holder(settings)
+    holder = await open_holder(settings)
     try:
         async with Transport(server, holder.identity, tls=settings.tls) as transport:
             task = await transport.task(name)
@@ -198,14 +214,22 @@ async def _keygen(settings: Settings, name: str, server: str, patience: float) -
 
 
 async def _run(settings: Settings) -> None:
-    holder = await _holder(settings)
+    holder = await open_holder(settings)
     agents = [
-        Agent(holder, task, url, poll_seconds=settings.poll_seconds, tls=settings.tls)
+        Agent(
+            holder,
+            task,
+            url,
+            poll_seconds=settings.poll_seconds,
+            destroy_after=settings.destroy_after,
+            tls=settings.tls,
+        )
         for task, url in await joined_tasks(holder)
+        if await _served(holder, task)
     ]
     if not agents:
         await holder.ledger.close()
-        raise Refusal(BAD_PLAN, "no task joined yet; 'he-keys keygen' joins one")
+        raise Refusal(BAD_PLAN, "no task to serve; 'he-keys keygen' joins one")
     work = asyncio.ensure_future(serve(holder, agents))
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -216,8 +240,19 @@ async def _run(settings: Settings) -> None:
         console.err.print("stopped")
 
 
+async def _served(holder: KeyHolder, task: Task) -> bool:
+    """Not so an epoch whose keys are gone, or belong to the ledger that a restored one is a copy of."""
+    state = await state_of(holder, task)
+    if state == "open":
+        return True
+    if state == "destroyed":
+        await destroy(holder, task)  # finishes what a crash may have cut short
+    console.err.print(f"{task.config.name}, epoch {task.config.epoch}: {state}, not served")
+    return False
+
+
 async def _status(settings: Settings) -> list[dict[str, object]]:
-    holder = await _holder(settings)
+    holder = await open_holder(settings)
     rows: list[dict[str, object]] = []
     for task, url in await joined_tasks(holder):
         used = len(await holder.ledger.openings(task.hash))
@@ -225,6 +260,7 @@ async def _status(settings: Settings) -> list[dict[str, object]]:
             {
                 "task": task.config.name,
                 "epoch": task.config.epoch,
+                "state": await state_of(holder, task),
                 "server": url,
                 "keys": "not needed" if not task.scheme.ceremony else holder.secret_path(task, "key").exists(),
                 "openings": used,
@@ -238,7 +274,7 @@ async def _status(settings: Settings) -> list[dict[str, object]]:
 
 
 async def _ledger(settings: Settings) -> list[dict[str, object]]:
-    holder = await _holder(settings)
+    holder = await open_holder(settings)
     rows: list[tuple[float, dict[str, object]]] = []
     for task, _ in await joined_tasks(holder):
         name = task.config.name
@@ -255,6 +291,16 @@ async def _ledger(settings: Settings) -> list[dict[str, object]]:
 
 def _decision(task: str, number: int, decision: str, manifest: bytes, detail: str) -> dict[str, object]:
     return {"task": task, "round": number, "decision": decision, "manifest": manifest.hex(), "detail": detail}
+
+
+def _describe(config: TaskConfig, out: Path) -> None:
+    sharing = Sharing(len(config.holders), config.threshold)
+    console.out.print(
+        f"task {config.name!r}, epoch {config.epoch}, {config.scheme}/{config.profile},"
+        f" scale 2^{config.scale.hex().split('p')[1]}: {out}\n"
+        f"privacy holds against {sharing.privacy_bound} colluding holders;"
+        f" one round stays one sum against {sharing.fork_bound}"
+    )
 
 
 def _tensor_specs(model: Path) -> list[TensorSpec]:

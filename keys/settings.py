@@ -17,4 +17,10 @@ class Settings(PartySettings):
 
     data_dir: Path = Field(default=Path("holder"), description="identity, epoch secrets and ledger")
     floor: int = Field(default=2, ge=1, description="our own minimum of clients per sum, whatever a task says")
+    require_revocations: bool = Field(default=False, description="open nothing before a revocation list was seen")
     poll_seconds: float = Field(default=0.5, gt=0)
+    destroy_after: float = Field(
+        default=86_400,
+        ge=0,
+        description="destroy an epoch's keys so long after its last possible opening was decided; inf: only by hand",
+    )

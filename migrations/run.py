@@ -9,6 +9,7 @@ from pathlib import Path
 
 from alembic import command
 from alembic.config import Config
+from alembic.script import ScriptDirectory
 
 from migrations.environment import URL
 
@@ -36,6 +37,11 @@ async def upgrade(tree: str, url: str, revision: str = "head") -> None:
 async def downgrade(tree: str, url: str, revision: str) -> None:
     """Undo migrations down to `revision` ("base" for all of them)."""
     await asyncio.to_thread(_locked, command.downgrade, tree, url, revision)
+
+
+def newest(tree: str) -> str:
+    """The revision that `upgrade` brings a database to."""
+    return str(ScriptDirectory.from_config(configuration(tree, "")).get_current_head())
 
 
 def _locked(run: Callable[[Config, str], None], tree: str, url: str, revision: str) -> None:

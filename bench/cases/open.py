@@ -6,13 +6,12 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-import numpy as np
-
 from bench.cases import Job
 from bench.results import Point
 from bench.sums import fold_times, sum_layout
 from bench.updates import random_update
 from bench.world import World
+from he_protocol.schemes import combine
 
 
 @asynccontextmanager
@@ -22,13 +21,11 @@ async def prepare(point: Point) -> AsyncIterator[Job]:
     update = await world.update(await world.sealer(), random_update(point.parameters))
     total = fold_times(update.parts[task.part("sum").name], sum_layout(task), point.clients)
     released = world.released(update, point.clients)
-    overwritten = np.empty_like(total)
     del update
 
     async def run() -> dict[str, float]:
-        np.copyto(overwritten, total)
         started = time.perf_counter()
-        task.scheme.combine(overwritten, released, task.length, point.clients, task.epoch_id)
+        combine(task.scheme, total, released, task.length, point.clients, task.epoch_id)
         return {"combine": time.perf_counter() - started}
 
     traffic = task.sharing.parts * task.scheme.share_layout(task.length).size

@@ -15,8 +15,14 @@ from he_protocol import framing
 
 @asynccontextmanager
 async def prepare(point: Point) -> AsyncIterator[Job]:
-    world = World(point.profile, point.parameters, point.clients)
-    sealer, update = await world.sealer(), random_update(point.parameters)
+    async with sealing(World(point.profile, point.parameters, point.clients)) as job:
+        yield job
+
+
+@asynccontextmanager
+async def sealing(world: World) -> AsyncIterator[Job]:
+    """Seal random updates for a world's task."""
+    sealer, update = await world.sealer(), random_update(world.parameters)
     _, head = world.sign(1, new_update_id(), {part.name: bytes(32) for part in world.task.body})
 
     async def run() -> dict[str, float]:
@@ -24,4 +30,4 @@ async def prepare(point: Point) -> AsyncIterator[Job]:
         return {}
 
     traffic = len(framing.start(head)) + sum(part.size for part in world.task.body)
-    yield Job(run, work=point.parameters, traffic=traffic)
+    yield Job(run, work=world.parameters, traffic=traffic)

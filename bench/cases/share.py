@@ -25,7 +25,7 @@ async def prepare(point: Point) -> AsyncIterator[Job]:
         total = opener.begin()
         for _ in range(point.clients):
             total.add(header, body)
-        for _ in total.release(bytes(32)):
+        for _ in total.release(bytes(32), 0):
             pass
         return {}
 

@@ -41,6 +41,10 @@ class Peer(Protocol):
     def decrypts(self) -> str:
         """Who is able to read a single client's update, or opens the sum."""
 
+    @property
+    def signing(self) -> float:
+        """Seconds of the last `send` that went into digests and signatures, and not into encrypting."""
+
     def send(self) -> int:
         """A client's work for one update, from floats to the bytes on the wire. Returns how many those are."""
 

@@ -38,6 +38,8 @@ Arrays = list[npt.NDArray[np.int64]]
 class Flower:
     """One client and its neighbours' keys; the neighbours' own masks cancel ours, so none of theirs is made."""
 
+    signing = 0.0
+
     library = f"Flower {version('flwr')}"
     decrypts = "the server, once clients hand it their mask shares"
 

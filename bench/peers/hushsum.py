@@ -11,6 +11,7 @@ import numpy as np
 from bench.peers import Floats, Work
 from bench.sums import fold_in, sum_layout
 from bench.world import Update, World
+from he_protocol.schemes import combine
 
 
 class HushSum:
@@ -34,6 +35,10 @@ class HushSum:
         self._count = 0
         self._sent: Update | None = None
 
+    @property
+    def signing(self) -> float:
+        return self._world.signing
+
     def send(self) -> int:
         self._sent = self._runner.run(self._world.update(self._sealer, self._update))
         return self._sent.size
@@ -47,8 +52,8 @@ class HushSum:
         """All updates received must be the one sent last: their key parts are that one's."""
         assert self._sent is not None
         task, released = self._world.task, self._world.released(self._sent, self._count)
-        total = self._total.reshape(self._layout.shape).copy()
-        opened = task.scheme.combine(total, released, task.length, self._count, task.epoch_id)
+        total = self._total.reshape(self._layout.shape)
+        opened = combine(task.scheme, total, released, task.length, self._count, task.epoch_id)
         mean: Floats = opened / task.config.scale / self._count
         return mean
 

@@ -24,6 +24,8 @@ from bench.peers import Floats, Work
 class NvFlare:
     """One secret key, in the startup kit of every client."""
 
+    signing = 0.0
+
     library = f"NVFlare {nvflare.__version__}, TenSEAL {ts.__version__}"
     decrypts = "every client (one shared secret key)"
 

@@ -10,6 +10,8 @@ from bench.peers import Floats, Work
 class Plain:
     """No protection at all: the yardstick."""
 
+    signing = 0.0
+
     library = f"numpy {np.__version__}"
     setting = "float32"
     decrypts = "the server reads every update"

@@ -64,7 +64,7 @@ def serve(name: str, parameters: int, clients: int, answer: Callable[..., None])
         match line.strip():
             case "send":
                 seconds, size = _timed(peer.send)
-                answer(seconds=seconds, bytes=size)
+                answer(seconds=seconds, encrypting=seconds - peer.signing, bytes=size)
             case "receive":
                 seconds, _ = _timed(peer.receive)
                 answer(seconds=seconds)

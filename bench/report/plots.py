@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from bench.cases import DESCRIPTIONS
-from bench.results import Comparison, Measurement, PeerResult, Report, Run
+from bench.results import Comparison, LoadRun, Measurement, PeerResult, Report, Run
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -17,6 +17,8 @@ DOTS_PER_INCH = 110
 
 def plots(report: Report) -> dict[str, bytes]:
     """PNG pictures of one report, by name without suffix."""
+    if isinstance(report, LoadRun):
+        return {}
     figures = _peers(report) if isinstance(report, Comparison) else _run(report)
     return {name: _png(figure) for name, figure in figures.items()}
 

@@ -5,7 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from bench.cases import DESCRIPTIONS
-from bench.results import Comparison, Failed, Machine, Measurement, Missing, PeerResult, Point, Report, Run
+from bench.results import (
+    Comparison,
+    Failed,
+    Load,
+    LoadRun,
+    Machine,
+    Measurement,
+    Missing,
+    PeerResult,
+    Point,
+    Report,
+    Run,
+)
 from bench.units import figure, number, seconds, size
 
 NOTHING = "-"
@@ -28,6 +40,8 @@ def tables(report: Report) -> list[Table]:
     """All tables of one report."""
     if isinstance(report, Comparison):
         return [_figures(report), _who(report)]
+    if isinstance(report, LoadRun):
+        return [_loads(report)]
     found = (table for case in DESCRIPTIONS for table in (_case(report, case), _stages(report, case)))
     return [table for table in found if table is not None]
 
@@ -94,6 +108,46 @@ def _stages(run: Run, case: str) -> Table | None:
     )
 
 
+def _loads(run: LoadRun) -> Table:
+    return Table(
+        "many clients at once: every one sends one update",
+        (
+            "database",
+            "processes",
+            "clients",
+            "d",
+            "updates/s",
+            "MB/s",
+            "of bare",
+            "p50",
+            "p99",
+            "429s",
+            "lost",
+            "memory",
+        ),
+        tuple(_load_row(load) for load in run.results),
+        notes=("of bare: bytes per second, as a share of a handler that only writes files, in the same run",),
+    )
+
+
+def _load_row(load: Load) -> tuple[str, ...]:
+    point = load.point
+    return (
+        point.database.partition("+")[0] or "sqlite",
+        str(point.processes),
+        number(point.clients),
+        number(point.parameters),
+        figure(point.clients / load.seconds),
+        figure(point.clients * load.traffic / load.seconds / 1e6),
+        f"{load.bare_seconds / load.seconds:.0%}",
+        seconds(load.acknowledged[49]),
+        seconds(load.acknowledged[98]),
+        f"{load.told_to_wait:,}",
+        str(load.lost),
+        size(load.peak_memory),
+    )
+
+
 def _figures(comparison: Comparison) -> Table:
     """Medians, and ratios to the reference."""
     reference = next(
@@ -103,15 +157,18 @@ def _figures(comparison: Comparison) -> Table:
     return Table(
         f"one update of {number(comparison.parameters)} parameters, {comparison.clients} clients, {cores}"
         f" (x: times {comparison.reference})",
-        ("peer", "client", "x", "B/param", "x", "server", "x", "error"),
+        ("peer", "client", "x", "encrypt", "x", "B/param", "x", "server", "x", "error"),
         tuple(_peer_row(result, reference, comparison.parameters) for result in comparison.results),
-        notes=tuple(f"{r.peer} is missing: {r.reason}" for r in comparison.results if isinstance(r, Missing)),
+        notes=(
+            "client: from floats to the bytes on the wire; encrypt: the same without digests and signatures",
+            *(f"{r.peer} is missing: {r.reason}" for r in comparison.results if isinstance(r, Missing)),
+        ),
     )
 
 
 def _peer_row(result: PeerResult | Missing, reference: PeerResult | None, parameters: int) -> tuple[str, ...]:
     if isinstance(result, Missing):
-        return (result.peer, "missing", *[NOTHING] * 6)
+        return (result.peer, "missing", *[NOTHING] * 8)
 
     def times(mine: float, theirs: float | None) -> str:
         return figure(mine / theirs) if theirs else NOTHING
@@ -120,6 +177,8 @@ def _peer_row(result: PeerResult | Missing, reference: PeerResult | None, parame
         result.peer,
         seconds(result.send.median),
         times(result.send.median, reference.send.median if reference else None),
+        seconds(result.encrypt.median),
+        times(result.encrypt.median, reference.encrypt.median if reference else None),
         figure(result.traffic / parameters),
         times(result.traffic, reference.traffic if reference else None),
         seconds(result.receive.median),

@@ -24,7 +24,7 @@ from he_protocol.problems import UNREACHABLE, Refusal
 from he_protocol.signing import SigningKey, jwk_x
 from he_protocol.task import TensorSpec
 from keys.authority import build_config, enrol
-from keys.hpke_key import HpkeKey
+from keys.keyring import new_holder
 
 VALID_DAYS = 7
 START_TRIES = 600
@@ -55,8 +55,7 @@ class Deployment:
         for number in range(1, self.clients + 1):
             self._enrol(f"phone-{number:02}", "client")
         for name in self.holder_names:
-            hpke = HpkeKey.generate()
-            self._enrol(name, "holder", (hpke.public, hpke.private))
+            self._enrol(name, "holder")
         self._enrol("server", "server")
         (self.root / "server" / KEY_FILE).rename(self.root / "server" / "server.key")
         tensors = [TensorSpec(name, value.shape) for name, value in model.items()]
@@ -115,9 +114,10 @@ class Deployment:
                 process.send_signal(signal.SIGTERM)
         await asyncio.gather(*(process.wait() for process in self.processes.values()))
 
-    def _enrol(self, name: str, role: Role, hpke: tuple[bytes, bytes] = (b"", b"")) -> None:
+    def _enrol(self, name: str, role: Role) -> None:
         folder = self.root / name
-        request = create(folder, name, role, time.time(), hpke=hpke)
+        now = time.time()
+        request = new_holder(folder, name, now) if role == "holder" else create(folder, name, role, now)
         credential = enrol(self.authority, request, role, now=time.time(), days=VALID_DAYS)
         (folder / CREDENTIAL_FILE).write_text(credential)
         (folder / AUTHORITY_FILE).write_text(jwk_x(self.authority.public))

@@ -153,7 +153,7 @@ def encrypt(profile: CkksProfile, context: str, chunk: Integers) -> tuple[bytes,
     mode, payload = seal.unwrap(item)
     if mode == seal.ZSTD:
         payload = zstandard.ZstdDecompressor().decompressobj().decompress(payload)
-    polynomials = seal.read_ciphertext(payload, profile.data_moduli, profile.degree)
+    polynomials = seal.read_ciphertext(payload, profile.data_moduli, profile.degree, profile.scale)
     layout = residues.ResidueLayout(1, profile.data_moduli, profile.degree, profile.bits)
     return residues.pack(polynomials[:1], layout), residues.pack(polynomials[1:], layout)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import deque
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from math import ceil
 from pathlib import Path
@@ -16,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from he_client.encode import BLOCK, Words, secret_words
+from he_client.encode import Words, secret_words
 from he_client.schemes import Sink, Source
 from he_client.transport import Transport
 from he_protocol.envelope import seal as seal_envelope
@@ -36,6 +37,9 @@ from he_protocol.schemes.kahe import (
 )
 from he_protocol.task import Task
 
+JOB = 1 << 17
+"""Coordinates that a thread takes at once: handing one over costs as much as sealing a thousand."""
+
 
 async def make_sealer(task: Task, transport: Transport, cache: Path) -> KaheSealer:
     """Needs no key from the server: the holders' HPKE keys are in the signed task."""
@@ -51,7 +55,9 @@ class KaheSealer:
         self._scheme = scheme
         self._task = task
         self._client = client
-        self._threads = threads or os.cpu_count() or 1
+        self._threads = threads or _cores()
+        # Kept from update to update: new threads would take their memory from the system page by page again.
+        self._pool = ThreadPoolExecutor(self._threads, "seal")
         self._words = words
         self._error = Gaussian(scheme.profile.error_std, scheme.profile.error_tail)
 
@@ -63,20 +69,27 @@ class KaheSealer:
         secret = self._draw(profile.degree)
         product = CommonProduct(common_key(self._task.epoch_id), secret, profile.modulus)
         groups = ceil(self._scheme.layout(self._task.length).polynomials / LANES)
-        step = max(1, BLOCK // (LANES * profile.degree))
+        step = max(1, JOB // (LANES * profile.degree))
 
         def block(first: int) -> bytes:
             return b"".join(self._group(product, n, source) for n in range(first, min(first + step, groups)))
 
-        with ThreadPoolExecutor(self._threads) as pool:
-            under_way: deque[Future[bytes]] = deque()
-            for first in range(0, groups, step):
-                if len(under_way) > self._threads:  # bounds memory: a block takes about 2 MB
-                    write("b", under_way.popleft().result())
-                under_way.append(pool.submit(block, first))
-            while under_way:
-                write("b", under_way.popleft().result())
+        for packed in self._in_order(block, range(0, groups, step)):
+            write("b", packed)
         write("shares", self._shares(update_id, secret))
+
+    def _in_order(self, job: Callable[[int], bytes], starts: range) -> Iterator[bytes]:
+        """What `job` makes of every start, made by several threads where there are any."""
+        if self._threads == 1:
+            yield from map(job, starts)
+            return
+        under_way: deque[Future[bytes]] = deque()
+        for start in starts:
+            if len(under_way) > self._threads:  # bounds memory: a job takes about 2 MB
+                yield under_way.popleft().result()
+            under_way.append(self._pool.submit(job, start))
+        while under_way:
+            yield under_way.popleft().result()
 
     def _group(self, product: CommonProduct, number: int, source: Source) -> bytes:
         """Packed rows of up to 16 polynomials: a*s + e + v."""
@@ -118,3 +131,8 @@ def _mask(rows: Residues, values: Integers, errors: Samples, q: np.uint64) -> No
         term = errors[i] + (values[i] if i < values.size else 0)
         total = rows[i] + np.uint64(term + signed if term < 0 else term)
         rows[i] = min(total, total - q)
+
+
+def _cores() -> int:
+    """Cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

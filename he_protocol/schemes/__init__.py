@@ -9,18 +9,29 @@ from __future__ import annotations
 
 import hashlib
 import pkgutil
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from importlib import import_module
-from typing import Literal, Protocol
+from typing import Literal, Protocol, TypeAlias
 
 import msgspec
+import numpy as np
 
+from he_protocol.lanes import LANES
 from he_protocol.problems import WRONG_SCHEME, Refusal
 from he_protocol.quantise import Integers
 from he_protocol.residues import ResidueLayout, Residues
 from he_protocol.sharing import Sharing
+
+BLOCK_RESIDUES = 1 << 17
+"""About as many are opened at once, unless one group of polynomials has more: a MiB as uint64."""
+
+ReadBlock: TypeAlias = Callable[[int, int], Residues]
+"""So many polynomials of a vector, from a first one on: shape (polynomials, limbs, degree)."""
+OpenBlock: TypeAlias = Callable[[int, Residues], Integers]
+"""The integers behind a block (see `blocks`) of a folded sum, given the number of its first polynomial; cut at
+the vector's length. May overwrite the block. Raises `combine-refused` when they cannot be a sum."""
 
 
 @dataclass(frozen=True)
@@ -75,15 +86,41 @@ class Scheme(Protocol):
         """Layout of the vector that holders release for each part of the sharing."""
 
     def check_openings(self, openings: int, max_clients: int, length: int) -> None:
-        """Refuse a number of openings in one epoch that the scheme cannot bear."""
+        """Refuse a number of opened ciphertext sums in one epoch that the scheme cannot bear; every bucket is one."""
 
-    def combine(
-        self, total: Residues, released: Sequence[Residues], length: int, count: int, epoch_id: bytes
-    ) -> Integers:
-        """Open the sum of `count` updates from the folded "sum" part and one vector per sharing part.
+    def opener(self, released: Sequence[ReadBlock], length: int, count: int, epoch_id: bytes) -> OpenBlock:
+        """What opens the sum of `count` updates of `length` integers, with one released vector per sharing part.
 
-        May overwrite `total`. `epoch_id` is the task's. Raises `combine-refused` when the result cannot be a sum.
+        `epoch_id` is the task's. Raises `combine-refused` when the released vectors alone show that they are wrong.
         """
+
+
+def blocks(shape: tuple[int, ...], sums: int = 1) -> Iterator[tuple[int, int]]:
+    """First polynomial, and number of polynomials, of the blocks in which `sums` sums are opened side by side.
+
+    `shape` is a sum's: (polynomials, limbs, degree). Blocks are whole groups of `LANES` polynomials (but for the
+    end): the groups in which `kahe` makes its public polynomials.
+    """
+    polynomials, limbs, degree = shape
+    step = LANES * max(1, BLOCK_RESIDUES // (LANES * limbs * degree * sums))
+    for first in range(0, polynomials, step):
+        yield first, min(step, polynomials - first)
+
+
+def combine(
+    scheme: Scheme, total: Residues, released: Sequence[Residues], length: int, count: int, epoch_id: bytes
+) -> Integers:
+    """A whole opened sum in memory, for tests and measurements: `Scheme.opener` over whole vectors, in `blocks`.
+
+    `total` is the folded "sum" part, shape (polynomials, limbs, degree), and stays as it is.
+    """
+
+    def reader(vector: Residues) -> ReadBlock:
+        return lambda first, number: vector[first : first + number]
+
+    open_block = scheme.opener([reader(vector) for vector in released], length, count, epoch_id)
+    pieces = [open_block(first, total[first : first + number].copy()) for first, number in blocks(total.shape)]
+    return np.concatenate(pieces)
 
 
 @cache

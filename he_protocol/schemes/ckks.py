@@ -7,7 +7,8 @@ key holders with flooding noise. Secure against an honest-but-curious server onl
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from math import ceil, log2, sqrt
 
 import numpy as np
@@ -19,7 +20,7 @@ from he_protocol.keystream import derive_key, expand_words
 from he_protocol.problems import BAD_PLAN, COMBINE_REFUSED, Refusal
 from he_protocol.quantise import Integers
 from he_protocol.residues import ResidueLayout, Residues, add
-from he_protocol.schemes import BodyPart, Profile
+from he_protocol.schemes import BodyPart, OpenBlock, Profile, ReadBlock
 from he_protocol.sharing import Sharing
 
 LARGEST_RESIDUE_OF_ROUNDING = 0.25
@@ -126,24 +127,26 @@ class Ckks:
                 got=needed,
             )
 
-    def combine(
-        self, total: Residues, released: Sequence[Residues], length: int, count: int, epoch_id: bytes
-    ) -> Integers:
-        layout = self.layout(length)
-        opened = total.copy()
-        for part in released:
-            add(opened, part, layout)
-        slots = decode(opened, self.profile)[:length]
-        nearest = np.rint(slots)
-        off = float(np.abs(slots - nearest).max(initial=0.0))
-        if not off < LARGEST_RESIDUE_OF_ROUNDING or float(np.abs(nearest).max(initial=0.0)) > self.capacity:
-            raise Refusal(
-                COMBINE_REFUSED,
-                f"the opened values of {count} updates are not integers in range; a share or a ciphertext is wrong",
-                expected=f"within {LARGEST_RESIDUE_OF_ROUNDING} of integers up to {self.capacity}",
-                got=f"{off:.3g}",
-            )
-        return nearest.astype(np.int64)
+    def opener(self, released: Sequence[ReadBlock], length: int, count: int, epoch_id: bytes) -> OpenBlock:
+        layout, slots = self.layout(length), self.profile.slots
+
+        def open_block(first: int, total: Residues) -> Integers:
+            block = replace(layout, polynomials=len(total))
+            for read in released:
+                add(total, read(first, len(total)), block)
+            values = decode(total, self.profile)[: length - first * slots]
+            nearest = np.rint(values)
+            off = float(np.abs(values - nearest).max(initial=0.0))
+            if not off < LARGEST_RESIDUE_OF_ROUNDING or float(np.abs(nearest).max(initial=0.0)) > self.capacity:
+                raise Refusal(
+                    COMBINE_REFUSED,
+                    f"the opened values of {count} updates are not integers in range; a share or a ciphertext is wrong",
+                    expected=f"within {LARGEST_RESIDUE_OF_ROUNDING} of integers up to {self.capacity}",
+                    got=f"{off:.3g}",
+                )
+            return nearest.astype(np.int64)
+
+        return open_block
 
 
 def make(profile: CkksProfile) -> Ckks:
@@ -174,12 +177,17 @@ def decode(polynomials: Residues, profile: CkksProfile) -> npt.NDArray[np.float6
     ntt.inverse(coefficients, profile.data_moduli)
     values = np.empty((len(coefficients), profile.degree), dtype=np.float64)
     _centre(coefficients, *_garner(profile.data_moduli), values)
-    n = profile.degree
-    twist = np.exp(1j * np.pi * np.arange(n) / n)
-    points = np.fft.ifft(values * (twist / profile.scale), axis=1) * n  # point k is m(zeta^(2k+1))
-    powers = np.array([pow(3, j, 2 * n) for j in range(n // 2)])
-    out: npt.NDArray[np.float64] = points[:, (powers - 1) // 2].real.reshape(-1)
+    twist, order = _points(profile.degree)
+    points = np.fft.ifft(values * (twist / profile.scale), axis=1) * profile.degree  # point k is m(zeta^(2k+1))
+    out: npt.NDArray[np.float64] = points[:, order].real.reshape(-1)
     return out
+
+
+@lru_cache(maxsize=4)
+def _points(n: int) -> tuple[npt.NDArray[np.complex128], npt.NDArray[np.int64]]:
+    """zeta^0 ... zeta^(n-1), and the numbers of the points that are slots."""
+    powers = np.array([pow(3, j, 2 * n) for j in range(n // 2)])
+    return np.exp(1j * np.pi * np.arange(n) / n), (powers - 1) // 2
 
 
 def _garner(moduli: tuple[int, ...]) -> tuple[Residues, Residues, Residues]:

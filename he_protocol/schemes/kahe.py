@@ -22,7 +22,7 @@ from he_protocol.lanes import LANES, CommonProduct
 from he_protocol.problems import COMBINE_REFUSED, Refusal
 from he_protocol.quantise import Integers
 from he_protocol.residues import ResidueLayout, Residues
-from he_protocol.schemes import BodyPart, Profile
+from he_protocol.schemes import BodyPart, OpenBlock, Profile, ReadBlock
 from he_protocol.sharing import Sharing
 
 SEED_BYTES = 32
@@ -95,16 +95,21 @@ class Kahe:
     def check_openings(self, openings: int, max_clients: int, length: int) -> None:
         """Any number will do: every key is used once and no noise is reused."""
 
-    def combine(
-        self, total: Residues, released: Sequence[Residues], length: int, count: int, epoch_id: bytes
-    ) -> Integers:
-        """See `Scheme.combine`. What it opens carries the summed error, std 6.4 * sqrt(count)."""
-        key = opened_key(self.profile, released, count)
-        product = CommonProduct(common_key(epoch_id), key, self.profile.modulus)
-        rows = total.reshape(-1, self.profile.degree)
-        for group in range(ceil(len(rows) / LANES)):
-            _subtract_centred(rows[group * LANES : (group + 1) * LANES], product.group(group), self.profile.modulus)
-        return total.reshape(-1)[:length].view(np.int64)
+    def opener(self, released: Sequence[ReadBlock], length: int, count: int, epoch_id: bytes) -> OpenBlock:
+        """See `Scheme.opener`. What it opens carries the summed error, std 6.4 * sqrt(count)."""
+        degree, modulus = self.profile.degree, self.profile.modulus
+        key = opened_key(self.profile, [read(0, 1) for read in released], count)
+        product = CommonProduct(common_key(epoch_id), key, modulus)
+
+        def open_block(first: int, total: Residues) -> Integers:
+            if first % LANES:
+                raise ValueError(f"a block begins with a whole group of {LANES} polynomials")
+            rows = total.reshape(-1, degree)
+            for at in range(0, len(rows), LANES):
+                _subtract_centred(rows[at : at + LANES], product.group((first + at) // LANES), modulus)
+            return rows.reshape(-1)[: length - first * degree].view(np.int64)
+
+        return open_block
 
 
 def make(profile: KaheProfile) -> Kahe:

@@ -62,7 +62,7 @@ async def put_post(server: Server, request: web.Request) -> web.StreamResponse:
     check_self(party, request.match_info["holder"])
     if not task.scheme.ceremony:
         raise Refusal(NOT_FOUND, f"scheme {task.config.scheme} has no key ceremony")
-    frame = Frame(request, server.settings.max_update_bytes)
+    frame = Frame(request.content, server.settings.max_update_bytes, request.content_length)
     token = await frame.token()
     message = read_post(phase, token, party)
     check_binding(task, message.task_hash, message.epoch)

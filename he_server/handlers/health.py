@@ -5,7 +5,8 @@ from __future__ import annotations
 import msgspec
 from aiohttp import web
 
-from he_protocol.api import Document
+from he_protocol.api import AuditStatus, Document
+from he_protocol.messages import AuditHead
 from he_protocol.problems import INTERNAL, SHUTTING_DOWN, Refusal
 from he_server.answers import answer
 from he_server.server import Server
@@ -27,6 +28,7 @@ async def get_ready(server: Server, _request: web.Request) -> web.StreamResponse
     if server.draining:
         raise Refusal(SHUTTING_DOWN, "requests in flight are being finished")
     await server.store.ping()
+    await server.pressure.check_disk()
     await server.thread(server.blobs.probe)
     if not server.working():
         raise Refusal(INTERNAL, "the worker has stopped")
@@ -34,7 +36,22 @@ async def get_ready(server: Server, _request: web.Request) -> web.StreamResponse
 
 
 async def get_metrics(server: Server, _request: web.Request) -> web.StreamResponse:
+    """Answers also while the database is down: that is when it is wanted most."""
+    metrics = server.metrics
+    try:
+        now = server.clock()
+        seq, _ = await server.store.audit_head()
+        metrics.show(await server.pressure.load(), await server.store.standing(now), now, seq)
+        metrics.database_up.set(1)
+    except Refusal:
+        metrics.database_up.set(0)
     return web.Response(body=server.metrics.render(), headers={"Content-Type": EXPOSITION})
+
+
+async def get_audit_head(server: Server, _request: web.Request) -> web.StreamResponse:
+    seq, digest = await server.store.audit_head()
+    head = AuditHead(server.key.name, seq, digest, int(server.clock()))
+    return answer(AuditStatus(await server.thread(server.key.signing.sign, head)))
 
 
 async def get_openapi(server: Server, _request: web.Request) -> web.StreamResponse:

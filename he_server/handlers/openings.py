@@ -6,16 +6,16 @@ from aiohttp import web
 
 from he_protocol.api import Opening, PendingOpenings
 from he_protocol.identity import check_signed
-from he_protocol.messages import Share, SignedUpdate
+from he_protocol.messages import Manifest, Share, SignedUpdate
 from he_protocol.problems import MANIFEST_MISMATCH, NOT_ADDRESSED, WRONG_SHARE, WRONG_STATE, Refusal
+from he_protocol.signing import read_unverified
 from he_protocol.task import Task
-from he_server.aggregate import part_offset
 from he_server.answers import Piece, answer, stream_pieces
 from he_server.auth import Member, check_member, check_self, party_of
 from he_server.handlers.rounds import round_number
 from he_server.handlers.tasks import task_of
 from he_server.intake import Frame, Section, receive, recording
-from he_server.names import fresh, share_blob, update_blob
+from he_server.names import fresh, key_blob, share_blob
 from he_server.rounds import check_binding
 from he_server.server import Server
 from he_server.store.records import RoundRecord, UpdateRecord
@@ -29,14 +29,14 @@ async def list_openings(server: Server, request: web.Request) -> web.StreamRespo
 
 async def get_opening(server: Server, request: web.Request) -> web.StreamResponse:
     _, record, updates = await _waiting(server, request)
-    return answer(Opening(record.manifest, tuple(SignedUpdate(u.header, u.credential) for u in updates)))
+    heads = tuple(SignedUpdate(u.header, u.credential) for u in updates)
+    return answer(Opening(record.manifest, heads, (await server.revocations()).token))
 
 
 async def get_key_parts(server: Server, request: web.Request) -> web.StreamResponse:
     task, _, updates = await _waiting(server, request)
     part = task.part("key")
-    offset = part_offset(task.body, part.name)
-    pieces = [Piece(update_blob(update.blob), offset, part.size) for update in updates]
+    pieces = [Piece(key_blob(update.blob), update.position * part.size, part.size) for update in updates]
     return await stream_pieces(server, request, pieces)
 
 
@@ -56,17 +56,20 @@ async def put_share(server: Server, request: web.Request) -> web.StreamResponse:
     member = check_member(task, party)
     check_self(party, request.match_info["holder"])
     record = await server.store.round(task.id, round_number(request))
-    frame = Frame(request, server.settings.max_update_bytes)
+    frame = Frame(request.content, server.settings.max_update_bytes, request.content_length)
     token = await frame.token()
     share = check_signed(token, Share, party, "holder")
     if await server.store.has_share(record.id, share.holder, token):
         return answer(record.status())
-    check_share(task, record, member, share)
+    await server.thread(check_share, task, record, member, share)
     layout = task.scheme.share_layout(task.length)
     blob = fresh()
     name = share_blob(blob)
-    sections = [Section(f"of sharing part {entry.part}", layout.size, entry.sha256, layout) for entry in share.parts]
-    await receive(server, frame, name, sections)
+    sections = [
+        Section(f"{entry.part} of bucket {entry.bucket}", name, layout.size, entry.sha256, layout)
+        for entry in share.parts
+    ]
+    await receive(server, frame, sections)
     async with recording(server, name):
         created = await server.store.add_share(task, share, token, blob, server.clock())
     if created:
@@ -94,7 +97,17 @@ def check_share(task: Task, record: RoundRecord, member: Member, share: Share) -
             expected=record.manifest_hash,
             got=share.manifest.hex(),
         )
-    wanted = task.sharing.parts_of(member.index)
-    got = tuple(entry.part for entry in share.parts)
-    if got != wanted:
-        raise Refusal(WRONG_SHARE, "not the parts that this holder knows", expected=wanted, got=got[: len(wanted) + 1])
+    manifest = read_unverified(record.manifest, Manifest)
+    buckets = {entry.update_id: entry.bucket for entry in manifest.updates}
+    failed = [entry.bucket for entry in share.failed]
+    if len(set(failed)) != len(failed) or any(buckets.get(f.update_id) != f.bucket for f in share.failed):
+        raise Refusal(WRONG_SHARE, "a failed bucket stands twice, or without an update of its own", got=failed)
+    opened, known = sorted(set(buckets.values()) - set(failed)), task.sharing.parts_of(member.index)
+    got = [(entry.bucket, entry.part) for entry in share.parts]
+    if got != [(bucket, part) for bucket in opened for part in known]:
+        raise Refusal(
+            WRONG_SHARE,
+            "not every part that this holder knows, of every bucket in turn",
+            expected=f"parts {known} of buckets {opened}",
+            got=f"{len(got)} parts: {got[: len(known) + 1]}",
+        )

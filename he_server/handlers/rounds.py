@@ -48,7 +48,7 @@ async def get_events(server: Server, request: web.Request) -> web.StreamResponse
     recent = await server.store.recent_rounds(task.id)
     told = {record.number: record.state for record in recent[1:]}
     response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache"})
-    request[STREAMING] = True
+    request[STREAMING] = response
     await response.prepare(request)
     while True:
         for record in reversed(recent):

@@ -34,7 +34,7 @@ async def get_task(server: Server, request: web.Request) -> web.StreamResponse:
 
 
 async def post_task(server: Server, request: web.Request) -> web.StreamResponse:
-    frame = Frame(request, server.settings.max_update_bytes)
+    frame = Frame(request.content, server.settings.max_update_bytes, request.content_length)
     token = await frame.token()
     task = Task.from_token(token, server.authority)
     entry = task.config.server

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
+
 from aiohttp import web
 
 from he_protocol.api import UpdateReceipt, UpdateStatus
 from he_protocol.identity import Party, check_credential, check_signed
-from he_protocol.messages import Receipt, SignedUpdate, UpdateHeader, decode
+from he_protocol.messages import Credential, Receipt, SignedUpdate, UpdateHeader, decode
 from he_protocol.problems import NOT_ADDRESSED, Refusal
-from he_protocol.signing import token_hash
+from he_protocol.revocation import check_key
+from he_protocol.signing import read_unverified, token_hash
 from he_protocol.task import Task
+from he_server.acceptance import TOGETHER_BYTES
 from he_server.answers import answer
 from he_server.auth import hex_id, party_of
 from he_server.handlers.tasks import task_of
-from he_server.intake import Frame, Section, receive, recording
-from he_server.names import fresh, update_blob
-from he_server.rounds import check_header
+from he_server.intake import Frame, Section, check_body, discard, receive, recording
+from he_server.names import fresh, key_blob, update_blob
+from he_server.rounds import check_header, check_lasting
 from he_server.server import Server
 from he_server.store.records import Accepted
 from he_server.store.updates import NewUpdate
@@ -24,14 +29,8 @@ from he_server.store.updates import NewUpdate
 async def put_update(server: Server, request: web.Request) -> web.StreamResponse:
     task = await task_of(server, request)
     update_id = hex_id(request.match_info["update"], 16, "update")
-    try:
-        accepted = await _accept(server, request, task, update_id)
-    except Refusal as refusal:
-        server.metrics.updates.labels(refusal.problem.slug).inc()
-        raise
-    server.metrics.updates.labels("accepted" if accepted.created else "repeated").inc()
-    if accepted.created:
-        server.notifier.notify(task.id)
+    frame = Frame(request.content, server.settings.max_update_bytes, request.content_length)
+    accepted = await accept(server, task, update_id, party_of(request), frame)
     return answer(UpdateReceipt(accepted.receipt, accepted.round), 201 if accepted.created else 200)
 
 
@@ -39,15 +38,33 @@ async def get_update(server: Server, request: web.Request) -> web.StreamResponse
     task = await task_of(server, request)
     update_id = hex_id(request.match_info["update"], 16, "update").hex()
     update, current = await server.store.update_status(task.id, update_id, party_of(request).name)
-    return answer(UpdateStatus(update.update_id, current.number, current.state, current.version, current.failure))
+    failure = current.failure_of(update.bucket)
+    return answer(UpdateStatus(update.update_id, current.number, current.state, current.version, failure))
 
 
-async def _accept(server: Server, request: web.Request, task: Task, update_id: bytes) -> Accepted:
-    frame = Frame(request, server.settings.max_update_bytes)
+async def accept(server: Server, task: Task, update_id: bytes, party: Party, frame: Frame) -> Accepted:
+    """Check a frame that `party` sent and put its update into the open round, or find that it is there already.
+
+    Counts the outcome. Raises whatever is wrong with it.
+    """
+    try:
+        accepted = await _accept(server, task, update_id, party, frame)
+    except Refusal as refusal:
+        server.metrics.updates.labels(refusal.problem.slug).inc()
+        raise
+    server.metrics.updates.labels("accepted" if accepted.created else "repeated").inc()
+    if accepted.created:
+        server.notifier.notify(task.id)
+    return accepted
+
+
+async def _accept(server: Server, task: Task, update_id: bytes, party: Party, frame: Frame) -> Accepted:
     signed = decode(await frame.head(), SignedUpdate)
     now = server.clock()
-    header = check_signed_update(signed, party_of(request), server.authority, now)
+    header = check_signed_update(signed, party, server.authority, now)
+    check_key(await server.revocations(), party.name, party.public)  # of a resumable upload nobody has asked yet
     check_header(task, header, update_id, now)
+    check_lasting(task, read_unverified(signed.credential, Credential).exp, now)
     digest = token_hash(signed.header)
     receipt = Receipt(task.hash, update_id, header.client, digest, int(now))
     offered = NewUpdate(
@@ -58,20 +75,31 @@ async def _accept(server: Server, request: web.Request, task: Task, update_id: b
         credential=signed.credential,
         base_version=header.base_version,
         receipt=server.key.signing.sign(receipt),
-        blob=fresh(),
     )
+    size = sum(part.size for part in task.body)
+    if size <= TOGETHER_BYTES:
+        body = b"".join([block async for block in frame.blocks(size)])
+        server.metrics.received.inc(size)
+        parts = await server.thread(check_body, body, _sections(task, header, {"sum": "sum", "key": "key"}))
+        return await server.accept(task, replace(offered, parts=parts))
     before = await server.store.expect_update(task, offered)
     if before is not None:
         return before
-    wanted = zip(task.body, header.parts, strict=True)
-    sections = [Section(part.name, part.size, sent.sha256, part.layout) for part, sent in wanted]
-    name = update_blob(offered.blob)
-    await receive(server, frame, name, sections)
-    async with recording(server, name):
-        accepted = await server.store.accept_update(task, offered, server.clock())
+    offered = replace(offered, blob=fresh())
+    blobs = {"sum": update_blob(offered.blob), "key": key_blob(offered.blob)}
+    await receive(server, frame, _sections(task, header, blobs))
+    async with recording(server, *blobs.values()):
+        accepted = await server.accept(task, offered)
     if not accepted.created:
-        await server.thread(server.blobs.delete, name)
+        await discard(server, blobs.values())
     return accepted
+
+
+def _sections(task: Task, header: UpdateHeader, blobs: Mapping[str, str]) -> list[Section]:
+    return [
+        Section(part.name, blobs[part.role], part.size, sent.sha256, part.layout)
+        for part, sent in zip(task.body, header.parts, strict=True)
+    ]
 
 
 def check_signed_update(signed: SignedUpdate, party: Party, authority: bytes, now: float) -> UpdateHeader:

@@ -6,9 +6,10 @@ import json
 from dataclasses import dataclass
 from typing import Any, get_args
 
+import msgspec
 from sqlalchemy import Row
 
-from he_protocol.api import Failure, RoundState, RoundStatus
+from he_protocol.api import DroppedBucket, Failure, RoundState, RoundStatus
 
 
 @dataclass(frozen=True)
@@ -32,11 +33,16 @@ class RoundRecord:
     seconds: dict[str, float]
     tried: int
     lease_until: float
+    dropped: tuple[DroppedBucket, ...]
     shares: int
 
     @property
     def failure(self) -> Failure | None:
         return Failure(self.failure_type, self.failure_detail) if self.failure_type else None
+
+    def failure_of(self, bucket: int) -> Failure | None:
+        """Why the updates of one bucket are in no sum."""
+        return self.failure or next((one.failure for one in self.dropped if one.bucket == bucket), None)
 
     def status(self) -> RoundStatus:
         """The public document about this round."""
@@ -49,13 +55,14 @@ class RoundRecord:
             version=self.version,
             shares=self.shares,
             failure=self.failure,
+            dropped=self.dropped,
             seconds=self.seconds,
         )
 
 
 @dataclass(frozen=True)
 class UpdateRecord:
-    """One acknowledged update; `blob` names its bytes."""
+    """One acknowledged update; `blob` names its bytes, `bucket` is the one that it is (to be) opened with."""
 
     update_id: str
     round_id: int
@@ -67,6 +74,17 @@ class UpdateRecord:
     received: float
     receipt: str
     blob: str
+    position: int
+    bucket: int
+
+
+@dataclass(frozen=True)
+class AccumulatorRecord:
+    """A running sum of some of a bucket's updates; `blob` names its bytes."""
+
+    bucket: int
+    blob: str
+    updates: int
 
 
 @dataclass(frozen=True)
@@ -140,6 +158,7 @@ def round_record(row: Row[Any]) -> RoundRecord:
         seconds=json.loads(row.seconds),
         tried=row.tried,
         lease_until=row.lease_until,
+        dropped=msgspec.json.decode(row.dropped, type=tuple[DroppedBucket, ...]),
         shares=row.shares,
     )
 
@@ -157,4 +176,6 @@ def update_record(row: Row[Any]) -> UpdateRecord:
         received=row.received,
         receipt=row.receipt,
         blob=row.blob,
+        position=row.position,
+        bucket=row.bucket,
     )

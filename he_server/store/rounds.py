@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import insert, select, update
+import msgspec
+from sqlalchemy import ColumnElement, Table, and_, insert, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from he_protocol.api import DroppedBucket
 from he_protocol.messages import Share
 from he_protocol.problems import NOT_FOUND, TOO_FEW_CLIENTS, WRONG_SHARE, WRONG_STATE, ProblemType, Refusal
 from he_protocol.signing import payload_hash
 from he_protocol.task import Task
+from he_server.names import accumulator_blob, key_blob, share_blob, total_blob, update_blob
 from he_server.rounds import at_deadline
+from he_server.store import audit
 from he_server.store.database import Database
 from he_server.store.moves import lock_task, move_round, open_round
 from he_server.store.records import RoundRecord, ShareRecord, round_record
-from he_server.store.schema import models, rounds, shares, updates
+from he_server.store.schema import accumulators, models, rounds, shares, updates
 from he_server.store.selects import select_rounds
 
 RECENT_ROUNDS = 50
@@ -56,16 +61,28 @@ class RoundStore(Database):
             found = await connection.execute(select_rounds().where(rounds.c.state.in_(states)).order_by(rounds.c.id))
             return tuple(round_record(row) for row in found)
 
-    async def live_blobs(self) -> frozenset[str]:
-        """Names of the update and share blobs that are still needed."""
-        live = ("open", "closed", "opening")
+    async def needed_blobs(self) -> frozenset[str]:
+        """Names of all blobs that rounds still need, among those that end with their round."""
+        folding, live = ("open", "closed"), ("open", "closed", "opening")
+        unfolded = and_(rounds.c.state.in_(folding), updates.c.folded.is_(False))
+        wanted: tuple[tuple[Callable[[str], str], Table, ColumnElement[bool]], ...] = (
+            (update_blob, updates, unfolded),
+            (key_blob, updates, rounds.c.state.in_(live)),
+            (accumulator_blob, accumulators, rounds.c.state.in_(folding)),
+            (share_blob, shares, rounds.c.state.in_(live)),
+        )
+        names: set[str] = set()
         async with self._read() as connection:
-            names: set[str] = set()
-            for table in (updates, shares):
-                query = (
-                    select(table.c.blob).join(rounds, rounds.c.id == table.c.round_id).where(rounds.c.state.in_(live))
-                )
-                names.update((await connection.execute(query)).scalars())
+            for name, table, needed in wanted:
+                query = select(table.c.blob).join(rounds, rounds.c.id == table.c.round_id).where(needed)
+                names.update(name(blob) for blob in (await connection.execute(query)).scalars())
+            query = (
+                select(updates.c.round_id, updates.c.bucket)
+                .distinct()
+                .join(rounds, rounds.c.id == updates.c.round_id)
+                .where(rounds.c.state.in_(("closed", "opening")))
+            )
+            names.update(total_blob(*row) for row in await connection.execute(query))
         return frozenset(names)
 
     async def close_due_round(self, task: Task, due: RoundRecord, now: float) -> RoundRecord | None:
@@ -99,7 +116,13 @@ class RoundStore(Database):
                     failure_detail=f"{came} within {task.config.collect_seconds} s",
                 )
             await open_round(connection, task.id, current.number + 1, now)
-            return round_record((await connection.execute(select_rounds().where(rounds.c.id == due.id))).one())
+            moved = round_record((await connection.execute(select_rounds().where(rounds.c.id == due.id))).one())
+            if what == "close":
+                await audit.append(connection, "round-closed", task.id, moved.number, updates=moved.updates)
+            else:
+                said = {"problem": moved.failure_type, "why": moved.failure_detail}
+                await audit.append(connection, "round-failed", task.id, moved.number, **said)
+            return moved
 
     async def lease(self, wanted: RoundRecord, now: float, seconds: float) -> Lease | None:
         """Take a round to work on for `seconds`; None when another worker has it or it moved."""
@@ -131,8 +154,10 @@ class RoundStore(Database):
                 .values(lease_token="", lease_until=0.0, tried=tried)
             )
 
-    async def begin_opening(self, lease: Lease, manifest: str, deadline: float, seconds: dict[str, float]) -> None:
-        """closed -> opening, with the signed manifest that key holders will see."""
+    async def begin_opening(
+        self, lease: Lease, manifest: str, buckets: int, deadline: float, seconds: dict[str, float]
+    ) -> None:
+        """closed -> opening, with the signed manifest that key holders will see and its number of buckets."""
         async with self._write() as connection:
             await move_round(
                 connection,
@@ -144,6 +169,11 @@ class RoundStore(Database):
                 manifest_hash=payload_hash(manifest).hex(),
                 opening_deadline=deadline,
             )
+            await connection.execute(
+                update(updates).where(updates.c.round_id == lease.round.id).values(bucket=updates.c.bucket % buckets)
+            )
+            where, digest = (lease.round.task, lease.round.number), payload_hash(manifest).hex()
+            await audit.append(connection, "round-opening", *where, manifest=digest, buckets=buckets)
 
     async def add_share(self, task: Task, share: Share, token: str, blob: str, now: float) -> bool:
         """Record a holder's share whose bytes are durable under `blob`; False for the same one again.
@@ -164,6 +194,8 @@ class RoundStore(Database):
             await connection.execute(
                 insert(shares).values(round_id=row.id, holder=share.holder, token=token, received=now, blob=blob)
             )
+            said = {"holder": share.holder, "share": payload_hash(token).hex()}
+            await audit.append(connection, "share-accepted", task.id, share.round, **said)
             return True
 
     async def has_share(self, round_id: int, holder: str, token: str) -> bool:
@@ -189,22 +221,36 @@ class RoundStore(Database):
             return tuple((await connection.execute(query)).scalars())
 
     async def publish_round(
-        self, lease: Lease, version: int, sha256: str, now: float, seconds: dict[str, float]
+        self,
+        lease: Lease,
+        version: int,
+        sha256: str,
+        now: float,
+        seconds: dict[str, float],
+        dropped: Sequence[DroppedBucket] = (),
     ) -> None:
-        """opening -> published, with the model version that came of it: both or neither.
+        """opening -> published, with the model version that came of it (both or neither), less the buckets `dropped`.
 
         Raises `wrong-state` when another round published that version first: compute it again.
         """
         try:
             async with self._write() as connection:
                 await move_round(
-                    connection, lease.round, "published", lease=lease.token, seconds=seconds, version=version
+                    connection,
+                    lease.round,
+                    "published",
+                    lease=lease.token,
+                    seconds=seconds,
+                    version=version,
+                    dropped=msgspec.json.encode(dropped).decode(),
                 )
                 await connection.execute(
                     insert(models).values(
                         task_hash=lease.round.task, version=version, round_id=lease.round.id, sha256=sha256, created=now
                     )
                 )
+                where = (lease.round.task, lease.round.number)
+                await audit.append(connection, "round-published", *where, version=version, model=sha256)
         except IntegrityError:
             raise Refusal(WRONG_STATE, f"model version {version} was published by another round") from None
 
@@ -220,6 +266,8 @@ class RoundStore(Database):
                 failure_type=problem.urn,
                 failure_detail=detail,
             )
+            where = (lease.round.task, lease.round.number)
+            await audit.append(connection, "round-failed", *where, problem=problem.urn, why=detail)
 
 
 async def _same_share(connection: AsyncConnection, round_id: int, holder: str, token: str) -> bool:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from sqlalchemy import (
     BigInteger,
+    Boolean,
     Column,
     Float,
     ForeignKey,
@@ -17,6 +18,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    false,
     text,
 )
 
@@ -54,6 +56,8 @@ rounds = Table(
     Column("tried", Integer, nullable=False, default=0),
     Column("lease_token", String(32), nullable=False, default=""),
     Column("lease_until", Float(53), nullable=False, default=0.0),
+    # JSON: the `DroppedBucket`s of a published round.
+    Column("dropped", Text, nullable=False, server_default="[]"),
     UniqueConstraint("task_hash", "number", name="one_number"),
     # The database's own promise that a task has one open round.
     Index(
@@ -80,7 +84,49 @@ updates = Table(
     Column("received", Float(53), nullable=False),
     Column("receipt", Text, nullable=False),
     Column("blob", String(64), nullable=False),
+    # Small updates that came together share a blob: this one's place in it.
+    Column("position", Integer, nullable=False, server_default="0"),
+    Column("bucket", Integer, nullable=False, server_default="0"),
+    # Who folds it, or has folded it; 0 until somebody claims it.
+    Column("accumulator", Integer, nullable=False, server_default="0"),
+    Column("folded", Boolean, nullable=False, server_default=false()),
     UniqueConstraint("round_id", "client", name="one_update_per_client"),
+    Index("updates_by_blob", "blob"),
+    Index("updates_to_fold", "round_id", "folded", "bucket"),
+)
+
+# Running sums of a bucket, one for every worker that folded it at the same time as others.
+accumulators = Table(
+    "accumulators",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("round_id", Integer, ForeignKey("rounds.id"), nullable=False),
+    Column("bucket", Integer, nullable=False),
+    Column("blob", String(64), nullable=False, default=""),
+    Column("updates", Integer, nullable=False, default=0),
+    Column("lease_token", String(32), nullable=False, default=""),
+    Column("lease_until", Float(53), nullable=False, default=0.0),
+    Index("accumulators_by_bucket", "round_id", "bucket"),
+)
+
+# Frames that arrive in pieces; the bytes are in a file named by the id.
+uploads = Table(
+    "uploads",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("task_hash", String(64), ForeignKey("tasks.task_hash"), nullable=False),
+    Column("update_id", String(32), nullable=False),
+    Column("client", String(64), nullable=False),
+    Column("public", String(64), nullable=False),
+    Column("length", BigInteger, nullable=False),
+    Column("created", Float(53), nullable=False),
+    Column("expires", Float(53), nullable=False),
+    Column("receipt", Text, nullable=False),
+    Column("round", Integer, nullable=False),
+    # JSON: the refusal of the whole frame.
+    Column("problem", Text, nullable=False),
+    Index("uploads_by_client", "task_hash", "client"),
+    Index("uploads_by_expiry", "expires"),
 )
 
 shares = Table(
@@ -112,4 +158,27 @@ board = Table(
     Column("message", Text, nullable=False),
     Column("size", BigInteger, nullable=False),
     Column("blob", String(64), nullable=False),
+)
+
+# The authority's newest list, which a transaction of its own replaces.
+revocations = Table(
+    "revocations",
+    metadata,
+    Column("number", BigInteger, primary_key=True, autoincrement=False),
+    Column("token", Text, nullable=False),
+    Column("received", Float(53), nullable=False),
+)
+
+# Hash-chained; `detail` is a JSON object. Nothing refers to it, and nothing in it is ever changed.
+audit = Table(
+    "audit",
+    metadata,
+    Column("seq", BigInteger, primary_key=True, autoincrement=False),
+    Column("time", Float(53), nullable=False),
+    Column("event", String(32), nullable=False),
+    Column("task", String(64), nullable=False),
+    Column("round", Integer, nullable=False),
+    Column("detail", Text, nullable=False),
+    Column("previous", String(64), nullable=False),
+    Column("hash", String(64), nullable=False, unique=True),
 )

@@ -9,7 +9,9 @@ from sqlalchemy.exc import IntegrityError
 
 from he_protocol.api import Phase
 from he_protocol.problems import BAD_TENSORS, CEREMONY_CONFLICT, NOT_FOUND, Refusal
+from he_protocol.signing import payload_hash
 from he_protocol.task import Task
+from he_server.store import audit
 from he_server.store.database import Database
 from he_server.store.records import ModelRecord, PostRecord, TaskRecord
 from he_server.store.schema import board, models, rounds, tasks
@@ -40,6 +42,7 @@ class TaskStore(Database):
                 await connection.execute(
                     insert(rounds).values(task_hash=task.id, number=1, state="open", opened_at=now)
                 )
+                await audit.append(connection, "task-added", task.id, 0, name=task.config.name, model=model_sha256)
         except IntegrityError:
             first = await self.model(task.id, 0)
             if first.sha256 != model_sha256:
@@ -91,6 +94,8 @@ class TaskStore(Database):
                         blob=post.blob,
                     )
                 )
+                said = {"phase": phase, "holder": post.holder, "message": payload_hash(post.message).hex()}
+                await audit.append(connection, "board-post", task, 0, **said)
         except IntegrityError:
             before = await self.post(task, phase, post.holder)
             if before.message != post.message:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from sqlalchemy import func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -10,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from he_protocol.problems import ALREADY_IN_ROUND, NOT_FOUND, UPDATE_ID_REUSED, WRONG_STATE, Refusal
 from he_protocol.task import Task
 from he_server.rounds import check_base_version
+from he_server.store import audit
 from he_server.store.database import Database
 from he_server.store.moves import lock_task, move_round, open_round
 from he_server.store.records import Accepted, RoundRecord, UpdateRecord, round_record, update_record
@@ -19,7 +21,7 @@ from he_server.store.selects import select_rounds
 
 @dataclass(frozen=True)
 class NewUpdate:
-    """A checked update whose bytes are durable under `blob`."""
+    """A checked update. Its bytes are durable under `blob`; where that is empty, they are `parts`, by role."""
 
     update_id: str
     client: str
@@ -28,58 +30,66 @@ class NewUpdate:
     credential: str
     base_version: int
     receipt: str
-    blob: str
+    blob: str = ""
+    parts: Mapping[str, memoryview] = field(default_factory=dict, repr=False)
+
+
+Keep = Callable[[Sequence[NewUpdate]], Awaitable[str]]
+"""Makes the parts of several updates durable, one after the other, in blobs of one name, which it answers."""
+
+
+@dataclass(frozen=True)
+class Known:
+    """What the database knows that bears on new updates of one task.
+
+    by_id: header hash, receipt and round number of updates with the offered ids. in_round: update ids by client, of
+    the offered clients in the open round. version: of the newest model.
+    """
+
+    by_id: dict[str, tuple[str, str, int]]
+    in_round: dict[str, str]
+    version: int
 
 
 class UpdateStore(Database):
     """State changes and reads of `updates`."""
 
     async def expect_update(self, task: Task, offered: NewUpdate) -> Accepted | None:
-        """What `accept_update` would refuse now, before any body is read; an earlier receipt if there is one."""
+        """What `accept_updates` would refuse now, before any body is read; an earlier receipt if there is one."""
         async with self._read() as connection:
-            return await _admit(connection, task, offered)
+            return admit(task, offered, await _known(connection, task.id, [offered]))
 
-    async def accept_update(self, task: Task, offered: NewUpdate, now: float) -> Accepted:
-        """Put an update into the open round; the first sets the round's deadline, the last closes it.
+    async def accept_updates(
+        self, task: Task, offers: Sequence[tuple[NewUpdate, float]], keep: Keep
+    ) -> Sequence[Accepted | Refusal]:
+        """Put updates, each with the time when it came, into the open round, in one transaction.
 
-        Raises `update-id-reused`, `already-in-round` or `stale-update`.
+        The first sets the round's deadline, the last closes it: outcomes are in order, up to the offer that
+        does. A refusal is `update-id-reused`, `already-in-round` or `stale-update`.
         """
         async with self._write() as connection:
             await lock_task(connection, task.id)
-            before = await _admit(connection, task, offered)
-            if before is not None:
-                return before
             current = await _open_round(connection, task.id)
-            await connection.execute(
-                insert(updates).values(
-                    task_hash=task.id,
-                    update_id=offered.update_id,
-                    round_id=current.id,
-                    client=offered.client,
-                    header=offered.header,
-                    header_hash=offered.header_hash,
-                    credential=offered.credential,
-                    base_version=offered.base_version,
-                    received=now,
-                    receipt=offered.receipt,
-                    blob=offered.blob,
-                )
-            )
-            count = current.updates + 1
-            deadline = current.deadline or now + task.config.collect_seconds
-            counted = await connection.execute(
-                update(rounds)
-                .where(rounds.c.id == current.id, rounds.c.state == "open", rounds.c.updates == current.updates)
-                .values(updates=count, deadline=deadline)
-            )
-            if counted.rowcount != 1:
-                raise Refusal(WRONG_STATE, "the round changed while an update was accepted", expected="open")
-            full = count >= task.config.max_clients
-            if full:
-                seconds = {"collect": now + task.config.collect_seconds - deadline}
-                await move_round(connection, current, "closed", closed_at=now, seconds=seconds)
-                await open_round(connection, task.id, current.number + 1, now)
-            return Accepted(offered.receipt, current.number, created=True, closed=full)
+            known = await _known(connection, task.id, [offered for offered, _ in offers])
+            outcomes: list[Accepted | Refusal] = []
+            entering: list[tuple[NewUpdate, float]] = []
+            for offered, now in offers:
+                try:
+                    before = admit(task, offered, known)
+                except Refusal as refusal:
+                    outcomes.append(refusal)
+                    continue
+                if before is None:
+                    entering.append((offered, now))
+                    known.by_id[offered.update_id] = offered.header_hash, offered.receipt, current.number
+                    known.in_round[offered.client] = offered.update_id
+                full = before is None and current.updates + len(entering) == task.config.max_clients
+                outcomes.append(before or Accepted(offered.receipt, current.number, created=True, closed=full))
+                if full:
+                    break
+            if entering:
+                await _enter(connection, task, current, entering, keep)
+            return outcomes
 
     async def update_status(self, task: str, update_id: str, client: str) -> tuple[UpdateRecord, RoundRecord]:
         """A client's own update and its round. Raises `not-found`, also for the update of another client."""
@@ -100,34 +110,94 @@ class UpdateStore(Database):
             return tuple(update_record(row) for row in await connection.execute(query))
 
 
-async def _admit(connection: AsyncConnection, task: Task, offered: NewUpdate) -> Accepted | None:
-    query = (
-        select(updates.c.header_hash, updates.c.receipt, rounds.c.number)
-        .join(rounds, rounds.c.id == updates.c.round_id)
-        .where(updates.c.task_hash == task.id, updates.c.update_id == offered.update_id)
-    )
-    known = (await connection.execute(query)).one_or_none()
-    newest = await connection.execute(select(func.max(models.c.version)).where(models.c.task_hash == task.id))
-    current: int = newest.scalar_one()
-    if known is not None and known.header_hash == offered.header_hash:
-        return Accepted(known.receipt, known.number, created=False)
-    check_base_version(offered.base_version, current, task.config.staleness)
-    if known is not None:
+def admit(task: Task, offered: NewUpdate, known: Known) -> Accepted | None:
+    """The receipt of the same update, sent again; None for a new one that may enter the open round.
+
+    Raises `update-id-reused`, `already-in-round` or `stale-update`.
+    """
+    header_hash, receipt, number = known.by_id.get(offered.update_id, ("", "", 0))
+    if header_hash == offered.header_hash:
+        return Accepted(receipt, number, created=False)
+    check_base_version(offered.base_version, known.version, task.config.staleness)
+    if header_hash:
         raise Refusal(
             UPDATE_ID_REUSED,
             "an update with this id and another header was accepted before",
-            expected=known.header_hash,
+            expected=header_hash,
             got=offered.header_hash,
         )
-    twice = (
-        select(updates.c.update_id)
-        .join(rounds, rounds.c.id == updates.c.round_id)
-        .where(rounds.c.task_hash == task.id, rounds.c.state == "open", updates.c.client == offered.client)
-    )
-    other = (await connection.execute(twice)).scalar_one_or_none()
-    if other is not None:
-        raise Refusal(ALREADY_IN_ROUND, "one update per client and round; wait for the next one", got=other)
+    if offered.client in known.in_round:
+        detail = "one update per client and round; wait for the next one"
+        raise Refusal(ALREADY_IN_ROUND, detail, got=known.in_round[offered.client])
     return None
+
+
+async def _known(connection: AsyncConnection, task: str, offers: Sequence[NewUpdate]) -> Known:
+    same = (
+        select(updates.c.update_id, updates.c.header_hash, updates.c.receipt, rounds.c.number)
+        .join(rounds, rounds.c.id == updates.c.round_id)
+        .where(updates.c.task_hash == task, updates.c.update_id.in_([offer.update_id for offer in offers]))
+    )
+    mine = (
+        select(updates.c.client, updates.c.update_id)
+        .join(rounds, rounds.c.id == updates.c.round_id)
+        .where(
+            rounds.c.task_hash == task,
+            rounds.c.state == "open",
+            updates.c.client.in_([offer.client for offer in offers]),
+        )
+    )
+    newest = await connection.execute(select(func.max(models.c.version)).where(models.c.task_hash == task))
+    return Known(
+        {row.update_id: (row.header_hash, row.receipt, row.number) for row in await connection.execute(same)},
+        {row.client: row.update_id for row in await connection.execute(mine)},
+        newest.scalar_one(),
+    )
+
+
+async def _enter(
+    connection: AsyncConnection,
+    task: Task,
+    current: RoundRecord,
+    entering: Sequence[tuple[NewUpdate, float]],
+    keep: Keep,
+) -> None:
+    """Make the bytes durable, insert the rows, and close the round when they fill it."""
+    together = [offered for offered, _ in entering if not offered.blob]
+    shared, now = await keep(together) if together else "", entering[0][1]
+    places = {offered.update_id: place for place, offered in enumerate(together)}
+    rows = [
+        {
+            "task_hash": task.id,
+            "update_id": offered.update_id,
+            "round_id": current.id,
+            "client": offered.client,
+            "header": offered.header,
+            "header_hash": offered.header_hash,
+            "credential": offered.credential,
+            "base_version": offered.base_version,
+            "received": received,
+            "receipt": offered.receipt,
+            "blob": offered.blob or shared,
+            "position": places.get(offered.update_id, 0),
+            "bucket": (current.updates + number) % task.config.buckets,
+        }
+        for number, (offered, received) in enumerate(entering)
+    ]
+    await connection.execute(insert(updates), rows)
+    count, deadline = current.updates + len(rows), current.deadline or now + task.config.collect_seconds
+    counted = await connection.execute(
+        update(rounds)
+        .where(rounds.c.id == current.id, rounds.c.state == "open", rounds.c.updates == current.updates)
+        .values(updates=count, deadline=deadline)
+    )
+    if counted.rowcount != 1:
+        raise Refusal(WRONG_STATE, "the round changed while updates were accepted", expected="open")
+    if count == task.config.max_clients:
+        seconds = {"collect": now + task.config.collect_seconds - deadline}
+        await move_round(connection, current, "closed", closed_at=now, seconds=seconds)
+        await open_round(connection, task.id, current.number + 1, now)
+        await audit.append(connection, "round-closed", task.id, current.number, updates=count)
 
 
 async def _open_round(connection: AsyncConnection, task: str) -> RoundRecord:

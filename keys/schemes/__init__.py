@@ -17,18 +17,18 @@ from keys.hpke_key import HpkeKey
 
 
 class KeySum(Protocol):
-    """The running key-layer sum of one opening, over what clients signed."""
+    """The running key-layer sum of one bucket of a manifest, over what clients signed."""
 
     def add(self, header: UpdateHeader, body: bytes) -> None:
         """Add one update's "key" part; its digest was checked against the signed header.
 
-        Raises `residue-out-of-range`; the sum is then unchanged.
+        Raises a refusal when the client signed something that cannot be used; the sum is then unchanged.
         """
 
-    def release(self, manifest_hash: bytes) -> Iterator[tuple[int, bytes]]:
+    def release(self, manifest_hash: bytes, bucket: int) -> Iterator[tuple[int, bytes]]:
         """For each part of the sharing that this holder knows, ascending: its packed vector.
 
-        Deterministic in the secrets, the updates and the manifest.
+        Deterministic in the secrets, the updates, the manifest and the bucket's number.
         """
 
 

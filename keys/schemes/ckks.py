@@ -95,7 +95,7 @@ class CkksOpener:
 
 
 class CkksKeySum:
-    """The sum of c1 over the updates of one manifest."""
+    """The sum of c1 over the updates of one bucket."""
 
     def __init__(
         self,
@@ -113,19 +113,19 @@ class CkksKeySum:
     def add(self, header: UpdateHeader, body: bytes) -> None:
         residues.fold(self._total.reshape(self._layout.rows, self._layout.degree), body, self._layout)
 
-    def release(self, manifest_hash: bytes) -> Iterator[tuple[int, bytes]]:
+    def release(self, manifest_hash: bytes, bucket: int) -> Iterator[tuple[int, bytes]]:
+        """See `KeySum.release`. Two buckets under one noise would show (c1 - c1') * s_A, and with it s_A."""
+        context = (manifest_hash, bucket.to_bytes(8, "little"))
         for number, part in self._parts.items():
             share = ntt.multiply(self._total, self._secrets[number], self._layout.moduli)
-            noise = flood(
-                derive_key("hushsum/ckks/flood/v1", part.flood_key, manifest_hash), self._layout, self._profile
-            )
+            noise = flood(derive_key("hushsum/ckks/flood/v1", part.flood_key, *context), self._layout, self._profile)
             ntt.forward(noise, self._layout.moduli)
             residues.add(share, noise, self._layout)
             yield number, residues.pack(share, self._layout)
 
 
 def flood(key: bytes, layout: residues.ResidueLayout, profile: CkksProfile) -> Residues:
-    """Flooding noise of one opening, uniform over the integers in [-2^B, 2^B), as residues.
+    """Flooding noise of one opened sum, uniform over the integers in [-2^B, 2^B), as residues.
 
     Integer noise from a PRF: a retry repeats the same bytes, and no low bit is ever zero by rounding.
     Each coefficient takes B+1 bits of a 128-bit word of AES-256-CTR.

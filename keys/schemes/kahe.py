@@ -71,7 +71,7 @@ class KaheKeySum:
         for part, term in terms.items():  # only now: a refusal above leaves the sum as it was
             self._totals[part] += term
 
-    def release(self, manifest_hash: bytes) -> Iterator[tuple[int, bytes]]:
+    def release(self, manifest_hash: bytes, bucket: int) -> Iterator[tuple[int, bytes]]:
         layout = self._scheme.share_layout(self._task.length)
         for part, total in self._totals.items():
             yield part, pack(total.astype(np.uint64), layout)

@@ -33,8 +33,8 @@ PEERS = Comparison(
     1,
     "ours",
     (
-        PeerResult("ours", ABOUT, SPREAD, SPREAD, 4000, 1e-7),
-        PeerResult("theirs", ABOUT, Spread(0.1, 0.1, 0.1, 1), SPREAD, 8000, 1e-6),
+        PeerResult("ours", ABOUT, SPREAD, SPREAD, SPREAD, 4000, 1e-7),
+        PeerResult("theirs", ABOUT, Spread(0.1, 0.1, 0.1, 1), SPREAD, SPREAD, 8000, 1e-6),
         Missing("absent", "No module named 'absent'"),
     ),
 )

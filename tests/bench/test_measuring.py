@@ -20,7 +20,7 @@ from bench.runner import run_point
 TINY = 3000
 
 
-@pytest.mark.parametrize("case", ["seal", "fold", "share", "open", "ingest", "round"])
+@pytest.mark.parametrize("case", ["seal", "seal_noise", "fold", "share", "open", "ingest", "round"])
 async def test_case(case: str) -> None:
     found = await measured(Point(case, "kahe-30", TINY, 2, 2), 0.0)
     assert isinstance(found, Measurement), found

@@ -16,7 +16,8 @@ def test_every_case_can_be_loaded() -> None:
 
 def test_light_profiles_go_further() -> None:
     assert largest("seal", "kahe-30") == 10**8
-    assert largest("ingest", "kahe-30") == 10**7
+    assert largest("ingest", "kahe-30") == 10**8
+    assert largest("round", "kahe-30") == 10**7
     assert largest("seal", "ckks-8192") == 10**6
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal, Self
 
@@ -13,6 +14,10 @@ from aiohttp.test_utils import TestServer
 Fault = Literal["pass", "lost", "dropped"] | web.Response | Callable[[bytes], bytes]
 """What happens to one request: it passes; it is lost before the server saw it; the server handles it
 but its response is dropped; this response is given instead; or the response's body is changed."""
+
+
+KEPT = ("ETag", "HushSum-Model-Version", "Location", "Upload-Offset", "Upload-Length")
+"""Headers of answers that pass."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +71,7 @@ class Proxy:
             return _hang_up(request)
         if callable(fault):
             content = fault(content)
-        kept = {name: answer.headers[name] for name in ("ETag", "HushSum-Model-Version") if name in answer.headers}
+        kept = {name: answer.headers[name] for name in KEPT if name in answer.headers}
         return web.Response(body=content, status=answer.status, headers=kept, content_type=answer.content_type)
 
 
@@ -74,3 +79,44 @@ def _hang_up(request: web.Request) -> web.Response:
     assert request.transport is not None
     request.transport.abort()
     return web.Response()
+
+
+@dataclass
+class Wire:
+    """A TCP connection to `port` that breaks: each goes on for as many bytes from the client as `budgets` says next."""
+
+    port: int
+    budgets: Iterator[int]
+    cuts: int = 0
+    url: str = ""
+
+    async def __aenter__(self) -> Self:
+        self._server = await asyncio.start_server(self._relay, "127.0.0.1", 0)
+        self.url = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._server.close()
+
+    async def _relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        upstream, forward = await asyncio.open_connection("127.0.0.1", self.port)
+        answers = asyncio.create_task(_copy(upstream, writer))
+        left = next(self.budgets)
+        try:
+            while left and (data := await reader.read(left)):
+                forward.write(data)
+                await forward.drain()
+                left -= len(data)
+            self.cuts += not left
+        except OSError:
+            pass  # one end has gone; so does the other
+        finally:
+            answers.cancel()
+            forward.close()
+            writer.transport.abort()
+
+
+async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    while data := await reader.read(1 << 16):
+        writer.write(data)
+        await writer.drain()

@@ -15,16 +15,13 @@ from aiohttp.test_utils import TestServer
 
 from examples.har.deployment import Deployment
 from he_client import HushSumClient, Identity
-from he_client.identity import KEY_FILE
 from he_client.transport import RetryPolicy, Transport
-from he_protocol.keyfile import KeyRecord, read_private
 from he_protocol.task import Task
 from he_server.app import make_app, open_server
 from he_server.settings import Settings
 from he_server.tensors import keep_model
 from keys.agent import Agent
 from keys.holder import KeyHolder
-from keys.hpke_key import HpkeKey
 from keys.keygen import Ceremony
 from keys.ledger import Ledger
 from migrations.run import upgrade
@@ -127,10 +124,9 @@ class Service:
     @asynccontextmanager
     async def holder(self, number: int) -> AsyncIterator[KeyHolder]:
         folder = self.root / f"holder-{number}"
-        record = read_private(folder / KEY_FILE, KeyRecord)
         ledger = await Ledger.open(folder / "ledger.db")
         try:
-            yield KeyHolder(Identity.load(folder), HpkeKey(record.hpke), ledger, folder, clock=self.clock)
+            yield KeyHolder(Identity.load(folder), ledger, folder, clock=self.clock)
         finally:
             await ledger.close()
 

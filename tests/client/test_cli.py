@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import Result
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 from typer.testing import CliRunner
 
 from he_client.cli import app
@@ -19,7 +19,7 @@ from he_protocol.messages import EnrolRequest
 from he_protocol.problems import PROBLEMS
 from he_protocol.signing import SigningKey, jwk_x, read_unverified
 from keys.authority import enrol
-from tests.client.service import TASK, Service
+from tests.client.service import MODEL, TASK, Service
 
 TRAINING = """
 import numpy as np
@@ -95,7 +95,7 @@ def test_a_request_that_was_never_made_is_refused(tmp_path: Path) -> None:
 
 
 def test_every_command_teaches() -> None:
-    for command in ("init", "enroll-request", "status", "submit", "train"):
+    for command in ("init", "enroll-request", "status", "model", "submit", "train"):
         shown = run(command, "--help")
         assert shown.exit_code == 0
         assert "Usage" in shown.output
@@ -103,6 +103,15 @@ def test_every_command_teaches() -> None:
 
 def test_a_task_must_be_named(tmp_path: Path) -> None:
     refused(run("status", "--data-dir", tmp_path), "bad-settings")
+
+
+async def test_the_newest_model_is_saved(service: Service, tmp_path: Path) -> None:
+    out = tmp_path / "newest.safetensors"
+    saved = await ask(service, "model", "--out", out, "--format", "json")
+    assert saved.exit_code == 0, saved.output
+    assert [(row["model_version"], row["file"]) for row in json.loads(saved.stdout)] == [(0, str(out))]
+    np.testing.assert_equal(load_file(out), MODEL)
+    refused(await ask(service, "model", "--out", tmp_path / "none" / "x"), "bad-settings")
 
 
 async def test_status_for_people_and_for_scripts(service: Service) -> None:
@@ -188,7 +197,30 @@ async def test_submit_sends_one_file(service: Service, tmp_path: Path) -> None:
     assert row["round"] == 1
     async with service.client(1) as client:
         assert (await client.round(service.task, 1)).updates == 1
-    refused(await ask(service, "submit", file, "--base-version", "0"), "already-in-round")
+    refused(await ask(service, "submit", file, "--base-version", "0", "--wait", "0"), "already-in-round")
+
+
+async def test_submit_waits_for_the_round_after_the_one_that_a_leftover_is_in(service: Service, tmp_path: Path) -> None:
+    """What an earlier run left behind is sent first and takes this client's place in the open round."""
+    file = tmp_path / "update.safetensors"
+    save_file({"w": np.ones((2, 3), dtype=np.float32), "b": np.ones(2, dtype=np.float32)}, file)
+    zeros = np.zeros(service.task.length, dtype=np.int64)
+    async with service.client(1) as client:
+        for _ in range(2):
+            await client.seal(service.task, lambda start, stop: zeros[start:stop], base_version=0)
+        (sent,) = await client.resume(service.task)  # the other has to wait, and is no failure
+        assert await client.resume(service.task) == []
+    submitting = asyncio.create_task(ask(service, "submit", file, "--base-version", "0", "--format", "json"))
+    async with service.client(2) as other:
+        sealed = await other.seal(service.task, lambda start, stop: zeros[start:stop], base_version=0)
+        async with asyncio.timeout(20):  # twice for the leftover alone; then for it and for the new one
+            while service.server.metrics.updates.labels("already-in-round")._value.get() < 4:
+                await asyncio.sleep(0.01)
+        await other.send(service.task, sealed)  # fills the round
+    result = await submitting
+    assert result.exit_code == 0, result.output
+    (row,) = json.loads(result.stdout)
+    assert row["round"] == sent.round + 1
 
 
 @pytest.mark.parametrize("content", [None, b"not safetensors"])

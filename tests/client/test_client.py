@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 
+import msgspec
 import numpy as np
 import pytest
 from aiohttp import web
@@ -12,10 +13,12 @@ from safetensors.numpy import save
 
 from he_client import HushSumClient, Submission, SyncClient
 from he_client.client import VERSION_HEADER
+from he_protocol import api
 from he_protocol.privacy import epsilon
 from he_protocol.problems import (
     BAD_PLAN,
     BAD_TENSORS,
+    COMBINE_REFUSED,
     DIGEST_MISMATCH,
     NO_QUORUM,
     TOO_FEW_CLIENTS,
@@ -180,6 +183,18 @@ async def test_wait_tells_that_no_quorum_came(service: Service) -> None:
         service.clock.ahead = 61
         with refused(NO_QUORUM, "holder-1, holder-2, holder-3"):
             await one.wait(service.task, sent)
+
+
+async def test_wait_tells_that_the_updates_bucket_was_dropped_from_a_published_round(service: Service) -> None:
+    failure = api.Failure(COMBINE_REFUSED.urn, "the opened key is out of range")
+    status = msgspec.json.encode(api.UpdateStatus("00" * 16, 7, "published", 3, failure))
+    sent = Submission(service.task.id, "00" * 16, 7, 1, {})
+    async with (
+        Proxy(service.url, {"GET": [web.Response(body=status)]}) as proxy,
+        service.client(1, proxy.url) as client,
+    ):
+        with refused(COMBINE_REFUSED, "round 7: the opened key is out of range"):
+            await client.wait(service.task, sent)
 
 
 async def test_wait_gives_up_when_asked_to(service: Service) -> None:

@@ -140,7 +140,7 @@ def test_blocks_join_to_the_whole_and_each_draws_its_own_words(world: World) -> 
     words = Words(1)
     whole = encode(task, update, None, words)
     assert whole.shape == (task.length,)
-    assert words.asked == [BLOCK, BLOCK, 5]
+    assert words.asked == [BLOCK // 2, BLOCK // 2, 3]  # two coordinates share a 64-bit word
     encoder = Encoder(task, update, None, no_words)
     pieces = [encoder.block(at, at + 1000) for at in range(0, task.length, 1000)]
     assert np.array_equal(np.concatenate(pieces), encode(task, update, None, no_words))

@@ -15,11 +15,10 @@ from he_client.client import FINAL
 from he_client.spool import SealedUpdate
 from he_client.transport import RetryPolicy
 from he_protocol import api
-from he_protocol.messages import Receipt
+from he_protocol.messages import Receipt, SignedUpdate, decode
 from he_protocol.problems import (
     ALREADY_IN_ROUND,
     BAD_SIGNATURE,
-    DISK_FULL,
     INTERNAL,
     PROBLEMS,
     STALE_UPDATE,
@@ -29,7 +28,7 @@ from he_protocol.problems import (
     Refusal,
 )
 from he_protocol.quantise import Integers
-from he_protocol.signing import SigningKey, verify
+from he_protocol.signing import SigningKey, read_unverified, token_hash, verify
 from tests.client.proxy import Proxy
 from tests.client.schemes import assert_opens_to
 from tests.client.service import Service
@@ -115,7 +114,7 @@ async def test_a_final_refusal_drops_the_update(service: Service, proxy: Proxy, 
 
 @pytest.mark.parametrize(
     "problem",
-    [ALREADY_IN_ROUND, DISK_FULL, INTERNAL, BAD_SIGNATURE, PROBLEMS["expired-credential"]],
+    [ALREADY_IN_ROUND, INTERNAL, BAD_SIGNATURE, PROBLEMS["expired-credential"]],
     ids=lambda p: p.slug,
 )
 async def test_any_other_refusal_keeps_it(service: Service, proxy: Proxy, problem: ProblemType) -> None:
@@ -162,6 +161,22 @@ async def test_a_receipt_of_another_key_is_refused_and_the_update_kept(service: 
             await client.send(service.task, sealed)
         assert spooled(service) == [sealed.update_id]
         assert client.privacy_spent(service.task) == 0
+
+
+async def test_a_lying_receipt_that_is_believed_loses_the_update(
+    service: Service, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same with the check off: the device forgets what the server never had, and counts it."""
+    monkeypatch.setattr("he_client.client.verify", lambda token, kind, _: read_unverified(token, kind))
+    async with service.client(1, proxy.url) as client:
+        sealed = await seal(client, service)
+        header = token_hash(decode(sealed.head, SignedUpdate).header)
+        receipt = Receipt(service.task.hash, bytes.fromhex(sealed.update_id), "phone-01", header, 1)
+        said = api.UpdateReceipt(SigningKey.generate().sign(receipt), 1)
+        proxy.faults["PUT"] = [web.Response(status=201, body=msgspec.json.encode(said))]
+        await client.send(service.task, sealed)
+        assert await client.resume(service.task) == []
+    assert (await service.server.store.round(service.task.id, 1)).updates == 0
 
 
 @pytest.mark.parametrize("field", ["update_id", "header"])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -111,6 +113,39 @@ def test_pending_updates_come_oldest_first(spool: Spool) -> None:
     assert [found.update_id for found in spool.pending()] == ["cc", "aa", "bb"]
 
 
+@pytest.mark.parametrize("defence", [True, False], ids=["on", "off"])
+def test_what_is_being_sealed_is_not_taken_for_abandoned(
+    spool: Spool, tmp_path: Path, defence: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not defence:
+        monkeypatch.setattr("he_client.spool.fcntl.flock", lambda *_: None)
+    with spool.sealing():
+        sealed = spool.begin("aa")
+        write_parts(sealed)
+        assert reopened(spool, tmp_path).pending() == []
+        assert sealed.folder.exists() == defence
+        if not defence:
+            return
+        spool.commit(sealed, HEAD)
+    assert [found.update_id for found in reopened(spool, tmp_path).pending()] == ["aa"]
+
+
+def test_when_a_sealer_dies_its_folder_is_removed(spool: Spool, tmp_path: Path) -> None:
+    program = f"""
+import os
+from pathlib import Path
+from he_client.spool import Spool
+spool = Spool(Path({str(tmp_path / "updates")!r}), "task", ("c0", "c1"))
+with spool.sealing():
+    spool.begin("aa")
+    os.abort()
+"""
+    assert subprocess.run([sys.executable, "-c", program], check=False, capture_output=True).returncode < 0
+    assert (tmp_path / "updates" / "task" / "aa").exists()
+    assert spool.pending() == []
+    assert not (tmp_path / "updates" / "task" / "aa").exists()
+
+
 def test_tasks_do_not_see_each_other(spool: Spool, tmp_path: Path) -> None:
     sealed_update(spool)
     assert Spool(tmp_path / "updates", "other", ("c0", "c1")).pending() == []
@@ -123,7 +158,7 @@ def test_an_update_id_is_used_once(spool: Spool) -> None:
 
 
 def test_the_parts_are_durable_before_the_head_and_the_head_before_its_name(
-    spool: Spool, monkeypatch: pytest.MonkeyPatch
+    spool: Spool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The order of fsync and rename: a power cut must not leave a head above bytes that never reached the disk."""
     steps: list[str] = []
@@ -146,4 +181,6 @@ def test_the_parts_are_durable_before_the_head_and_the_head_before_its_name(
 
     monkeypatch.setattr(Path, "replace", replaced)
     sealed_update(spool)
-    assert steps == ["fsync c0", "fsync c1", "fsync head.partial", "rename head.partial", "fsync aa", "fsync task"]
+    folders = ["fsync task", "fsync updates", f"fsync {tmp_path.name}"]
+    head = ["fsync head.partial", "rename head.partial", "fsync aa"]
+    assert steps == [*folders, "fsync c0", "fsync c1", *head]

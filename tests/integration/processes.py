@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from examples.har.deployment import Deployment
 from he_client import HushSumClient, Identity, Submission
@@ -55,7 +56,10 @@ def plan(scheme: str, profile: str) -> dict[str, Any]:
 
 
 class Processes:
-    """Server and key holders of one task. Every process logs to `<name>.log` under `root`."""
+    """Server and key holders of one task. Every process logs to `<name>.log` under `root`.
+
+    changes: fields of the plan that differ from `plan`. port: 0 takes a free one at the first start.
+    """
 
     def __init__(
         self,
@@ -64,16 +68,21 @@ class Processes:
         profile: str,
         environment: Mapping[str, str] | None = None,
         tls: Path | None = None,
+        *,
+        clients: int = CLIENTS,
+        changes: Mapping[str, Any] | None = None,
+        model: Mapping[str, npt.NDArray[np.float32]] = MODEL,
+        port: int = 0,
     ) -> None:
         self.root = root
         self.tls = tls
         self._environment = QUIET | {"HUSHSUM_SERVER_LEASE_SECONDS": "1"} | dict(environment or {})
-        self._parties = Deployment(root, CLIENTS, HOLDERS)
-        self._parties.provision(plan(scheme, profile), dict(MODEL))
+        self._parties = Deployment(root, clients, HOLDERS)
+        self._parties.provision(plan(scheme, profile) | dict(changes or {}), dict(model))
         self.task = Task.from_token((root / "task.jws").read_text(), self._parties.authority.public)
         self.holders = self._parties.holder_names
         self.running: dict[str, subprocess.Popen[bytes]] = {}
-        self._port = 0
+        self._port = port
 
     @property
     def url(self) -> str:
@@ -95,6 +104,11 @@ class Processes:
         )
         self._finish("add", add)
         self.start_server()
+        self.keygen()
+        self.heal()
+
+    def keygen(self) -> None:
+        """Every holder joins the newest epoch; with a ceremony they do it together."""
         makers = {
             name: self._spawn(
                 f"keygen-{name}",
@@ -111,18 +125,37 @@ class Processes:
         }
         for name, maker in makers.items():
             self._finish(f"keygen-{name}", maker)
-        self.heal()
+
+    def command(self, program: str, *arguments: str | Path) -> None:
+        """One command that ends by itself, and well."""
+        self._finish("command", self._spawn("command", program, *arguments))
 
     def start_server(self) -> None:
-        """On the same port and data as before."""
-        port_file = self.root / "server" / "port"
-        port_file.unlink(missing_ok=True)
-        flags = ["--port", str(self._port), "--port-file", port_file]
-        if self.tls is not None:
-            flags += ["--tls-cert", self.tls / "server.pem", "--tls-key", self.tls / "server-key.pem"]
-        self.running["server"] = self._spawn("server", "he-server", "serve", "--data-dir", self.root / "server", *flags)
-        self._until(lambda: port_file.exists() and bool(port_file.read_text().strip()), "server")
-        self._port = int(port_file.read_text())
+        """On the same port and data as before; returns once it is ready."""
+        self.launch("server")
+        self._until(lambda: self.server_ready, "server")
+        self._port = int(self._port_file.read_text())
+
+    @property
+    def server_ready(self) -> bool:
+        """Whether the server that was launched last has said that it listens."""
+        return self._port_file.exists()
+
+    def launch(self, name: str, folder: str = "") -> None:
+        """Start the server or a key holder (on another one's folder, if asked), and do not wait for it."""
+        if name == "server":
+            self._port_file.unlink(missing_ok=True)
+            flags: list[str | Path] = ["--port", str(self._port), "--port-file", self._port_file]
+            if self.tls is not None:
+                flags += ["--tls-cert", self.tls / "server.pem", "--tls-key", self.tls / "server-key.pem"]
+            self.spawn(name, "he-server", "serve", "--data-dir", self.root / "server", *flags)
+        else:
+            data = self.root / (folder or name)
+            self.spawn(name, "he-keys", "run", "--data-dir", data, "--poll-seconds", "0.1", *self._ca)
+
+    @property
+    def _port_file(self) -> Path:
+        return self.root / "server" / "port"
 
     def start_holder(self, name: str, as_name: str = "") -> None:
         """`he-keys run`; returns once it watches its task."""
@@ -130,20 +163,18 @@ class Processes:
 
     def heal(self) -> None:
         """Whatever should run and does not is started."""
-        if not self._lives("server"):
+        if not self.lives("server"):
             self.start_server()
-        self._start_holders({name: name for name in self.holders if not self._lives(name)})
+        self._start_holders({name: name for name in self.holders if not self.lives(name)})
 
     def _start_holders(self, folders: Mapping[str, str]) -> None:
         before = {label: self.log(label).count("watching") for label in folders}
         for label, folder in folders.items():
-            self.running[label] = self._spawn(
-                label, "he-keys", "run", "--data-dir", self.root / folder, "--poll-seconds", "0.1", *self._ca
-            )
+            self.launch(label, folder)
         for label, count in before.items():
             self._until(lambda label=label, count=count: self.log(label).count("watching") > count, label)
 
-    def _lives(self, name: str) -> bool:
+    def lives(self, name: str) -> bool:
         return name in self.running and self.running[name].poll() is None
 
     def kill(self, name: str) -> None:
@@ -197,6 +228,10 @@ class Processes:
     @property
     def _ca(self) -> list[str | Path]:
         return ["--tls-ca", self.tls / "ca.pem"] if self.tls else []
+
+    def spawn(self, name: str, program: str, *arguments: str | Path) -> None:
+        """Start a program of this environment as the process `name`."""
+        self.running[name] = self._spawn(name, program, *arguments)
 
     def _spawn(self, name: str, program: str, *arguments: str | Path) -> subprocess.Popen[bytes]:
         command = [str(Path(sys.executable).with_name(program)), *map(str, arguments)]

@@ -5,12 +5,10 @@ from __future__ import annotations
 import asyncio
 import datetime
 import ipaddress
-import secrets
 from collections.abc import Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 
-import asyncpg
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -22,27 +20,15 @@ from he_client.transport import RetryPolicy, Transport
 from he_protocol.problems import UNREACHABLE
 from tests.client.schemes import SCHEMES
 from tests.integration.processes import CLIENTS, TASK, Processes, Round
-from tests.server.conftest import postgres_dsn
+from tests.support.postgres import new_database
 from tests.unit.refusals import refused
-
-
-async def _execute(dsn: str, command: str) -> None:
-    connection = await asyncpg.connect(dsn)
-    try:
-        await connection.execute(command)
-    finally:
-        await connection.close()
 
 
 @pytest.fixture
 def postgres_url() -> Iterator[str]:
     """A new, empty database."""
-    dsn, name = postgres_dsn(), f"hushsum_{secrets.token_hex(6)}"
-    asyncio.run(_execute(dsn, f'CREATE DATABASE "{name}"'))
-    try:
-        yield dsn.rsplit("/", 1)[0].replace("postgresql://", "postgresql+asyncpg://") + f"/{name}"
-    finally:
-        asyncio.run(_execute(dsn, f'DROP DATABASE "{name}" WITH (FORCE)'))
+    with new_database() as url:
+        yield url
 
 
 def started(root: Path, pair: tuple[str, str], environment: dict[str, str], tls: Path | None = None) -> Processes:

@@ -28,9 +28,9 @@ async def holder_of(
     """One holder; opening it a second time on the same folder is a restart."""
     directory = folder / world.committee[index].name
     ledger = await Ledger.open(directory / "ledger.db")
-    holder = KeyHolder(
-        world.committee[index], world.hpke[index], ledger, directory, floor=floor, passphrase=passphrase, clock=clock
-    )
+    holder = KeyHolder(world.committee[index], ledger, directory, floor=floor, passphrase=passphrase, clock=clock)
+    if not directory.joinpath("hpke").exists():
+        holder.keyring.add(world.hpke[index])
     try:
         yield holder
     finally:

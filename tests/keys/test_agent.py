@@ -16,7 +16,8 @@ from he_protocol import api
 from he_protocol.problems import BAD_SIGNATURE, INTERNAL, UNREACHABLE, WRONG_STATE
 from he_protocol.signing import SigningKey
 from keys import agent
-from keys.agent import REFUSED_SECONDS, Agent, joined_tasks, serve
+from keys.agent import REFUSED_SECONDS, Agent, serve
+from keys.epochs import joined_tasks
 from keys.holder import KeyHolder
 from tests.keys.holders import QUICK, give_key, holder_of
 from tests.support.fake_server import FakeServer, key_bodies, problem

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from sqlalchemy.exc import IntegrityError
 
+from he_protocol import ntt, residues
 from he_protocol.messages import SignedUpdate
 from he_protocol.problems import (
     BAD_SIGNATURE,
@@ -22,9 +23,11 @@ from he_protocol.problems import (
     UPDATE_OPENED_BEFORE,
     ProblemType,
 )
+from he_protocol.schemes.ckks import Ckks
 from keys import checks
 from keys.checks import RULES, Request, Rule, judge
 from keys.ledger import Ledger
+from keys.schemes import make_opener
 from tests.support.openings import Sent, after, ask, open_sum, send
 from tests.support.parties import World
 from tests.support.rules import without
@@ -164,10 +167,52 @@ def test_a_crowd_that_the_server_made_up(world: World, victim: Sent, folder: Pat
 
 def test_a_manifest_of_one(world: World, victim: Sent) -> None:
     request = ask(world, [victim.update])
-    judge(request, without(checks.enough_clients))
+    judge(request, without(checks.buckets_large_enough))
     assert (open_sum(world, request, [victim]) == victim.integers).all()
     with refused(TOO_FEW_CLIENTS):
         judge(request)
+
+
+def test_a_victim_alone_in_a_bucket(folder: Path) -> None:
+    """The round is large enough; the victim's bucket is not, and is opened on its own."""
+    world = World(plan={"buckets": 2})
+    victim = send(world, "victim", folder, 1)
+    crowd = [send(world, f"client-{i}", folder, 10 + i) for i in range(3)]
+    request = ask(world, heads([victim, *crowd]), buckets={"victim": 1})
+    judge(request, without(checks.buckets_large_enough))
+    assert (open_sum(world, request, [victim, *crowd], bucket=1) == victim.integers).all()
+    with refused(TOO_FEW_CLIENTS, "bucket 1 of round 1"):
+        judge(request)
+
+
+def test_one_noise_for_two_buckets_would_give_a_key_part_away(world: World, victim: Sent, others: list[Sent]) -> None:
+    """Their shares' difference over (c1 - c1') is s_A, ternary: no noise is left. Every bucket has its own."""
+    layout = world.task.scheme.share_layout(world.task.length)
+    assert isinstance(world.task.scheme, Ckks)
+    moduli = world.task.scheme.profile.data_moduli
+    opener = make_opener(world.task, 0, world.hpke[0], world.seeds(0))
+    c1 = [residues.unpack(one.body["c1"], layout) for one in (victim, others[0])]
+    sums = [opener.begin(), opener.begin()]
+    for total, one in zip(sums, (victim, others[0]), strict=True):
+        total.add(one.header, one.body["c1"])
+
+    def guess(buckets: tuple[int, int]) -> set[int]:
+        """What the coefficients of the quotient are, modulo the first prime."""
+        shares = [
+            residues.unpack(dict(total.release(bytes(32), bucket))[1], layout)
+            for total, bucket in zip(sums, buckets, strict=True)
+        ]
+        prime = moduli[0]
+        top, bottom = (
+            [int(x) - int(y) for x, y in zip(pair[0][0, 0], pair[1][0, 0], strict=True)] for pair in (shares, c1)
+        )
+        quotient = np.zeros((1, len(moduli), layout.degree), dtype=np.uint64)
+        quotient[0, 0] = [a * pow(b, -1, prime) % prime for a, b in zip(top, bottom, strict=True)]
+        ntt.inverse(quotient, moduli)
+        return {int(value) for value in quotient[0, 0]}
+
+    assert guess((0, 0)) == {0, 1, moduli[0] - 1}
+    assert len(guess((0, 1))) > layout.degree // 2
 
 
 def test_our_floor_holds_where_the_task_allows_one(folder: Path) -> None:

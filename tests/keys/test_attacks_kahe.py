@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +23,6 @@ from he_protocol.schemes.kahe import (
     PROFILES,
     WORD,
     Kahe,
-    box_bytes,
     common_key,
     envelope_info,
     expand_part,
@@ -37,6 +35,7 @@ from keys.schemes import make_opener
 from tests.support.kahe import FixedWords
 from tests.support.openings import Sent, ask, combine, folded, open_sum, send_kahe, shares
 from tests.support.parties import World, random_integers
+from tests.support.poison import boxes, poisoned
 from tests.unit.refusals import refused
 
 PROFILE = PROFILES["kahe-14"]
@@ -63,13 +62,6 @@ def add(made: World, sent: Sent, holder: int = 0, body: bytes | None = None, **c
     """One holder takes one update, with another body or header."""
     total = make_opener(made.task, holder, made.hpke[holder], {}).begin()
     total.add(replace(sent.header, **changes), sent.body["shares"] if body is None else body)
-
-
-def boxes(made: World, shared: bytes) -> tuple[bytes, list[bytes]]:
-    """The explicit part, and every holder's envelope."""
-    assert isinstance(made.task.scheme, Kahe)
-    at, size = made.task.scheme.explicit_bytes, box_bytes(made.task.sharing)
-    return shared[:at], [shared[i : i + size] for i in range(at, len(shared), size)]
 
 
 def test_an_honest_body_is_taken_by_every_holder(made: World, victim: Sent) -> None:
@@ -134,10 +126,10 @@ def test_a_refused_update_leaves_the_sum_as_it_was(made: World, victim: Sent) ->
     """The contract of `KeySum.add`."""
     total = make_opener(made.task, 0, made.hpke[0], {}).begin()
     total.add(victim.header, victim.body["shares"])
-    before = dict(total.release(bytes(32)))
+    before = dict(total.release(bytes(32), 0))
     with refused(DIGEST_MISMATCH):
         total.add(victim.header, b"\0" + victim.body["shares"][1:])
-    assert dict(total.release(bytes(32))) == before
+    assert dict(total.release(bytes(32), 0)) == before
 
 
 def test_an_explicit_part_under_another_key_does_not_open(made: World, victim: Sent) -> None:
@@ -161,24 +153,6 @@ def test_a_body_of_another_size_is_refused(made: World, victim: Sent) -> None:
     for cut in (0, 100, 2063, 2064, 2065, 3263):
         with refused(DIGEST_MISMATCH):
             add(made, victim, 0, victim.body["shares"][:cut])
-
-
-def poisoned(made: World, name: str, change: Callable[[list[bytes], int], list[bytes]]) -> Sent:
-    """An honest b, with envelopes made by hand: `change` gives the seeds for a holder from the honest ones."""
-    words = FixedWords(name.encode())
-    sent = send_kahe(made, name, random_integers(D, 5, 1000), words=words)
-    explicit, _ = boxes(made, sent.body["shares"])
-    seeds, sharing = words.seeds(made.task.sharing.parts), made.task.sharing
-    envelopes = [
-        seal_envelope(
-            b"".join(change(seeds, index)[part] for part in sharing.parts_of(index)),
-            holder.hpke,
-            envelope_info(made.task.epoch_id, name, sent.header.update_id, holder.name),
-        )
-        for index, holder in enumerate(made.task.config.holders)
-    ]
-    body = sent.body | {"shares": explicit + b"".join(envelopes)}
-    return Sent(sent.integers, body, made.update(name, body, update_id=sent.header.update_id))
 
 
 def test_seeds_made_by_hand_are_the_sealers_own(made: World) -> None:

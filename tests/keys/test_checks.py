@@ -17,12 +17,15 @@ from he_protocol.problems import (
     CLOCK_SKEW,
     DUPLICATE_CLIENT,
     DUPLICATE_UPDATE,
+    EPOCH_DESTROYED,
     EXPIRED_CREDENTIAL,
     FOREIGN_CREDENTIAL,
     MALFORMED,
     MANIFEST_FORK,
     MANIFEST_MISMATCH,
     NOT_ADDRESSED,
+    OLD_REVOCATIONS,
+    REVOKED_KEY,
     STALE_UPDATE,
     TOO_FEW_CLIENTS,
     TOO_MANY_CLIENTS,
@@ -39,6 +42,7 @@ from keys import checks
 from keys.checks import RULES, Request, Rule, judge
 from tests.support.openings import FRESH, ask
 from tests.support.parties import NOW, Authority, World
+from tests.support.revocations import DAY, revoked
 from tests.support.rules import without
 from tests.unit.refusals import refused
 
@@ -47,7 +51,7 @@ OTHER = b"\x77" * 32
 
 @pytest.fixture(scope="module")
 def world() -> World:
-    return World()
+    return World(plan={"buckets": 2, "max_clients": 9})
 
 
 def three(world: World, **changes: object) -> list[SignedUpdate]:
@@ -57,6 +61,13 @@ def three(world: World, **changes: object) -> list[SignedUpdate]:
 
 def crowd(world: World, count: int) -> list[SignedUpdate]:
     return [world.update(f"client-{i}") for i in range(count)]
+
+
+def split(world: World, *sizes: int, floor: int = 1) -> Request:
+    """Buckets of these sizes."""
+    places = [bucket for bucket, size in enumerate(sizes) for _ in range(size)]
+    buckets = {f"client-{i}": bucket for i, bucket in enumerate(places)}
+    return ask(world, crowd(world, len(places)), floor=floor, buckets=buckets)
 
 
 def by(identity: Identity, header: UpdateHeader) -> SignedUpdate:
@@ -124,6 +135,17 @@ def parts(world: World, change: Callable[[tuple[Part, ...]], tuple[Part, ...]]) 
 def opened_before(world: World) -> Request:
     updates = three(world)
     return ask(world, updates, history=replace(FRESH, opened_before=frozenset({of(world, updates[1]).update_id})))
+
+
+def knowing(world: World, request: Request, *stolen: Identity, age: float = 0.0) -> Request:
+    """The request as a holder judges it that has seen these keys revoked, `age` seconds ago, for a day."""
+    known = revoked(world.authority.key, *(one.credential for one in stolen), now=NOW - age)
+    return replace(request, history=replace(request.history, revocations=known))
+
+
+def stolen_in(world: World, *buckets: int) -> Request:
+    """Two buckets of three; the keys of a client in each of these are revoked."""
+    return knowing(world, split(world, 3, 3), *(world.client(f"client-{3 * bucket}") for bucket in buckets))
 
 
 def relabelled(parts: tuple[Part, ...]) -> tuple[Part, ...]:
@@ -196,10 +218,15 @@ ATTACKS = [
     ),
     Attack(checks.clients_distinct, DUPLICATE_CLIENT, "twice", lambda w: ask(w, [*three(w), w.update("alice")])),
     Attack(checks.updates_distinct, DUPLICATE_UPDATE, "one id, two clients", colliding),
-    Attack(checks.enough_clients, TOO_FEW_CLIENTS, "below the task's minimum", lambda w: ask(w, three(w)[:2])),
-    Attack(checks.enough_clients, TOO_FEW_CLIENTS, "below our floor", lambda w: ask(w, three(w), floor=4)),
-    Attack(checks.enough_clients, TOO_FEW_CLIENTS, "nobody", lambda w: ask(w, [])),
-    Attack(checks.enough_clients, TOO_MANY_CLIENTS, "sum could wrap", lambda w: ask(w, crowd(w, 9))),
+    Attack(checks.buckets_numbered, MANIFEST_MISMATCH, "nobody", lambda w: ask(w, [])),
+    Attack(checks.buckets_numbered, MANIFEST_MISMATCH, "a gap", lambda w: split(w, 3, 0, 3)),
+    Attack(checks.buckets_numbered, MANIFEST_MISMATCH, "not from 0", lambda w: split(w, 0, 3)),
+    Attack(checks.buckets_numbered, MANIFEST_MISMATCH, "more than the task has", lambda w: split(w, 3, 3, 3)),
+    Attack(checks.buckets_large_enough, TOO_FEW_CLIENTS, "below the task's minimum", lambda w: ask(w, three(w)[:2])),
+    Attack(checks.buckets_large_enough, TOO_FEW_CLIENTS, "below our floor", lambda w: ask(w, three(w), floor=4)),
+    Attack(checks.buckets_large_enough, TOO_FEW_CLIENTS, "one bucket below", lambda w: split(w, 4, 2)),
+    Attack(checks.buckets_large_enough, TOO_FEW_CLIENTS, "floor of a bucket", lambda w: split(w, 3, 4, floor=4)),
+    Attack(checks.sums_fit, TOO_MANY_CLIENTS, "sum could wrap", lambda w: ask(w, crowd(w, 10))),
     Attack(checks.updates_fresh, UPDATE_OPENED_BEFORE, "in two openings", opened_before),
     Attack(
         checks.versions_recent,
@@ -224,6 +251,43 @@ ATTACKS = [
         "one opening too many",
         lambda w: ask(w, three(w), history=replace(FRESH, openings=10)),
     ),
+    Attack(
+        checks.epoch_alive,
+        EPOCH_DESTROYED,
+        "an epoch that was destroyed",
+        lambda w: ask(w, three(w), history=replace(FRESH, destroyed=True)),
+    ),
+    Attack(
+        checks.revocations_fresh,
+        OLD_REVOCATIONS,
+        "the next list is held back",
+        lambda w: knowing(w, ask(w, three(w)), age=DAY),
+    ),
+    Attack(
+        checks.revocations_fresh,
+        OLD_REVOCATIONS,
+        "every list is held back",
+        lambda w: replace(ask(w, three(w)), require_revocations=True),
+    ),
+    Attack(
+        checks.server_not_revoked,
+        REVOKED_KEY,
+        "a stolen server key",
+        lambda w: knowing(w, ask(w, three(w)), w.server),
+    ),
+    Attack(
+        checks.clients_not_revoked,
+        REVOKED_KEY,
+        "a stolen client key",
+        lambda w: knowing(w, ask(w, three(w)), w.client("carol")),
+    ),
+    Attack(
+        checks.clients_not_revoked,
+        REVOKED_KEY,
+        "one that signs an old date",
+        lambda w: knowing(w, ask(w, three(w, created=0)), w.client("carol")),
+    ),
+    Attack(checks.clients_not_revoked, REVOKED_KEY, "one in every bucket", lambda w: stolen_in(w, 0, 1)),
 ]
 
 
@@ -245,13 +309,18 @@ def test_the_rule_stops_the_attack_and_nothing_else_does(world: World, attack: A
 HONEST: dict[str, Callable[[World], Request]] = {
     "plain": lambda w: ask(w, three(w)),
     "exactly our floor": lambda w: ask(w, three(w), floor=3),
-    "as many as the task allows": lambda w: ask(w, crowd(w, 8)),
+    "as many as the task allows": lambda w: ask(w, crowd(w, 9)),
+    "as many buckets as the task allows": lambda w: split(w, 3, 3),
     "last opening of the budget": lambda w: ask(w, three(w), history=replace(FRESH, openings=9)),
     "as stale as allowed, and as new as the model": lambda w: ask(
         w, [w.update(n, base_version=v) for n, v in (("a", 1), ("b", 2), ("c", 3))], model_version=3
     ),
     "the model stands still": lambda w: ask(w, three(w), history=replace(FRESH, model_version=0)),
     "clock ahead by the allowance": lambda w: ask(w, three(w, created=int(NOW) + CLOCK_SKEW_SECONDS)),
+    "a revoked client in one bucket of two": lambda w: stolen_in(w, 1),
+    "somebody else was revoked": lambda w: knowing(w, ask(w, three(w)), w.client("eve")),
+    "the last second of a list": lambda w: knowing(w, ask(w, three(w)), age=DAY - 1),
+    "a list where one is needed": lambda w: replace(knowing(w, ask(w, three(w))), require_revocations=True),
     "a retry": lambda w: (lambda r: replace(r, history=replace(FRESH, manifest_hash=r.manifest_hash)))(
         ask(w, three(w))
     ),

@@ -15,19 +15,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from aiohttp import web
 from click.testing import Result
 from safetensors.numpy import save_file
 from typer.testing import CliRunner
 
+from he_client import console
 from he_client.identity import Identity, create
 from he_protocol.keyfile import KeyRecord, read_private
 from he_protocol.messages import Credential
-from he_protocol.problems import STALE_UPDATE, Refusal
+from he_protocol.problems import NOT_FOUND, STALE_UPDATE, Refusal
 from he_protocol.signing import public_from_jwk, verify
 from he_protocol.task import Task
 from keys.cli import app
 from keys.ledger import Ledger
-from tests.support.fake_server import FakeServer
+from tests.support.fake_server import FakeServer, refusal
 
 PASSPHRASE = "correct horse battery staple"
 PLAN = """
@@ -153,7 +155,7 @@ def test_a_signed_task_is_the_plan_and_the_model(office: Office) -> None:
     assert [holder.name for holder in config.holders] == ["holder-0"]
     assert config.scale == 2.0 ** int(np.log2(config.scale))
     said = done(*sign(out="again.jws"))
-    assert "task 'demo', ckks/ckks-8192" in said
+    assert "task 'demo', epoch 1, ckks/ckks-8192" in said
     assert "privacy holds against 0 colluding holders" in said
     assert f"scale 2^+{int(np.log2(config.scale))}" in said
 
@@ -258,6 +260,7 @@ def test_status_shows_budgets(joined: Office) -> None:
     assert row == {
         "task": "demo",
         "epoch": 1,
+        "state": "open",
         "server": "http://127.0.0.1:9",
         "keys": False,
         "openings": 0,
@@ -376,3 +379,138 @@ async def test_the_program_stops_cleanly(office: Office, number: signal.Signals)
     assert program.returncode == 0, err
     assert b"Traceback" not in out + err
     assert b"stopped" in err
+
+
+async def test_what_a_server_says_reaches_the_terminal_without_its_control_characters(office: Office) -> None:
+    async def shout(_: web.Request) -> web.Response:
+        return refusal(Refusal(NOT_FOUND, "gone \x1b[2J\x1b]0;owned\x07\nrefused nothing"))
+
+    async with FakeServer(office.task) as server:
+        server.replaced["GET", "/v1/tasks"] = shout
+        line = await asyncio.to_thread(
+            refuses, "not-found", "keygen", "demo", "--server", server.url, "--data-dir", "holder"
+        )
+    assert r"gone \x1b[2J\x1b]0;owned\x07\nrefused nothing" in line
+
+
+def renew(out: str = "holder/credential.jws") -> None:
+    """The authority answers the request that `rotate` or `restore` has made."""
+    done("enroll", "holder/enroll-request.jws", "--role", "holder", "--renews", "holder/credential.jws", "--out", out)
+
+
+def following(office: Office) -> Task:
+    """The next epoch, after `rotate`."""
+    renew()
+    done("task", "next", "task.jws", "--holder", "holder/credential.jws", "--out", "next.jws")
+    return Task.from_token(Path("next.jws").read_text().strip(), authority())
+
+
+def keys() -> list[Path]:
+    return sorted(Path("holder/hpke").iterdir())
+
+
+async def test_rotate_next_epoch_keygen_destroy(office: Office) -> None:
+    """The whole turn of an epoch with `ckks`, whose committee makes a new joint key."""
+    (old,) = keys()
+    async with FakeServer(office.task) as server:
+        await asyncio.to_thread(done, "keygen", "demo", "--server", server.url, "--data-dir", "holder")
+    said = await asyncio.to_thread(done, "rotate", "--data-dir", "holder")
+    assert all(word in said for word in ("--renews", "task next", "keygen", "destroy-epoch"))
+    task = await asyncio.to_thread(following, office)
+    assert (task.config.epoch, task.config.name) == (2, "demo")
+    assert task.config.holders[0].hpke != office.task.config.holders[0].hpke
+    async with FakeServer(task) as server:
+        await asyncio.to_thread(done, "keygen", "demo", "--server", server.url, "--data-dir", "holder")
+    assert "epoch 1" in await asyncio.to_thread(
+        refuses, "not-found", "destroy-epoch", "demo", "--data-dir", "holder", "--yes"
+    )  # which of the two?
+    destroying = ("destroy-epoch", office.task.id, "--data-dir", "holder", "--yes", "--format", "json")
+    await asyncio.to_thread(refuses, "unreachable", *destroying)
+    assert old.exists()
+    gone = json.loads(await asyncio.to_thread(done, *destroying, "--force"))
+    assert {Path(row["file"]) for row in gone} == {
+        old,
+        Path(f"holder/epochs/{office.task.id}-1.key"),
+        Path(f"holder/epochs/{office.task.id}-1.draws"),
+    }
+    assert not any(Path(row["file"]).exists() for row in gone)
+    rows = json.loads(await asyncio.to_thread(done, "status", "--data-dir", "holder", "--format", "json"))
+    assert [(row["epoch"], row["state"], row["keys"]) for row in rows] == [(1, "destroyed", False), (2, "open", True)]
+    async with FakeServer(office.task) as server:
+        await asyncio.to_thread(
+            refuses, "epoch-destroyed", "keygen", "demo", "--server", server.url, "--data-dir", "holder"
+        )
+
+
+def test_an_epoch_is_destroyed_only_when_somebody_says_yes(joined: Office) -> None:
+    destroying = ["destroy-epoch", "demo", "--data-dir", "holder", "--force"]
+    for answer in ("n\n", ""):
+        result = CliRunner().invoke(app, destroying, input=answer)
+        assert result.exit_code == 1
+        assert str(keys()[0]) in result.stderr
+    assert len(keys()) == 1
+    assert CliRunner().invoke(app, destroying, input="y\n").exit_code == 0
+    assert keys() == []
+    assert "he-keys keygen" in run("run", "--data-dir", "holder").stderr
+    refuses("not-found", "destroy-epoch", "other", "--data-dir", "holder")
+
+
+def test_a_key_that_stays_is_named(joined: Office) -> None:
+    """A second task under the same HPKE key keeps the first one's ciphertexts within reach."""
+    Path("second.toml").write_text(PLAN.replace('"demo"', '"second"'))
+    done(*sign(plan="second.toml", out="second.jws"))
+
+    async def join() -> None:
+        ledger = await Ledger.open(joined.holder / "ledger.db")
+        await ledger.join(Task.from_token(Path("second.jws").read_text().strip(), authority()), "http://x", 1.0)
+        await ledger.close()
+
+    asyncio.run(join())
+    for name, stays in (("demo", True), ("second", False)):
+        result = run("destroy-epoch", name, "--data-dir", "holder", "--force", "--yes")
+        assert result.exit_code == 0
+        assert ("HPKE key stays" in result.stderr) is stays
+        assert bool(keys()) is stays
+
+
+def test_run_finishes_a_destruction_that_was_cut_short(joined: Office) -> None:
+    async def mark() -> None:
+        ledger = await Ledger.open(joined.holder / "ledger.db")
+        await ledger.destroy(joined.task, 2.0)
+        await ledger.close()
+
+    asyncio.run(mark())
+    assert len(keys()) == 1
+    assert "demo, epoch 1: destroyed, not served" in run("run", "--data-dir", "holder").stderr
+    assert keys() == []
+
+
+def test_a_table_shows_control_characters_and_does_not_obey_them(capsys: pytest.CaptureFixture[str]) -> None:
+    console.show([{"detail": "gone \x1b[2J"}], "text", "title")
+    assert r"gone \x1b[2J" in capsys.readouterr().out
+
+
+def test_the_next_epoch_needs_new_keys_of_the_same_parties(office: Office) -> None:
+    reuse = ("task", "next", "task.jws", "--holder", "holder/credential.jws", "--out", "next.jws")
+    assert "he-keys rotate" in refuses("bad-committee", *reuse)
+    refuses("wrong-role", "task", "next", "task.jws", "--holder", "client/credential.jws", "--out", "next.jws")
+    asked = ("enroll", "holder/enroll-request.jws", "--role", "holder", "--out", "x", "--renews")
+    refuses("not-addressed", *asked, "client/credential.jws")
+    refuses("bad-plan", *asked, "missing.jws")
+    assert not Path("x").exists()
+    assert not Path("next.jws").exists()
+
+
+def test_backup_and_restore(joined: Office, monkeypatch: pytest.MonkeyPatch) -> None:
+    refuses("bad-key-file", "backup", "holder.backup", "--data-dir", "holder")
+    monkeypatch.setenv("HUSHSUM_PASSPHRASE", PASSPHRASE)
+    assert "goes on as before" in done("backup", "holder.backup", "--data-dir", "holder")
+    said = done("restore", "holder.backup", "again")
+    assert "Never start the old holder again" in said
+    (row,) = json.loads(done("status", "--data-dir", "again", "--format", "json"))
+    assert (row["task"], row["state"]) == ("demo", "closed")
+    result = run("run", "--data-dir", "again")
+    assert result.exit_code == 2
+    assert "demo, epoch 1: closed, not served" in result.stderr
+    assert "[bad-plan]" in result.stderr
+    refuses("bad-key-file", "restore", "holder.backup", "again")

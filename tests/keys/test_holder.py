@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 from aiohttp import web
+from msgspec.structs import replace
 
 from he_client.identity import Identity
 from he_protocol import api
-from he_protocol.messages import Share, SignedUpdate
+from he_protocol.messages import FailedBucket, Share, SignedUpdate
 from he_protocol.problems import (
     BAD_COMMITTEE,
     BAD_KEY_FILE,
@@ -215,16 +216,31 @@ async def test_a_stream_of_key_parts_that_ends_early(scene: Scene, place: int) -
     assert scene.server.put_shares == []
 
 
-async def test_residues_out_of_range_are_refused_though_signed(scene: Scene) -> None:
-    world = scene.world
-    wild = {"c0": scene.bodies[0]["c0"], "c1": b"\xff" * len(scene.bodies[0]["c1"])}
-    updates = [*scene.updates[:2], world.update("wild", wild)]
-    pairs = zip(updates, [*scene.bodies[:2], wild], strict=True)
-    scene.server.offer(ask(world, updates, number=2), key_bodies([(update, body["c1"]) for update, body in pairs]))
-    with refused(RESIDUE_RANGE):
-        await scene.open(2)
-    assert await scene.problems() == ["residue-out-of-range"]
-    assert scene.server.put_shares == []
+async def test_a_signed_key_part_that_is_of_no_use_keeps_its_bucket_closed_and_no_other(
+    tmp_path: Path, bodies: list[dict[str, bytes]]
+) -> None:
+    """The client's doing, not the server's: decided once, recorded once, and its bucket is all that is missing."""
+    world = World(plan={"scheme": "ckks", "buckets": 2, "min_clients": 2})
+    wild = {"c0": bodies[0]["c0"], "c1": b"\xff" * len(bodies[0]["c1"])}
+    sent = {name: wild if name == "wild" else bodies[i % 3] for i, name in enumerate(["a", "b", "c", "wild"])}
+    updates = {name: world.update(name, body) for name, body in sent.items()}
+    request = ask(world, list(updates.values()), buckets={"c": 1, "wild": 1})
+    async with FakeServer(world.task) as server, holder_of(world, 0, tmp_path) as holder:
+        give_key(world, 0, holder)
+        await holder.join(world.task, server.url)
+        server.offer(request, key_bodies([(updates[name], body["c1"]) for name, body in sent.items()]))
+        async with line_to(server.url, holder) as line:
+            await holder.open_round(world.task, 1, line)
+            first = server.shares[1, "holder-0"]
+            await holder.open_round(world.task, 1, line)
+        assert server.shares[1, "holder-0"] == first
+        said = verify(first[0], Share, holder.identity.key.public)
+        (named,) = (h.update_id for h in request.headers if h.client == "wild")
+        assert said.failed == (FailedBucket(1, named, RESIDUE_RANGE.slug),)
+        assert [(entry.bucket, entry.part) for entry in said.parts] == [(0, 1), (0, 2)]
+        assert len(first[1]) == 2 * world.task.scheme.share_layout(world.task.length).size
+        assert await holder.ledger.refusals(world.task.hash) == []
+        assert [one.round for one in await holder.ledger.openings(world.task.hash)] == [1]
 
 
 async def test_too_small_a_round_is_refused_recorded_and_leaves_the_updates_usable(scene: Scene) -> None:
@@ -301,7 +317,7 @@ async def test_a_stranger_does_not_join(tmp_path: Path, world: World) -> None:
     key = HpkeKey.generate()
     stranger = world.authority.party("stranger", "holder", hpke=key.public)
     async with holder_of(world, 0, tmp_path) as holder:
-        posing = KeyHolder(stranger, key, holder.ledger, tmp_path)
+        posing = KeyHolder(stranger, holder.ledger, tmp_path)
         with refused(BAD_COMMITTEE, "'stranger'"):
             await posing.join(world.task, "http://server")
         assert await holder.ledger.joined() == []
@@ -311,13 +327,15 @@ async def test_a_stranger_does_not_join(tmp_path: Path, world: World) -> None:
 async def test_a_task_that_lists_other_keys_for_us(tmp_path: Path, world: World, which: str) -> None:
     """Somebody enrolled under our name: shares of its task would not be ours to give."""
     async with holder_of(world, 0, tmp_path) as holder:
+        task = world.task
         if which == "hpke":
-            holder.hpke = HpkeKey.generate()
+            first, *rest = task.config.holders
+            task = world.signed(task.config, holders=(replace(first, hpke=HpkeKey.generate().public), *rest))
         else:
             mine = holder.identity
             holder.identity = Identity(mine.name, SigningKey.generate(), mine.credential, mine.authority)
-        with refused(BAD_COMMITTEE, "other keys"):
-            await holder.join(world.task, "http://server")
+        with refused(BAD_COMMITTEE, "the task lists another "):
+            await holder.join(task, "http://server")
         assert await holder.ledger.joined() == []
 
 
@@ -350,9 +368,9 @@ async def test_a_task_below_our_floor_is_not_joined(tmp_path: Path, world: World
 
 
 async def test_a_holder_shows_no_secrets(tmp_path: Path, world: World) -> None:
-    async with holder_of(world, 0, tmp_path, passphrase="correct horse") as holder:
+    async with holder_of(world, 0, tmp_path, passphrase="correct horse battery") as holder:
         shown = repr(holder)
-        for secret in (holder.identity.key.private, holder.hpke.private, holder.passphrase.encode()):
+        for secret in (holder.identity.key.private, world.hpke[0].private, holder.passphrase.encode()):
             assert repr(secret)[2:-1] not in shown
             assert secret.hex() not in shown
 

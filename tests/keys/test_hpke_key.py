@@ -72,7 +72,7 @@ SECRET = b"\xa7SECRET" + bytes(25)
 
 HOLDERS_OF_SECRETS = [
     HpkeKey(SECRET * 3),
-    KeyRecord("alice", bytes(32), SECRET, SECRET),
+    KeyRecord("alice", bytes(32), SECRET),
     EpochSecret(bytes(32), 1, (PartSeed(0, SECRET),)),
     PartSeed(0, SECRET),
     SigningKey(bytes(32), SECRET),

@@ -9,53 +9,83 @@ from functools import partial
 from math import hypot, sqrt
 
 import numpy as np
+import pytest
 
 from he_client.encode import Encoder
 from he_client.schemes.kahe import KaheSealer
 from he_protocol import residues
 from he_protocol.messages import UpdateHeader
+from he_protocol.privacy import PrivacyPlan
+from he_protocol.schemes import combine, load_scheme
 from he_protocol.schemes.kahe import PROFILES, Kahe
+from he_protocol.sharing import Sharing
 from he_protocol.signing import read_unverified
+from he_protocol.sums import plan_sums
 from he_protocol.task import TensorSpec
 from keys.schemes import make_opener
 from tests.support.parties import World
 
-CLIENTS, D = 1000, 100_000
-SCALE = 2.0**19
-"""The largest power of two for 1,000 clients within [-1, 1]."""
 
+def mean_errors(profile: str, scale: float, clients: int, length: int) -> np.ndarray:
+    """Mean of `clients` uniform updates in [-1, 1] minus the same in float64: shape (length,).
 
-def test_the_mean_of_a_thousand_clients_is_right_to_seven_digits() -> None:
-    """Everything but the network: encode, seal, fold, open envelopes, combine; against float64."""
-    plan = {"scheme": "kahe", "profile": "kahe-30", "threshold": 1, "scale": SCALE, "value_range": 1.0}
-    world = World(1, plan | {"max_clients": CLIENTS}, (TensorSpec("w", (D,)),))
+    Everything but the network: encode, seal, fold, open envelopes, combine.
+    """
+    plan = {"scheme": "kahe", "profile": profile, "threshold": 1, "scale": scale, "value_range": 1.0}
+    world = World(1, plan | {"max_clients": clients}, (TensorSpec("w", (length,)),))
     task = world.task
     scheme, layout = task.scheme, task.part("sum").layout
     assert isinstance(scheme, Kahe)
     assert layout is not None
-    assert scheme.capacity < CLIENTS * (2 * SCALE + 1)  # twice the scale could wrap
-    total, plain = layout.zeros(), np.zeros(D)
+    total, plain = layout.zeros(), np.zeros(length)
     rows = total.reshape(layout.rows, layout.degree)
     opening = make_opener(task, 0, world.hpke[0], {}).begin()
     sealer = KaheSealer(task, "client", threads=1)
     header = read_unverified(world.update("client").header, UpdateHeader)
     rng = np.random.default_rng(1)
-    for _ in range(CLIENTS):
-        update = rng.random(D, dtype=np.float32) * 2 - 1
+    for _ in range(clients):
+        update = rng.random(length, dtype=np.float32) * 2 - 1
         plain += update
         pieces: dict[str, list[bytes]] = {"b": [], "shares": []}
         write = partial(_append, pieces)
         sealer._seal(header.update_id, Encoder(task, update, None).block, write)
         residues.fold(rows, b"".join(pieces["b"]), layout)
         opening.add(header, *pieces["shares"])
-    released = [residues.unpack(data, scheme.share_layout(D)) for _, data in opening.release(bytes(32))]
-    opened = scheme.combine(total, released, D, CLIENTS, task.epoch_id)
-    error = opened / SCALE / CLIENTS - plain / CLIENTS
-    predicted = hypot(6.4, 0.5) / (sqrt(CLIENTS) * SCALE)  # rounding a uniform value adds at most 1/4
+    released = [residues.unpack(data, scheme.share_layout(length)) for _, data in opening.release(bytes(32), 0)]
+    opened = combine(scheme, total, released, length, clients, task.epoch_id)
+    return opened / scale / clients - plain / clients
+
+
+def test_the_mean_of_a_thousand_clients_is_right_to_seven_digits() -> None:
+    clients, length = 1000, 100_000
+    scale = 2.0**19
+    assert load_scheme("kahe", "kahe-30").capacity < clients * (2 * scale + 1)  # twice the scale could wrap
+    error = mean_errors("kahe-30", scale, clients, length)
+    predicted = hypot(6.4, 0.5) / (sqrt(clients) * scale)  # rounding a uniform value adds at most 1/4
     assert error.std() < predicted * 1.01 < 5e-7
     assert error.std() > predicted * 0.98
-    assert abs(error.mean()) < 6 * predicted / sqrt(D)
+    assert abs(error.mean()) < 6 * predicted / sqrt(length)
     assert np.abs(error).max() < 3e-6
+
+
+@pytest.mark.parametrize("clients", [4, 40])
+@pytest.mark.parametrize("profile", sorted(PROFILES))
+def test_the_planner_predicts_the_error_of_every_profile(profile: str, clients: int) -> None:
+    """At the scale that the planner itself offers."""
+    length = 40_000
+    offers = plan_sums(
+        PrivacyPlan("none"),
+        length=length,
+        min_clients=2,
+        max_clients=clients,
+        sharing=Sharing(1, 1),
+        openings=10,
+        value_range=1.0,
+    )
+    offer = next(offer for offer in offers if offer.profile == profile)
+    assert offer.scale >= 1
+    error = mean_errors(profile, offer.scale, clients, length)
+    assert 0.97 < error.std() / offer.mean_error < 1.03
 
 
 def _append(pieces: dict[str, list[bytes]], part: str, data: bytes) -> None:

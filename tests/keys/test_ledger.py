@@ -6,6 +6,7 @@ import asyncio
 import shutil
 import sqlite3
 from collections.abc import AsyncIterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from sqlalchemy.exc import IntegrityError
 
 from he_protocol.problems import (
     BUDGET_EXHAUSTED,
+    DATABASE_UNAVAILABLE,
     MANIFEST_FORK,
     STALE_UPDATE,
     TOO_FEW_CLIENTS,
@@ -104,6 +106,16 @@ async def test_the_same_manifest_again_is_accepted_and_changes_nothing(path: Pat
     again = await decide(book, replace(request, now=request.now + 60))
     assert again.manifest_hash == first.manifest_hash
     assert (rows(path, "openings"), rows(path, "opened_updates")) == before
+
+
+async def test_a_ledger_that_another_program_holds_is_unavailable_for_now(path: Path, book: Ledger) -> None:
+    async with book._transaction() as connection:
+        await connection.exec_driver_sql("PRAGMA busy_timeout=1")
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        with refused(DATABASE_UNAVAILABLE, "database is locked"):
+            await book.destroyed()
+    assert await book.destroyed() == frozenset()
 
 
 async def test_a_fork_is_refused_and_changes_nothing(path: Path, book: Ledger, world: World) -> None:
@@ -272,6 +284,43 @@ async def test_a_refusal_is_kept_once_with_its_manifest(path: Path, book: Ledger
     ]
     assert kept[0].detail == str(refusal)
     assert sorted(str(row[4]) for row in rows(path, "refusals")) == ["another.fork.of.it", "fork.of.it", "fork.of.it"]
+
+
+async def test_refusals_are_bounded_and_a_flood_does_not_wash_out_other_evidence(
+    book: Ledger, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ledger, "KEPT_REFUSALS", 3)
+    fork = Refusal(MANIFEST_FORK, "round 1")
+    await book.refused(world.task, 1, fork, 1.0, "fork")
+    for number in range(2, 12):
+        await book.refused(world.task, number, Refusal(STALE_UPDATE, "x"), float(number), "token")
+    kept = await book.refusals(world.task.hash)
+    assert [(one.round, one.problem) for one in kept] == [
+        (1, "manifest-fork"),
+        (9, "stale-update"),
+        (10, "stale-update"),
+        (11, "stale-update"),
+    ]
+
+
+async def test_decisions_from_before_the_migration_count_as_settled(path: Path, book: Ledger, world: World) -> None:
+    await decide(book, crowd(world, "a", "b", "c"))
+    (before,) = await book.openings(world.task.hash)
+    await book.close()
+    await downgrade("ledger", f"sqlite+aiosqlite:///{path}", "0001")
+    again = await Ledger.open(path)
+    assert await again.openings(world.task.hash) == [replace(before, settled=before.decided)]
+    assert await again.destroyed() == frozenset()
+    await again.close()
+
+
+async def test_destroying_and_settling_keep_the_first_time(path: Path, book: Ledger, world: World) -> None:
+    await decide(book, crowd(world, "a", "b", "c"))
+    for now in (5.0, 6.0):
+        await book.settled(world.task, 1, now)
+        await book.destroy(world.task, now)
+    assert rows(path, "tasks")[0][-1] == 5.0
+    assert [opening.settled for opening in await book.openings(world.task.hash)] == [5.0]
 
 
 async def test_migrations_make_the_schema_that_the_code_uses(path: Path, book: Ledger) -> None:

@@ -11,6 +11,7 @@ import pytest
 from he_protocol import residues
 from he_protocol.messages import UpdateHeader
 from he_protocol.problems import COMBINE_REFUSED, Refusal
+from he_protocol.schemes import combine
 from he_protocol.signing import read_unverified
 from he_protocol.task import TensorSpec
 from keys.schemes import make_opener
@@ -20,13 +21,13 @@ MANIFEST = bytes(range(32))
 
 
 def shares_of(
-    world: World, bodies: list[dict[str, bytes]], holder: int, manifest: bytes = MANIFEST
+    world: World, bodies: list[dict[str, bytes]], holder: int, manifest: bytes = MANIFEST, bucket: int = 0
 ) -> dict[int, bytes]:
     total = make_opener(world.task, holder, world.hpke[holder], world.dealt[0][holder]).begin()
     header = read_unverified(world.update("client").header, UpdateHeader)
     for body in bodies:
         total.add(header, body["c1"])
-    return dict(total.release(manifest))
+    return dict(total.release(manifest, bucket))
 
 
 def open_with(world: World, bodies: list[dict[str, bytes]], parts: dict[int, bytes]) -> np.ndarray:
@@ -35,7 +36,7 @@ def open_with(world: World, bodies: list[dict[str, bytes]], parts: dict[int, byt
     for body in bodies:
         residues.fold(total.reshape(layout.rows, layout.degree), body["c0"], layout)
     vectors = [residues.unpack(parts[i], layout) for i in range(world.task.sharing.parts)]
-    return scheme.combine(total, vectors, world.task.length, len(bodies), world.task.epoch_id)
+    return combine(scheme, total, vectors, world.task.length, len(bodies), world.task.epoch_id)
 
 
 @pytest.mark.parametrize(("holders", "threshold"), [(1, 1), (3, 2), (5, 3)])
@@ -60,11 +61,11 @@ def test_holders_of_a_part_release_the_same_bytes_and_a_retry_repeats_them(tmp_p
     assert all(first[part] == other[part] for part in shared)
 
 
-def test_noise_differs_between_manifests(tmp_path: Path) -> None:
+def test_noise_differs_between_manifests_and_between_buckets(tmp_path: Path) -> None:
     world = World()
     bodies = [world.encrypt(random_integers(10, 1), tmp_path)]
-    one, two = shares_of(world, bodies, 0), shares_of(world, bodies, 0, b"x" * 32)
-    assert all(one[part] != two[part] for part in one)
+    one, two, three = (shares_of(world, bodies, 0, *where) for where in ((MANIFEST, 0), (b"x" * 32, 0), (MANIFEST, 1)))
+    assert all(len({one[part], two[part], three[part]}) == 3 for part in one)
 
 
 def test_a_missing_or_wrong_part_never_opens(tmp_path: Path) -> None:

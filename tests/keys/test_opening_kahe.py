@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from he_client.schemes.kahe import KaheSealer
+from he_protocol import schemes
 from he_protocol.problems import COMBINE_REFUSED
 from he_protocol.residues import unpack
 from he_protocol.schemes.kahe import PROFILES, Kahe
@@ -91,7 +92,7 @@ def test_the_order_of_updates_does_not_matter() -> None:
         one.add(update.header, update.body["shares"])
     for update in reversed(sent):
         two.add(update.header, update.body["shares"])
-    assert dict(one.release(bytes(32))) == dict(two.release(b"x" * 32))
+    assert dict(one.release(bytes(32), 0)) == dict(two.release(b"x" * 32, 1))
 
 
 def test_one_holder_too_few_opens_nothing() -> None:
@@ -106,7 +107,7 @@ def test_one_holder_too_few_opens_nothing() -> None:
         assert len(missing) == 1
         vectors = [unpack(data, layout) for data in parts.values()]
         with refused(COMBINE_REFUSED, "out of range"):
-            made.task.scheme.combine(folded(made, sent), vectors, 10, 3, made.task.epoch_id)
+            schemes.combine(made.task.scheme, folded(made, sent), vectors, 10, 3, made.task.epoch_id)
 
 
 @pytest.mark.parametrize("length", [1, 511, 512, 513, 16 * 512, 16 * 512 + 1, 64 * 512, 64 * 512 + 1, 97 * 512 + 3])
@@ -170,6 +171,6 @@ def test_where_the_vector_ends_errors_hide_the_product_too() -> None:
     assert isinstance(made.task.scheme, Kahe)
     secret = (words.secret(profile) % (1 << 32)).astype(np.uint64).reshape(1, 1, -1)
     total = unpack(sent.body["b"], layout)
-    opened = made.task.scheme.combine(total, [secret], profile.degree, 1, made.task.epoch_id)
+    opened = schemes.combine(made.task.scheme, total, [secret], profile.degree, 1, made.task.epoch_id)
     assert 5 < opened[1:].std() < 8
     np.testing.assert_array_equal(opened[1:], words.errors(profile, profile.degree)[1:])

@@ -17,33 +17,41 @@ def near(top: int) -> st.SearchStrategy[int]:
     return st.one_of(st.integers(0, top), st.integers(0, min(3, top)), st.integers(max(0, top - 3), top))
 
 
-def u32(values: list[int]) -> np.ndarray:
-    return np.array(values, dtype=np.uint32)
+@given(MODULI, st.data())
+def test_a_product_by_a_constant(q, data):
+    """For every 32-bit word, not only for residues."""
+    x, factor = data.draw(near((1 << 32) - 1)), data.draw(near(q - 1))
+    got = int(lanes._times(np.uint32(x), np.uint32(factor), np.uint32((factor << 32) // q), np.uint32(q)))
+    assert got < 2 * q
+    assert got % q == x * factor % q
 
 
 @given(MODULI, st.data())
-def test_butterflies(q, data):
-    count = data.draw(st.integers(1, 20))
-    upper, lower = (data.draw(st.lists(near(2 * q - 1), min_size=count, max_size=count)) for _ in range(2))
-    root = data.draw(near(q - 1))
-    u, v = u32(upper), u32(lower)
-    lanes._butterflies(u, v, np.uint32(root), np.uint32((root << 32) // q), np.uint32(q))
-    assert max(*u.tolist(), *v.tolist()) < 2 * q
-    assert [x % q for x in u.tolist()] == [(a + b) % q for a, b in zip(upper, lower, strict=True)]
-    assert [x % q for x in v.tolist()] == [(a - b) * root % q for a, b in zip(upper, lower, strict=True)]
+def test_a_butterfly(q, data):
+    u, v, root = data.draw(near(2 * q - 1)), data.draw(near(2 * q - 1)), data.draw(near(q - 1))
+    shoup = np.uint32((root << 32) // q)
+    upper, lower = map(int, lanes._butterfly(np.uint32(u), np.uint32(v), np.uint32(root), shoup, np.uint32(q)))
+    assert max(upper, lower) < 2 * q
+    assert (upper % q, lower % q) == ((u + v) % q, (u - v) * root % q)
 
 
-@given(MODULI, st.data())
-def test_scale_multiplies_whole_words(q, data):
-    words = data.draw(st.lists(near((1 << 64) - 1), min_size=16, max_size=16))
-    factor = data.draw(near(q - 1))
-    high = factor * (1 << 32) % q
-    factors = u32([factor, (factor << 32) // q, high, (high << 32) // q])[None, :]
-    out = np.empty((1, 16), dtype=np.uint32)
-    halves = np.array(words, dtype="<u8").view("<u4").reshape(1, 16, 2)
-    lanes._scale(halves, factors, np.uint32(q), out)
-    assert max(out[0].tolist()) < 2 * q
-    assert [x % q for x in out[0].tolist()] == [w * factor % q for w in words]
+@given(MODULI, st.sampled_from((64, 128, 256, 512)), st.integers(0, 2**32))
+def test_all_passes_are_the_plain_stages(q, degree, seed):
+    """Whatever the factors and roots are: the passes of two stages against one stage after the other, in integers."""
+    rng = np.random.default_rng(seed)
+    work = rng.integers(0, 1 << 32, (degree, 16), dtype=np.uint32)
+    factors, roots = (rng.integers(0, q, degree, dtype=np.uint64) for _ in range(2))
+    values = work.astype(object) * factors[:, None].astype(object) % q
+    half = degree // 2
+    while half:
+        pairs = values.reshape(half, 2, -1)
+        u, v = pairs[:, 0].copy(), pairs[:, 1].copy()
+        pairs[:, 0], pairs[:, 1] = (u + v) % q, (u - v) * roots[half : 2 * half, None].astype(object) % q
+        half //= 2
+    tables = [np.stack([t, (t << np.uint64(32)) // np.uint64(q)], axis=1).astype(np.uint32) for t in (factors, roots)]
+    lanes._multiply(work.reshape(-1), *tables, np.uint32(q))
+    assert work.max() < 2 * q
+    assert (work.astype(object) % q == values).all()
 
 
 @given(MODULI, st.integers(0, 2**32), st.data())

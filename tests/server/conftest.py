@@ -19,6 +19,7 @@ from sqlalchemy import text
 from he_protocol.keyfile import KeyRecord, write_private
 from he_protocol.signing import SigningKey, jwk_x
 from he_server.app import open_server
+from he_server.handlers import updates
 from he_server.settings import Settings
 from he_server.store.database import make_engine, sqlite_url
 from he_server.store.schema import metadata
@@ -117,3 +118,10 @@ async def world(empty_world: World) -> World:
 both = pytest.mark.parametrize(
     "database", ["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)], indirect=True
 )
+
+
+@pytest.fixture(params=["shared blobs", "own blobs"])
+def both_sizes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Updates as small ones, which share blobs, and as large ones, which are written as they arrive."""
+    if request.param == "own blobs":
+        monkeypatch.setattr(updates, "TOGETHER_BYTES", 0)

@@ -14,6 +14,8 @@ from he_server.replay import ReplayCache
 from .conftest import both
 from .world import World
 
+pytestmark = pytest.mark.usefixtures("both_sizes")
+
 
 @both
 async def test_rounds_fill_to_the_brim_and_not_over(world: World) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +20,11 @@ from he_server.worker import Worker
 
 from .conftest import both
 from .world import World
+
+pytestmark = pytest.mark.usefixtures("both_sizes")
+
+BY_ROUND = ("updates", "keys", "accumulators", "shares", "totals")
+"""Folders of blobs that end with their round."""
 
 
 async def _published_once(world: World) -> None:
@@ -75,10 +81,10 @@ async def test_a_server_killed_after_publishing_leaves_nothing_for_ever(
     await _published_once(world)
     await sweep(world.server, 3600)
     root = world.server.settings.data_dir / "blobs"
-    assert len(list((root / "updates").iterdir())) == 3  # too young to be swept
+    assert len(list((root / "keys").iterdir())) == 3  # too young to be swept
     _age(root)
     await sweep(world.server, 3600)
-    assert [p for name in ("updates", "shares", "totals") for p in (root / name).iterdir()] == []
+    assert [p for name in BY_ROUND for p in (root / name).iterdir()] == []
 
 
 async def _raise_killed(*_args: object) -> None:
@@ -98,12 +104,12 @@ async def test_sweeping_keeps_what_rounds_need(world: World) -> None:
     await world.fill(1, first=5)
     root = world.server.settings.data_dir / "blobs"
     (root / "partial" / "cut-off").write_bytes(b"half an upload")
-    (root / "updates" / "orphan").write_bytes(b"an upload without a row")
+    for folder in BY_ROUND:
+        (root / folder / "orphan").write_bytes(b"bytes without a row")
     _age(root)
     await sweep(world.server, 3600)
     assert not (root / "partial" / "cut-off").exists()
-    assert not (root / "updates" / "orphan").exists()
-    assert len(list((root / "updates").iterdir())) == 4
+    assert [len(list((root / folder).iterdir())) for folder in BY_ROUND] == [1, 4, 0, 1, 1]
     await world.open(1, (1,))
     await _published_once(world)
 
@@ -119,7 +125,7 @@ async def test_an_upload_cut_between_bytes_and_row_is_simply_sent_again(
         async def lost(*_args: object) -> None:
             raise Refusal(problems.DATABASE_UNAVAILABLE, "lost")
 
-        patch.setattr(Store, "accept_update", lost)
+        patch.setattr(Store, "accept_updates", lost)
         assert await world.problem(await world.put(ada, upload)) == problems.DATABASE_UNAVAILABLE
     assert (await world.put(ada, upload)).status == 201
     assert (await world.round(1)).updates == 1
@@ -129,14 +135,14 @@ async def test_an_upload_cut_between_bytes_and_row_is_simply_sent_again(
 async def test_an_answer_that_was_lost(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     ada = world.person("ada", "client")
     upload = world.upload(ada)
-    accept = Store.accept_update
+    accept = Store.accept_updates
     with monkeypatch.context() as patch:
 
-        async def accepted_then_lost(self: Store, *args: object) -> None:
-            await accept(self, *args)  # type: ignore[arg-type]
+        async def accepted_then_lost(self: Store, *args: Any) -> None:
+            await accept(self, *args)
             raise Refusal(problems.DATABASE_UNAVAILABLE, "the connection broke after COMMIT")
 
-        patch.setattr(Store, "accept_update", accepted_then_lost)
+        patch.setattr(Store, "accept_updates", accepted_then_lost)
         assert (await world.put(ada, upload)).status == 503
     assert (await world.put(ada, upload)).status == 200
     await world.fill(2)
@@ -160,7 +166,7 @@ async def test_a_lease_keeps_others_out_and_a_lost_one_changes_nothing(world: Wo
     assert second is not None
     assert not await store.renew(first, now + 91, 60)
     with pytest.raises(Refusal) as caught:
-        await store.begin_opening(first, world.server_key.signing.sign(world.config()), now, {})
+        await store.begin_opening(first, world.server_key.signing.sign(world.config()), 1, now, {})
     assert caught.value.problem == problems.WRONG_STATE
     await store.release(first, 0)
     assert await store.lease(closed, now + 92, 60) is None  # a lost lease releases nothing

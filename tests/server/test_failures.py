@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 from typing import Any
 
 import pytest
+from aiohttp import ClientResponse
 
-from he_protocol import api, problems
+from he_protocol import api, framing, problems
+from he_protocol.messages import Contribution
 from he_server.blobs import BlobWriter
 from he_server.server import Server
 from he_server.store import Store
 from he_server.store.database import make_engine, sqlite_url
 
-from .world import World
+from .world import World, initial_model
 
 
 def _full(*_args: object) -> None:
@@ -115,8 +118,6 @@ async def test_a_bug_is_logged_and_not_told(
 
 
 async def test_a_client_that_hangs_up_leaves_nothing(world: World) -> None:
-    import asyncio
-
     ada = world.person("ada", "client")
     upload = world.upload(ada)
     path = api.update_path(world.task.id, upload.id.hex())
@@ -143,8 +144,6 @@ async def test_a_client_that_hangs_up_leaves_nothing(world: World) -> None:
 async def test_the_worker_survives_errors_and_readiness_watches_it(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import asyncio
-
     from he_server import worker
 
     monkeypatch.setattr(worker, "ERROR_PAUSE_SECONDS", 0.01)
@@ -170,3 +169,68 @@ async def test_the_worker_survives_errors_and_readiness_watches_it(
     stop.set()
     await server.worker
     assert await world.problem(await world.call(None, "GET", "/readyz")) == problems.INTERNAL
+
+
+@pytest.mark.parametrize("fails_at", range(4))
+async def test_a_full_disk_at_every_durable_write(world: World, monkeypatch: pytest.MonkeyPatch, fails_at: int) -> None:
+    """Of an update and of its fold: nothing is acknowledged or lost, and the next try succeeds."""
+    people = [world.person(name, "client") for name in ("dan", "eve", "fay")]
+    uploads = [world.upload(person) for person in people]
+    original, calls = BlobWriter.commit, 0
+
+    def commit(self: BlobWriter) -> None:
+        nonlocal calls
+        calls += 1
+        if calls % 4 == fails_at:
+            raise problems.Refusal(problems.DISK_FULL, "nothing was stored") from OSError(errno.ENOSPC, "full")
+        original(self)
+
+    monkeypatch.setattr(BlobWriter, "commit", commit)
+    for person, upload in zip(people, uploads, strict=True):
+        while (answer := await world.put(person, upload)).status != 201:
+            assert await world.problem(answer) == problems.DISK_FULL
+    async with asyncio.timeout(20):
+        while (await world.round(1)).state == "closed":
+            await world.work()
+            world.clock.now += world.server.settings.lease_seconds
+    _, manifest = await world.manifest(1)
+    assert {entry.update_id for entry in manifest.updates} == {upload.id for upload in uploads}
+
+
+async def test_a_full_disk_refuses_shares_posts_and_models(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is refused by name, leaves nothing behind, and succeeds when sent again."""
+    await world.fill(3)
+    await world.work()
+    holder = world.holders[0]
+    share = await world.share(0, 1)
+    task = framing.start(world.authority.sign(world.config(epoch=2)).encode()) + initial_model(world.config())
+    contribution = Contribution(world.task.hash, 1, holder.name, boxes=())
+    frame = framing.start(holder.key.sign(contribution).encode())
+    board = api.post_path(world.task.id, "contribution", holder.name)
+
+    async def send() -> list[ClientResponse]:
+        return [
+            await world.put_share(0, 1, share),
+            await world.call(holder, "PUT", board, data=frame),
+            await world.call(None, "POST", api.TASKS, data=task),
+        ]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", _full)
+        assert [await world.problem(answer) for answer in await send()] == [problems.DISK_FULL] * 3
+    assert list((world.server.settings.data_dir / "blobs" / "partial").iterdir()) == []
+    assert [answer.status for answer in await send()] == [201] * 3
+
+
+async def test_a_full_disk_puts_a_publication_off(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    await world.fill(3)
+    await world.work()
+    with monkeypatch.context() as patch:
+        for index in (0, 1):
+            assert (await world.put_share(index, 1, await world.share(index, 1))).status == 201
+        patch.setattr(os, "fsync", _full)
+        await world.work()
+    assert (await world.round(1)).state == "opening"
+    world.clock.now += world.server.settings.lease_seconds
+    await world.work()
+    assert (await world.round(1)).state == "published"

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import load
 
-from he_protocol import api
-from he_protocol.messages import Manifest, Receipt
+from he_protocol import api, problems
+from he_protocol.messages import FailedBucket, Manifest, Receipt
 from he_protocol.signing import token_hash, verify
 from he_protocol.task import Optimiser
 
 from .conftest import both
-from .world import World
+from .world import World, half_a_unit
 
 
 @both
@@ -23,7 +23,7 @@ async def test_a_round_from_uploads_to_the_next_model(world: World) -> None:
     uploads = await world.fill(3, value=200)
     assert (await world.round(1)).state == "closed"
     assert (await world.round(2)).state == "open"
-    assert await world.work() == 1
+    assert await world.work() == 2  # folded, merged
     token, _ = await world.manifest(1)
     manifest = verify(token, Manifest, world.server_key.public)
     assert [entry.update_id for entry in manifest.updates] == sorted(upload.id for upload in uploads)
@@ -122,6 +122,57 @@ async def test_where_an_update_is(world: World) -> None:
     assert (status.state, status.version) == ("published", 1)
 
 
+@both
+async def test_a_bucket_that_does_not_open_is_dropped_and_named(empty_world: World) -> None:
+    world = empty_world
+    task = await world.add_task(min_clients=1, max_clients=3, buckets=3)
+    people = [world.person(f"client-{i}", "client") for i in range(3)]
+    uploads = [world.upload(person, 100 * (i + 1)) for i, person in enumerate(people)]
+    for person, upload in zip(people, uploads, strict=True):
+        assert (await world.put(person, upload)).status == 201
+    await world.work()
+    _, manifest = await world.manifest(1)
+    assert {entry.client: entry.bucket for entry in manifest.updates} == {p.name: i for i, p in enumerate(people)}
+    failed = (FailedBucket(1, uploads[1].id, "digest-mismatch"),)
+    await world.put_share(0, 1, await world.share(0, 1, failed=failed))
+    await world.put_share(1, 1, await world.share(1, 1, {(2, 0): half_a_unit(task)}))
+    await world.work()
+    assert (await world.round(1)).state == "opening"  # the third holder may know better, and does about bucket 2
+    await world.put_share(2, 1, await world.share(2, 1, {(2, 0): half_a_unit(task)}, failed=failed))
+    await world.work()
+    status = await world.round(1)
+    assert (status.state, status.failure) == ("published", None)
+    assert [one.bucket for one in status.dropped] == [1, 2]
+    assert [one.updates for one in status.dropped] == [(uploads[1].id.hex(),), (uploads[2].id.hex(),)]
+    named = status.dropped[0].failure
+    assert named.type == problems.COMBINE_REFUSED.urn
+    assert f"holder-0 cannot use update {uploads[1].id.hex()} (digest-mismatch)" in named.detail
+    for i, (person, upload) in enumerate(zip(people, uploads, strict=True)):
+        path = api.update_path(task.id, upload.id.hex())
+        seen = await world.get(person, path, api.UpdateStatus)
+        assert (seen.state, seen.failure is None) == ("published", i == 0)
+    opened = load(await (await world.call(people[0], "GET", api.sum_path(task.id, 1))).read())
+    np.testing.assert_array_equal(opened["sum"], np.full(task.length, 100))
+    assert opened["updates"].tolist() == [1]
+    model = load(await (await world.call(people[0], "GET", api.model_path(task.id))).read())
+    np.testing.assert_allclose(model["w"], np.full((2, 2), 1.0))
+
+
+async def test_a_round_without_a_bucket_that_opens_fails(empty_world: World) -> None:
+    world = empty_world
+    task = await world.add_task(min_clients=1, buckets=3)
+    await world.fill(3)
+    await world.work()
+    for holder in range(3):
+        await world.put_share(holder, 1, await world.share(holder, 1, {0: half_a_unit(task)}))
+    await world.work()
+    status = await world.round(1)
+    assert (status.state, status.dropped) == ("failed", ())
+    assert status.failure is not None
+    assert status.failure.type == problems.COMBINE_REFUSED.urn
+    assert "no bucket opens" in status.failure.detail
+
+
 async def test_an_etag_saves_the_download(world: World) -> None:
     path = api.model_path(world.task.id)
     first = await world.call(world.holders[0], "GET", path)
@@ -143,7 +194,8 @@ async def test_bytes_of_a_finished_round_are_deleted(world: World) -> None:
     await world.work()
     await world.open(1)
     root = world.server.settings.data_dir / "blobs"
-    left = [p for folder in ("updates", "shares", "totals", "partial") for p in (root / folder).iterdir()]
+    folders = ("updates", "keys", "accumulators", "shares", "totals", "partial")
+    left = [path for folder in folders for path in (root / folder).iterdir()]
     assert left == []
 
 

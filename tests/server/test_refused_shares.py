@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from he_protocol import api, problems
-from he_protocol.messages import PartDigest
+from he_protocol.messages import FailedBucket, ShareVector
 from he_protocol.signing import SigningKey
 
 from .conftest import both
@@ -41,8 +41,10 @@ async def test_the_same_share_again_and_another_one(opening: World) -> None:
         ({"manifest": bytes(32)}, problems.MANIFEST_MISMATCH),
         ({"holder": "holder-1"}, problems.NOT_ADDRESSED),
         ({"parts": ()}, problems.WRONG_SHARE),
-        ({"parts": (PartDigest(2, bytes(32)), PartDigest(1, bytes(32)))}, problems.WRONG_SHARE),
-        ({"parts": (PartDigest(1, bytes(32)), PartDigest(2, bytes(32)))}, problems.DIGEST_MISMATCH),
+        ({"parts": (ShareVector(1, 1, bytes(32)), ShareVector(1, 2, bytes(32)))}, problems.WRONG_SHARE),
+        ({"failed": (FailedBucket(0, bytes(16), "malformed"),)}, problems.WRONG_SHARE),
+        ({"parts": (ShareVector(0, 2, bytes(32)), ShareVector(0, 1, bytes(32)))}, problems.WRONG_SHARE),
+        ({"parts": (ShareVector(0, 1, bytes(32)), ShareVector(0, 2, bytes(32)))}, problems.DIGEST_MISMATCH),
     ],
     ids=lambda value: value.slug if isinstance(value, problems.ProblemType) else next(iter(value)),
 )

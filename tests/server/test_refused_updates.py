@@ -16,6 +16,8 @@ from he_protocol.signing import SigningKey
 from .conftest import both
 from .world import Person, Upload, World, constant
 
+pytestmark = pytest.mark.usefixtures("both_sizes")
+
 
 @pytest.fixture
 def ada(world: World) -> Person:

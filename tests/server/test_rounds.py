@@ -9,7 +9,16 @@ import pytest
 from he_protocol import problems
 from he_protocol.api import RoundState
 from he_protocol.problems import Refusal
-from he_server.rounds import TERMINAL, TRANSITIONS, at_deadline, check_base_version, check_transition, opening_due
+from he_server.rounds import (
+    TERMINAL,
+    TRANSITIONS,
+    at_deadline,
+    check_base_version,
+    check_transition,
+    fold_due,
+    merge_buckets,
+    opening_due,
+)
 
 from .conftest import both
 from .world import World
@@ -47,6 +56,47 @@ def test_terminal_states() -> None:
 )
 def test_at_deadline(updates: int, deadline: float, now: float, expected: str) -> None:
     assert at_deadline(updates, 2, deadline, now) == expected
+
+
+@pytest.mark.parametrize(
+    ("waiting", "state", "waited", "filled", "expected"),
+    [
+        ({}, "closed", 9.0, 0.0, None),
+        ({}, "open", 9.0, 0.0, None),
+        ({0: 7}, "open", 0.0, 0.0, None),
+        ({0: 7}, "closed", 0.0, 0.0, 0),
+        ({0: 3, 1: 5}, "open", 0.0, 0.0, 1),
+        ({0: 1}, "open", 2.0, 0.0, 0),
+        ({2: 1}, "open", 0.0, 0.5, 2),
+    ],
+)
+def test_fold_due(
+    waiting: dict[int, int], state: RoundState, waited: float, filled: float, expected: int | None
+) -> None:
+    assert fold_due(waiting, state, waited=waited, filled=filled) == expected
+
+
+@pytest.mark.parametrize(
+    ("sizes", "min_clients", "expected"),
+    [
+        ([5], 2, 1),
+        ([2, 2, 2], 2, 3),
+        ([2, 2, 1], 2, 2),
+        ([1, 1, 1, 1, 0, 0], 2, 2),
+        ([1, 1, 1, 0, 0, 0], 3, 1),
+        ([3, 3, 3, 3], 6, 2),
+        ([2, 0, 0], 2, 1),
+    ],
+)
+def test_merging_buckets(sizes: list[int], min_clients: int, expected: int) -> None:
+    k = merge_buckets(sizes, min_clients)
+    assert k == expected
+
+    def smallest(count: int) -> int:
+        return min(sum(size for b, size in enumerate(sizes) if b % count == final) for final in range(count))
+
+    assert smallest(k) >= min_clients
+    assert all(smallest(larger) < min_clients for larger in range(k + 1, len(sizes) + 1))
 
 
 @pytest.mark.parametrize(
@@ -92,7 +142,7 @@ async def test_the_first_update_sets_the_deadline_and_the_round_closes_then(worl
     await world.fill(1, first=1)
     assert (await world.round(1)).deadline == deadline
     world.clock.now = deadline - 0.5
-    assert await world.work() == 0
+    assert await world.work() == 1  # folded
     world.clock.now = deadline
     await world.work()
     status = await world.round(1)

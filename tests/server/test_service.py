@@ -23,7 +23,8 @@ ELSEWHERE = {
     # Raised only by other parties, or at start; everything else must be documented for some route.
     "duplicate-client", "duplicate-update", "manifest-fork", "update-opened-before", "budget-exhausted",
     "too-many-clients", "tenseal-version", "private-context", "keys-not-ready", "commitment-broken", "bad-settings",
-    "bad-key-file", "unreachable", "unexpected-answer", "method-not-allowed",
+    "bad-key-file", "unreachable", "unexpected-answer", "audit-broken",
+    "ledger-mismatch", "epoch-destroyed",
     # Told as a round's failure.
     "too-few-clients", "no-quorum", "combine-refused",
 }  # fmt: skip
@@ -67,6 +68,7 @@ async def test_answers_are_as_described(world: World, description: dict[str, Any
     values = {
         "{task}": world.task.id,
         "{update}": uploads[0].id.hex(),
+        "{upload}": "0" * 32,
         "{part}": "c1",
         "{round}": "1",
         "{phase}": "reveal",

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import structlog
+from sqlalchemy.exc import ProgrammingError
 from typer.testing import CliRunner
 
 from he_protocol import problems
@@ -105,6 +106,17 @@ def test_errors_are_one_line(data_dir: Path, arguments: list[str], slug: str) ->
     lines = result.stderr.splitlines()
     assert len(lines) == 1
     assert lines[0].endswith(f"[{slug}]")
+
+
+def test_a_failure_of_the_database_while_migrating_is_no_wrong_setting(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def raced(*_: object) -> None:
+        raise ProgrammingError("CREATE TABLE tasks", None, Exception("relation exists"))
+
+    monkeypatch.setattr("migrations.run.upgrade", raced)
+    result = run(app, ["migrate", "--data-dir", str(data_dir)])
+    assert (result.exit_code, "[database-unavailable]" in result.stderr) == (2, True)
 
 
 def test_tasks_offline(data_dir: Path, authority: SigningKey) -> None:

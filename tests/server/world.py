@@ -20,12 +20,13 @@ from he_protocol.keyfile import KeyRecord
 from he_protocol.messages import (
     Cnf,
     Credential,
+    FailedBucket,
     Jwk,
     Manifest,
     Part,
-    PartDigest,
     Role,
     Share,
+    ShareVector,
     SignedUpdate,
     UpdateHeader,
     encode,
@@ -235,18 +236,22 @@ class World:
         self,
         holder: int,
         number: int,
-        vectors: dict[int, bytes] | None = None,
+        vectors: dict[int | tuple[int, int], bytes] | None = None,
         /,
         *,
+        failed: tuple[FailedBucket, ...] = (),
         signer: SigningKey | None = None,
         **changes: Any,
     ) -> bytes:
-        """A share's frame: zeros where `vectors` says nothing else, as if c0 were the plaintext already."""
+        """A share's frame: zeros where `vectors` (by part, or by bucket and part) says nothing else, as if c0 were
+        the plaintext already. Without the buckets that `failed` names."""
         token, manifest = await self.manifest(number)
         layout = self.task.scheme.share_layout(self.task.length)
-        parts = self.task.sharing.parts_of(holder)
+        closed = {entry.bucket for entry in failed}
+        buckets = sorted({entry.bucket for entry in manifest.updates} - closed)
+        places = [(bucket, part) for bucket in buckets for part in self.task.sharing.parts_of(holder)]
         given = vectors or {}
-        bodies = [given.get(part, bytes(layout.size)) for part in parts]
+        bodies = [given.get(place, given.get(place[1], bytes(layout.size))) for place in places]
         share = Share(
             task_hash=self.task.hash,
             epoch=self.task.config.epoch,
@@ -254,8 +259,9 @@ class World:
             manifest=payload_hash(token),
             holder=self.holders[holder].name,
             parts=tuple(
-                PartDigest(part, hashlib.sha256(body).digest()) for part, body in zip(parts, bodies, strict=True)
+                ShareVector(*place, hashlib.sha256(body).digest()) for place, body in zip(places, bodies, strict=True)
             ),
+            failed=failed,
         )
         signed = (signer or self.holders[holder].key).sign(replace(share, **changes))
         return framing.start(signed.encode()) + b"".join(bodies)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import msgspec
 from aiohttp import web
 from aiohttp.test_utils import TestServer
+from msgspec.structs import replace
 
 from he_protocol import api, framing
 from he_protocol.messages import Credential, Manifest, SignedUpdate, UpdateHeader
@@ -50,6 +51,7 @@ class FakeServer:
     posts: dict[str, Posts] = field(default_factory=lambda: {phase: {} for phase in api.PHASES})
     view: View = lambda phase, who, posts: posts
     openings: dict[int, api.Opening] = field(default_factory=dict)
+    revocations: str = ""
     bodies: dict[str, bytes] = field(default_factory=dict)
     shares: dict[tuple[int, str], tuple[str, bytes]] = field(default_factory=dict)
     put_shares: list[tuple[int, str]] = field(default_factory=list)
@@ -65,6 +67,7 @@ class FakeServer:
         app.add_routes(
             [
                 web.get("/v1/tasks", self._tasks),
+                web.get(api.REVOCATIONS, self._revocations),
                 web.get(at + "/board/{phase}", self._board),
                 web.get(at + "/board/{phase}/{holder}", self._post),
                 web.put(at + "/board/{phase}/{holder}", self._put_post),
@@ -111,6 +114,9 @@ class FakeServer:
         status = api.TaskStatus(self.task.id, self.task.config.name, self.task.token, False, 0, 1)
         return answer(api.TaskList((status,)))
 
+    async def _revocations(self, _: web.Request) -> web.Response:
+        return answer(api.Revoked(self.revocations))
+
     async def _board(self, request: web.Request) -> web.Response:
         phase = request.match_info["phase"]
         posts = self.view(phase, reader(request), dict(self.posts[phase]))
@@ -134,7 +140,8 @@ class FakeServer:
         return answer(api.PendingOpenings(tuple(n for n in self.openings if (n, who) not in self.shares)))
 
     async def _opening(self, request: web.Request) -> web.Response:
-        return answer(self.openings[int(request.match_info["number"])])
+        opening = self.openings[int(request.match_info["number"])]
+        return answer(replace(opening, revocations=self.revocations))
 
     async def _key_parts(self, request: web.Request) -> web.Response:
         manifest = read_unverified(self.openings[int(request.match_info["number"])].manifest, Manifest)

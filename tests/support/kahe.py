@@ -9,6 +9,16 @@ from he_protocol.keystream import derive_key, expand_words
 from he_protocol.schemes.kahe import KaheProfile
 
 
+def public_lanes(key: bytes, degree: int, modulus: int, group: int) -> np.ndarray:
+    """a_16g to a_16g+15 in NTT form, word by word as the protocol states them: uint64, shape (N, 16)."""
+    size = degree * 16 // 2 + 128
+    words = expand_words(key, size * (group + 1))[size * group :].tolist()
+    halves = [half for word in words[: size - 128] for half in (word & 0xFFFFFFFF, word >> 32)]
+    spare, limit = iter(words[size - 128 :]), (1 << 32) // modulus * modulus
+    residues = [(half if half < limit else next(spare)) % modulus for half in halves]
+    return np.array(residues, dtype=np.uint64).reshape(degree, 16)
+
+
 class FixedWords:
     """Stands in for the operating system: call n gives the keystream of SHA-256("hushsum/tests/words", seed, n).
 

@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from he_client.encode import Words, secret_words
-from he_protocol import residues
-from he_protocol.messages import SignedUpdate, UpdateHeader
+from he_protocol import residues, schemes
+from he_protocol.messages import Share, SignedUpdate, UpdateHeader
 from he_protocol.quantise import Integers
 from he_protocol.residues import Residues
 from he_protocol.signing import SigningKey, read_unverified
 from keys.checks import History, Request
-from keys.holder import release
+from keys.holder import BucketSums, release
 from keys.schemes import make_opener
 from tests.support.parties import NOW, World, random_integers
 
@@ -76,13 +76,27 @@ def after(first: Request, second: Request) -> Request:
     return replace(second, history=History(first.manifest_hash if same else None, again, 0 if same else 1, 0))
 
 
-def share(world: World, holder: int, request: Request, bodies: dict[bytes, bytes]) -> dict[int, bytes]:
-    """What one holder releases for a request, unjudged: packed vectors by part. `bodies`: key parts by update id."""
-    total = make_opener(world.task, holder, world.hpke[holder], world.seeds(holder)).begin()
+def answer(
+    world: World, holder: int, request: Request, bodies: Mapping[bytes, bytes]
+) -> tuple[Share, dict[tuple[int, int], bytes]]:
+    """One holder's share for a request, unjudged, and its packed vectors by bucket and part.
+
+    `bodies`: key parts by update id.
+    """
+    opener = make_opener(world.task, holder, world.hpke[holder], world.seeds(holder))
+    sums = BucketSums(opener, request.manifest)
     for header in request.headers:
-        total.add(header, bodies[header.update_id])
-    message, vectors = release(request, world.committee[holder].name, total)
-    return {entry.part: vector for entry, vector in zip(message.parts, vectors, strict=True)}
+        sums.add(header, bodies[header.update_id])
+    message, vectors = release(request, world.committee[holder].name, sums)
+    return message, {(e.bucket, e.part): vector for e, vector in zip(message.parts, vectors, strict=True)}
+
+
+def share(
+    world: World, holder: int, request: Request, bodies: Mapping[bytes, bytes], bucket: int = 0
+) -> dict[int, bytes]:
+    """What one holder releases for one bucket of a request, unjudged: packed vectors by part."""
+    _, vectors = answer(world, holder, request, bodies)
+    return {part: vector for (of, part), vector in vectors.items() if of == bucket}
 
 
 def folded(world: World, sent: Sequence[Sent]) -> Residues:
@@ -95,10 +109,15 @@ def folded(world: World, sent: Sequence[Sent]) -> Residues:
     return total
 
 
-def shares(world: World, holder: int, request: Request, sent: Sequence[Sent]) -> dict[int, bytes]:
-    """What one holder releases for these updates, unjudged."""
+def key_parts(world: World, sent: Sequence[Sent]) -> dict[bytes, bytes]:
+    """What holders download of these updates, by update id."""
     name = world.task.part("key").name
-    return share(world, holder, request, {one.header.update_id: one.body[name] for one in sent})
+    return {one.header.update_id: one.body[name] for one in sent}
+
+
+def shares(world: World, holder: int, request: Request, sent: Sequence[Sent], bucket: int = 0) -> dict[int, bytes]:
+    """What one holder releases for one bucket of these updates, unjudged."""
+    return share(world, holder, request, key_parts(world, sent), bucket)
 
 
 def combine(world: World, parts: Mapping[int, bytes], sent: Sequence[Sent]) -> Integers:
@@ -106,14 +125,17 @@ def combine(world: World, parts: Mapping[int, bytes], sent: Sequence[Sent]) -> I
     task = world.task
     layout = task.scheme.share_layout(task.length)
     vectors = [residues.unpack(parts[i], layout) for i in range(task.sharing.parts)]
-    return task.scheme.combine(folded(world, sent), vectors, task.length, len(sent), task.epoch_id)
+    return schemes.combine(task.scheme, folded(world, sent), vectors, task.length, len(sent), task.epoch_id)
 
 
-def open_sum(world: World, request: Request, sent: Sequence[Sent], quorum: Sequence[int] | None = None) -> Integers:
-    """The sum that a quorum (by default the first holders) and the server open for a request: nobody judges it."""
+def open_sum(
+    world: World, request: Request, sent: Sequence[Sent], quorum: Sequence[int] | None = None, bucket: int = 0
+) -> Integers:
+    """The sum of a bucket that a quorum (by default the first holders) and the server open: nobody judges it."""
     by_id = {one.header.update_id: one for one in sent}
     listed = [by_id[header.update_id] for header in request.headers]  # as often as the manifest lists them
     parts: dict[int, bytes] = {}
     for holder in quorum if quorum is not None else range(world.task.config.threshold):
-        parts |= shares(world, holder, request, listed)
-    return combine(world, parts, listed)
+        parts |= shares(world, holder, request, listed, bucket)
+    entries = zip(request.manifest.updates, listed, strict=True)
+    return combine(world, parts, [one for entry, one in entries if entry.bucket == bucket])

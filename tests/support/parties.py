@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -161,15 +163,22 @@ class World:
         return SignedUpdate(client.key.sign(replace(header, **changes)), client.credential)
 
     def manifest(
-        self, updates: list[SignedUpdate], *, number: int = 1, signer: SigningKey | None = None, **changes: object
+        self,
+        updates: list[SignedUpdate],
+        *,
+        number: int = 1,
+        signer: SigningKey | None = None,
+        buckets: Mapping[str, int] = MappingProxyType({}),
+        **changes: object,
     ) -> tuple[str, tuple[SignedUpdate, ...]]:
-        """A signed manifest of updates, and the updates in its order."""
+        """A signed manifest of updates, and the updates in its order. `buckets`: by client, 0 for the others."""
         from he_protocol.signing import read_unverified
 
         headers = {id(update): read_unverified(update.header, UpdateHeader) for update in updates}
         ordered = sorted(updates, key=lambda update: headers[id(update)].update_id)
         entries = tuple(
-            ManifestEntry(headers[id(u)].update_id, headers[id(u)].client, token_hash(u.header)) for u in ordered
+            ManifestEntry(h.update_id, h.client, token_hash(u.header), buckets.get(h.client, 0))
+            for u, h in ((u, headers[id(u)]) for u in ordered)
         )
         manifest = Manifest(self.task.hash, self.task.config.epoch, number, 0, entries)
         return (signer or self.server.key).sign(replace(manifest, **changes)), tuple(ordered)

@@ -12,6 +12,7 @@ import pytest
 from he_protocol import ntt
 from he_protocol.keystream import derive_key, expand_words
 from he_protocol.problems import BAD_PLAN, COMBINE_REFUSED
+from he_protocol.schemes import combine
 from he_protocol.schemes.ckks import PROFILES, Ckks, common_polynomial, decode, make
 from he_protocol.sharing import Sharing
 
@@ -143,12 +144,12 @@ def test_combine_adds_released_parts_and_rounds():
     masks = [rng.integers(0, q, total.shape, dtype=np.uint64) for _ in range(3)]
     hidden = (total + sum(q - m for m in masks)) % q
     kept = hidden.copy()
-    assert scheme.combine(hidden, masks, 8, 3, EPOCH).tolist() == VALUES
-    assert scheme.combine(hidden, masks, 5, 3, EPOCH).tolist() == VALUES[:5]
+    assert combine(scheme, hidden, masks, 8, 3, EPOCH).tolist() == VALUES
+    assert combine(scheme, hidden, masks, 5, 3, EPOCH).tolist() == VALUES[:5]
     np.testing.assert_array_equal(hidden, kept)
     for wrong in (masks[:2], [*masks, masks[0]], [masks[0], masks[1], masks[1]]):
         with refused(COMBINE_REFUSED):
-            scheme.combine(hidden, wrong, 8, 3, EPOCH)
+            combine(scheme, hidden, wrong, 8, 3, EPOCH)
 
 
 @pytest.mark.parametrize(("off", "good"), [(0.0, True), (0.2, True), (0.3, False), (0.5, False), (-0.3, False)])
@@ -156,19 +157,19 @@ def test_slots_between_integers_are_refused(off, good):
     """A wrong share moves slots anywhere: rounding it away would publish noise as a model."""
     total = encode([v + (off if i == 3 else 0) for i, v in enumerate(VALUES)])
     if good:
-        assert Ckks(TINY).combine(total, [], 8, 1, EPOCH).tolist() == VALUES
+        assert combine(Ckks(TINY), total, [], 8, 1, EPOCH).tolist() == VALUES
     else:
         with refused(COMBINE_REFUSED, "integers"):
-            Ckks(TINY).combine(total, [], 8, 1, EPOCH)
+            combine(Ckks(TINY), total, [], 8, 1, EPOCH)
 
 
 def test_slots_beyond_the_length_do_not_matter():
-    assert Ckks(TINY).combine(encode([*VALUES[:7], 0.5]), [], 7, 1, EPOCH).tolist() == VALUES[:7]
+    assert combine(Ckks(TINY), encode([*VALUES[:7], 0.5]), [], 7, 1, EPOCH).tolist() == VALUES[:7]
 
 
 def test_sums_beyond_the_capacity_are_refused():
     capacity = Ckks(TINY).capacity
-    assert Ckks(TINY).combine(encode([0] * 7 + [capacity]), [], 8, 1, EPOCH)[7] == capacity
+    assert combine(Ckks(TINY), encode([0] * 7 + [capacity]), [], 8, 1, EPOCH)[7] == capacity
     for value in (capacity + 1, -capacity - 1):
         with refused(COMBINE_REFUSED):
-            Ckks(TINY).combine(encode([0] * 7 + [value]), [], 8, 1, EPOCH)
+            combine(Ckks(TINY), encode([0] * 7 + [value]), [], 8, 1, EPOCH)

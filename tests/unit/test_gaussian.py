@@ -31,7 +31,7 @@ def crafted(sampler: Gaussian, draws: list[int]) -> np.ndarray:
 
     The top 16 bits of a draw become its lane; the other 48 a spare word, if they are needed.
     """
-    table = sampler._table.tolist()
+    table = sampler._table.cumulative.tolist()
     lanes = [draw >> 48 for draw in draws]
     lanes += [lanes[0]] * (-len(lanes) % 4)
     packed = [sum(lane << 16 * i for i, lane in enumerate(lanes[at : at + 4])) for at in range(0, len(lanes), 4)]
@@ -55,9 +55,9 @@ def exact(std: float) -> dict[int, Fraction]:
 
 
 def table_probabilities(sampler: Gaussian) -> dict[int, Fraction]:
-    cumulative = [0, *map(int, sampler._table), 1 << 64]
+    cumulative = [0, *map(int, sampler._table.cumulative), 1 << 64]
     steps = [Fraction(b - a, 1 << 64) for a, b in itertools.pairwise(cumulative)]
-    return {i - sampler._offset: step for i, step in enumerate(steps)}
+    return {i - sampler._table.bound: step for i, step in enumerate(steps)}
 
 
 def chi_square(counts: np.ndarray, expected: np.ndarray) -> tuple[float, float]:
@@ -80,18 +80,18 @@ def test_a_table_is_within_2_to_the_minus_53_of_the_distribution(std):
     assert distance < Fraction(1, 1 << 53)
     assert all(got[k] == got[-k] for k in got)
     assert all(p > 0 for p in got.values())
-    assert sampler._offset < 900  # fits the 16 bits of the direct table, and the count in the bound above
+    assert sampler._table.bound < 900  # fits the 16 bits of the direct table, and the count in the bound above
 
 
 @pytest.mark.parametrize("std", [0.3, 0.5, 1.0, 3.2, 6.4, 17.3, 60.8, TABLE_STD])
 def test_sixteen_bits_decide_exactly_where_they_can(std):
     """A lane is undecided when the other 48 bits could still change the sample, and only then."""
     sampler = Gaussian(std)
-    table = sampler._table.tolist()
+    table = sampler._table.cumulative.tolist()
     for lane in range(1 << LANE_BITS):
-        low, high = (bisect_right(table, lane << 48 | rest) - sampler._offset for rest in (0, (1 << 48) - 1))
-        assert sampler._direct[lane] == (low if low == high else UNDECIDED), lane
-    assert np.count_nonzero(sampler._direct == UNDECIDED) <= len(table)
+        low, high = (bisect_right(table, lane << 48 | rest) - sampler._table.bound for rest in (0, (1 << 48) - 1))
+        assert sampler._table.direct[lane] == (low if low == high else UNDECIDED), lane
+    assert np.count_nonzero(sampler._table.direct == UNDECIDED) <= len(table)
 
 
 def test_the_docstrings_example_is_true():
@@ -105,7 +105,7 @@ def test_spare_words_run_out_less_often_than_keys_are_guessed(std, count):
     sampler = Gaussian(std)
     lanes = count * lanes_per_sample(sampler)
     spare = sampler.words(count) - ceil(lanes / 4)
-    mean = lanes * int(np.count_nonzero(sampler._direct == UNDECIDED)) / (1 << LANE_BITS)
+    mean = lanes * int(np.count_nonzero(sampler._table.direct == UNDECIDED)) / (1 << LANE_BITS)
     assert spare >= 64
     if mean > 0 and lanes > spare:  # otherwise every draw that may need a spare word has one
         excess = spare - mean
@@ -115,7 +115,7 @@ def test_spare_words_run_out_less_often_than_keys_are_guessed(std, count):
 def test_running_out_of_words_is_an_error_and_not_a_sample():
     """Words crafted so that every lane is undecided: samples made from anything else would be biased."""
     sampler = Gaussian(6.4)
-    lane = int(np.flatnonzero(sampler._direct == UNDECIDED)[0])
+    lane = int(np.flatnonzero(sampler._table.direct == UNDECIDED)[0])
     lanes = np.full(100, lane * 0x0001_0001_0001_0001, dtype=np.uint64)  # four lanes each
     spare = expand_words(bytes(32), 400)
     enough = sampler.sample(np.concatenate([lanes, spare]), 400)
@@ -239,15 +239,15 @@ def test_neighbouring_values_of_a_convolution_are_equally_smooth():
 def test_the_kernel_is_a_plain_bisection(std):
     """At every boundary of the table and at boundaries of the lanes, and one to either side."""
     sampler = Gaussian(std)
-    table, lanes = sampler._table.tolist(), lanes_per_sample(sampler)
+    table, lanes = sampler._table.cumulative.tolist(), lanes_per_sample(sampler)
     starts = [i << 48 for i in range(0, 1 << LANE_BITS, 512)]
     edges = [e + d for e in table + starts for d in (-1, 0, 1) if 0 <= e + d < 1 << 64] + [0, (1 << 64) - 1]
     edges += [edges[0]] * (-len(edges) % lanes)
     weights = [prod(k for level, k in enumerate(sampler.factors) if i >> level & 1) for i in range(lanes)]
-    plain = [bisect_right(table, word) - sampler._offset for word in edges]
-    wanted = [
-        sum(w * x for w, x in zip(weights, plain[i : i + lanes], strict=True)) for i in range(0, len(plain), lanes)
-    ]
+    plain = [bisect_right(table, word) - sampler._table.bound for word in edges]
+    count = len(plain) // lanes
+    levels = [plain[at : at + count] for at in range(0, len(plain), count)]
+    wanted = [sum(w * x for w, x in zip(weights, draws, strict=True)) for draws in zip(*levels, strict=True)]
     assert sampler.sample(crafted(sampler, edges), len(wanted)).tolist() == wanted
 
 

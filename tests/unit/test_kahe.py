@@ -11,7 +11,7 @@ from he_protocol.envelope import seal
 from he_protocol.keystream import derive_key, expand_words
 from he_protocol.lanes import CommonProduct
 from he_protocol.problems import COMBINE_REFUSED
-from he_protocol.schemes import load_scheme
+from he_protocol.schemes import combine, load_scheme
 from he_protocol.schemes.kahe import (
     PROFILES,
     SEED_BYTES,
@@ -165,8 +165,8 @@ def test_combine_removes_exactly_the_product_with_the_opened_key(profile, rows):
     groups = np.concatenate([product.group(g) for g in range(ceil(rows / 16))])[:rows]
     total = ((groups.reshape(-1).astype(np.int64) + values) % q).astype(np.uint64).reshape(rows, 1, n)
     for length in (rows * n, rows * n - n + 1):
-        opened = Kahe(profile).combine(total.copy(), split(key, 3), length, 2, EPOCH)
+        opened = combine(Kahe(profile), total.copy(), split(key, 3), length, 2, EPOCH)
         assert opened.dtype == np.int64
         np.testing.assert_array_equal(opened, values[:length])
-    other = Kahe(profile).combine(total.copy(), split(key, 3), rows * n, 2, EPOCH[:-1] + b"\x00")
+    other = combine(Kahe(profile), total.copy(), split(key, 3), rows * n, 2, EPOCH[:-1] + b"\x00")
     assert (other == values).mean() < 0.01

@@ -14,12 +14,11 @@ import numpy as np
 import pytest
 
 from he_protocol import ntt, residues, seal
-from he_protocol.keystream import expand_words
-from he_protocol.lanes import LANES
 from he_protocol.residues import Residues
+from he_protocol.schemes import combine
 from he_protocol.schemes.kahe import PROFILES, KaheProfile, common_key
 from he_protocol.task import TensorSpec
-from tests.support.kahe import FixedWords
+from tests.support.kahe import FixedWords, public_lanes
 from tests.support.parties import World, random_integers
 
 ts = pytest.importorskip("tenseal")
@@ -71,8 +70,7 @@ def world(request: pytest.FixtureRequest) -> World:
 
 def public(profile: KaheProfile, epoch_id: bytes) -> Residues:
     """a_0 to a_15 as the design states them, NTT form, shape (N, 16)."""
-    words = expand_words(common_key(epoch_id), profile.degree * LANES)
-    return (words % np.uint64(profile.modulus)).reshape(profile.degree, LANES)
+    return public_lanes(common_key(epoch_id), profile.degree, profile.modulus, 0)
 
 
 @SEALS
@@ -123,5 +121,5 @@ def test_seal_decrypts_a_sum_under_the_summed_key_as_combine_opens_it(world: Wor
     a = public(profile, task.epoch_id)
     ours = [seal_decrypt(profile, secret, total, number, a, tmp_path) for number in range(POLYNOMIALS)]
     released = [(secret % (1 << 32)).astype(np.uint64).reshape(1, 1, -1)]
-    opened = task.scheme.combine(total, released, task.length, 3, task.epoch_id)
+    opened = combine(task.scheme, total, released, task.length, 3, task.epoch_id)
     np.testing.assert_array_equal(np.concatenate(ours)[: task.length], opened)

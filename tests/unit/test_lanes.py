@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from he_protocol import lanes, ntt
-from he_protocol.keystream import expand_words
-from he_protocol.lanes import LANES, MAX_PRIME, CommonProduct
+from he_protocol.lanes import LANES, MAX_PRIME, SPARE, CommonProduct
 from he_protocol.schemes.kahe import PROFILES
+from tests.support.kahe import public_lanes
 
 KEY = bytes(range(32))
 RINGS = [(profile.degree, profile.modulus) for profile in PROFILES.values()]
@@ -23,9 +23,7 @@ def short(degree: int, seed: int = 1, bound: int = EDGE) -> np.ndarray:
 
 
 def public_values(degree: int, modulus: int, group: int) -> np.ndarray:
-    """a_j in NTT form, as documented: residue k of a_{16g+l} is word (g*N + k)*16 + l modulo q; shape (N, 16)."""
-    words = expand_words(KEY, (group + 1) * degree * LANES)
-    return (words % np.uint64(modulus)).reshape(group + 1, degree, LANES)[group].astype(np.int64)
+    return public_lanes(KEY, degree, modulus, group).astype(np.int64)
 
 
 def exponents(degree: int) -> np.ndarray:
@@ -138,6 +136,33 @@ def test_keys_add_up():
     np.testing.assert_array_equal((parts[0] + parts[1]) % np.uint64(modulus), parts[2])
 
 
+def test_a_word_that_would_favour_small_residues_is_replaced(monkeypatch):
+    """With words at the limit in three places: the spare words stand there, in order; the limit itself is out."""
+    degree, modulus = SMALL[3]
+    limit, size = (1 << 32) // modulus * modulus, degree * LANES // 2
+    words = np.zeros(size + SPARE, dtype=np.uint64)
+    flat = words[:size].view("<u4")
+    flat[[3, 40, degree * LANES - 1]], flat[41] = (limit, 0xFFFFFFFF, limit + 1), limit - 1
+    words[size : size + 3] = (1 << 63) + 5, modulus - 1, 7
+    monkeypatch.setattr(lanes, "expand_words", lambda key, count, block: words.copy())
+    one = np.zeros(degree, dtype=np.int64)
+    one[0] = 1
+    values = flat.astype(np.int64)
+    values[[3, 40, degree * LANES - 1]] = ((1 << 63) + 5) % modulus, modulus - 1, 7
+    got = CommonProduct(KEY, one, modulus).group(0)
+    for i in (0, 1, degree - 1):
+        wanted = coefficient(values.reshape(degree, LANES) % modulus, i, modulus)
+        assert got[:, i].tolist() == wanted.tolist()
+
+
+def test_too_few_spare_words_are_an_error(monkeypatch):
+    degree, modulus = SMALL[0]
+    words = np.full(degree * LANES // 2 + SPARE, (1 << 64) - 1, dtype=np.uint64)
+    monkeypatch.setattr(lanes, "expand_words", lambda key, count, block: words)
+    with pytest.raises(RuntimeError, match="not enough"):
+        CommonProduct(KEY, short(degree), modulus).lanes(0)
+
+
 @pytest.mark.parametrize("modulus", [MAX_PRIME, MAX_PRIME + 12289, 1125899905351681])
 def test_moduli_that_would_overflow_a_lane_are_refused(modulus):
     with pytest.raises(ValueError, match="below 2\\^30"):
@@ -150,17 +175,11 @@ def test_every_stage_stays_below_2q_on_the_largest_inputs():
     q, q32 = modulus, np.uint32(modulus)
     assert 4 * q < 1 << 32
     product = CommonProduct(KEY, short(degree), modulus)
-    full = np.full((degree, LANES, 2), 0xFFFFFFFF, dtype=np.uint32)
-    out = np.empty((degree, LANES), dtype=np.uint32)
-    lanes._scale(full, product._factors, q32, out)
-    assert (out < 2 * q).all()
-    wanted = ((1 << 64) - 1) % q * product._factors[:, 0].astype(object) % q
-    assert (out.astype(object) % q == wanted[:, None]).all()
-    for start in (2 * q - 1, 0, q):
+    for start in (0xFFFFFFFF, 2 * q - 1, 0, q):
         work = np.full((degree, LANES), start, dtype=np.uint32)
-        work[::2] = 2 * q - 1
-        values = work.astype(np.int64) % q
-        lanes._inverse(work, product._roots, q32)
+        work[::2] = 0xFFFFFFFF
+        values = (work.astype(object) * product._factors[:, :1].astype(object) % q).astype(np.int64)
+        lanes._multiply(work.reshape(-1), product._factors, product._roots, q32)
         assert (work < 2 * q).all()
         rows = np.empty((LANES, degree), dtype=np.uint64)
         lanes._rows(work, q32, rows)

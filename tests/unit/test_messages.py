@@ -71,7 +71,7 @@ def test_no_field_may_be_missing(field):
 def test_unknown_fields_are_refused_also_inside():
     with refused(UNKNOWN_FIELD, "more"):
         decode(json.dumps({**GOOD, "more": 0}).encode(), Part)
-    inner = {"update_id": "A" * 22 + "==", "client": "c", "header": GOOD["sha256"], "more": 0}
+    inner = {"update_id": "A" * 22 + "==", "client": "c", "header": GOOD["sha256"], "bucket": 0, "more": 0}
     body = {"task_hash": GOOD["sha256"], "epoch": 1, "round": 1, "model_version": 0, "updates": [inner]}
     with refused(UNKNOWN_FIELD, "updates"):
         decode(json.dumps(body).encode(), Manifest)

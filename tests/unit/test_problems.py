@@ -8,7 +8,7 @@ import re
 import pytest
 
 from he_protocol import problems
-from he_protocol.problems import PROBLEMS, UNEXPECTED_ANSWER, WRONG_SIZE, ProblemType, Refusal
+from he_protocol.problems import PROBLEMS, UNEXPECTED_ANSWER, WRONG_SIZE, ProblemType, Refusal, printable
 
 
 def test_slugs_are_unique_urns_with_http_errors():
@@ -68,3 +68,21 @@ def test_any_other_answer_is_unexpected(body):
     refusal = Refusal.from_document(body, 502)
     assert refusal.problem is UNEXPECTED_ANSWER
     assert refusal.got == "HTTP 502"
+
+
+@pytest.mark.parametrize(
+    ("sent", "shown"),
+    [
+        ("\x1b[2J\x1b]0;owned\x07", r"\x1b[2J\x1b]0;owned\x07"),
+        ("fine\r\nrefused: nothing", r"fine\r\nrefused: nothing"),
+        ("\u202egpj.exe", r"\u202egpj.exe"),
+        ("\x9b31m", r"\x9b31m"),
+        ("détail ✓ 数", "détail ✓ 数"),
+    ],
+)
+def test_a_peers_text_cannot_steer_a_terminal(sent, shown):
+    assert printable(sent) == shown
+    came = Refusal.from_document(Refusal(WRONG_SIZE, sent, expected=sent, got=sent).document(), 400)
+    assert came.detail == sent
+    assert str(came) == f"{WRONG_SIZE.title}: {shown} (expected {shown}, got {shown}) [wrong-size]"
+    assert str(came).isprintable()

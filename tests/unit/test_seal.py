@@ -9,6 +9,7 @@ import pytest
 
 from he_protocol import seal
 from he_protocol.problems import FINGERPRINT_MISMATCH, MALFORMED, PRIVATE_CONTEXT, RESIDUE_RANGE, TRAILING_BYTES
+from tests.support.tenseal_vector import ckks_vector
 
 from .refusals import refused
 
@@ -44,7 +45,7 @@ def test_other_objects_are_refused(change, problem):
 
 
 def test_a_ciphertext_comes_back():
-    np.testing.assert_array_equal(seal.read_ciphertext(PAYLOAD, MODULI, 8), RESIDUES)
+    np.testing.assert_array_equal(seal.read_ciphertext(PAYLOAD, MODULI, 8, 4.0), RESIDUES)
     assert len(OBJECT) == 16 + 73 + 16 + 8 + 8 * 32
     assert PAYLOAD[:32] == seal.parms_id(8, MODULI)
 
@@ -72,22 +73,22 @@ def patch(at: int, raw: bytes) -> bytes:
 )
 def test_other_ciphertexts_are_refused(payload, problem):
     with refused(problem):
-        seal.read_ciphertext(payload, MODULI, 8)
+        seal.read_ciphertext(payload, MODULI, 8, 4.0)
 
 
 def test_residues_just_below_their_prime_are_accepted():
     top = patch(97, struct.pack("<Q", 96))
-    assert seal.read_ciphertext(top, MODULI, 8)[0, 0, 0] == 96
+    assert seal.read_ciphertext(top, MODULI, 8, 4.0)[0, 0, 0] == 96
 
 
 def test_other_parameters_are_refused_by_name():
     for moduli, degree in (((97, 117), 8), ((97,), 8), (MODULI, 16), (MODULI[::-1], 8)):
         with refused(FINGERPRINT_MISMATCH):
-            seal.read_ciphertext(PAYLOAD, moduli, degree)
+            seal.read_ciphertext(PAYLOAD, moduli, degree, 4.0)
 
 
 def test_a_vector_yields_its_objects():
-    vector = seal.ckks_vector(300, OBJECT, 4.0)
+    vector = ckks_vector(300, OBJECT, 4.0)
     assert vector[:4].hex() == "0a02ac02"
     assert seal.read_vector(vector) == [OBJECT]
     assert seal.read_vector(b"") == []

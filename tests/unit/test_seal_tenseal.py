@@ -11,7 +11,9 @@ import pytest
 from he_protocol import ntt, seal
 from he_protocol.problems import PRIVATE_CONTEXT
 from he_protocol.residues import Residues
+from he_protocol.schemes import combine
 from he_protocol.schemes.ckks import PROFILES, Ckks, common_polynomial, decode
+from tests.support.tenseal_vector import ckks_vector
 
 from .refusals import refused
 
@@ -56,7 +58,7 @@ def encrypted(committee):
     mode, payload = seal.unwrap(found)
     assert mode == seal.ZSTD
     payload = zstandard.ZstdDecompressor().decompressobj().decompress(payload)
-    return values, found, seal.read_ciphertext(payload, P.data_moduli, P.degree)
+    return values, found, seal.read_ciphertext(payload, P.data_moduli, P.degree, P.scale)
 
 
 def seal_decrypt(secret: Residues, ciphertext: bytes, folder: Path) -> Residues:
@@ -139,7 +141,7 @@ def test_seals_own_decryption_is_c0_plus_c1_s_residue_for_residue(committee, enc
     np.testing.assert_array_equal(seal_decrypt(summed, found, tmp_path), opened)
     slots = decode(opened, P)
     assert np.abs(slots - values).max() < 2**-10
-    np.testing.assert_array_equal(Ckks(P).combine(c0[None], shares, P.slots, 1, EPOCH), values)
+    np.testing.assert_array_equal(combine(Ckks(P), c0[None], shares, P.slots, 1, EPOCH), values)
 
 
 def test_one_secret_part_less_opens_nothing(committee, encrypted):
@@ -147,7 +149,7 @@ def test_one_secret_part_less_opens_nothing(committee, encrypted):
     _, _, (c0, c1) = encrypted
     shares = [ntt.multiply(c1[None], s[:, :LEVEL], P.data_moduli) for s in secrets[:2]]
     with pytest.raises(Exception, match="combine-refused"):
-        Ckks(P).combine(c0[None], shares, P.slots, 1, EPOCH)
+        combine(Ckks(P), c0[None], shares, P.slots, 1, EPOCH)
 
 
 def test_our_ciphertext_is_decrypted_by_seal_residue_for_residue(tmp_path):
@@ -181,7 +183,7 @@ def test_decode_agrees_with_tenseal():
     m = np.array([[[c % q for c in coefficients] for q in P.data_moduli]], dtype=np.uint64)
     ntt.forward(m, P.data_moduli)
     found = seal.ciphertext(np.concatenate([m, np.zeros_like(m)]), P.data_moduli, P.scale)
-    vector = ts.ckks_vector_from(private_context(), seal.ckks_vector(P.slots, found, P.scale))
+    vector = ts.ckks_vector_from(private_context(), ckks_vector(P.slots, found, P.scale))
     slots = decode(m, P)
     assert np.abs(slots).max() > 2**20
     np.testing.assert_allclose(slots, vector.decrypt(), rtol=0, atol=np.abs(slots).max() * 1e-12)

@@ -8,7 +8,8 @@ from dataclasses import replace as profile_replace
 import pytest
 from msgspec.structs import replace
 
-from he_protocol.messages import encode
+from he_protocol.framing import HEAD_LIMIT
+from he_protocol.messages import FailedBucket, Share, ShareVector, encode
 from he_protocol.privacy import PrivacyPlan
 from he_protocol.problems import (
     BAD_COMMITTEE,
@@ -16,13 +17,14 @@ from he_protocol.problems import (
     BAD_SIGNATURE,
     FINGERPRINT_MISMATCH,
     MALFORMED,
+    PROBLEMS,
     SUM_COULD_WRAP,
     UNKNOWN_FIELD,
     WRONG_SCHEME,
 )
 from he_protocol.schemes import load_scheme
 from he_protocol.signing import verify
-from he_protocol.task import MAX_LENGTH, Task, TaskConfig, TensorSpec, check_config, sum_plan
+from he_protocol.task import MAX_LENGTH, MAX_VECTORS, Task, TaskConfig, TensorSpec, check_config, sum_plan
 
 from .parties import AUTHORITY, MALLORY, task_config
 from .refusals import refused
@@ -84,6 +86,10 @@ FIRST, SECOND, THIRD = CONFIG.holders
         ({"tensors": (TensorSpec("w", (MAX_LENGTH + 1,)),)}, BAD_PLAN, "too large"),
         ({"tensors": (TensorSpec("w", (MAX_LENGTH,)),), "weighting": "examples"}, BAD_PLAN, "too large"),
         ({"min_clients": 101}, BAD_PLAN, "exceeds max_clients"),
+        ({"buckets": 34}, BAD_PLAN, "exceeds max_clients"),
+        ({"buckets": 513, "min_clients": 1, "max_clients": 1000}, BAD_PLAN, "too many buckets for one share"),
+        ({"buckets": 2, "combination": "median"}, BAD_PLAN, "at least 3 buckets"),
+        ({"buckets": 2, "combination": "trimmed-mean"}, BAD_PLAN, "at least 3 buckets"),
         ({"privacy": replace(RECORD, delta=0.0)}, BAD_PLAN, "privacy.delta"),
         ({"privacy": replace(RECORD, max_corrupt=3)}, BAD_PLAN, "max_corrupt"),
         ({"privacy": replace(CLIENT, sampling_rate=0.5)}, BAD_PLAN, "amplification"),
@@ -102,6 +108,16 @@ def test_a_plan_that_does_not_fit_together_is_refused(change, problem, why):
         check_config(replace(CONFIG, **change))
 
 
+def test_the_largest_share_of_any_task_fits_into_a_frame():
+    """As many vectors as a task may have; or none, every bucket named with the longest slug."""
+    buckets = range(MAX_VECTORS)
+    whole = tuple(ShareVector(bucket, 125, bytes(32)) for bucket in buckets)
+    none = tuple(FailedBucket(bucket, bytes(16), max(PROBLEMS, key=len)) for bucket in buckets)
+    for parts, failed in ((whole, ()), ((), none)):
+        share = Share(bytes(32), 2**53, 2**53, bytes(32), "h" * 64, parts, failed)
+        assert len(AUTHORITY.sign(share)) <= HEAD_LIMIT
+
+
 def test_two_holders_with_one_key_would_break_the_threshold():
     """The attack behind `holder keys must differ`: one person under two names is a quorum of 2-of-3."""
     two_faced = replace(CONFIG, holders=(FIRST, replace(FIRST, name="other"), THIRD))
@@ -115,6 +131,7 @@ def test_two_holders_with_one_key_would_break_the_threshold():
         {"tensors": ()},
         {"tensors": (TensorSpec("", (1,)),)},
         {"tensors": (TensorSpec("w", (0,)),)},
+        {"tensors": (TensorSpec("w", (1,) * 33),)},
         {"holders": ()},
         {"scale": 0.0},
         {"scale": -1.0},

@@ -30,7 +30,7 @@ from he_protocol.messages import MESSAGE_LIMIT, Message, encode
 from he_protocol.privacy import PrivacyPlan
 from he_protocol.quantise import quantise
 from he_protocol.residues import ResidueLayout, fold, pack, unpack
-from he_protocol.schemes import load_scheme
+from he_protocol.schemes import combine, load_scheme
 from he_protocol.schemes.ckks import PROFILES, common_polynomial
 from he_protocol.schemes.kahe import PROFILES as KAHE
 from he_protocol.schemes.kahe import KaheProfile, common_key, envelope_info, opened_key
@@ -99,6 +99,8 @@ def examples() -> list[tuple[Message, SigningKey]]:
     """One of every signed message, with who signs it."""
     sealed = m.SealedSeeds("holder-1", stream(sha("box"), 80))
     parts = (m.PartDigest(1, sha("part 1")), m.PartDigest(2, sha("part 2")))
+    vectors = (m.ShareVector(0, 1, sha("vector 0 1")), m.ShareVector(0, 2, sha("vector 0 2")))
+    failed = (m.FailedBucket(1, UPDATE, "digest-mismatch"),)
     whole = (m.Part("c0", 153600, sha("c0")), m.Part("c1", 153600, sha("c1")))
     return [
         (task_config(), AUTHORITY),
@@ -106,13 +108,15 @@ def examples() -> list[tuple[Message, SigningKey]]:
         (m.EnrolRequest("phone-1", "client", CLIENT.public, NOW), CLIENT),
         (m.UpdateHeader(TASK_HASH, 1, UPDATE, "phone-1", 3, NOW, whole), CLIENT),
         (m.SignedUpdate("header.payload.signature", "a.credential.token"), CLIENT),
-        (m.Manifest(TASK_HASH, 1, 4, 3, (m.ManifestEntry(UPDATE, "phone-1", sha("header")),)), SERVER),
+        (m.Manifest(TASK_HASH, 1, 4, 3, (m.ManifestEntry(UPDATE, "phone-1", sha("header"), 0),)), SERVER),
         (m.Receipt(TASK_HASH, UPDATE, "phone-1", sha("header"), NOW), SERVER),
-        (m.Share(TASK_HASH, 1, 4, sha("manifest"), "holder-0", parts), HOLDER),
+        (m.Share(TASK_HASH, 1, 4, sha("manifest"), "holder-0", vectors, failed), HOLDER),
         (m.Contribution(TASK_HASH, 1, "holder-0", (sealed,)), HOLDER),
         (m.Commitment(TASK_HASH, 1, "holder-0", sha("transcript"), parts), HOLDER),
         (m.Reveal(TASK_HASH, 1, "holder-0", sha("transcript"), parts), HOLDER),
         (m.Confirmation(TASK_HASH, 1, "holder-0", sha("transcript"), sha("key")), HOLDER),
+        (m.RevocationList(3, NOW, NOW + 86400, tuple(sorted((sha("key 1"), sha("key 2"))))), AUTHORITY),
+        (m.AuditHead("aggregator", 17, sha("entry"), NOW), SERVER),
         (m.RequestProof("aggregator", "PUT", "/v1/tasks", NOW, NOW + 60, "nonce", jwk_x(sha("credential"))), CLIENT),
     ]
 
@@ -154,7 +158,7 @@ def good_messages() -> list[Case]:
     return cases
 
 
-FIXED = {"task_hash", "sha256", "header", "manifest", "transcript", "fingerprint", "update_id", "key"}
+FIXED = {"task_hash", "sha256", "header", "manifest", "transcript", "fingerprint", "update_id", "key", "hash"}
 """Fields with bytes of a fixed size."""
 WHOLE = {"epoch", "base_version", "created", "round", "model_version", "received", "iat", "exp", "min_clients"}
 NAMES = {"client", "holder", "name", "sub", "aud"}
@@ -284,6 +288,9 @@ def bad_tasks() -> list[Case]:
         ("one holder key twice", {"holders": twice}, "bad-plan"),
         ("one tensor name twice", {"tensors": [body["tensors"][0]] * 2}, "bad-plan"),
         ("min above max", {"min_clients": 101}, "bad-plan"),
+        ("buckets that cannot be filled", {"buckets": 34}, "bad-plan"),
+        ("buckets whose share has no room", {"buckets": 513, "min_clients": 2, "max_clients": 2000}, "bad-plan"),
+        ("a median of two", {"buckets": 2, "combination": "median"}, "bad-plan"),
         ("nobody honest", {"min_clients": 1}, "bad-plan"),
         ("no delta", {"privacy": {**body["privacy"], "delta": 0.0}}, "bad-plan"),
         ("amplification at client level", {"privacy": {**body["privacy"], "sampling_rate": 0.5}}, "bad-plan"),
@@ -440,7 +447,7 @@ def good_gaussian() -> list[Case]:
 
 def good_quantise() -> list[Case]:
     values = [0.0, 1.0, -1.0, 0.3, -0.3, 0.5, -0.5, 5.0, -5.0, 1e-9, 0.999, -0.999]
-    words = expand_words(sha("quantise"), len(values))
+    words = expand_words(sha("quantise"), len(values) // 2).view("<u4")
     return [
         {
             "scale": scale,
@@ -574,10 +581,10 @@ def good_kahe_openings() -> list[Case]:
             for client, body in zip(("phone-1", "phone-2"), bodies, strict=True):
                 parts = tuple(m.Part(part.name, part.size, sha(part.name)) for part in task.body)
                 opening.add(m.UpdateHeader(task.hash, 1, sha(client)[:16], client, 0, NOW, parts), body["shares"])
-            released |= dict(opening.release(bytes(32)))
+            released |= dict(opening.release(bytes(32), 0))
         vectors = [unpack(released[part], shares) for part in range(task.sharing.parts)]
         key = opened_key(KAHE[profile], vectors, 2)
-        opened = task.scheme.combine(total, vectors, task.length, 2, task.epoch_id)
+        opened = combine(task.scheme, total, vectors, task.length, 2, task.epoch_id)
         cases.append(
             {
                 "profile": profile,

@@ -34,7 +34,7 @@ from . import make
 KINDS: dict[str, type[Message]] = {
     name: kind for name, kind in vars(messages).items() if isinstance(kind, type) and issubclass(kind, Message)
 } | {"TaskConfig": TaskConfig}
-NESTED = {"Message", "Part", "ManifestEntry", "PartDigest", "SealedSeeds", "Jwk", "Cnf"}
+NESTED = {"Message", "Part", "ManifestEntry", "PartDigest", "ShareVector", "FailedBucket", "SealedSeeds", "Jwk", "Cnf"}
 
 
 def load(name: str) -> list[dict[str, Any]]:
@@ -200,7 +200,7 @@ def test_good_gaussian(v):
 @cases("good_quantise")
 def test_good_quantise(v):
     values = np.array(v["values"], dtype=np.float32)
-    words = expand_words(*raw(v, "key"), values.size)
+    words = expand_words(*raw(v, "key"), values.size // 2).view("<u4")
     assert quantise(values, v["scale"], v["value_range"], words).tolist() == v["integers"]
 
 

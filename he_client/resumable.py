@@ -1,0 +1,123 @@
+"""One sealed update to its server in pieces, by tus 1.0.0: a lost connection costs at most what was under way.
+
+Nothing has to be remembered for it. Who begins an upload of the same update again is given the one that stands,
+and the server says how far it is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Sequence
+
+from he_client.spool import SealedUpdate
+from he_client.transport import Answer, Piece, Transport
+from he_protocol import api, framing, tus
+from he_protocol.messages import decode
+from he_protocol.problems import (
+    CHECKSUM_MISMATCH,
+    DIGEST_MISMATCH,
+    NOT_FOUND,
+    UNEXPECTED_ANSWER,
+    UPLOAD_EXPIRED,
+    WRONG_OFFSET,
+    Refusal,
+)
+from he_protocol.task import Task
+
+CHUNK_BYTES = 8 << 20
+TRIES = 5
+"""How often in a row a chunk may end where it began."""
+_ANEW = frozenset({NOT_FOUND, UPLOAD_EXPIRED, DIGEST_MISMATCH})
+"""The upload is lost, or its bytes are not those that were sent: begun anew, it may pass."""
+_AGAIN = frozenset({WRONG_OFFSET, CHECKSUM_MISMATCH})
+_VERSION = {"Tus-Resumable": tus.VERSION}
+_LOCATION = re.compile(api.upload_path("[0-9a-f]{32}"))
+
+
+class ResumableUpload:
+    """The upload of one sealed update, from wherever it stands."""
+
+    def __init__(self, transport: Transport, task: Task, sealed: SealedUpdate) -> None:
+        self._transport = transport
+        self._task = task
+        self._update_id = bytes.fromhex(sealed.update_id)
+        self._pieces: tuple[Piece, ...] = (framing.start(sealed.head), *sealed.parts)
+        self._length = len(framing.start(sealed.head)) + sealed.size
+
+    async def send(self) -> api.UpdateReceipt:
+        """Raises what the PUT of the update would; `unexpected-answer` from a server that makes no progress."""
+        try:
+            return await self._send()
+        except Refusal as refusal:
+            if refusal.problem not in _ANEW:
+                raise
+        return await self._send()
+
+    async def _send(self) -> api.UpdateReceipt:
+        path = await self._begin()
+        offset, stuck = await self._ask(path), 0
+        while offset < self._length:
+            try:
+                reached = self._offset(await self._append(path, offset))
+            except Refusal as refusal:
+                if refusal.problem not in _AGAIN:
+                    raise
+                reached = await self._ask(path)
+            stuck = stuck + 1 if reached <= offset else 0
+            if stuck == TRIES:
+                raise Refusal(UNEXPECTED_ANSWER, "the upload makes no progress", got=f"offset {reached}")
+            offset = reached
+        answer = await self._transport.request("GET", path, headers=_VERSION)
+        return decode(answer.body, api.UpdateReceipt)
+
+    async def _begin(self) -> str:
+        about = {"Upload-Length": str(self._length), "Upload-Metadata": tus.metadata(self._update_id)}
+        answer = await self._transport.request(
+            "POST",
+            api.uploads_path(self._task.id),
+            audience=self._task.config.server.name,
+            headers=_VERSION | about,
+        )
+        path = answer.headers.get("Location", "")
+        if _LOCATION.fullmatch(path) is None:
+            raise Refusal(UNEXPECTED_ANSWER, "Location", expected=_LOCATION.pattern, got=path[:80])
+        return path
+
+    async def _ask(self, path: str) -> int:
+        return self._offset(await self._transport.request("HEAD", path, headers=_VERSION))
+
+    async def _append(self, path: str, offset: int) -> Answer:
+        chunk = await asyncio.to_thread(_read, self._pieces, offset, CHUNK_BYTES)
+        about = {
+            "Content-Type": tus.CONTENT_TYPE,
+            "Upload-Offset": str(offset),
+            "Upload-Checksum": await asyncio.to_thread(tus.checksum, chunk),
+        }
+        return await self._transport.request("PATCH", path, pieces=[chunk], headers=_VERSION | about)
+
+    def _offset(self, answer: Answer) -> int:
+        text = answer.headers.get("Upload-Offset", "")
+        if not (text.isascii() and text.isdigit() and len(text) < 16 and int(text) <= self._length):
+            raise Refusal(UNEXPECTED_ANSWER, "Upload-Offset", expected=f"at most {self._length}", got=text[:80])
+        return int(text)
+
+
+def _read(pieces: Sequence[Piece], offset: int, size: int) -> bytes:
+    """Up to `size` bytes from `offset` on of the concatenated pieces."""
+    found = bytearray()
+    for piece in pieces:
+        wanted = size - len(found)
+        if isinstance(piece, bytes | memoryview):
+            found += piece[offset : offset + wanted]
+            length = len(piece)
+        else:
+            length = piece.stat().st_size
+            if offset < length:
+                with piece.open("rb") as file:
+                    file.seek(offset)
+                    found += file.read(wanted)
+        offset = max(0, offset - length)
+        if len(found) == size:
+            break
+    return bytes(found)

@@ -1,0 +1,58 @@
+"""Putting checked updates into open rounds: those of one task that come together share a transaction.
+
+Small ones share their blobs as well. A file for each of thousands of them, made durable and deleted again on its
+own, would cost more than everything else that the server does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from he_protocol.problems import Refusal
+from he_protocol.task import Task
+from he_server.blobs import Blobs
+from he_server.grouped import Grouped
+from he_server.names import fresh, key_blob, update_blob
+from he_server.store import Store
+from he_server.store.records import Accepted
+from he_server.store.updates import Keep, NewUpdate
+
+TOGETHER_BYTES = 1 << 20
+"""Bodies up to this size are held in memory until they are durable with others."""
+
+
+class Acceptance:
+    """The way of all updates into the database. `clock` gives Unix seconds; `keep` makes small ones durable."""
+
+    def __init__(
+        self,
+        store: Store,
+        clock: Callable[[], float],
+        keep: Keep,
+    ) -> None:
+        self._store = store
+        self._clock = clock
+        self._keep = keep
+        self._groups: dict[str, Grouped[tuple[NewUpdate, float], Accepted]] = {}
+
+    async def __call__(self, task: Task, offered: NewUpdate) -> Accepted:
+        """Raises `update-id-reused`, `already-in-round` or `stale-update`."""
+        if task.id not in self._groups:
+            self._groups[task.id] = Grouped(partial(self._accept, task))
+        return await self._groups[task.id]((offered, self._clock()))
+
+    async def _accept(self, task: Task, offers: Sequence[tuple[NewUpdate, float]]) -> Sequence[Accepted | Refusal]:
+        return await self._store.accept_updates(task, offers, self._keep)
+
+
+def keep_together(blobs: Blobs, offers: Sequence[NewUpdate]) -> str:
+    """Write the parts of all offers into one blob for each role; durable when it returns their name. Blocks."""
+    name = fresh()
+    with blobs.writer(update_blob(name)) as sums, blobs.writer(key_blob(name)) as keys:
+        for offered in offers:
+            sums.write(offered.parts["sum"])
+            keys.write(offered.parts["key"])
+        sums.commit()
+        keys.commit()
+    return name

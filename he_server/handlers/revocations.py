@@ -1,0 +1,29 @@
+"""The authority's revocation list: anybody may ask for it, and anybody may bring a newer one."""
+
+from __future__ import annotations
+
+from aiohttp import web
+
+from he_protocol.api import Revoked
+from he_protocol.problems import MALFORMED, Refusal
+from he_protocol.revocation import Revocations
+from he_protocol.signing import TOKEN_LIMIT
+from he_server.answers import answer
+from he_server.intake import Frame
+from he_server.server import Server
+
+
+async def get_revocations(server: Server, _request: web.Request) -> web.StreamResponse:
+    return answer(Revoked((await server.revocations()).token))
+
+
+async def put_revocations(server: Server, request: web.Request) -> web.StreamResponse:
+    body = await Frame(request.content, TOKEN_LIMIT, request.content_length).body(TOKEN_LIMIT)
+    try:
+        token = body.decode("ascii").strip()
+    except UnicodeDecodeError:
+        raise Refusal(MALFORMED, "the revocation list is not ASCII") from None
+    offered = await server.thread(Revocations.read, token, server.authority)
+    created = await server.store.learn_revocations(offered, server.clock())
+    server.revocations_due = 0.0
+    return answer(Revoked(token), 201 if created else 200)

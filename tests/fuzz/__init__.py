@@ -1,0 +1,1 @@
+"""Bytes that nobody sensible sends: generated requests, damaged messages, coverage-guided inputs."""

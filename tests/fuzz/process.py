@@ -1,0 +1,21 @@
+"""The process of one target: `python -m tests.fuzz.process NAME [libFuzzer's options and folders]`."""
+
+from __future__ import annotations
+
+import sys
+
+import atheris
+
+# numba compiles these from their bytecode and cannot read it once it is instrumented
+COMPILED = [f"he_protocol.{name}" for name in ("gaussian", "lanes", "ntt", "quantise", "residues", "schemes")]
+
+if __name__ == "__main__":
+    with atheris.instrument_imports(
+        include=["he_protocol", "he_server.tensors", "keys.schemes", "tests.fuzz.targets", "safetensors", "joserfc"],
+        exclude=COMPILED,
+    ):
+        from tests.fuzz import targets
+
+        target = targets.load(sys.argv[1])
+    atheris.Setup([sys.argv[0], *sys.argv[2:]], target.run)
+    atheris.Fuzz()

@@ -1,0 +1,30 @@
+"""JSON messages and the documents of the API; a TaskConfig that decodes is also checked."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+from he_protocol import api
+from he_protocol.messages import decode, encode
+from he_protocol.problems import Refusal
+from he_protocol.task import TaskConfig, check_config
+from tests.fuzz.vectors import KINDS, MESSAGES
+
+_READ = [
+    *KINDS.values(),
+    *(kind for kind in vars(api).values() if isinstance(kind, type) and issubclass(kind, api.Document)),
+]
+SEEDS = [bytes([_READ.index(KINDS[v["type"]])]) + v["payload"].encode() for v in MESSAGES]
+
+
+def run(data: bytes) -> None:
+    """The first byte picks the kind."""
+    if not data:
+        return
+    kind = _READ[data[0] % len(_READ)]
+    with suppress(Refusal):
+        message = decode(data[1:], kind)
+        assert decode(encode(message), kind) == message
+        if isinstance(message, TaskConfig):
+            check_config(message)
+    Refusal.from_document(data[1:], 400).document()

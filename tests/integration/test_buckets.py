@@ -1,0 +1,264 @@
+"""A round with hostile clients, from sealed updates to the next model: what it costs, and whom it names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+import pytest
+from msgspec.structs import replace
+from safetensors.numpy import load, save
+
+from he_protocol.api import DroppedBucket
+from he_protocol.messages import FailedBucket, Share
+from he_protocol.problems import COMBINE_REFUSED
+from he_protocol.task import TensorSpec
+from he_server.aggregate import Released, fold_updates
+from he_server.blobs import Blobs
+from he_server.names import model_blob, share_blob, sum_blob, total_blob, update_blob
+from he_server.opening import check_buckets, write_version
+from he_server.store.records import ModelRecord
+from he_server.tensors import keep_model
+from keys.checks import Request, judge
+from tests.support.openings import Sent, answer, ask, key_parts, send_kahe
+from tests.support.parties import World, random_integers
+from tests.support.poison import poisoned, unopenable
+from tests.unit.refusals import refused
+
+D, SCALE, BUCKETS, EACH = 40, 1024.0, 4, 2
+ERROR = 8 * 6.4 * np.sqrt(BUCKETS * EACH)
+
+
+def world(holders: int = 3, threshold: int = 2, **plan: object) -> World:
+    shape = {"scheme": "kahe", "profile": "kahe-30", "threshold": threshold, "scale": SCALE}
+    sizes = {"min_clients": EACH, "max_clients": BUCKETS * EACH, "buckets": BUCKETS}
+    return World(holders, shape | sizes | plan, (TensorSpec("w", (D,)),))
+
+
+def clients(made: World, count: int = BUCKETS * EACH) -> list[Sent]:
+    return [send_kahe(made, f"client-{i}", random_integers(D, i, 1000)) for i in range(count)]
+
+
+@dataclass
+class Opened:
+    """What the server publishes of a round: the opened sum of so many updates, the model, and what is not in it."""
+
+    total: np.ndarray
+    updates: int
+    model: dict[str, np.ndarray]
+    dropped: list[DroppedBucket]
+
+
+@dataclass
+class Played:
+    """A closed round of `sent`, client i in bucket i % BUCKETS, as the server has it on disk."""
+
+    made: World
+    sent: Sequence[Sent]
+    blobs: Blobs
+
+    def __post_init__(self) -> None:
+        task = self.made.task
+        places = {one.header.client: i % BUCKETS for i, one in enumerate(self.sent)}
+        self.request: Request = ask(self.made, [one.update for one in self.sent], buckets=places)
+        judge(self.request)
+        for bucket in range(BUCKETS):
+            names = []
+            for one in self.sent[bucket::BUCKETS]:
+                names.append(update_blob(one.header.update_id.hex()))
+                self.blobs.put(names[-1], one.body[task.part("sum").name])
+            fold_updates(task, self.blobs, None, [(name, 0) for name in names], total_blob(1, bucket))
+        self.base = ModelRecord(0, None, keep_model(self.blobs, task, save({"w": np.zeros(D, dtype=np.float32)})))
+
+    def released(
+        self, holder: int, lie: Callable[[dict[tuple[int, int], bytes]], None] = lambda vectors: None
+    ) -> Released:
+        """One holder's share as the server stores it; `lie` may change its vectors."""
+        share, vectors = answer(self.made, holder, self.request, key_parts(self.made, self.sent))
+        lie(vectors)
+        blob = f"holder-{holder}"
+        self.blobs.put(share_blob(blob), b"".join(vectors.values()))
+        return Released(holder, relabelled(share, vectors), blob)
+
+    def open(self, released: Sequence[Released]) -> Opened:
+        task = self.made.task
+        kept, dropped = check_buckets(task, self.blobs, 1, self.request.manifest, released)
+        sha256 = write_version(task, self.blobs, 1, kept, self.base)
+        opened = load(self.blobs.read(sum_blob(task.id, 1)))
+        model = load(self.blobs.read(model_blob(task.id, sha256)))
+        return Opened(opened["sum"], int(opened["updates"][0]), model, dropped)
+
+    def opened_by(self, *holders: int) -> Opened:
+        return self.open([self.released(holder) for holder in holders])
+
+    def of(self, *buckets: int) -> np.ndarray:
+        """The integers that the clients of these buckets meant, summed."""
+        return np.sum([one.integers for bucket in buckets for one in self.sent[bucket::BUCKETS]], axis=0)
+
+
+def relabelled(share: Share, vectors: Mapping[tuple[int, int], bytes]) -> Share:
+    """The share with the digests of these vectors."""
+    parts = (replace(e, sha256=sha256(vectors[e.bucket, e.part]).digest()) for e in share.parts)
+    return replace(share, parts=tuple(parts))
+
+
+@pytest.fixture
+def blobs(tmp_path: Path) -> Blobs:
+    return Blobs(tmp_path)
+
+
+def bucket_of(opened: Opened) -> DroppedBucket:
+    (dropped,) = opened.dropped
+    return dropped
+
+
+def test_without_an_attack_every_bucket_is_in_the_sum(blobs: Blobs) -> None:
+    made = world()
+    round_ = Played(made, clients(made), blobs)
+    opened = round_.opened_by(0, 2)
+    assert (opened.updates, opened.dropped) == (8, [])
+    assert np.abs(opened.total - round_.of(0, 1, 2, 3)).max() < ERROR
+    np.testing.assert_allclose(opened.model["w"], opened.total / SCALE / 8, rtol=1e-6)
+
+
+@pytest.mark.parametrize("place", [0, 1, 2, 3])
+def test_wrong_key_shares_cost_their_bucket_and_the_others_publish(blobs: Blobs, place: int) -> None:
+    """Seeds that do not add up to the client's key: every holder agrees on them, only the range check can tell."""
+    made = world()
+    sent = clients(made)
+    sent[place] = poisoned(made, f"client-{place}", lambda seeds, holder: [bytes(32), *seeds[1:]])
+    round_ = Played(made, sent, blobs)
+    opened = round_.opened_by(0, 1)
+    rest = [bucket for bucket in range(BUCKETS) if bucket != place]
+    assert bucket_of(opened).bucket == place
+    assert bucket_of(opened).failure.type == COMBINE_REFUSED.urn
+    assert "out of range" in bucket_of(opened).failure.detail
+    assert set(bucket_of(opened).updates) == {one.header.update_id.hex() for one in sent[place::BUCKETS]}
+    assert opened.updates == 6
+    assert np.abs(opened.total - round_.of(*rest)).max() < ERROR
+    np.testing.assert_allclose(opened.model["w"], opened.total / SCALE / 6, rtol=1e-6)
+
+
+def test_in_one_bucket_wrong_key_shares_cost_the_round(blobs: Blobs) -> None:
+    """The defence off: the same poisoned update where the task has no buckets."""
+    made = world(buckets=1, min_clients=8)
+    sent = clients(made)
+    sent[2] = poisoned(made, "client-2", lambda seeds, holder: [bytes(32), *seeds[1:]])
+    request = ask(made, [one.update for one in sent])
+    names = [update_blob(str(i)) for i in range(len(sent))]
+    for name, one in zip(names, sent, strict=True):
+        blobs.put(name, one.body["b"])
+    fold_updates(made.task, blobs, None, [(name, 0) for name in names], total_blob(1, 0))
+    released = []
+    for holder in (0, 1):
+        share, vectors = answer(made, holder, request, key_parts(made, sent))
+        blobs.put(share_blob(str(holder)), b"".join(vectors.values()))
+        released.append(Released(holder, share, str(holder)))
+    with refused(COMBINE_REFUSED, "no bucket opens; bucket 0"):
+        check_buckets(made.task, blobs, 1, request.manifest, released)
+
+
+def test_an_envelope_that_nobody_can_open_costs_its_bucket(blobs: Blobs) -> None:
+    made = world()
+    sent = clients(made)
+    sent[1] = unopenable(made, sent[1], 0, 1, 2)
+    round_ = Played(made, sent, blobs)
+    shares = [round_.released(holder) for holder in range(3)]
+    update = sent[1].header.update_id
+    for one in shares:
+        assert one.share.failed == (FailedBucket(1, update, "digest-mismatch"),)
+        assert {entry.bucket for entry in one.share.parts} == {0, 2, 3}
+    opened = round_.open(shares)
+    assert bucket_of(opened).bucket == 1
+    assert f"holder-2 cannot use update {update.hex()} (digest-mismatch)" in bucket_of(opened).failure.detail
+    assert np.abs(opened.total - round_.of(0, 2, 3)).max() < ERROR
+
+
+def test_an_envelope_that_one_holder_cannot_open_costs_nothing(blobs: Blobs) -> None:
+    """The other two are a quorum for the bucket: only until they have both answered is it missing."""
+    made = world()
+    sent = clients(made)
+    sent[1] = unopenable(made, sent[1], 0)
+    round_ = Played(made, sent, blobs)
+    shares = [round_.released(holder) for holder in range(3)]
+    assert [bool(one.share.failed) for one in shares] == [True, False, False]
+    assert bucket_of(round_.open(shares[:2])).bucket == 1
+    opened = round_.open(shares)
+    assert opened.dropped == []
+    assert np.abs(opened.total - round_.of(0, 1, 2, 3)).max() < ERROR
+
+
+def test_a_holder_says_the_same_twice(blobs: Blobs) -> None:
+    made = world()
+    sent = clients(made)
+    sent[3] = unopenable(made, sent[3], 0)
+    round_ = Played(made, sent, blobs)
+    bodies = key_parts(made, sent)
+    assert answer(made, 0, round_.request, bodies) == answer(made, 0, round_.request, bodies)
+
+
+def test_two_bad_updates_of_a_bucket_are_one_failure_of_it(blobs: Blobs) -> None:
+    """The first in the manifest's order is named: a share's head stays as small as it has buckets."""
+    made = world()
+    sent = clients(made)
+    sent[1], sent[5] = unopenable(made, sent[1], 0), unopenable(made, sent[5], 0)
+    share = Played(made, sent, blobs).released(0).share
+    first = min(sent[1].header.update_id, sent[5].header.update_id)
+    assert share.failed == (FailedBucket(1, first, "digest-mismatch"),)
+
+
+def test_different_seeds_for_different_holders_frame_nobody_in_other_buckets(
+    blobs: Blobs, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """2-of-3: each part is known to two, who contradict each other in one bucket; no majority can tell who lied."""
+    made = world()
+    sent = clients(made)
+    # Part 0 is known to holders 1 and 2, and is a seed, not the explicit part.
+    sent[1] = poisoned(made, "client-1", lambda seeds, holder: [bytes(32), *seeds[1:]] if holder == 2 else seeds)
+    round_ = Played(made, sent, blobs)
+    opened = round_.opened_by(0, 1, 2)
+    assert bucket_of(opened).bucket == 1
+    assert "contradict each other on part 0" in bucket_of(opened).failure.detail
+    assert "suspects" not in capsys.readouterr().out
+    assert np.abs(opened.total - round_.of(0, 2, 3)).max() < ERROR
+
+
+def test_a_lying_holder_is_overruled_in_its_bucket_and_believed_in_the_others(
+    blobs: Blobs, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """3-of-5: three know each part. Holder 4's lie about bucket 1 leaves its other buckets as they are."""
+    made = world(5, 3)
+    round_ = Played(made, clients(made), blobs)
+
+    def lie(vectors: dict[tuple[int, int], bytes]) -> None:
+        part = made.task.sharing.parts_of(4)[0]
+        vectors[1, part] = bytes(len(vectors[1, part]))
+
+    opened = round_.open([*(round_.released(holder) for holder in range(4)), round_.released(4, lie)])
+    assert opened.dropped == []
+    assert np.abs(opened.total - round_.of(0, 1, 2, 3)).max() < ERROR
+    told = capsys.readouterr().out
+    assert told.count("holder-4") == 1
+    assert "bucket=1" in told
+
+
+@pytest.mark.parametrize("combination", ["mean", "median", "trimmed-mean"])
+def test_a_huge_update_in_range_moves_the_mean_and_not_the_median(tmp_path: Path, combination: str) -> None:
+    """Nobody can see one client's values: what it can do to the model is bounded by the combination."""
+    made = world(combination=combination, value_range=4.0)
+    honest = clients(made)
+    harmless = Played(made, honest, Blobs(tmp_path / "harmless")).opened_by(0, 1).model["w"]
+    largest = np.full(D, int(4.0 * SCALE))
+    sent = [send_kahe(made, "client-0", largest), *honest[1:]]
+    opened = Played(made, sent, Blobs(tmp_path / "attacked")).opened_by(0, 1)
+    assert opened.dropped == []
+    moved = np.abs(opened.model["w"] - harmless)
+    means = np.stack([np.mean([one.integers for one in honest[b::BUCKETS]], axis=0) for b in range(1, BUCKETS)]) / SCALE
+    if combination == "mean":
+        assert moved.min() > 0.35  # (4 - 1) / 8 at least
+    else:
+        assert (opened.model["w"] <= means.max(axis=0) + 0.1).all()  # never beyond what honest buckets say
+        assert (opened.model["w"] >= means.min(axis=0) - 0.1).all()

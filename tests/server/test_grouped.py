@@ -1,0 +1,82 @@
+"""Group commit: who shares a transaction with whom, and what becomes of them when it fails."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import pytest
+
+from he_protocol.problems import STALE_UPDATE, Refusal
+from he_server import grouped
+from he_server.grouped import Grouped
+
+
+class Work:
+    """Squares numbers, in batches that it remembers; goes on when it is let."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[int]] = []
+        self.go = asyncio.Event()
+        self.most = 100
+        self.failures = 0
+
+    async def __call__(self, items: Sequence[int]) -> Sequence[int | Refusal]:
+        self.batches.append(list(items))
+        await self.go.wait()
+        if self.failures:
+            self.failures -= 1
+            raise OSError("no database")
+        return [item * item if item >= 0 else Refusal(STALE_UPDATE, "negative") for item in items[: self.most]]
+
+
+async def _waiting(call: Grouped[int, int], items: Sequence[int]) -> list[asyncio.Task[int]]:
+    tasks = [asyncio.create_task(call(item)) for item in items]
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    return tasks
+
+
+async def test_those_who_come_meanwhile_share_the_next_run() -> None:
+    work = Work()
+    tasks = await _waiting(Grouped(work), [1, 2, 3, 4])
+    work.go.set()
+    assert await asyncio.gather(*tasks) == [1, 4, 9, 16]
+    assert work.batches in ([[1, 2, 3, 4]], [[1], [2, 3, 4]])
+
+
+async def test_a_run_may_answer_the_first_few_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grouped, "MOST", 3)
+    work = Work()
+    work.most = 2
+    work.go.set()
+    assert await asyncio.gather(*await _waiting(Grouped(work), range(7))) == [i * i for i in range(7)]
+    assert max(map(len, work.batches)) <= 3
+
+
+async def test_a_refusal_is_its_own_items_only() -> None:
+    work = Work()
+    work.go.set()
+    first, refused, last = await asyncio.gather(*await _waiting(Grouped(work), [2, -1, 3]), return_exceptions=True)
+    assert (first, last) == (4, 9)
+    assert isinstance(refused, Refusal)
+
+
+async def test_when_the_one_who_runs_it_is_cancelled_another_does() -> None:
+    work = Work()
+    tasks = await _waiting(Grouped(work), [1, 2, 3])
+    tasks[0].cancel()
+    await asyncio.sleep(0)
+    work.go.set()
+    assert await asyncio.gather(*tasks[1:]) == [4, 9]
+    assert 1 not in work.batches[-1]
+
+
+async def test_a_failed_run_is_tried_again_for_each() -> None:
+    """Nobody is told of somebody else's failure who could still succeed."""
+    work = Work()
+    work.failures = 1
+    work.go.set()
+    outcomes = await asyncio.gather(*await _waiting(Grouped(work), [1, 2, 3]), return_exceptions=True)
+    assert [isinstance(outcome, OSError) for outcome in outcomes].count(True) == 1
+    assert sorted(outcome for outcome in outcomes if isinstance(outcome, int)) == [4, 9]

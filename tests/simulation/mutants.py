@@ -1,0 +1,273 @@
+"""Planted bugs: a simulation that does not find them proves nothing. `python -m tests.simulation.mutants`.
+
+Every mutant replaces something at run time; none edits a source file.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+from rich.console import Console
+from rich.table import Table
+from sqlalchemy import delete, func, insert, select, update
+
+from he_client.client import HushSumClient
+from he_server import rounds as rules
+from he_server import worker
+from he_server.acceptance import Acceptance
+from he_server.blobs import BlobWriter
+from he_server.store import Store
+from he_server.store.records import Accepted
+from he_server.store.schema import accumulators, models, rounds, updates
+from he_server.sweep import drop_round
+from keys import checks, ledger
+from keys.holder import KeyHolder
+from keys.ledger import Ledger
+
+from .invariants import Violation
+from .operations import draw, run
+from .soak import fix_hashes
+
+LIMIT = 500
+Patch = pytest.MonkeyPatch
+
+
+@dataclass(frozen=True)
+class Mutant:
+    name: str
+    why: str
+    plant: Callable[[Patch], None]
+
+
+def unsynced(patch: Patch) -> None:
+    def commit(self: BlobWriter) -> None:
+        self._file.flush()
+        self._partial.replace(self._final)
+        self._committed = True
+
+    patch.setattr(BlobWriter, "commit", commit)
+
+
+def early_receipt(patch: Patch) -> None:
+    call, background = Acceptance.__call__, list[asyncio.Task[Accepted]]()
+
+    async def called(self: Acceptance, task: Any, offered: Any) -> Accepted:
+        async def later() -> Accepted:
+            await asyncio.sleep(0.5)
+            return await call(self, task, offered)
+
+        number = (await self._store.recent_rounds(task.id))[0].number
+        background.append(asyncio.create_task(later()))
+        return Accepted(offered.receipt, number, created=True)
+
+    patch.setattr(Acceptance, "__call__", called)
+
+
+def repeated_enters(patch: Patch) -> None:
+    accept = Store.accept_updates
+
+    async def accepted(self: Store, task: Any, offers: Any, keep: Any) -> Any:
+        outcomes = await accept(self, task, offers, keep)
+        async with self._write() as connection:
+            newest = select(func.max(rounds.c.id)).where(rounds.c.task_hash == task.id, rounds.c.state == "open")
+            current = (await connection.execute(newest)).scalar_one()
+            for (offered, _), outcome in zip(offers, outcomes, strict=False):
+                if isinstance(outcome, Accepted) and not outcome.created:
+                    mine = (updates.c.task_hash == task.id) & (updates.c.client == offered.client)
+                    here = select(updates).where(mine, updates.c.round_id == current)
+                    if (await connection.execute(here)).first() is None:
+                        again = mine & (updates.c.update_id == offered.update_id)
+                        await connection.execute(update(updates).where(again).values(round_id=current))
+        return outcomes
+
+    patch.setattr(Store, "accept_updates", accepted)
+
+
+def greedy_sweep(patch: Patch) -> None:
+    async def needed_blobs(self: Store) -> frozenset[str]:
+        return frozenset()
+
+    patch.setattr(Store, "needed_blobs", needed_blobs)
+
+
+def shared_bytes_go(patch: Patch) -> None:
+    async def folded_blobs(self: Store, blobs: Iterable[str]) -> frozenset[str]:
+        return frozenset(blobs)
+
+    patch.setattr(Store, "folded_blobs", folded_blobs)
+
+
+def dropped_early(patch: Patch) -> None:
+    opens = worker.open_sum  # type: ignore[attr-defined]
+
+    async def opened(server: Any, task: Any, current: Any, *rest: Any, last: bool) -> Any:
+        outcome = await opens(server, task, current, *rest, last=last)
+        await drop_round(server, current.id)
+        return outcome
+
+    patch.setattr(worker, "open_sum", opened)
+
+
+def published_twice(patch: Patch) -> None:
+    async def publish(self: Store, lease: Any, version: int, sha256: str, now: float, *_: Any) -> None:
+        task = lease.round.task
+        async with self._write() as connection:
+            newest = select(func.max(models.c.version)).where(models.c.task_hash == task)
+            version = (await connection.execute(newest)).scalar_one() + 1
+            done = update(rounds).where(rounds.c.id == lease.round.id)
+            await connection.execute(done.values(state="published", version=version))
+            values = {"task_hash": task, "version": version, "round_id": None, "sha256": sha256, "created": now}
+            await connection.execute(insert(models).values(values))
+
+    patch.setattr(Store, "publish_round", publish)
+
+
+def folded_twice(patch: Patch) -> None:
+    checkpoint = Store.checkpoint
+
+    async def careless(self: Store, fold: Any, blob: str) -> None:
+        await checkpoint(self, replace(fold, updates=fold.updates[:1]), blob)
+        async with self._write() as connection:
+            mine = accumulators.c.id == fold.accumulator
+            count = accumulators.c.updates + len(fold.updates) - 1
+            await connection.execute(update(accumulators).where(mine).values(updates=count))
+
+    patch.setattr(Store, "checkpoint", careless)
+
+
+def sealed_again(patch: Patch) -> None:
+    seal = HushSumClient.seal
+    sources: dict[str, tuple[Any, int]] = {}
+
+    async def sealed(self: HushSumClient, task: Any, source: Any, *, base_version: int) -> Any:
+        made = await seal(self, task, source, base_version=base_version)
+        sources[made.update_id] = source, base_version
+        return made
+
+    async def resume(self: HushSumClient, task: Any) -> list[Any]:
+        sent = []
+        for old in self._spool(task).pending():
+            source, version = sources[old.update_id]
+            fresh = await self.seal(task, source, base_version=version)
+            self._spool(task).discard(old)
+            sent.append(await self.send(task, fresh))
+        return sent
+
+    patch.setattr(HushSumClient, "seal", sealed)
+    patch.setattr(HushSumClient, "resume", resume)
+
+
+def _without(patch: Patch, *forgotten: Any) -> None:
+    """A ledger that judges without these rules, and whose tables do not object."""
+    kept = tuple(rule for rule in checks.RULES if rule not in forgotten)
+    record, decide = ledger._record, Ledger.decide
+
+    async def recorded(connection: Any, request: Any) -> None:
+        ids = [entry.update_id for entry in request.manifest.updates]
+        for table in (ledger.opened_updates, ledger.openings):
+            mine = (table.c.task_hash == request.task.hash) & (table.c.round == request.manifest.round)
+            await connection.execute(delete(table).where(mine))
+        mine = ledger.opened_updates.c.task_hash == request.task.hash
+        await connection.execute(delete(ledger.opened_updates).where(mine, ledger.opened_updates.c.update_id.in_(ids)))
+        await record(connection, request)
+
+    async def decided(self: Ledger, *args: Any, **options: Any) -> Any:
+        return await decide(self, *args, **{**options, "rules": kept})
+
+    patch.setattr(ledger, "_record", recorded)
+    patch.setattr(Ledger, "decide", decided)
+
+
+def forks(patch: Patch) -> None:
+    _without(patch, checks.round_not_forked)
+
+
+def overlaps(patch: Patch) -> None:
+    _without(patch, checks.updates_fresh)
+
+
+def decided_late(patch: Patch) -> None:
+    pending: list[Any] = []
+    record, answer = ledger._record, KeyHolder._answer
+
+    async def postponed(connection: Any, request: Any) -> None:
+        pending.append(request)
+
+    async def answered(self: KeyHolder, *args: Any) -> Any:
+        share = await answer(self, *args)
+        async with self.ledger._transaction() as connection:
+            while pending:
+                await record(connection, pending.pop())
+        return share
+
+    patch.setattr(ledger, "_record", postponed)
+    patch.setattr(KeyHolder, "_answer", answered)
+
+
+def unbound(patch: Patch) -> None:
+    patch.setattr(rules, "check_binding", lambda *_: None)
+
+
+MUTANTS = (
+    Mutant("unsynced blobs", "a receipt is given for bytes that a power cut takes away", unsynced),
+    Mutant("receipt before row", "a receipt is given before the transaction commits", early_receipt),
+    Mutant("repeated enters", "a repeated upload is put into the open round as well", repeated_enters),
+    Mutant("greedy sweep", "the sweep does not ask what rounds still need", greedy_sweep),
+    Mutant("shared bytes go", "a blob goes when the first of its updates is folded", shared_bytes_go),
+    Mutant("dropped early", "a round's bytes go before it is published", dropped_early),
+    Mutant("published twice", "publication does not look at lease and state", published_twice),
+    Mutant("folded twice", "a checkpoint does not mark all that it has folded", folded_twice),
+    Mutant("sealed again", "a device encrypts again what it may have sent before", sealed_again),
+    Mutant("forks forgotten", "a holder accepts a second manifest of a round", forks),
+    Mutant("overlaps accepted", "a holder opens an update in a second round", overlaps),
+    Mutant("decided late", "a holder's decision is durable after its share has left", decided_late),
+    Mutant("epoch unchecked", "the server takes an update of another epoch", unbound),
+)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """`schedules` until it was found; `invariant` is empty for a survivor."""
+
+    schedules: int
+    invariant: str
+
+
+def hunt(mutant: Mutant) -> Outcome:
+    """Run schedules until an invariant breaks. Raises what is not an invariant: then the mutant itself is broken."""
+    with pytest.MonkeyPatch.context() as patch:
+        mutant.plant(patch)
+        for number in range(LIMIT):
+            try:
+                run(draw(number))
+            except Violation as violation:
+                return Outcome(number + 1, violation.name)
+    return Outcome(LIMIT, "")
+
+
+def _hunt(index: int) -> Outcome:
+    return hunt(MUTANTS[index])
+
+
+def main() -> None:
+    fix_hashes("tests.simulation.mutants")
+    table = Table("mutant", "planted bug", "schedules", "broken invariant", title="Planted bugs")
+    survivors = 0
+    with ProcessPoolExecutor(os.cpu_count(), max_tasks_per_child=1) as pool:
+        for mutant, found in zip(MUTANTS, pool.map(_hunt, range(len(MUTANTS))), strict=True):
+            survivors += not found.invariant
+            print(mutant.name, found.schedules, found.invariant, flush=True)
+            table.add_row(mutant.name, mutant.why, str(found.schedules), found.invariant or "[bold red]survived")
+    Console().print(table)
+    sys.exit(bool(survivors))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,136 @@
+"""A closed round on disk whose buckets open to known integers, without clients or holders."""
+
+from __future__ import annotations
+
+import secrets
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import save
+
+from he_protocol import schemes
+from he_protocol.messages import Manifest, ManifestEntry, Share, ShareVector
+from he_protocol.quantise import Integers
+from he_protocol.residues import ResidueLayout, Residues, pack, unpack
+from he_protocol.schemes.ckks import CkksProfile
+from he_protocol.task import Optimiser, TensorSpec
+from he_server.aggregate import Released, read_total, stored_type, sum_layout
+from he_server.blobs import Blobs
+from he_server.names import model_blob, share_blob, total_blob, velocity_blob
+from he_server.opening import check_buckets, write_version
+from he_server.store.records import ModelRecord
+from he_server.tensors import write_tensors
+from tests.support.parties import World
+
+SCALE = 512.0
+
+
+class ClosedRound:
+    """Random sums and a random share of one holder that opens them; model and velocity are random too."""
+
+    count = 2
+    """Updates of each bucket."""
+
+    def __init__(
+        self, root: Path, specs: tuple[TensorSpec, ...], buckets: int, version: int = 1, **plan: object
+    ) -> None:
+        shape = {"scheme": "kahe", "profile": "kahe-30", "threshold": 1, "scale": SCALE, "value_range": 1.0}
+        sizes = {"min_clients": self.count, "max_clients": buckets * self.count, "buckets": buckets}
+        optimiser = {"optimiser": Optimiser(learning_rate=0.7, momentum=0.9)}
+        self.task = World(1, shape | sizes | optimiser | plan, specs).task
+        self.blobs = Blobs(root)
+        self.blobs.prepare()
+        self.buckets = buckets
+        self._rng = np.random.default_rng(1)
+        self._store_sums()
+        updates = [
+            ManifestEntry(secrets.token_bytes(16), f"client-{i}", bytes(32), i % buckets)
+            for i in range(buckets * self.count)
+        ]
+        self.manifest = Manifest(self.task.hash, 1, 1, version, tuple(updates))
+        self.model = {spec.name: self._rng.standard_normal(spec.shape, dtype=np.float32) for spec in specs}
+        self.velocity = np.zeros(self.task.parameters, dtype=np.float32)
+        if version:
+            self.velocity = self._rng.standard_normal(self.task.parameters, dtype=np.float32)
+        self.base = ModelRecord(version, None, "")
+        self.keep_base()
+        if self.task.config.weighting == "examples":
+            for bucket in range(buckets):
+                self.weigh(bucket, 700 + bucket)
+
+    def keep_base(self) -> None:
+        """Store model and velocity as they are now."""
+        data = write_tensors(self.model)
+        digest = sha256(data).hexdigest()
+        self.blobs.put(model_blob(self.task.id, digest), data)
+        if self.base.version:
+            self.blobs.put(velocity_blob(self.task.id, digest), save({"velocity": self.velocity}))
+        self.base = ModelRecord(self.base.version, None, digest)
+
+    def forget(self) -> None:
+        """Keep nothing of a model's size in memory."""
+        self.model.clear()
+        self.velocity = np.zeros(0, dtype=np.float32)
+
+    def weigh(self, bucket: int, weight: int) -> None:
+        """Make this the last integer that a bucket opens to (scheme `kahe`)."""
+        layout = sum_layout(self.task)
+        total = self.total(bucket)
+        now = int(opened_whole(self, bucket)[-1])
+        flat = total.reshape(-1)
+        flat[self.task.length - 1] = (int(flat[self.task.length - 1]) + weight - now) % layout.moduli[0]
+        self._put(bucket, total)
+
+    def total(self, bucket: int) -> Residues:
+        return read_total(self.task, self.blobs, total_blob(1, bucket), 0, sum_layout(self.task).polynomials)
+
+    def open(self) -> str:
+        """The SHA-256 of the next model; every bucket opens, or none."""
+        kept, dropped = check_buckets(self.task, self.blobs, 1, self.manifest, self.released)
+        assert not dropped
+        return write_version(self.task, self.blobs, 1, kept, self.base)
+
+    def models(self) -> list[str]:
+        return sorted(self.blobs.names(f"models/{self.task.id}", -1))
+
+    def partials(self) -> list[str]:
+        return self.blobs.names("partial", -1)
+
+    def _store_sums(self) -> None:
+        layout, shares, profile = sum_layout(self.task), self._shares, self.task.scheme.profile
+        moduli = np.array(layout.moduli, dtype=np.uint64)[:, None]
+        packed = []
+        for bucket in range(self.buckets):
+            if isinstance(profile, CkksProfile):  # all slots of polynomial p are p: a constant, times the scale
+                released = self._rng.integers(0, moduli, layout.shape, dtype=np.uint64)
+                constants = [[(p << profile.scale_bits) % q for q in layout.moduli] for p in range(layout.polynomials)]
+                total = (np.array(constants, dtype=np.uint64)[:, :, None] + moduli - released) % moduli
+            else:
+                released = self._rng.integers(0, 50, shares.shape, dtype=np.uint64)
+                total = self._rng.integers(0, moduli, layout.shape, dtype=np.uint64)
+            packed.append(pack(released, shares))
+            self._put(bucket, total)
+        self.blobs.put(share_blob("share"), b"".join(packed))
+        vectors = tuple(ShareVector(bucket, 0, sha256(data).digest()) for bucket, data in enumerate(packed))
+        self.released = [Released(0, Share(self.task.hash, 1, 1, bytes(32), "holder-0", vectors, ()), "share")]
+
+    def _put(self, bucket: int, total: Residues) -> None:
+        self.blobs.put(total_blob(1, bucket), total.astype(stored_type(sum_layout(self.task))).tobytes())
+
+    @property
+    def _shares(self) -> ResidueLayout:
+        return self.task.scheme.share_layout(self.task.length)
+
+    def vector(self, bucket: int) -> Residues:
+        """What the holder released for a bucket."""
+        size = self._shares.size
+        return unpack(self.blobs.piece(share_blob("share"), bucket * size, size), self._shares)
+
+
+def opened_whole(closed: ClosedRound, bucket: int) -> Integers:
+    """What a bucket opens to, as one vector in memory."""
+    task = closed.task
+    return schemes.combine(
+        task.scheme, closed.total(bucket), [closed.vector(bucket)], task.length, closed.count, task.epoch_id
+    )

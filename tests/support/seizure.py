@@ -1,0 +1,44 @@
+"""Somebody takes key holders' machines and has kept what went over the wire."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from he_protocol.messages import decode
+from he_protocol.problems import Refusal
+from he_protocol.quantise import Integers
+from keys.hpke_key import HpkeKey
+from keys.keyring import HpkeRecord
+from keys.schemes import make_opener
+from tests.support.openings import Sent, combine
+from tests.support.parties import World
+
+
+def keys_in(folder: Path) -> list[HpkeKey]:
+    """Every HPKE key in any file of a holder that used no passphrase."""
+    found = []
+    for path in folder.rglob("*"):
+        try:
+            found.append(HpkeKey(decode(path.read_bytes(), HpkeRecord, limit=1 << 30).private))
+        except (Refusal, IsADirectoryError):
+            continue
+    return found
+
+
+def read_one_update(world: World, folders: Mapping[int, Path], sent: Sent) -> Integers:
+    """One client's update, opened with the keys in seized folders (by holder number), scheme `kahe`.
+
+    Raises KeyError when a part of its key is known to none of them.
+    """
+    name = world.task.part("key").name
+    parts: dict[int, bytes] = {}
+    for index, folder in folders.items():
+        for key in keys_in(folder):
+            total = make_opener(world.task, index, key, {}).begin()
+            try:
+                total.add(sent.header, sent.body[name])
+            except Refusal:
+                continue
+            parts |= dict(total.release(bytes(32), 0))
+    return combine(world, parts, [sent])
