@@ -29,7 +29,8 @@ from he_protocol.task import Task, TaskConfig, check_config
 from keys.schemes import make_opener
 from tests.support.kahe import FixedWords
 
-from . import make
+from . import arithmetic, make, parties
+from .kahe import kahe_updates
 
 KINDS: dict[str, type[Message]] = {
     name: kind for name, kind in vars(messages).items() if isinstance(kind, type) and issubclass(kind, Message)
@@ -137,7 +138,7 @@ def test_bad_frame(v):
 
 
 def layout(v: dict[str, Any]) -> ResidueLayout:
-    return make.layout_of(v["layout"])
+    return arithmetic.layout_of(v["layout"])
 
 
 @cases("good_residues")
@@ -338,7 +339,7 @@ def test_bad_kahe_key(v):
 
 @pytest.fixture(scope="module")
 def kahe_14():
-    return make.kahe_updates("kahe-14")
+    return kahe_updates("kahe-14")
 
 
 @cases("bad_kahe_shares")
@@ -359,4 +360,4 @@ def test_bad_kahe_shares(v, kahe_14):
         task.hash, task.config.epoch, update_id, v.get("client", updates[0]["client"]), 0, 0, parts
     )
     with refuses(v):
-        make_opener(task, index, make.hpke_key(index), {}).begin().add(header, bytes(shared))
+        make_opener(task, index, parties.hpke_key(index), {}).begin().add(header, bytes(shared))

@@ -8,7 +8,7 @@ from he_protocol.problems import Refusal
 from he_protocol.schemes.kahe import ENVELOPE_BYTES, Kahe, box_bytes, envelope_info
 from he_protocol.task import Task
 from keys.schemes.kahe import KaheKeySum
-from tests.vectors.make import hpke_key, kahe_config
+from tests.vectors.parties import hpke_key, kahe_config
 
 TASK = Task(kahe_config("kahe-14"), "", bytes(32))
 HEADER = UpdateHeader(
