@@ -47,12 +47,7 @@ def check_credential(token: str, authority: bytes, role: Role | None, now: float
 
     Raises `foreign-credential`, `bad-signature`, `expired-credential` or `wrong-role`.
     """
-    claimed = read_unverified(token, Credential)
-    if claimed.iss != fingerprint(authority):
-        raise Refusal(
-            FOREIGN_CREDENTIAL, "another authority issued it", expected=fingerprint(authority), got=claimed.iss
-        )
-    credential = _verified(token, authority)
+    credential = issued_by(authority, token)
     if not credential.iat - CLOCK_SKEW_SECONDS <= now < credential.exp:
         raise Refusal(
             EXPIRED_CREDENTIAL,
@@ -66,8 +61,14 @@ def check_credential(token: str, authority: bytes, role: Role | None, now: float
 
 
 @lru_cache(maxsize=4096)
-def _verified(token: str, authority: bytes) -> Credential:
-    """A credential's signature says the same every time; its validity is another matter."""
+def issued_by(authority: bytes, token: str) -> Credential:
+    """A credential, once its issuer and signature are checked: they say the same every time, its validity does not.
+
+    Raises `foreign-credential` or `bad-signature`.
+    """
+    claimed, issuer = read_unverified(token, Credential), fingerprint(authority)
+    if claimed.iss != issuer:
+        raise Refusal(FOREIGN_CREDENTIAL, "another authority issued it", expected=issuer, got=claimed.iss)
     return verify(token, Credential, authority)
 
 

@@ -31,14 +31,16 @@ async def authenticate(server: Server, request: web.Request, access: Access) -> 
     if access == "public":
         return
     now = server.clock()
-    party, proof = check_request(
-        request.headers.get("Authorization", ""),
-        request.headers.get("DPoP", ""),
-        authority=server.authority,
-        audience=server.key.name,
-        method=request.method,
-        path=request.path,
-        now=now,
+    party, proof = await server.signatures(
+        lambda: check_request(
+            request.headers.get("Authorization", ""),
+            request.headers.get("DPoP", ""),
+            authority=server.authority,
+            audience=server.key.name,
+            method=request.method,
+            path=request.path,
+            now=now,
+        )
     )
     check_key(await server.revocations(), party.name, party.public)
     server.replays.use(party.public, proof, now)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Generic, TypeVar
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
 
 from he_protocol.problems import Refusal
 
@@ -12,6 +13,23 @@ T = TypeVar("T")
 R = TypeVar("R")
 MOST = 128
 """Calls in one transaction."""
+
+
+@dataclass(eq=False)
+class _Call(Generic[T, R]):
+    """One that waits until it is answered, or until it is its turn to run the next transaction.
+
+    Found by identity: to compare items could mean to compare all their bytes.
+    """
+
+    item: T
+    leads: bool
+    woken: asyncio.Future[None]
+    answers: list[R | Refusal] = field(default_factory=list)
+
+    def wake(self) -> None:
+        if not self.woken.done():
+            self.woken.set_result(None)
 
 
 class Grouped(Generic[T, R]):
@@ -23,28 +41,65 @@ class Grouped(Generic[T, R]):
 
     def __init__(self, work: Callable[[Sequence[T]], Awaitable[Sequence[R | Refusal]]]) -> None:
         self._work = work
-        self._turn = asyncio.Lock()
-        self._waiting: list[tuple[T, list[R | Refusal]]] = []
+        self._led = False
+        self._waiting: list[_Call[T, R]] = []
 
     async def __call__(self, item: T) -> R:
         """Raises what `work` raises, or the refusal that is this item's answer."""
-        call: tuple[T, list[R | Refusal]] = (item, [])
+        call: _Call[T, R] = _Call(item, not self._led, asyncio.get_running_loop().create_future())
+        self._led = True
         self._waiting.append(call)
         try:
-            async with self._turn:
-                while not call[1]:
-                    await self._run()
+            if not call.leads:
+                await call.woken
+            while not call.answers:
+                await self._run()
         finally:
             if call in self._waiting:
                 self._waiting.remove(call)
-        answer = call[1][0]
+            if call.leads:
+                self._hand_over()
+        answer = call.answers[0]
         if isinstance(answer, Refusal):
             raise answer
         return answer
 
     async def _run(self) -> None:
         calls = self._waiting[:MOST]
-        answers = await self._work([item for item, _ in calls])
-        for (_, answered), answer in zip(calls, answers, strict=False):
-            answered.append(answer)
-        self._waiting = [call for call in self._waiting if not call[1]]
+        answers = await self._work([call.item for call in calls])
+        for call, answer in zip(calls, answers, strict=False):
+            call.answers.append(answer)
+            call.wake()
+        self._waiting = [call for call in self._waiting if not call.answers]
+
+    def _hand_over(self) -> None:
+        """Let the next one run, if there is one that was not cancelled."""
+        successor = next((call for call in self._waiting if not call.woken.done()), None)
+        self._led = successor is not None
+        if successor is not None:
+            successor.leads = True
+            successor.wake()
+
+
+class Together:
+    """Makes short calls in a thread, where those that come meanwhile share the next way there and back: one for
+    each would cost more than they do."""
+
+    def __init__(self, thread: Callable[[Callable[[], list[Any]]], Awaitable[list[Any]]]) -> None:
+        """`thread` runs something in a thread."""
+        self._grouped: Grouped[Callable[[], Any], Any] = Grouped(lambda calls: thread(lambda: _each(calls)))
+
+    async def __call__(self, call: Callable[[], R]) -> R:
+        """What `call` returns. Raises what it refuses."""
+        answer: R = await self._grouped(call)
+        return answer
+
+
+def _each(calls: Sequence[Callable[[], R]]) -> list[R | Refusal]:
+    answers: list[R | Refusal] = []
+    for call in calls:
+        try:
+            answers.append(call())
+        except Refusal as refusal:
+            answers.append(refusal)
+    return answers

@@ -74,11 +74,11 @@ class Frame:
             raise Refusal(MALFORMED, "the head is not a compact JWS") from None
 
     async def blocks(self, size: int) -> AsyncIterator[bytes]:
-        """A body of exactly `size` bytes in blocks. Raises `too-large`, `wrong-size` or `trailing-bytes`."""
+        """A body of exactly `size` bytes as it arrives. Raises `too-large`, `wrong-size` or `trailing-bytes`."""
         if size > self._limit:
             raise Refusal(TOO_LARGE, "the body", expected=f"at most {self._limit} bytes", got=size)
         got = 0
-        async for block in self._arriving():
+        async for block in self._content.iter_any():
             got += len(block)
             if got > size:
                 raise Refusal(TRAILING_BYTES, "the body is too long", expected=size, got=f"at least {got}")
@@ -86,10 +86,17 @@ class Frame:
         if got != size:
             raise Refusal(WRONG_SIZE, "the body is too short", expected=size, got=got)
 
+    async def whole(self, size: int) -> bytearray:
+        """The same in memory, in one piece: a list of those that came could be far larger than they are."""
+        held = bytearray()
+        async for block in self.blocks(size):
+            held += block
+        return held
+
     async def body(self, limit: int) -> bytes:
         """A body of at most `limit` bytes, in memory. Raises `too-large`."""
         held = bytearray()
-        async for block in self._arriving():
+        async for block in self._content.iter_any():
             held += block
             if len(held) > limit:
                 raise Refusal(TOO_LARGE, "the body", expected=f"at most {limit} bytes", got=f"at least {len(held)}")
@@ -101,15 +108,17 @@ class Frame:
         except asyncio.IncompleteReadError as error:
             raise Refusal(MALFORMED, "the frame ends early", expected=size, got=len(error.partial)) from None
 
-    async def _arriving(self) -> AsyncIterator[bytes]:
-        held = bytearray()
-        async for chunk in self._content.iter_any():
-            held += chunk
-            if len(held) >= BLOCK_BYTES:
-                yield bytes(held)
-                held.clear()
-        if held:
+
+async def gathered(blocks: AsyncIterable[bytes]) -> AsyncIterator[bytes]:
+    """The same bytes in blocks of `BLOCK_BYTES` or more; the last may be smaller."""
+    held = bytearray()
+    async for block in blocks:
+        held += block
+        if len(held) >= BLOCK_BYTES:
             yield bytes(held)
+            held.clear()
+    if held:
+        yield bytes(held)
 
 
 class Intake:
@@ -161,7 +170,7 @@ class Intake:
         self._opened.close()
 
 
-def check_body(body: bytes, sections: Sequence[Section]) -> dict[str, memoryview]:
+def check_body(body: bytearray, sections: Sequence[Section]) -> dict[str, memoryview]:
     """A whole body that is held in memory, checked and cut into its sections: by the blobs that will keep them.
 
     Raises `digest-mismatch` or `residue-out-of-range`.
@@ -209,7 +218,7 @@ async def receive(server: Server, frame: Frame, sections: Sequence[Section]) -> 
     """
     intake, last = Intake(server.blobs, sections), b""
     try:
-        async for block in frame.blocks(sum(section.size for section in sections)):
+        async for block in gathered(frame.blocks(sum(section.size for section in sections))):
             server.metrics.received.inc(len(block))
             if last:
                 await server.thread(intake.feed, last)

@@ -121,12 +121,16 @@ class Pressure:
 
         Raises `database-unavailable`.
         """
-        async with self._measuring:
-            if self._monotonic() - self._measured_at >= REFRESH_SECONDS:
-                self._landed = 0
-                self._measured = await self._measure()
-                self._measured_at = self._monotonic()
+        if self._outdated():
+            async with self._measuring:
+                if self._outdated():  # nobody else did it meanwhile
+                    self._landed = 0
+                    self._measured = await self._measure()
+                    self._measured_at = self._monotonic()
         return self._load()
+
+    def _outdated(self) -> bool:
+        return self._monotonic() - self._measured_at >= REFRESH_SECONDS
 
     def relieved(self) -> None:
         """Updates were folded: what is measured next may be less than what was measured last."""
@@ -151,9 +155,8 @@ class Pressure:
             self._arriving -= size
 
     async def _room(self, size: int) -> None:
-        refusal: Refusal | None = Refusal(OVERLOADED, "others wait already")
-        if not self._turn.locked():
-            refusal = await self._look(size)
+        busy = self._turn.locked()
+        refusal = Refusal(OVERLOADED, "others wait already") if busy else await self._look(size)
         if refusal is None:
             return
         try:

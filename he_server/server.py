@@ -15,6 +15,7 @@ from he_server.acceptance import Acceptance, keep_together
 from he_server.aggregate import load_kernels
 from he_server.blobs import Blobs
 from he_server.events import Notifier
+from he_server.grouped import Together
 from he_server.metrics import Metrics
 from he_server.pressure import Limits, Measured, Pressure, free_bytes
 from he_server.replay import ReplayCache
@@ -32,7 +33,10 @@ R = TypeVar("R")
 
 @dataclass
 class Server:
-    """The server's state in memory. `authority` is the authority's Ed25519 public key, `clock` gives Unix seconds."""
+    """The server's state in memory. `authority` is the authority's Ed25519 public key, `clock` gives Unix seconds.
+
+    `signatures` and `bodies` check these in threads; the former never wait for the latter.
+    """
 
     settings: Settings
     store: Store
@@ -52,6 +56,8 @@ class Server:
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     pressure: Pressure = field(init=False)
     accept: Acceptance = field(init=False)
+    signatures: Together = field(init=False)
+    bodies: Together = field(init=False)
     in_flight: int = 0
     idle: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -60,6 +66,7 @@ class Server:
         settings = self.settings
         limits = Limits(settings.ingest_bytes, settings.min_free_bytes, settings.max_uploads, settings.max_wait)
         self.accept = Acceptance(self.store, self.clock, self._keep)
+        self.signatures, self.bodies = Together(self.thread), Together(self.thread)
         self.pressure = Pressure(limits, self.measure)
 
     @property

@@ -8,11 +8,11 @@ from dataclasses import replace
 from aiohttp import web
 
 from he_protocol.api import UpdateReceipt, UpdateStatus
-from he_protocol.identity import Party, check_credential, check_signed
-from he_protocol.messages import Credential, Receipt, SignedUpdate, UpdateHeader, decode
+from he_protocol.identity import Party, check_credential, check_signed, issued_by
+from he_protocol.messages import Receipt, SignedUpdate, UpdateHeader, decode
 from he_protocol.problems import NOT_ADDRESSED, Refusal
 from he_protocol.revocation import check_key
-from he_protocol.signing import read_unverified, token_hash
+from he_protocol.signing import SigningKey, token_hash
 from he_protocol.task import Task
 from he_server.acceptance import TOGETHER_BYTES
 from he_server.answers import answer
@@ -59,29 +59,22 @@ async def accept(server: Server, task: Task, update_id: bytes, party: Party, fra
 
 
 async def _accept(server: Server, task: Task, update_id: bytes, party: Party, frame: Frame) -> Accepted:
-    signed = decode(await frame.head(), SignedUpdate)
-    now = server.clock()
-    header = check_signed_update(signed, party, server.authority, now)
+    signed, now = decode(await frame.head(), SignedUpdate), server.clock()
+    header = await server.signatures(lambda: check_signed_update(signed, party, server.authority, now))
     check_key(await server.revocations(), party.name, party.public)  # of a resumable upload nobody has asked yet
     check_header(task, header, update_id, now)
-    check_lasting(task, read_unverified(signed.credential, Credential).exp, now)
-    digest = token_hash(signed.header)
-    receipt = Receipt(task.hash, update_id, header.client, digest, int(now))
-    offered = NewUpdate(
-        update_id=update_id.hex(),
-        client=header.client,
-        header=signed.header,
-        header_hash=digest.hex(),
-        credential=signed.credential,
-        base_version=header.base_version,
-        receipt=server.key.signing.sign(receipt),
-    )
+    check_lasting(task, issued_by(server.authority, signed.credential).exp, now)
     size = sum(part.size for part in task.body)
     if size <= TOGETHER_BYTES:
-        body = b"".join([block async for block in frame.blocks(size)])
+        body = await frame.whole(size)
         server.metrics.received.inc(size)
-        parts = await server.thread(check_body, body, _sections(task, header, {"sum": "sum", "key": "key"}))
-        return await server.accept(task, replace(offered, parts=parts))
+
+        def check_and_offer() -> NewUpdate:
+            parts = check_body(body, _sections(task, header, {"sum": "sum", "key": "key"}))
+            return replace(_offer(server.key.signing, task, signed, header, now), parts=parts)
+
+        return await server.accept(task, await server.bodies(check_and_offer))
+    offered = _offer(server.key.signing, task, signed, header, now)
     before = await server.store.expect_update(task, offered)
     if before is not None:
         return before
@@ -93,6 +86,19 @@ async def _accept(server: Server, task: Task, update_id: bytes, party: Party, fr
     if not accepted.created:
         await discard(server, blobs.values())
     return accepted
+
+
+def _offer(key: SigningKey, task: Task, signed: SignedUpdate, header: UpdateHeader, now: float) -> NewUpdate:
+    digest = token_hash(signed.header)
+    return NewUpdate(
+        update_id=header.update_id.hex(),
+        client=header.client,
+        header=signed.header,
+        header_hash=digest.hex(),
+        credential=signed.credential,
+        base_version=header.base_version,
+        receipt=key.sign(Receipt(task.hash, header.update_id, header.client, digest, int(now))),
+    )
 
 
 def _sections(task: Task, header: UpdateHeader, blobs: Mapping[str, str]) -> list[Section]:

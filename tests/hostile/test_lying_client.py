@@ -71,7 +71,7 @@ async def test_an_endless_body_of_undeclared_length(
 
 
 async def _greedy(frame: object, _size: int) -> AsyncIterator[bytes]:
-    async for block in frame._arriving():  # type: ignore[attr-defined]
+    async for block in frame._content.iter_any():  # type: ignore[attr-defined]
         yield block
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import pytest
 
 from he_protocol.problems import STALE_UPDATE, Refusal
 from he_server import grouped
-from he_server.grouped import Grouped
+from he_server.grouped import Grouped, Together
 
 
 class Work:
@@ -80,3 +81,42 @@ async def test_a_failed_run_is_tried_again_for_each() -> None:
     outcomes = await asyncio.gather(*await _waiting(Grouped(work), [1, 2, 3]), return_exceptions=True)
     assert [isinstance(outcome, OSError) for outcome in outcomes].count(True) == 1
     assert sorted(outcome for outcome in outcomes if isinstance(outcome, int)) == [4, 9]
+
+
+async def test_one_that_is_cancelled_as_its_turn_comes_hands_it_on() -> None:
+    go = asyncio.Event()
+
+    async def work(items: Sequence[int]) -> list[int | Refusal]:
+        if 1 in items:
+            await go.wait()
+            asyncio.get_running_loop().call_soon(second.cancel)  # after it is called, before it runs
+        return [item * item for item in items[:1]]
+
+    call = Grouped(work)
+    first, second, third = await _waiting(call, [1, 2, 3])
+    go.set()
+    async with asyncio.timeout(10):
+        assert await asyncio.gather(first, third) == [1, 9]
+        assert await call(4) == 16
+    assert second.cancelled()
+
+
+async def test_calls_that_come_meanwhile_go_to_the_thread_together() -> None:
+    sizes = []
+
+    async def thread(work: Callable[[], list[object]]) -> list[object]:
+        await asyncio.sleep(0)
+        answers = await asyncio.to_thread(work)
+        sizes.append(len(answers))
+        return answers
+
+    def square(number: int) -> int:
+        if number < 0:
+            raise Refusal(STALE_UPDATE, "negative")
+        return number * number
+
+    together = Together(thread)
+    outcomes = await asyncio.gather(*(together(partial(square, n)) for n in (1, 2, -1, 3)), return_exceptions=True)
+    assert [outcome for outcome in outcomes if not isinstance(outcome, BaseException)] == [1, 4, 9]
+    assert isinstance(outcomes[2], Refusal)
+    assert sizes == [1, 3]
