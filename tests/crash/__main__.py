@@ -24,6 +24,7 @@ def main(
     kills: Annotated[int, typer.Option(min=1, help="kills per database")] = 200,
     database: Annotated[Database | None, typer.Option(help="default: one after the other")] = None,
     seed: Annotated[int, typer.Option(help="of victims and lifetimes")] = 1,
+    pace: Annotated[float, typer.Option(help="how fast they die: 2 halves their lives")] = 1.0,
     json: Annotated[Path | None, typer.Option(help="write the report here")] = None,
     keep: Annotated[Path | None, typer.Option(help="keep everybody's files and logs in this new folder")] = None,
 ) -> None:
@@ -33,13 +34,12 @@ def main(
     for name in (database,) if database else DATABASES:
         with tempfile.TemporaryDirectory() as folder, Progress(console=console, transient=True) as progress:
             bar = progress.add_task(name, total=kills)
-            reports.append(run(name, (keep or Path(folder)) / name, kills, seed, partial(progress.advance, bar)))
+            root, advance = (keep or Path(folder)) / name, partial(progress.advance, bar)
+            reports.append(run(name, root, kills, seed, advance, pace=pace))
     console.print(table(reports))
     for report in reports:
-        for line in report.toll.exits:
-            console.print(f"{report.database}: ended by itself: {line}")
-        for finding in report.findings:
-            console.print(f"{report.database}: [bold red]{finding.kind}[/]: {finding.what}")
+        if text := str(report):
+            console.print(f"{report.database}:", text, sep="\n", markup=False, highlight=False)
     if json is not None:
         json.write_bytes(msgspec.json.format(msgspec.json.encode([document(report) for report in reports])))
     sys.exit(any(report.findings for report in reports))

@@ -56,7 +56,7 @@ class RoundEvidence:
 class Evidence:
     """Everything that is left when the killing has stopped.
 
-    updates: those with a receipt; unsent: sealed ones without, although their clients had time to send them.
+    updates: those with a receipt; unsent: sealed ones without, and whose, although their clients had time to send them.
     manifests: (holder, round, manifest hash) of every accepted manifest. refusals: what holders refused, in words.
     orphans: blobs that a sweep left although no round needs any.
     """
@@ -128,7 +128,7 @@ def _versions(evidence: Evidence) -> Iterator[Finding]:
 
 def _rest(evidence: Evidence) -> Iterator[Finding]:
     """Everything was sent; one manifest per round in all ledgers; no refusals, no forgotten bytes."""
-    yield from (Finding("stuck", f"update {update_id} was never sent") for update_id in evidence.unsent)
+    yield from (Finding("stuck", f"update {name} was never sent") for name in evidence.unsent)
     hashes: dict[int, set[str]] = defaultdict(set)
     for _, number, manifest in evidence.manifests:
         hashes[number].add(manifest)

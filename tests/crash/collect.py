@@ -9,24 +9,25 @@ from math import sqrt
 
 import numpy as np
 
-from he_client.spool import HEAD, RECEIPT
+from he_client.spool import RECEIPT
 from he_client.transport import Transport
 from he_protocol import api
 from he_protocol.problems import NOT_FOUND, Refusal
 from he_protocol.quantise import Integers
 from tests.client.schemes import ERROR_STD
 from tests.crash.account import Evidence, RoundEvidence, UpdateEvidence
-from tests.crash.submitter import COORDINATES, Coordinates, holding, spool_of
-from tests.crash.world import CLIENTS, SCALE, SCHEME, World, recent_rounds
+from tests.crash.submitter import COORDINATES, Coordinates, holding, spool_of, unsent
+from tests.crash.world import SCALE, SCHEME, World, recent_rounds
 from tests.integration.processes import RETRY
 
 
 async def collect(world: World) -> Evidence:
     """Everything that the parties have on record; the server and nobody else has to run."""
-    updates, unsent = [], []
-    for number in range(1, CLIENTS + 1):
+    updates, waiting = [], []
+    for number, name in enumerate(world.clients, 1):
         updates += [update async for update in _updates(world, number)]
-        unsent += _unsent(world, number)
+        spool = spool_of(world.processes.folder(number), world.processes.task.id)
+        waiting += [f"{update_id} of {name}" for update_id in sorted(unsent(spool))]
     manifests, refusals = [], []
     for holder in world.processes.holders:
         with closing(sqlite3.connect(world.processes.root / holder / "ledger.db")) as ledger:
@@ -37,7 +38,7 @@ async def collect(world: World) -> Evidence:
     return Evidence(
         updates=tuple(updates),
         rounds=tuple([round_ async for round_ in _rounds(world)]),
-        unsent=tuple(unsent),
+        unsent=tuple(waiting),
         manifests=tuple(manifests),
         refusals=tuple(refusals),
         orphans=tuple(world.leftovers()),
@@ -60,11 +61,6 @@ async def _updates(world: World, number: int) -> AsyncIterator[UpdateEvidence]:
                 continue
             failure = status.failure.type if status.failure else ""
             yield UpdateEvidence(update_id, coordinates[update_id], status.round, status.state, failure)
-
-
-def _unsent(world: World, number: int) -> list[str]:
-    spool = spool_of(world.processes.folder(number), world.processes.task.id)
-    return sorted(holding(spool, HEAD) - holding(spool, RECEIPT))
 
 
 async def _rounds(world: World) -> AsyncIterator[RoundEvidence]:

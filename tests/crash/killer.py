@@ -18,10 +18,11 @@ STARTING_SECONDS = 1.5
 SERVER_STARTS = 4.0
 """The longest life of other servers, counted from when they are ready, in multiples of the time that they took to
 start: on a busy machine rounds take longer, too."""
-PARTY_SECONDS = 60.0
-"""The longest life of a client or key holder, counted from its launch; there are eight of them."""
-CONNECTIONS_SECONDS = 8.0
-"""The longest time between two cuts of PostgreSQL's connections."""
+PARTY_STARTS = 24.0
+"""The longest life of a client or key holder, counted from its launch, in multiples of the time that the last server
+took to start: nobody should die of slowness before there was anything to do. There are eight of them."""
+CONNECTIONS_STARTS = 4.0
+"""The longest time between two cuts of PostgreSQL's connections, in the same unit."""
 TOGETHER = 0.15
 """How often somebody else dies at the same moment."""
 SERVER, CONNECTIONS = "server", "connections"
@@ -45,16 +46,21 @@ class Toll:
 
 
 class Killer:
-    """Kills processes of a world, each at a time that is drawn when it is started."""
+    """Kills processes of a world, each at a time that is drawn when it is started.
 
-    def __init__(self, world: World, seed: int) -> None:
+    `pace` divides all lifetimes but those of servers that are still starting.
+    """
+
+    def __init__(self, world: World, seed: int, pace: float) -> None:
         self.toll = Toll()
         self._world = world
+        self._pace = pace
         self._draw = random.Random(seed)
         self._parties = (SERVER, *world.processes.holders, *world.clients)
-        self._launched = time.monotonic()
-        self._due: dict[str, float] = {CONNECTIONS: inf}
-        for name in self._parties:
+        self._launched = 0.0
+        self.toll.starts.append(world.processes.start_seconds)
+        self._due: dict[str, float] = {CONNECTIONS: inf, SERVER: self._server_dies()}
+        for name in self._parties[1:]:
             self._schedule(name)
         if world.database_url:
             self._schedule(CONNECTIONS)
@@ -92,7 +98,11 @@ class Killer:
             assert age < SECONDS, f"the server does not start: {self._world.processes.log(SERVER)[-2000:]}"
             if self._world.processes.server_ready:
                 self.toll.starts.append(age)
-                self._due[SERVER] = time.monotonic() + self._draw.uniform(0, SERVER_STARTS * age)
+                self._due[SERVER] = self._server_dies()
+
+    def _server_dies(self) -> float:
+        """When, for one that is ready now."""
+        return time.monotonic() + self._draw.uniform(0, SERVER_STARTS * self.toll.starts[-1] / self._pace)
 
     def _revive(self, names: Iterable[str]) -> None:
         for name in names:
@@ -106,5 +116,5 @@ class Killer:
             early = self._draw.random() < STARTING
             self._due[name] = now + self._draw.uniform(0, STARTING_SECONDS) if early else inf
         else:
-            longest = CONNECTIONS_SECONDS if name == CONNECTIONS else PARTY_SECONDS
-            self._due[name] = now + self._draw.uniform(0, longest)
+            starts = CONNECTIONS_STARTS if name == CONNECTIONS else PARTY_STARTS
+            self._due[name] = now + self._draw.uniform(0, starts * self.toll.starts[-1] / self._pace)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -23,7 +23,10 @@ DATABASES: tuple[Database, ...] = ("sqlite", "postgresql")
 
 @dataclass(frozen=True)
 class Report:
-    """What was done to the processes of one database, and what came of it. Times in seconds."""
+    """What was done to the processes of one database, and what came of it. Times in seconds.
+
+    logs: where there are findings, the end of everybody's log.
+    """
 
     database: Database
     seed: int
@@ -31,6 +34,7 @@ class Report:
     toll: Toll
     evidence: Evidence
     findings: tuple[Finding, ...]
+    logs: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def rounds(self) -> Counter[str]:
@@ -42,22 +46,34 @@ class Report:
         """Findings by kind."""
         return Counter(finding.kind for finding in self.findings)
 
+    def __str__(self) -> str:
+        """What ended by itself, what was found, and the logs that may say why."""
+        exits = [f"ended by itself: {line}" for line in self.toll.exits]
+        found = [f"{finding.kind}: {finding.what}" for finding in self.findings]
+        return "\n".join([*exits, *found, *(f"--- {name}\n{log}" for name, log in self.logs.items())])
 
-def run(database: Database, root: Path, kills: int, seed: int, progress: Callable[[int], None]) -> Report:
-    """Kill processes of a new deployment under `root` so many times, let it heal, and account for every update."""
+
+def run(
+    database: Database, root: Path, kills: int, seed: int, progress: Callable[[int], None], *, pace: float = 1.0
+) -> Report:
+    """Kill processes of a new deployment under `root` so many times, let it heal, and account for every update.
+
+    `pace`: how fast they die.
+    """
     started = time.monotonic()
     with _database_url(database) as url:
         world = World(root, url)
         try:
             world.start()
-            killer = Killer(world, seed)
+            killer = Killer(world, seed, pace)
             killer.run(kills, progress)
             killer.toll.exits += [f"{name}: exit code {code}" for name, code in world.heal()]
             evidence = asyncio.run(collect(world))
         finally:
-            world.processes.stop()
+            world.stop()
     findings = tuple(account(evidence))
-    return Report(database, seed, time.monotonic() - started, killer.toll, evidence, findings)
+    logs = world.logs() if findings else {}
+    return Report(database, seed, time.monotonic() - started, killer.toll, evidence, findings, logs)
 
 
 @contextmanager

@@ -9,13 +9,13 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-from contextlib import suppress
+import logging
 from pathlib import Path
 
 import numpy as np
 
 from he_client import HushSumClient, Identity
-from he_client.spool import HEAD
+from he_client.spool import HEAD, RECEIPT
 from he_client.tensors import Tensors
 from he_client.transport import RetryPolicy
 from he_protocol.problems import ALREADY_IN_ROUND, UNREACHABLE, Refusal
@@ -28,6 +28,8 @@ RETRY = RetryPolicy(first=0.05, longest=0.3, give_up=60.0)
 PAUSE_SECONDS = 0.2
 DECISION_SECONDS = 2.0
 """How long the round's decision is waited for before the next update."""
+
+log = logging.getLogger("submitter")
 
 
 class Coordinates:
@@ -74,27 +76,45 @@ def holding(spool: Path, file: str) -> set[str]:
     return {path.parent.name for path in spool.glob(f"*/{file}")}
 
 
+def unsent(spool: Path) -> set[str]:
+    """Ids of the updates that are sealed and have no receipt."""
+    return holding(spool, HEAD) - holding(spool, RECEIPT)
+
+
 async def submit_until_stopped(url: str, folder: Path, name: str, first: int, step: int) -> None:
-    """Updates, one after the other; what an earlier life left is sent first. Returns with nothing unsent."""
+    """Updates, one after the other; what an earlier life left is sent first. Returns with nothing unsent.
+
+    `resume` is content when an update has to wait, because the open round has one of this client already. Nothing
+    more is sealed meanwhile: as every round takes one, what piled up in a long round would take many to go.
+    """
     coordinates = Coordinates(folder / COORDINATES, first, step)
     async with HushSumClient(url, Identity.load(folder), state_dir=folder / STATE, retry=RETRY) as client:
         task = await client.task(name)
+        spool = spool_of(folder, task.id)
         while True:
-            coordinates.settle(holding(spool_of(folder, task.id), HEAD))
+            coordinates.settle(holding(spool, HEAD))
             try:
                 await client.resume(task)
+                if unsent(spool):
+                    await asyncio.sleep(PAUSE_SECONDS)
+                    continue
                 if (folder / STOP).exists():
+                    log.info("nothing is unsent")
                     return
                 model = await client.pull_model(task)
                 update = one_hot(task.length, coordinates.reserve())
                 sent = await client.submit(task, update, base_version=model.version)
+                log.info("update %s is in round %d", sent.update_id, sent.round)
             except Refusal as refusal:
                 if refusal.problem not in {ALREADY_IN_ROUND, UNREACHABLE}:
                     raise
+                log.info("again: %s", refusal)
                 await asyncio.sleep(PAUSE_SECONDS)
                 continue
-            with suppress(Refusal):  # a round that failed or takes its time: the account looks at it
+            try:
                 await client.wait(task, sent, within=DECISION_SECONDS)
+            except Refusal as refusal:  # a round that failed or takes its time: the account looks at it
+                log.info("not waited for: %s", refusal)
 
 
 def one_hot(length: int, coordinate: int) -> Tensors:
@@ -112,4 +132,5 @@ if __name__ == "__main__":
     parser.add_argument("first", type=int)
     parser.add_argument("step", type=int)
     given = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
     asyncio.run(submit_until_stopped(given.url, given.folder, given.task, given.first, given.step))

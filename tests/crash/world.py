@@ -15,8 +15,11 @@ from pathlib import Path
 import asyncpg  # type: ignore[import-untyped]
 import numpy as np
 
+from he_client import Identity
 from he_client.transport import Transport
 from he_protocol import api
+from keys.holder import KeyHolder
+from keys.ledger import Ledger
 from tests.crash import submitter
 from tests.integration.processes import RETRY, TASK, Processes
 
@@ -38,8 +41,11 @@ PLAN = {
 ENVIRONMENT = {"HUSHSUM_SERVER_LEASE_SECONDS": "1", "HUSHSUM_SERVER_POLL_SECONDS": "0.05"}
 PORTS = range(20_000, 30_000)
 """Below the range of outgoing connections, one of which could take the port while the server is dead."""
-HEAL_SECONDS = 90.0
-"""The longest that everything may take to come to rest once nothing is killed any more."""
+HEAL_SECONDS = 900.0
+"""The longest that everything may take to come to rest once nothing is killed any more: far longer than a slow
+machine takes, for only what is stuck may reach it."""
+LOG_LINES = 40
+WENT_WELL = '"status": 2'
 SWEPT_AGE_SECONDS = 86_400.0
 """Bytes without a row are left alone until they are older than some hours."""
 KEPT = ("models", "board")
@@ -65,10 +71,15 @@ class World:
 
     def start(self) -> None:
         """Everything up, kernels compiled, the first round published."""
-        self.processes.start()
-        for name in self.clients:
+        self.processes.add_task()
+        self.processes.start_server()
+        asyncio.run(self._join())
+        for name in (*self.processes.holders, *self.clients):
             self.launch(name)
-        self._until(lambda rounds: any(round_.state == "published" for round_ in rounds))
+        try:
+            self._until(lambda rounds: any(round_.state == "published" for round_ in rounds))
+        except TimeoutError:
+            raise AssertionError(f"no round was published: {self.logs()}") from None
 
     def launch(self, name: str) -> None:
         """Start one process, and do not wait for it."""
@@ -123,10 +134,28 @@ class World:
         self._sweep(deadline)
         return failed
 
+    def stop(self) -> None:
+        """Everything ends at once."""
+        self.kill(tuple(self.processes.running))
+
+    def logs(self) -> dict[str, str]:
+        """The last lines of everybody's log, without the many requests that went well."""
+        names = ("server", *self.processes.holders, *self.clients)
+        lines = {name: [x for x in self.processes.log(name).splitlines() if WENT_WELL not in x] for name in names}
+        return {name: "\n".join(found[-LOG_LINES:]) for name, found in lines.items()}
+
     def leftovers(self) -> list[str]:
         """Blobs that belong to rounds, and unfinished ones."""
         files = (path.relative_to(self._blobs) for path in self._blobs.rglob("*") if path.is_file())
         return sorted(str(path) for path in files if path.parts[0] not in KEPT)
+
+    async def _join(self) -> None:
+        """What `he-keys keygen` does for a scheme without a ceremony, in this process: three programs fewer."""
+        for name in self.processes.holders:
+            folder = self.processes.root / name
+            ledger = await Ledger.open(folder / "ledger.db")
+            await KeyHolder(Identity.load(folder), ledger, folder).join(self.processes.task, self.processes.url)
+            await ledger.close()
 
     def _sweep(self, deadline: float) -> None:
         """Start the server, which sweeps as it starts, after making all bytes look old."""
