@@ -38,14 +38,12 @@ class Disk:
 
     def sync(self, descriptor: int, now: float) -> None:
         """fsync of an open file or folder; sets its time, so that ages are those of the virtual clock."""
-        found = os.fstat(descriptor)
-        link = Path(f"/proc/self/fd/{descriptor}")
+        found, link = os.fstat(descriptor), f"/proc/self/fd/{descriptor}"
         os.utime(descriptor, (now, now))
         if stat.S_ISDIR(found.st_mode):
-            path = link.readlink()
-            self._names[self._name(path)] = {entry.name: entry.inode() for entry in os.scandir(path)}
+            self._names[self._name(str(Path(link).readlink()))] = _entries(descriptor)
         else:
-            self._bytes[found.st_ino] = link.read_bytes()
+            self._bytes[found.st_ino] = Path(link).read_bytes()
 
     def survivor(self, *, power: bool) -> Disk:
         """The disk after a crash: all that was written, or after a power cut all that was synced."""
@@ -59,7 +57,7 @@ class Disk:
     def files(self) -> dict[str, bytes]:
         """Everything on the disk, by name."""
         found = (path for path in self.root.rglob("*") if path.is_file() and not path.name.endswith(UNSTORED))
-        return {self._name(path): path.read_bytes() for path in found}
+        return {self._name(str(path)): path.read_bytes() for path in found}
 
     def _copy(self, folder: str, after: Disk, power: bool) -> None:
         here = {entry.name: entry for entry in os.scandir(self.root / folder)}
@@ -96,16 +94,20 @@ class Disk:
 
     def _adopt(self) -> None:
         """Everything that is here is durable."""
-        for where, _, files in os.walk(self.root):
-            self._names[self._name(Path(where))] = {entry.name: entry.inode() for entry in os.scandir(where)}
+        for folder, _, files in os.walk(self.root):
+            self._names[self._name(folder)] = _entries(folder)
             for name in files:
                 if not name.endswith((*DATABASE, UNSTORED)):
-                    path = Path(where, name)
+                    path = Path(folder, name)
                     self._bytes[path.stat().st_ino] = path.read_bytes()
 
-    def _name(self, path: Path) -> str:
-        name = str(path.relative_to(self.root))
-        return "" if name == "." else name
+    def _name(self, path: str) -> str:
+        return path[len(str(self.root)) + 1 :]
+
+
+def _entries(folder: str | int) -> dict[str, int]:
+    with os.scandir(folder) as entries:
+        return {entry.name: entry.inode() for entry in entries}
 
 
 def _is(inode: int, entry: os.DirEntry[str]) -> bool:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import sqlite3
 from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
 from contextlib import closing
+from functools import cache
 
 import numpy as np
 
@@ -97,13 +99,9 @@ class Observer:
 
     def _decision(self, machine: Machine, task: str, number: int) -> str | None:
         """The manifest that is durably accepted for a round in a holder's ledger."""
-        ledger = sqlite3.connect(f"file:{machine.disk.root / 'ledger.db'}?mode=ro", uri=True)
-        try:
-            row = ledger.execute(
-                "SELECT manifest FROM openings WHERE task_hash = ? AND round = ?", (bytes.fromhex(task), number)
-            ).fetchone()
-        finally:
-            ledger.close()
+        with closing(sqlite3.connect(f"file:{machine.disk.root}/ledger.db?mode=ro", uri=True)) as ledger:
+            query = "SELECT manifest FROM openings WHERE task_hash = ? AND round = ?"
+            row = ledger.execute(query, (bytes.fromhex(task), number)).fetchone()
         return None if row is None else str(row[0])
 
     def _violate(self, name: str, detail: str) -> None:
@@ -115,16 +113,12 @@ class Observer:
         """Raise the first violation, seen on the wire or in the server's database now."""
         if self._violations:
             raise self._violations[0]
-        database = self.world.database()
-        try:
-            self._check_updates(database)
-            self._check_models(database)
-            self._check_rounds(database)
-        finally:
-            database.close()
+        self._check_updates()
+        self._check_models()
+        self._check_rounds()
 
-    def _check_updates(self, database: sqlite3.Connection) -> None:
-        rows = {(task, update) for task, update in database.execute("SELECT task_hash, update_id FROM updates")}
+    def _check_updates(self) -> None:
+        rows = set(self.world.seen("SELECT task_hash, update_id FROM updates"))
         for task, update in self.world.record.acknowledged:
             if (task, update) not in rows:
                 raise Violation("an acknowledged update is kept", f"{update} is gone")
@@ -132,10 +126,10 @@ class Observer:
             if count > 1:
                 raise Violation("an update is of one task", f"{update} was accepted by {count}")
 
-    def _check_models(self, database: sqlite3.Connection) -> None:
+    def _check_models(self) -> None:
         found = {
             (task, version): (round_id, sha256)
-            for task, version, round_id, sha256 in database.execute(
+            for task, version, round_id, sha256 in self.world.seen(
                 "SELECT task_hash, version, round_id, sha256 FROM models"
             )
         }
@@ -147,8 +141,8 @@ class Observer:
             raise Violation("a version is published once", "a round published two versions")
         self._versions = found
 
-    def _check_rounds(self, database: sqlite3.Connection) -> None:
-        for task, number, state, failure, detail in database.execute(
+    def _check_rounds(self) -> None:
+        for task, number, state, failure, detail in self.world.seen(
             "SELECT task_hash, number, state, failure_type, failure_detail FROM rounds"
         ):
             before = self._states.get((task, number), "open")
@@ -166,21 +160,16 @@ class Observer:
         if self.world.record.lies:
             return
         now = self.world.clock()
-        database = self.world.database()
-        try:
-            for task, number, state, deadline in database.execute(
-                "SELECT task_hash, number, state, opening_deadline FROM rounds"
-            ):
-                if state in {"closed", "opening"} and (state == "closed" or deadline > now + OPENING / 2):
-                    self._expected.add((task, number))
-        finally:
-            database.close()
+        for task, number, state, deadline in self.world.seen(
+            "SELECT task_hash, number, state, opening_deadline FROM rounds"
+        ):
+            if state == "closed" or (state == "opening" and deadline > now + OPENING / 2):
+                self._expected.add((task, number))
 
     def rounds(self, *states: RoundState) -> int:
         """How many rounds are in one of these states and have updates."""
-        with closing(self.world.database()) as database:
-            query = f"SELECT count(*) FROM rounds WHERE updates > 0 AND state IN ({', '.join('?' * len(states))})"
-            return int(database.execute(query, states).fetchone()[0])
+        query = f"SELECT count(*) FROM rounds WHERE updates > 0 AND state IN ({', '.join('?' * len(states))})"
+        return int(self.world.seen(query, *states)[0][0])
 
     def quiet(self) -> bool:
         """Whether nothing is under way: every round that has updates has ended, no device has anything to send."""
@@ -198,15 +187,9 @@ class Observer:
         self._check_secrets()
 
     async def _check_sums(self, task: Task) -> None:
-        database = self.world.database()
-        try:
-            rounds = database.execute(
-                "SELECT number, state, manifest, id FROM rounds WHERE task_hash = ? ORDER BY version",
-                (task.id,),
-            ).fetchall()
-            where = dict(database.execute("SELECT update_id, round_id FROM updates WHERE task_hash = ?", (task.id,)))
-        finally:
-            database.close()
+        seen = self.world.seen
+        rounds = seen("SELECT number, state, manifest, id FROM rounds WHERE task_hash = ? ORDER BY version", task.id)
+        where = dict(seen("SELECT update_id, round_id FROM updates WHERE task_hash = ?", task.id))
         frames, listed = self.world.record.frames, Counter[str]()
         model = np.zeros(task.parameters, dtype=np.float32)
         published = set()
@@ -246,11 +229,27 @@ class Observer:
     def _check_secrets(self) -> None:
         secrets = [*self.world.cast.private, *self.world.record.secrets]
         for name, data in self.world.server.disk.files().items():
-            for secret in secrets:
-                if secret in data:
-                    raise Violation("the server holds no secret", f"{len(secret)} secret bytes are in {name}")
+            for secret in contained(secrets, data):
+                raise Violation("the server holds no secret", f"{len(secret)} secret bytes are in {name}")
 
 
+def contained(secrets: Sequence[bytes], data: bytes) -> Iterator[bytes]:
+    """Those of many secrets that occur in much data: one look at each pair of its bytes instead of one per secret."""
+    begins: dict[int, list[tuple[int, bytes]]] = defaultdict(list)
+    for secret in secrets:
+        at = min(len(secret) - len(secret.lstrip(b"\0")), len(secret) - 2)  # zeros are everywhere
+        begins[int.from_bytes(secret[at : at + 2], "big")].append((at, secret))
+    known = np.zeros(1 << 16, dtype=bool)
+    known[list(begins)] = True
+    octets = np.frombuffer(data, dtype=np.uint8).astype(np.uint16)
+    pairs = octets[:-1] << 8 | octets[1:]
+    for where in np.flatnonzero(known[pairs]).tolist():
+        for at, secret in begins[int(pairs[where])]:
+            if where >= at and data.startswith(secret, where - at):
+                yield secret
+
+
+@cache
 def _reachable(state: RoundState) -> set[RoundState]:
     found, new = {state}, {state}
     while new:

@@ -51,18 +51,10 @@ def make_lie(world: World, *, invented: bool, pick: int) -> Lie | None:
     invented: under a round number that never was; otherwise under that of the newest manifest.
     """
     task = world.task
-    database = world.database()
-    try:
-        rows = database.execute(
-            "SELECT update_id FROM updates WHERE task_hash = ? ORDER BY received, update_id", (task.id,)
-        )
-        known = [world.record.frames[update] for (update,) in rows]
-        newest = database.execute(
-            "SELECT max(number) FROM rounds WHERE task_hash = ? AND manifest != ''", (task.id,)
-        ).fetchone()[0]
-        version = database.execute("SELECT max(version) FROM models WHERE task_hash = ?", (task.id,)).fetchone()[0]
-    finally:
-        database.close()
+    rows = world.seen("SELECT update_id FROM updates WHERE task_hash = ? ORDER BY received, update_id", task.id)
+    known = [world.record.frames[update] for (update,) in rows]
+    newest = world.seen("SELECT max(number) FROM rounds WHERE task_hash = ? AND manifest != ''", task.id)[0][0]
+    version = world.seen("SELECT max(version) FROM models WHERE task_hash = ?", task.id)[0][0]
     chosen = []
     for client in sorted({frame.client for frame in known}):
         mine = [frame for frame in known if frame.client == client]

@@ -18,8 +18,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import aiosqlite
-
 from .disk import Disk
 
 START = 1_700_000_000.0
@@ -100,7 +98,7 @@ class Machine:
     alive: bool = True
     crashes: int = 0
     tasks: dict[asyncio.Task[Any], None] = field(default_factory=dict)  # in order: a set of objects has none
-    databases: list[aiosqlite.Connection] = field(default_factory=list)
+    databases: list[sqlite3.Connection] = field(default_factory=list)
     unplug: list[Callable[[], None]] = field(default_factory=list)
 
     def crash(self, *, power: bool) -> None:
@@ -114,9 +112,7 @@ class Machine:
         """No further effect of anything that runs here; nothing is rolled back but by the database itself."""
         self.alive = False
         for database in self.databases:
-            if database._connection is not None:
-                database._connection.close()
-                database._connection = None
+            database.close()
         for pull in self.unplug:
             pull()
         for task in tuple(self.tasks):
@@ -175,6 +171,9 @@ class VirtualLoop(asyncio.BaseEventLoop):
             self.now += timeout
         return ()
 
+    def call_exception_handler(self, context: object) -> None:
+        """Dead machines' code complains as it unwinds."""
+
     def _process_events(self, _events: object) -> None:
         pass
 
@@ -223,24 +222,6 @@ class VirtualLoop(asyncio.BaseEventLoop):
             run()
         else:
             activity.when_running(run, lambda: self.call_soon(run, context=context))
-
-
-class Statements:
-    """Stands in for the queue to an aiosqlite connection's thread."""
-
-    def put_nowait(self, item: tuple[asyncio.Future[Any] | None, Callable[[], Any]]) -> None:
-        loop = asyncio.get_running_loop()
-        assert isinstance(loop, VirtualLoop)
-        loop.work(*item, point if _changes(item[1]) else alive)
-
-
-def _changes(function: Callable[[], Any]) -> bool:
-    """Whether a call to a database begins, makes or commits a change: in between, a crash is like one before."""
-    called = getattr(function, "func", function)
-    name = getattr(called, "__name__", "")
-    if name == "execute":
-        return not function.args[0].lstrip().startswith(("SELECT", "PRAGMA"))  # type: ignore[attr-defined]
-    return name in {"commit", "executemany"}
 
 
 def _owned(loop: asyncio.AbstractEventLoop, coro: Any, **kwargs: Any) -> asyncio.Task[Any]:

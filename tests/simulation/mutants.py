@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+import traceback
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
@@ -32,10 +33,11 @@ from keys.holder import KeyHolder
 from keys.ledger import Ledger
 
 from .invariants import Violation
-from .operations import draw, run
+from .operations import run
+from .schedules import Schedule, explore
 from .soak import fix_hashes
 
-LIMIT = 500
+LIMIT, SEED = 500, 0
 Patch = pytest.MonkeyPatch
 
 
@@ -232,40 +234,48 @@ MUTANTS = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass
 class Outcome:
-    """`schedules` until it was found; `invariant` is empty for a survivor."""
+    """`schedules` until it was found; `invariant` is empty for a survivor, `error` for a mutant that works."""
 
-    schedules: int
-    invariant: str
+    schedules: int = 0
+    invariant: str = ""
+    error: str = ""
 
 
-def hunt(mutant: Mutant) -> Outcome:
-    """Run schedules until an invariant breaks. Raises what is not an invariant: then the mutant itself is broken."""
+def hunt(mutant: Mutant, limit: int = LIMIT) -> Outcome:
+    """Run schedules until an invariant breaks. Whatever else is raised says that the mutant itself is broken."""
+    outcome = Outcome()
+
+    def check(schedule: Schedule) -> None:
+        if outcome.invariant:
+            return
+        outcome.schedules += 1
+        try:
+            run(schedule)
+        except Violation as violation:
+            outcome.invariant = violation.name
+
     with pytest.MonkeyPatch.context() as patch:
         mutant.plant(patch)
-        for number in range(LIMIT):
-            try:
-                run(draw(number))
-            except Violation as violation:
-                return Outcome(number + 1, violation.name)
-    return Outcome(LIMIT, "")
-
-
-def _hunt(index: int) -> Outcome:
-    return hunt(MUTANTS[index])
+        try:
+            explore(check, limit, SEED, shrink=False)
+        except Exception as error:
+            outcome.error = "".join(traceback.format_exception(error))
+    return outcome
 
 
 def main() -> None:
     fix_hashes("tests.simulation.mutants")
     table = Table("mutant", "planted bug", "schedules", "broken invariant", title="Planted bugs")
-    survivors = 0
+    console, survivors = Console(), 0
     with ProcessPoolExecutor(os.cpu_count(), max_tasks_per_child=1) as pool:
-        for mutant, found in zip(MUTANTS, pool.map(_hunt, range(len(MUTANTS))), strict=True):
+        for mutant, found in zip(MUTANTS, pool.map(hunt, MUTANTS), strict=True):
             survivors += not found.invariant
-            print(mutant.name, found.schedules, found.invariant, flush=True)
-            table.add_row(mutant.name, mutant.why, str(found.schedules), found.invariant or "[bold red]survived")
-    Console().print(table)
+            console.print(f"{mutant.name}: {found.schedules} {found.invariant}{found.error}", markup=False)
+            verdict = found.invariant or f"[bold red]{'the mutant is broken' if found.error else 'survived'}"
+            table.add_row(mutant.name, mutant.why, str(found.schedules), verdict)
+    console.print(table)
     sys.exit(bool(survivors))
 
 

@@ -1,18 +1,14 @@
-"""What can happen in a schedule, and how one is run from its first operation to the last check."""
+"""How a schedule is run, from its first operation to the last check."""
 
 from __future__ import annotations
 
 import asyncio
 import gc
-import logging
-import random
 import shutil
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Literal
 
 import structlog
 
@@ -20,94 +16,16 @@ from he_server.sweep import sweep
 
 from .invariants import Observer
 from .liar import make_lie, tell
-from .machine import UNTOUCHED, Fate, FateKind, VirtualLoop, enter
-from .world import CLIENTS, COLLECT, HOLDERS, LEASE, OPENING, WORKERS, Record, World, simulated
+from .machine import UNTOUCHED, VirtualLoop, enter
+from .schedules import Operation, Schedule
+from .seams import simulated
+from .world import CLIENTS, COLLECT, HOLDERS, LEASE, OPENING, WORKERS, Record, World
 
-Kind = Literal[
-    "gather",
-    "open",
-    "contribute",
-    "resend",
-    "misdirect",
-    "work",
-    "answer",
-    "lie",
-    "wait",
-    "sweep",
-    "rotate",
-    "outage",
-    "reboot",
-    "thaw",
-]
 WAITS = (1, LEASE + 1, COLLECT + 1, OPENING + 1, 3700)
 SWEEP_SECONDS = 3600.0
 LOG_LEVEL = 50
 HEALING = 12
 """Times that everybody gets a turn after the last operation; each is followed by a wait of a lease."""
-
-
-@dataclass(frozen=True)
-class Operation:
-    """`who` and `pick` are taken modulo what there is to choose from."""
-
-    kind: Kind
-    who: int = 0
-    pick: int = 0
-    fate: Fate = UNTOUCHED
-
-
-# Often what makes rounds go on, now and then what disturbs them.
-_WEIGHTS: dict[Kind, int] = {
-    "gather": 6,
-    "open": 6,
-    "contribute": 4,
-    "resend": 2,
-    "misdirect": 2,
-    "work": 4,
-    "answer": 3,
-    "lie": 3,
-    "wait": 4,
-    "sweep": 2,
-    "rotate": 2,
-    "outage": 1,
-    "reboot": 1,
-    "thaw": 2,
-}
-_FATES: dict[FateKind, int] = {"none": 10, "kill": 3, "power": 3, "freeze": 5, "cut": 2}
-_POINTS: dict[Kind, int] = {"gather": 270, "open": 65, "contribute": 50, "work": 70, "answer": 75, "lie": 75}
-"""About how many points the longer operations have; the others have at most `_OTHER_POINTS`."""
-_OTHER_POINTS = 12
-LONGEST = 12
-"""Operations in a schedule."""
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """`number`: what all randomness in it comes from. streamed: see `simulated`."""
-
-    number: int
-    operations: tuple[Operation, ...]
-    streamed: bool = False
-
-    def __str__(self) -> str:
-        return "\n  ".join([f"schedule {self.number}, streamed: {self.streamed}", *map(repr, self.operations)])
-
-
-def draw(number: int) -> Schedule:
-    """The schedule of this number, the same one always."""
-    rng = random.Random(number)
-    size = rng.randint(1, LONGEST)
-    return Schedule(number, tuple(_operation(rng) for _ in range(size)), rng.random() < 1 / 2)
-
-
-def _operation(rng: random.Random) -> Operation:
-    kind = rng.choices(list(_WEIGHTS), list(_WEIGHTS.values()))[0]
-    fate = rng.choices(list(_FATES), list(_FATES.values()))[0]
-    # Often near one of the ends: many operations are shorter than the longest of their kind, and at the end of those
-    # is what cannot be taken back.
-    where = rng.random() ** 2
-    at = int(rng.choice((where, 1 - where)) * _POINTS.get(kind, _OTHER_POINTS))
-    return Operation(kind, rng.randrange(12), rng.randrange(64), Fate(fate, at))
 
 
 def run(schedule: Schedule) -> Record:
@@ -123,6 +41,8 @@ def run(schedule: Schedule) -> Record:
 def _warm_up() -> None:
     """The first connections of a process ask databases what they are; and kernels are compiled."""
     _run_once(Schedule(0, (Operation("gather"), Operation("open"))))
+    gc.collect()
+    gc.freeze()
 
 
 def _run_once(schedule: Schedule) -> Record:
@@ -132,7 +52,6 @@ def _run_once(schedule: Schedule) -> Record:
     folder = tempfile.mkdtemp(prefix="hushsum-simulation-", dir=memory if memory.is_dir() else None)
     try:
         observer = Observer()
-        logging.disable(logging.CRITICAL)  # dead machines' code complains as it unwinds
         gc.disable()  # a collection costs as much as a schedule
         world = World(loop, Path(folder), observer.watch)
         observer.world = world
@@ -140,6 +59,7 @@ def _run_once(schedule: Schedule) -> Record:
             loop.run_until_complete(_run(world, observer, schedule.operations))
             _end(loop, world)
         machines = (world.server, *world.holders, *world.devices)
+        world.record.counts["lies"] = world.record.lies
         world.record.counts["crashed"] = sum(machine.crashes for machine in machines)
         return world.record
     except BaseException as error:
@@ -147,7 +67,6 @@ def _run_once(schedule: Schedule) -> Record:
         raise
     finally:
         gc.enable()
-        logging.disable(logging.NOTSET)
         loop.close()
         shutil.rmtree(folder)
         structlog.reset_defaults()
@@ -245,29 +164,6 @@ async def _heal(world: World, observer: Observer) -> None:
 async def _as_nobody(what: object) -> None:
     """Without an activity: no points are counted."""
     await asyncio.get_running_loop().create_task(what)  # type: ignore[arg-type]
-
-
-def smallest(schedule: Schedule) -> Schedule:
-    """A failing schedule without the operations that it fails without, and without fates that do not matter."""
-    at = len(schedule.operations)
-    while at:
-        at -= 1
-        before, here, after = schedule.operations[:at], schedule.operations[at], schedule.operations[at + 1 :]
-        for instead in ((), (replace(here, fate=UNTOUCHED),)):
-            simpler = replace(schedule, operations=(*before, *instead, *after))
-            if simpler != schedule and fails(simpler):
-                schedule = simpler
-                break
-    return schedule
-
-
-def fails(schedule: Schedule) -> bool:
-    """Whether running it raises anything."""
-    try:
-        run(schedule)
-    except Exception:
-        return True
-    return False
 
 
 def _end(loop: VirtualLoop, world: World) -> None:

@@ -12,29 +12,28 @@ from concurrent.futures import ProcessPoolExecutor
 from rich.console import Console
 from rich.table import Table
 
-from .operations import draw, run, smallest
+from .operations import run
+from .schedules import Schedule, explore
 
-SLICE = 50
+SLICE = 250
+"""Schedules that hypothesis draws together: they are more alike than those of two slices."""
 PROGRESS = 500
 """Schedules between two lines that say how far it is."""
 
 
-def soak(numbers: range) -> tuple[Counter[str], list[str]]:
-    """Run these schedules; what happened in them, and for each that fails why, at its smallest."""
-    counts, failures = Counter[str](), list[str]()
-    for number in numbers:
+def soak(number: int, examples: int) -> tuple[Counter[str], str]:
+    """Run slice `number` of schedules; what happened in them, and why the simplest that fails does ("": none does)."""
+    counts = Counter[str]()
+
+    def check(schedule: Schedule) -> None:
         counts["schedules"] += 1
-        try:
-            record = run(draw(number))
-        except Exception:
-            try:
-                run(smallest(draw(number)))
-            except Exception as error:
-                failures.append("".join(traceback.format_exception(error)))
-        else:
-            counts.update(record.counts)
-            counts["lies"] += record.lies
-    return counts, failures
+        counts.update(run(schedule).counts)
+
+    try:
+        explore(check, examples, number)
+    except Exception as error:
+        return counts, "".join(traceback.format_exception(error))
+    return counts, ""
 
 
 def fix_hashes(module: str) -> None:
@@ -45,19 +44,19 @@ def fix_hashes(module: str) -> None:
 
 
 def main() -> None:
-    """Arguments: how many schedules, and the number of the first."""
+    """Arguments: how many schedules, and the number of the first slice."""
     fix_hashes("tests.simulation.soak")
     count = int(sys.argv[1]) if len(sys.argv) > 1 else 10_000
     first = int(sys.argv[2]) if len(sys.argv) > 2 else 0
     start, console, counts, broken = time.monotonic(), Console(), Counter[str](), 0
-    slices = [range(at, min(at + SLICE, first + count)) for at in range(first, first + count, SLICE)]
-    with ProcessPoolExecutor(os.cpu_count(), max_tasks_per_child=10) as pool:  # what dead machines leave adds up
-        for found, failures in pool.map(soak, slices):
+    sizes = [min(SLICE, count - at) for at in range(0, count, SLICE)]
+    with ProcessPoolExecutor(os.cpu_count(), max_tasks_per_child=2) as pool:  # what dead machines leave adds up
+        for found, failure in pool.map(soak, range(first, first + len(sizes)), sizes):
             counts += found
-            broken += len(failures)
-            for failure in failures:
+            if failure:
+                broken += 1
                 console.print(failure, markup=False, highlight=False)
-            if counts["schedules"] % PROGRESS == 0:
+            if counts["schedules"] % PROGRESS < SLICE:
                 console.print(f"{counts['schedules']} schedules, {broken} failed, {time.monotonic() - start:.0f} s")
     title = f"{counts['schedules']} schedules in {time.monotonic() - start:.0f} s, {broken} failed"
     table = Table("what", "how often", title=title)

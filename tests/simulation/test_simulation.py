@@ -4,22 +4,29 @@ from __future__ import annotations
 
 import pytest
 
+from .invariants import contained
 from .machine import Fate
-from .operations import Operation, Schedule, draw, run
+from .mutants import MUTANTS, Mutant, hunt
+from .operations import run
+from .schedules import Operation, Schedule, explore
 
-SCHEDULES = 80
+SCHEDULES = 300
 SLICES = 3
+QUICK = {"receipt before row", "shared bytes go", "decided late"}
+"""Planted bugs that almost any schedule shows; `make mutants` hunts all of them."""
 
 
-@pytest.mark.parametrize("part", range(SLICES))
-def test_every_invariant_holds_in_every_schedule(part: int) -> None:
-    for number in range(part, SCHEDULES, SLICES):
-        run(draw(number))
+@pytest.mark.parametrize("number", range(SLICES))
+def test_every_invariant_holds_in_every_schedule(number: int) -> None:
+    explore(run, SCHEDULES // SLICES, number)
 
 
 def test_a_schedule_has_one_outcome() -> None:
-    for number in range(6):
-        assert run(draw(number)).trace == run(draw(number)).trace
+    explore(lambda schedule: _same(run(schedule).trace, run(schedule).trace), examples=6, number=0)
+
+
+def _same(one: list[str], other: list[str]) -> None:
+    assert one == other
 
 
 def test_rounds_are_published_where_nothing_happens() -> None:
@@ -30,3 +37,16 @@ def test_rounds_are_published_where_nothing_happens() -> None:
 def test_a_power_cut_stops_the_machine_that_reaches_its_point() -> None:
     record = run(Schedule(0, (Operation("gather", fate=Fate("power", 100)),)))
     assert record.counts["crashed"] == 1
+
+
+@pytest.mark.parametrize("mutant", [m for m in MUTANTS if m.name in QUICK], ids=lambda mutant: mutant.name)
+def test_a_planted_bug_is_found(mutant: Mutant) -> None:
+    found = hunt(mutant, limit=60)
+    assert found.invariant, found.error
+
+
+def test_a_secret_is_found_wherever_it_is() -> None:
+    secrets = [b"\0\0\1\0\0", b"abcd", b"\0\0\0\0"]
+    assert set(contained(secrets, b"xx\0\0\1\0\0abc")) == {secrets[0]}
+    assert set(contained(secrets, b"abcd\0\0\0\0")) == {secrets[1], secrets[2]}
+    assert not set(contained(secrets, b"\0\0\1\0abc"))

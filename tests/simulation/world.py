@@ -7,45 +7,33 @@ round publishes therefore says which updates are in it, and how often.
 from __future__ import annotations
 
 import asyncio
-import random
 import sqlite3
 import tempfile
-import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from contextlib import asynccontextmanager, closing, contextmanager
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
-import aiohttp
-import aiosqlite
 import numpy as np
 import pytest
 from aiohttp import web
-from sqlalchemy import Engine, make_url
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
-from sqlalchemy.pool import AsyncAdaptedQueuePool
 
 from he_client import HushSumClient, Identity
 from he_client.client import RESUMABLE_ABOVE, Submission
-from he_client.encode import secret_words
 from he_client.schemes import Source
-from he_client.schemes.kahe import KaheSealer
 from he_client.spool import SealedUpdate, Spool
 from he_client.transport import RetryPolicy, Transport
 from he_protocol import api, schemes
 from he_protocol.keyfile import KeyRecord
 from he_protocol.messages import Receipt, SignedUpdate, decode, encode
 from he_protocol.problems import Refusal
-from he_protocol.quantise import Integers
 from he_protocol.schemes import kahe
-from he_protocol.schemes.kahe import SEED_BYTES
 from he_protocol.signing import fingerprint, jwk_x, verify
 from he_protocol.task import Task, TensorSpec
 from he_server.app import make_app, open_server
-from he_server.pressure import Pressure
 from he_server.server import Server
 from he_server.settings import Settings
 from he_server.store.database import sqlite_url
@@ -60,9 +48,8 @@ from keys.ledger import Ledger
 from migrations.run import upgrade
 from tests.support.parties import Authority
 
-from . import machine
 from .disk import Disk
-from .machine import ACTIVITY, MACHINE, START, Activity, Crashed, Fate, Machine, VirtualLoop, enter
+from .machine import ACTIVITY, START, Activity, Crashed, Fate, Machine, VirtualLoop, enter
 from .wire import Network, Watch
 
 HOLDERS, CLIENTS, THRESHOLD, WORKERS = 3, 4, 2, 2
@@ -75,6 +62,8 @@ BUCKETS = (2, 1)
 EPOCHS = len(BUCKETS)
 RESUMING = 0
 """The device that uploads in pieces (tus)."""
+PAGE_BYTES = 1024
+"""Of the databases: a schedule's rows are few, and every crash copies them."""
 NAME = "simulated"
 PROFILE = "kahe-simulated"
 SMALL = kahe.KaheProfile(PROFILE, "kahe", 64, 1073741441, 30, 6.4, 8.0, 0.0)
@@ -158,6 +147,10 @@ def cast() -> Cast:
 
 
 async def _provision(home: Path, ledger: Path, tasks: list[Task], model: bytes) -> None:
+    for path in (home / "server.db", ledger):
+        with closing(sqlite3.connect(path)) as made:
+            made.execute(f"PRAGMA page_size={PAGE_BYTES}")
+            made.execute("VACUUM")  # writes the header: whoever opens it now finds its page size chosen
     await upgrade("server", sqlite_url(home / "server.db"))
     server = open_server(Settings(data_dir=home), lambda: START)
     sha256 = keep_model(server.blobs, tasks[0], model)
@@ -262,6 +255,8 @@ class World:
         self.workers: list[Worker]
         self.stalled: list[tuple[Activity, asyncio.Task[str]]] = []
         self._holding: dict[Machine, KeyHolder] = {}
+        self._observed: Disk | None = None
+        self._observing = sqlite3.connect(":memory:")
         self.busy: set[int] = set()
         self.out: set[int] = set()
         self.unsent: set[int] = set()
@@ -416,9 +411,7 @@ class World:
 
     def _version(self) -> int:
         """Of the newest model, which a device would have pulled to train on."""
-        with closing(self.database()) as database:
-            query = "SELECT max(version) FROM models WHERE task_hash = ?"
-            return int(database.execute(query, (self.task.id,)).fetchone()[0])
+        return int(self.seen("SELECT max(version) FROM models WHERE task_hash = ?", self.task.id)[0][0])
 
     # -- running ------------------------------------------------------------------------------------
 
@@ -441,6 +434,8 @@ class World:
         frozen.cancel()
         if task.done():
             outcome = _outcome(task)
+            activity.frozen.set()  # what it has left behind goes on: nobody would thaw it
+            activity.thaw()
         else:
             outcome = "frozen"
             self.stalled.append((activity, task))
@@ -465,9 +460,13 @@ class World:
             self.record.trace.append(f"thawed: {_outcome(task)} ({activity.points} points)")
         return f"{len(stalled)} thawed"
 
-    def database(self) -> sqlite3.Connection:
-        """What is committed in the server's database, for an observer."""
-        return sqlite3.connect(f"file:{self.server.disk.root / 'server.db'}?mode=ro", uri=True)
+    def seen(self, query: str, *parameters: object) -> list[Any]:
+        """Rows of what is committed in the server's database, for an observer."""
+        if self._observed is not self.server.disk:
+            self._observing.close()
+            self._observed = self.server.disk
+            self._observing = sqlite3.connect(f"file:{self._observed.root}/server.db?mode=ro", uri=True)
+        return self._observing.execute(query, parameters).fetchall()
 
 
 def _one_hot(coordinate: int) -> np.ndarray[Any, np.dtype[np.float32]]:
@@ -478,106 +477,3 @@ def _one_hot(coordinate: int) -> np.ndarray[Any, np.dtype[np.float32]]:
 
 def _outcome(task: asyncio.Task[str]) -> str:
     return "cancelled" if task.cancelled() else task.result()
-
-
-# -- the seams ------------------------------------------------------------------------------------
-
-
-def _make_connection(self: aiosqlite.Connection, connector: Callable[[], sqlite3.Connection], chunk: int) -> None:
-    """Stands in for `aiosqlite.Connection.__init__`: no thread."""
-
-    def connect() -> sqlite3.Connection:
-        here = MACHINE.get()
-        assert here is not None
-        here.databases.append(self)
-        return connector()
-
-    self._running, self._connection, self._connector, self._iter_chunk_size = True, None, connect, chunk
-    self._thread, self._tx = _Thread(), machine.Statements()  # type: ignore[assignment]
-
-
-class _Cursor(sqlite3.Cursor):
-    def execute(self, sql: str, *args: Any) -> Self:
-        return super().execute("SELECT 1" if "busy_timeout" in sql else sql, *args)  # `VirtualLoop.work` waits
-
-
-class _Database(sqlite3.Connection):
-    def cursor(self, factory: Any = _Cursor) -> Any:
-        return super().cursor(factory)
-
-
-class _Thread:
-    """Stands in for the thread of an aiosqlite connection."""
-
-    daemon = True
-
-    def start(self) -> None: ...
-
-
-_engines: dict[str, Engine] = {}
-
-
-def _make_engine(url: str) -> AsyncEngine:
-    """Stands in for `create_async_engine`: engines of one kind share their dialect and its compiled statements."""
-    first = _engines.get(Path(url).name)
-    if first is None:
-        made = create_async_engine(url)
-        _engines[Path(url).name] = made.sync_engine
-        return made
-    parsed = make_url(url)
-    args, options = first.dialect.create_connect_args(parsed)
-    pool = AsyncAdaptedQueuePool(lambda: first.dialect.connect(*args, **options))
-    engine = Engine(pool, first.dialect, parsed)
-    engine._compiled_cache = first._compiled_cache
-    return AsyncEngine(engine)
-
-
-@contextmanager
-def simulated(world: World, seed: int, *, streamed: bool) -> Iterator[None]:
-    """Everything that comes from outside of the program, replaced: time, randomness, threads, disk, network.
-
-    streamed: updates go to disk while they arrive, as large ones do, not from memory and together.
-    """
-    rng, loop, secrets = random.Random(seed), world.loop, world.record.secrets
-
-    def token_bytes(size: int = 32) -> bytes:
-        return rng.randbytes(size)
-
-    def words(count: int) -> np.ndarray[Any, np.dtype[np.uint64]]:
-        drawn = secret_words(count)
-        if count == SEED_BYTES // 8:
-            secrets.append(drawn.tobytes())
-        return drawn
-
-    def shares(self: KaheSealer, update_id: bytes, secret: Integers) -> bytes:
-        secrets.extend([secret.astype(kind).tobytes() for kind in ("<i4", "<i8")])
-        return share(self, update_id, secret)
-
-    share = KaheSealer._shares
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("os.fsync", machine.fsync)
-        patch.setattr("os.replace", machine.replace)
-        patch.setattr("os.unlink", machine.unlink)
-        patch.setattr("os.urandom", token_bytes)
-        patch.setattr("secrets.token_bytes", token_bytes)
-        patch.setattr(time, "time", lambda: START + loop.time())
-        patch.setattr(time, "monotonic", loop.time)
-        patch.setattr("random._urandom", token_bytes)
-        patch.setattr(Pressure.__init__, "__defaults__", (loop.time,))
-        patch.setattr("random.uniform", lambda low, high: low + (high - low) * rng.random())
-        patch.setattr("keys.ledger.upgrade", _migrated)
-        patch.setattr("keys.ledger.create_async_engine", _make_engine)
-        patch.setattr("he_server.store.database.create_async_engine", _make_engine)
-        patch.setattr("he_server.openapi.document", lambda *_: b"{}")
-        patch.setattr(KaheSealer.__init__, "__kwdefaults__", {"threads": 1, "words": words})
-        patch.setattr(KaheSealer, "_shares", shares)
-        if streamed:
-            patch.setattr("he_server.handlers.updates.TOGETHER_BYTES", 0)
-        patch.setattr(aiohttp, "TCPConnector", world.network.connector)
-        patch.setattr("sqlite3.connect", partial(sqlite3.connect, factory=_Database, timeout=0))
-        patch.setattr(aiosqlite.Connection, "__init__", _make_connection)
-        yield
-
-
-async def _migrated(*_: object) -> None:
-    """Ledgers come migrated."""

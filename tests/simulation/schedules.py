@@ -1,0 +1,117 @@
+"""What can happen in a schedule, and how hypothesis draws one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis import strategies as st
+
+from .machine import UNTOUCHED, Fate, FateKind
+
+Kind = Literal[
+    "gather",
+    "open",
+    "contribute",
+    "resend",
+    "misdirect",
+    "work",
+    "answer",
+    "lie",
+    "wait",
+    "sweep",
+    "rotate",
+    "outage",
+    "reboot",
+    "thaw",
+]
+# Often what makes rounds go on, now and then what disturbs them. Hypothesis shrinks towards the first.
+_WEIGHTS: dict[Kind, int] = {
+    "gather": 6,
+    "open": 6,
+    "contribute": 4,
+    "resend": 2,
+    "misdirect": 2,
+    "work": 4,
+    "answer": 3,
+    "lie": 3,
+    "wait": 4,
+    "sweep": 3,
+    "rotate": 2,
+    "outage": 1,
+    "reboot": 1,
+    "thaw": 2,
+}
+_FATES: dict[FateKind, int] = {"none": 10, "kill": 3, "power": 3, "freeze": 5, "cut": 2}
+_POINTS: dict[Kind, int] = {"gather": 270, "open": 65, "contribute": 50, "work": 70, "answer": 75, "lie": 75}
+"""About how many points the longer operations have; the others have at most `_OTHER_POINTS`."""
+_OTHER_POINTS = 12
+LONGEST = 10
+"""Operations in a schedule."""
+
+
+@dataclass(frozen=True)
+class Operation:
+    """`who` and `pick` are taken modulo what there is to choose from."""
+
+    kind: Kind
+    who: int = 0
+    pick: int = 0
+    fate: Fate = UNTOUCHED
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """`number`: what all randomness in it comes from. streamed: see `simulated`."""
+
+    number: int
+    operations: tuple[Operation, ...]
+    streamed: bool = False
+
+    def __str__(self) -> str:
+        return "\n  ".join([f"schedule {self.number}, streamed: {self.streamed}", *map(repr, self.operations)])
+
+
+_kinds = st.sampled_from([kind for kind, weight in _WEIGHTS.items() for _ in range(weight)])
+_fates = st.sampled_from([kind for kind, weight in _FATES.items() for _ in range(weight)])
+_whos, _picks, _wheres = st.integers(0, 11), st.integers(0, 63), st.integers(0, 999)
+
+
+@st.composite
+def _operations(draw: st.DrawFn) -> Operation:
+    kind, who, pick, fate = draw(_kinds), draw(_whos), draw(_picks), draw(_fates)
+    if fate == "none":
+        return Operation(kind, who, pick)
+    # Often near one of the ends: many operations are shorter than the longest of their kind, and at the end of those
+    # is what cannot be taken back.
+    where = (draw(_wheres) / 1000) ** 2
+    at = int((1 - where if draw(st.booleans()) else where) * _POINTS.get(kind, _OTHER_POINTS))
+    return Operation(kind, who, pick, Fate(fate, at))
+
+
+def schedules() -> st.SearchStrategy[Schedule]:
+    """Schedules of two to `LONGEST` operations."""
+    operations = st.lists(_operations(), min_size=2, max_size=LONGEST).map(tuple)
+    return st.builds(Schedule, st.integers(0, 1 << 20), operations, st.booleans())
+
+
+def explore(check: Callable[[Schedule], object], examples: int, number: int, *, shrink: bool = True) -> None:
+    """Have hypothesis try so many schedules; other ones for every `number`. Raises what the simplest failure raises."""
+    phases = (Phase.generate, Phase.shrink) if shrink else (Phase.generate,)
+
+    @seed(number)
+    @settings(
+        max_examples=examples,
+        phases=phases,
+        deadline=None,
+        database=None,
+        report_multiple_bugs=False,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(schedules())
+    def explored(schedule: Schedule) -> None:
+        check(schedule)
+
+    explored()
