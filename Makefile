@@ -8,7 +8,7 @@ KILLS ?= 200
 N ?= 10000
 BIN = $(VENV)/bin
 
-.PHONY: demo test soak mutants crash fuzz lint clean
+.PHONY: demo test defences soak mutants crash fuzz lint clean
 
 # torch first and pinned: anything newer, or without the pin, pulls gigabytes of CUDA.
 $(VENV)/.ready: pyproject.toml
@@ -23,6 +23,9 @@ demo: $(VENV)/.ready ## 24 phones train under DP and encryption; writes demo-rep
 test: $(VENV)/.ready ## all tests, on SQLite and PostgreSQL; coverage of the security-critical packages
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile \
 		--cov=he_protocol --cov=keys --cov-fail-under=95 --cov-report=term:skip-covered
+
+defences: $(VENV)/.ready ## every defence of the threat model switched off in turn: a test of its row must fail
+	$(BIN)/python -m tests.defences $(WORDS)
 
 crash: $(VENV)/.ready ## kill -9 at random moments on SQLite and PostgreSQL, then an account of every update
 	$(BIN)/python -m tests.crash --kills $(KILLS)

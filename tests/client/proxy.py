@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal, Self
@@ -30,12 +31,13 @@ class Seen:
 
 @dataclass
 class Proxy:
-    """In front of `upstream`. `faults` holds what happens to the next requests of a method; then all pass."""
+    """In front of `upstream`; `tls` is its own, if any. `faults`: what happens to the next requests of a method."""
 
     upstream: str = ""
     faults: dict[str, list[Fault]] = field(default_factory=dict)
     seen: list[Seen] = field(default_factory=list)
     url: str = ""
+    tls: ssl.SSLContext | None = None
 
     def of(self, method: str) -> list[Seen]:
         return [request for request in self.seen if request.method == method]
@@ -44,7 +46,7 @@ class Proxy:
         app = web.Application(client_max_size=1 << 26)
         app.router.add_route("*", "/{path:.*}", self._handle)
         self._server = TestServer(app)
-        await self._server.start_server()
+        await self._server.start_server(ssl=self.tls)
         self._session = aiohttp.ClientSession()
         self.url = str(self._server.make_url("")).rstrip("/")
         return self

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import datetime
+import ipaddress
+import ssl
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -11,6 +14,10 @@ from pathlib import Path
 import msgspec
 import pytest
 from aiohttp import web
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from he_client.identity import Identity
 from he_client.transport import PROBLEM_BYTES, RETRY_STATUS, RetryPolicy, Transport, retry_after
@@ -162,7 +169,39 @@ async def test_giving_up_bounds_a_request_that_hangs(begun: bytes) -> None:
         over.set()
 
 
-async def test_a_certificate_that_is_not_vouched_for_is_no_server(service: Service) -> None:
+async def test_a_certificate_that_is_not_vouched_for_is_no_server(service: Service, tmp_path: Path) -> None:
+    """Anybody on the way can make one. The task's signature would tell in the end, but the proof would be out."""
+    file = tmp_path / "server.pem"
+    file.write_bytes(self_signed("127.0.0.1"))
+    own = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    own.load_cert_chain(file)
+    async with Proxy(service.url, tls=own) as proxy:
+        async with line(service, proxy.url, BRIEF) as transport:
+            with refused(UNREACHABLE):
+                await transport.task(TASK)
+        assert proxy.seen == []
+        vouched = ssl.create_default_context(cafile=file)
+        async with Transport(proxy.url, service.identity(1), tls=vouched, clock=service.clock) as transport:
+            assert (await transport.task(TASK)).hash == service.task.hash
+
+
+def self_signed(address: str) -> bytes:
+    """A private key and a certificate of a day for an IP address, as PEM."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, address)])
+    now = datetime.datetime.now(datetime.UTC)
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(hours=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(address))]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    return private + certificate.public_bytes(Encoding.PEM)
+
+
+async def test_a_server_without_tls_is_no_server(service: Service) -> None:
     """TLS is asked for on a port that speaks plain HTTP: no request leaves without it."""
     async with Proxy(service.url) as proxy, line(service, proxy.url.replace("http:", "https:"), BRIEF) as transport:
         with refused(UNREACHABLE):
@@ -258,10 +297,12 @@ async def test_a_task_of_another_authority_is_refused(service: Service, proxy: P
             await transport.task(TASK)
 
 
-async def test_of_two_epochs_of_a_name_the_newer_is_taken(service: Service, proxy: Proxy) -> None:
+@pytest.mark.parametrize("place", [0, 1], ids=["listed_first", "listed_last"])
+async def test_of_two_epochs_of_a_name_the_newer_is_taken(service: Service, proxy: Proxy, place: int) -> None:
     authority = read_private(service.root / "authority" / "authority.key", KeyRecord)
     newer = authority.signing.sign(msgspec.structs.replace(service.task.config, epoch=2))
-    rows = [api.TaskStatus("x", TASK, newer, True, 0, 1), api.TaskStatus("y", TASK, service.task.token, True, 0, 1)]
+    rows = [api.TaskStatus("y", TASK, service.task.token, True, 0, 1)]
+    rows.insert(place, api.TaskStatus("x", TASK, newer, True, 0, 1))
     proxy.faults["GET"] = [lambda _: msgspec.json.encode(api.TaskList(tuple(rows)))]
     async with line(service, proxy.url) as transport:
         assert (await transport.task(TASK)).config.epoch == 2
