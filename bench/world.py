@@ -129,7 +129,7 @@ class World:
 
         self.signing = 0.0
 
-        def write(name: str, data: bytes) -> None:
+        def write(name: str, data: bytes | memoryview) -> None:
             started = time.perf_counter()
             digests[name].update(data)
             self.signing += time.perf_counter() - started

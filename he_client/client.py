@@ -190,7 +190,7 @@ class HushSumClient:
         digests = {part.name: hashlib.sha256() for part in task.body}
         files = {part.name: path.open("wb") for part, path in zip(task.body, sealed.parts, strict=True)}
 
-        def write(name: str, data: bytes) -> None:
+        def write(name: str, data: bytes | memoryview) -> None:
             digests[name].update(data)
             files[name].write(data)
 

@@ -63,7 +63,7 @@ class Encoder:
         words = self._words((block.size + 1) // 2).view("<u4")[: block.size]
         integers = quantise(block, config.scale, config.value_range, words)
         if self._noise is not None:
-            integers += self._noise.sample(self._words(self._noise.words(block.size)), block.size)
+            self._noise.add(integers, self._words(self._noise.words(block.size)))
         return integers
 
 

@@ -84,20 +84,15 @@ class Gaussian:
 
     def sample(self, words: Words, count: int) -> Samples:
         """`count` int64 samples from `self.words(count)` words; deterministic in the words."""
-        count_all = count * self._weights.size
-        used = ceil(count_all * LANE_BITS / 64)
-        if words.size < used:
-            raise RuntimeError("not enough uniform words for this many samples")
-        lanes, spare = words[:used].view("<u2")[:count_all], words[used:]
-        draws = np.empty(count_all, dtype=np.int16)
-        _draw(lanes, self._table.direct, draws)
-        undecided = np.flatnonzero(draws == UNDECIDED)
-        if undecided.size > spare.size:
-            raise RuntimeError("not enough uniform words for this many samples")
-        _decide(undecided, lanes, spare, self._table.cumulative, self._table.first, self._table.bound, draws)
         out = np.zeros(count, dtype=np.int64)
-        _combine(draws, self._weights, out)
+        self.add(out, words)
         return out
+
+    def add(self, totals: Samples | npt.NDArray[np.int32], words: Words) -> None:
+        """Add to each of `totals` the sample that `sample` makes of the same words; sums must fit their type."""
+        used = ceil(totals.size * self._weights.size * LANE_BITS / 64)
+        if words.size < used or not _add(totals, words[:used].view("<u2"), words[used:], *self._table, self._weights):
+            raise RuntimeError("not enough uniform words for this many samples")
 
 
 def _factors(std: float) -> list[int]:
@@ -137,35 +132,34 @@ def _table(std: float, tail: float) -> Table:
 
 
 @kernel
-def _draw(lanes: npt.NDArray[np.uint16], direct: Draws, out: Draws) -> None:
-    for i in range(out.size):
-        out[i] = direct[lanes[i]]
-
-
-@kernel
-def _decide(
-    undecided: Samples,
+def _add(
+    totals: Samples | npt.NDArray[np.int32],
     lanes: npt.NDArray[np.uint16],
     spare: Words,
     cumulative: Words,
+    direct: Draws,
     first: Draws,
     bound: int,
-    out: Draws,
-) -> None:
-    """Invert the lanes at these places with 48 bits more, one spare word for each."""
-    for used in range(undecided.size):
-        place = undecided[used]
-        word = (np.uint64(lanes[place]) << np.uint64(48)) | (spare[used] >> np.uint64(16))
-        entry = np.int64(first[lanes[place]])
-        while entry < cumulative.size and cumulative[entry] <= word:
-            entry += 1
-        out[place] = entry - bound
+    weights: Samples,
+) -> bool:
+    """Add the draws of each level, `totals.size` of them, times their weight; False when spare words run out.
 
-
-@kernel
-def _combine(draws: Draws, weights: Samples, out: Samples) -> None:
-    """Add the draws of each level, `out.size` of them, times their weight."""
+    An undecided lane takes 48 bits more, from the next spare word.
+    """
+    used = 0
     for level in range(weights.size):
-        weight, start = weights[level], level * out.size
-        for i in range(out.size):
-            out[i] += weight * draws[start + i]
+        weight, start = weights[level], level * totals.size
+        for i in range(totals.size):
+            lane = lanes[start + i]
+            draw = np.int64(direct[lane])
+            if draw == UNDECIDED:
+                if used == spare.size:
+                    return False
+                word = (np.uint64(lane) << np.uint64(48)) | (spare[used] >> np.uint64(16))
+                used += 1
+                entry = np.int64(first[lane])
+                while entry < cumulative.size and cumulative[entry] <= word:
+                    entry += 1
+                draw = entry - bound
+            totals[i] += weight * draw
+    return True

@@ -27,7 +27,7 @@ def expand_words(key: bytes, count: int, *, block: int = 0) -> npt.NDArray[np.ui
     counter = block.to_bytes(BLOCK_BYTES, "big")
     encryptor = Cipher(algorithms.AES(key), modes.CTR(counter)).encryptor()
     out = np.empty(count, dtype="<u8")
-    target = memoryview(out.view(np.uint8))  # type: ignore[arg-type]  # an array of bytes is a buffer
+    target = out.view(np.uint8).data
     for at in range(0, len(target), len(_ZEROS)):
         piece = target[at : at + len(_ZEROS)]
         encryptor.update_into(_ZEROS[: len(piece)], piece)

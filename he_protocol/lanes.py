@@ -48,27 +48,52 @@ class CommonProduct:
         roots = ntt.inverse_roots(modulus, self._degree)
         self._roots = np.stack([roots, _shoup(roots, modulus)], axis=1).astype(np.uint32)
 
-    def lanes(self, number: int) -> Lanes:
-        """The products with a_j for the 16 polynomials of one group: shape (N, 16), values below 2q."""
+    def group(self, number: int) -> Lanes:
+        """The products with a_j for the 16 polynomials of one group: shape (16, N), residues below q."""
         size = self._degree * LANES // 2
         words = expand_words(self._key, size + SPARE, block=number * (size + SPARE) // 2)
-        flat, spare = words[:size].view("<u4"), words[size:]
-        rejected = np.flatnonzero(flat >= self._limit)
-        if rejected.size > SPARE:
+        lanes, spare = words[:size].view("<u4").reshape(self._degree, LANES), words[size:]
+        rows = np.empty((LANES, self._degree), dtype=np.uint32)
+        if not _products(lanes, spare, self._limit, self._factors, self._roots, self._modulus, rows):
             raise RuntimeError("not enough spare words for this group")
-        flat[rejected] = spare[: rejected.size] % self._modulus
-        _multiply(flat, self._factors, self._roots, self._modulus)
-        return flat.reshape(self._degree, LANES)
-
-    def group(self, number: int) -> Residues:
-        """The same as rows: shape (16, N), residues below q."""
-        out = np.empty((LANES, self._degree), dtype=np.uint64)
-        _rows(self.lanes(number), self._modulus, out)
-        return out
+        return rows
 
 
 def _shoup(factors: Residues, modulus: int) -> Residues:
     return (factors << np.uint64(32)) // np.uint64(modulus)
+
+
+@kernel
+def _products(
+    lanes: Lanes, spare: Residues, limit: np.uint32, factors: Lanes, roots: Lanes, q: np.uint32, out: Lanes
+) -> bool:
+    """From a group's words to the products' rows; False when the spare words run out. Overwrites `lanes`."""
+    flat = lanes.reshape(lanes.size)
+    if not _replace_rejected(flat, spare, limit, q):
+        return False
+    _multiply(flat, factors, roots, q)
+    _rows(lanes, q, out)
+    return True
+
+
+@kernel
+def _replace_rejected(flat: Lanes, spare: Residues, limit: np.uint32, q: np.uint32) -> bool:
+    """Words at or above `limit` become the next spare words modulo q; False when those run out. In place."""
+    used = 0
+    for start in range(0, flat.size, 256):
+        part = flat[start : start + 256]
+        largest = np.uint32(0)
+        for j in range(part.size):  # hardly any part has one, and this loop takes 16 words at once
+            largest = max(largest, part[j])
+        if largest < limit:
+            continue
+        for j in range(part.size):
+            if part[j] >= limit:
+                if used == spare.size:
+                    return False
+                part[j] = np.uint32(spare[used] % np.uint64(q))
+                used += 1
+    return True
 
 
 @kernel
@@ -152,10 +177,10 @@ def _one_stage(upper: Lanes, lower: Lanes, root: Lanes, q: np.uint32) -> None:
 
 
 @kernel
-def _rows(lanes: Lanes, q: np.uint32, out: Residues) -> None:
-    """Lanes back to rows, fully reduced; in tiles, so that both sides stay in the cache."""
-    for start in range(0, lanes.shape[0], 64):
+def _rows(lanes: Lanes, q: np.uint32, out: Lanes) -> None:
+    """Lanes back to rows, fully reduced; in tiles of 16 by 16, each a cache line of every row."""
+    for start in range(0, lanes.shape[0], 16):
         for lane in range(16):
-            for j in range(start, start + 64):
+            for j in range(start, start + 16):
                 value = lanes[j, lane]
                 out[lane, j] = min(value, np.uint32(value - q))

@@ -13,6 +13,8 @@ from he_protocol.problems import BAD_TENSORS, Refusal
 Integers = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
 
+COLUMNS = 1024
+
 
 def l2_norm(update: Floats) -> float:
     """The update's L2 norm, in float64. Raises `bad-tensors` for a value that is not finite."""
@@ -53,15 +55,16 @@ def dequantise(total: Integers, scale: float) -> npt.NDArray[np.float64]:
 
 @kernel
 def _squares(update: Floats) -> float:
-    """Four squares at a time are added among themselves first: the sum then waits for a quarter of the additions."""
+    """The sum of squares: `COLUMNS` sums side by side, which the compiler makes several at a time, and then theirs."""
+    sums = np.zeros(COLUMNS)
+    for start in range(0, update.size, COLUMNS):
+        row = update[start : start + COLUMNS]
+        for i in range(row.size):
+            value = np.float64(row[i])
+            sums[i] += value * value
     total = 0.0
-    whole = update.size - update.size % 4
-    for i in range(0, whole, 4):
-        w, x = np.float64(update[i]), np.float64(update[i + 1])
-        y, z = np.float64(update[i + 2]), np.float64(update[i + 3])
-        total += (w * w + x * x) + (y * y + z * z)
-    for i in range(whole, update.size):
-        total += np.float64(update[i]) * np.float64(update[i])
+    for i in range(COLUMNS):
+        total += sums[i]
     return total
 
 

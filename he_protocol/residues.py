@@ -63,8 +63,15 @@ def pack(residues: Residues, layout: ResidueLayout) -> bytes:
     """Bit-pack an array of shape `layout.shape` (or some whole rows of it)."""
     flat = np.ascontiguousarray(residues, dtype=np.uint64).reshape(-1)
     out = np.empty(flat.size * layout.bits // 64, dtype="<u8")
-    _kernels(layout.bits).pack(flat, out)
+    pack_into(out, flat, layout)
     return out.tobytes()
+
+
+def pack_into(words: Residues, residues: npt.NDArray[np.uint32] | Residues, layout: ResidueLayout) -> None:
+    """Bit-pack whole rows, contiguous, into as many little-endian words as they fill; flat arrays both."""
+    if words.size * 64 != residues.size * layout.bits or residues.size % layout.degree:
+        raise ValueError("only whole rows are packed, into exactly the words that they fill")
+    _kernels(layout.bits).pack(residues, words)
 
 
 def unpack(packed: bytes | memoryview, layout: ResidueLayout) -> Residues:
@@ -137,7 +144,7 @@ def _out_of_range(values: Residues, modulus: np.uint64, row: int) -> Refusal:
 
 
 class _Kernels(NamedTuple):
-    pack: Callable[[Residues, Residues], None]
+    pack: Callable[[npt.NDArray[np.uint32] | Residues, Residues], None]
     fold: Callable[[Residues, Residues, Residues, Residues, int, bool], int]
 
 
@@ -150,18 +157,24 @@ def _kernels(bits: int) -> _Kernels:
     """
     mask = np.uint64((1 << bits) - 1)
 
+    # Values are first joined to pieces of at most 62 bits: that is done for several pieces at once.
+    joined = 1 << (62 // bits).bit_length() - 1
+    width = joined * bits
+
     @kernel
-    def pack(values: Residues, words: Residues) -> None:
+    def pack(values: npt.NDArray[np.uint32] | Residues, words: Residues) -> None:
         for group in range(values.size // 64):
             held, at = np.uint64(0), group * bits
-            for k in range(64):
-                shift = (k * bits) & 63
-                value = values[group * 64 + k]
-                held |= value << np.uint64(shift)
-                if shift + bits >= 64:
+            for k in range(64 // joined):
+                piece = np.uint64(values[group * 64 + k * joined])
+                for i in range(1, joined):
+                    piece |= np.uint64(values[group * 64 + k * joined + i]) << np.uint64(i * bits)
+                shift = (k * width) & 63
+                held |= piece << np.uint64(shift)
+                if shift + width >= 64:
                     words[at] = held
                     at += 1
-                    held = value >> np.uint64(64 - shift) if shift + bits > 64 else np.uint64(0)
+                    held = piece >> np.uint64(64 - shift) if shift + width > 64 else np.uint64(0)
 
     @kernel
     def fold(words: Residues, moduli: Residues, rows: Residues, values: Residues, count: int, undo: bool) -> int:

@@ -16,7 +16,7 @@ from he_protocol.task import Task
 
 Source = Callable[[int, int], Integers]
 """The integers from one index to another: `Encoder.block`, or a slice of a vector that is there already."""
-Sink = Callable[[str, bytes], None]
+Sink = Callable[[str, bytes | memoryview], None]
 
 
 class Sealer(Protocol):

@@ -9,23 +9,24 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from math import ceil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from he_client.encode import Words, secret_words
 from he_client.schemes import Sink, Source
 from he_client.transport import Transport
 from he_protocol.envelope import seal as seal_envelope
-from he_protocol.gaussian import Gaussian, Samples
+from he_protocol.gaussian import Gaussian
 from he_protocol.kernel import kernel
-from he_protocol.lanes import LANES, CommonProduct
+from he_protocol.lanes import LANES, CommonProduct, Lanes
 from he_protocol.quantise import Integers
-from he_protocol.residues import Residues, pack
+from he_protocol.residues import Residues, pack_into
 from he_protocol.schemes.kahe import (
     NONCE,
     SEED_BYTES,
@@ -37,6 +38,8 @@ from he_protocol.schemes.kahe import (
 )
 from he_protocol.task import Task
 
+Piece = tuple[str, bytes | memoryview]
+"""A body part's name, and some of its bytes."""
 JOB = 1 << 17
 """Coordinates that a thread takes at once: handing one over costs as much as sealing a thousand."""
 
@@ -52,7 +55,7 @@ class KaheSealer:
     def __init__(self, task: Task, client: str, *, threads: int | None = None, words: Words = secret_words) -> None:
         scheme = task.scheme
         assert isinstance(scheme, Kahe)
-        self._scheme = scheme
+        self._layout = scheme.layout(task.length)
         self._task = task
         self._client = client
         self._threads = threads or _cores()
@@ -65,43 +68,48 @@ class KaheSealer:
         await asyncio.to_thread(self._seal, update_id, source, write)
 
     def _seal(self, update_id: bytes, source: Source, write: Sink) -> None:
-        profile = self._scheme.profile
-        secret = self._draw(profile.degree)
-        product = CommonProduct(common_key(self._task.epoch_id), secret, profile.modulus)
-        groups = ceil(self._scheme.layout(self._task.length).polynomials / LANES)
-        step = max(1, JOB // (LANES * profile.degree))
+        layout = self._layout
+        secret = self._error.sample(self._words(self._error.words(layout.degree)), layout.degree)
+        product = CommonProduct(common_key(self._task.epoch_id), secret, layout.moduli[0])
+        step = LANES * max(1, JOB // (LANES * layout.degree))
 
-        def block(first: int) -> bytes:
-            return b"".join(self._group(product, n, source) for n in range(first, min(first + step, groups)))
+        def packed(first: int) -> Piece:
+            """Polynomials from the `first` one on: whole groups of `LANES`, but at the end."""
+            words = np.empty((min(step, layout.polynomials - first), layout.row_bytes // 8), dtype="<u8")
+            for at in range(0, len(words), LANES):
+                self._group(product, first + at, source, words[at : at + LANES])
+            return "b", words.reshape(-1).view(np.uint8).data
 
-        for packed in self._in_order(block, range(0, groups, step)):
-            write("b", packed)
-        write("shares", self._shares(update_id, secret))
+        def shares() -> Piece:
+            return "shares", self._shares(update_id, secret)
 
-    def _in_order(self, job: Callable[[int], bytes], starts: range) -> Iterator[bytes]:
-        """What `job` makes of every start, made by several threads where there are any."""
+        jobs = [partial(packed, first) for first in range(0, layout.polynomials, step)]
+        for name, data in self._in_order([*jobs, shares]):
+            write(name, data)
+
+    def _in_order(self, jobs: Iterable[Callable[[], Piece]]) -> Iterator[Piece]:
+        """What the jobs make, made by several threads where there are any."""
         if self._threads == 1:
-            yield from map(job, starts)
+            yield from (job() for job in jobs)
             return
-        under_way: deque[Future[bytes]] = deque()
-        for start in starts:
+        under_way: deque[Future[Piece]] = deque()
+        for job in jobs:
             if len(under_way) > self._threads:  # bounds memory: a job takes about 2 MB
                 yield under_way.popleft().result()
-            under_way.append(self._pool.submit(job, start))
+            under_way.append(self._pool.submit(job))
         while under_way:
             yield under_way.popleft().result()
 
-    def _group(self, product: CommonProduct, number: int, source: Source) -> bytes:
-        """Packed rows of up to 16 polynomials: a*s + e + v."""
-        degree = self._scheme.profile.degree
-        start = number * LANES * degree
-        values = source(start, min(start + LANES * degree, self._task.length))
-        rows = product.group(number)[: ceil(values.size / degree)]
-        _mask(rows.reshape(-1), values, self._draw(rows.size), np.uint64(self._scheme.profile.modulus))
-        return pack(rows, self._scheme.layout(rows.size))
-
-    def _draw(self, count: int) -> Samples:
-        return self._error.sample(self._words(self._error.words(count)), count)
+    def _group(self, product: CommonProduct, first: int, source: Source, packed: Residues) -> None:
+        """Pack the polynomials of one group, `first` and up to 15 more: a*s + e + v."""
+        layout = self._layout
+        start, size = first * layout.degree, len(packed) * layout.degree
+        values = source(start, min(start + size, self._task.length))
+        rows = product.group(first // LANES)[: len(packed)].reshape(-1)
+        errors = np.zeros(size, dtype=np.int32)
+        self._error.add(errors, self._words(self._error.words(size)))
+        _mask(rows, values, errors, np.uint32(layout.moduli[0]))
+        pack_into(packed.reshape(-1), rows, layout)
 
     def _shares(self, update_id: bytes, secret: Integers) -> bytes:
         """The sealed explicit part, then one envelope for each holder."""
@@ -124,13 +132,20 @@ class KaheSealer:
 
 
 @kernel
-def _mask(rows: Residues, values: Integers, errors: Samples, q: np.uint64) -> None:
-    """rows += errors + values modulo q; |value + error| is below q by the task's plan."""
+def _mask(rows: Lanes, values: Integers, errors: npt.NDArray[np.int32], q: np.uint32) -> None:
+    """rows += errors + values modulo q; beyond the values, errors alone. |value + error| < q by the task's plan."""
+    for i in range(values.size):
+        rows[i] = _plus(rows[i], values[i] + errors[i], q)
+    for i in range(values.size, rows.size):
+        rows[i] = _plus(rows[i], errors[i], q)
+
+
+@kernel
+def _plus(residue: np.uint32, term: np.int64, q: np.uint32) -> np.uint32:
+    """residue + term modulo q, for a residue below q and a term above -q and below q."""
     signed = np.int64(q)
-    for i in range(rows.size):
-        term = errors[i] + (values[i] if i < values.size else 0)
-        total = rows[i] + np.uint64(term + signed if term < 0 else term)
-        rows[i] = min(total, total - q)
+    total = np.uint32(residue + np.uint32(term + signed if term < 0 else term))
+    return min(total, np.uint32(total - q))
 
 
 def _cores() -> int:

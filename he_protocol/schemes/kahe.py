@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from he_protocol.kernel import kernel
 from he_protocol.keystream import derive_key, expand_words
-from he_protocol.lanes import LANES, CommonProduct
+from he_protocol.lanes import LANES, CommonProduct, Lanes
 from he_protocol.problems import COMBINE_REFUSED, Refusal
 from he_protocol.quantise import Integers
 from he_protocol.residues import ResidueLayout, Residues
@@ -161,7 +161,7 @@ def envelope_info(epoch_id: bytes, client: str, update_id: bytes, holder: str) -
 
 
 @kernel
-def _subtract_centred(rows: Residues, product: Residues, modulus: int) -> None:
+def _subtract_centred(rows: Residues, product: Lanes, modulus: int) -> None:
     """rows = (rows - product) mod q, centred, as the bits of int64; in place."""
     q = np.uint64(modulus)
     half = np.uint64(modulus // 2)

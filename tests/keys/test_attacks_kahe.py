@@ -94,11 +94,12 @@ def test_another_holders_envelope_does_not_open(made: World, victim: Sent) -> No
     for holder, swapped in ((0, (second, first, third)), (1, (second, first, third)), (2, (first, third, second))):
         with refused(DIGEST_MISMATCH):
             add(made, victim, holder, explicit + b"".join(swapped))
-    entries = made.task.config.holders
-    name = envelope_info(made.task.epoch_id, "victim", victim.header.update_id, entries[1].name)
-    wrong = seal_envelope(bytes(64), entries[0].hpke, name)  # to holder 0, but as holder 1's
-    with refused(DIGEST_MISMATCH):
-        add(made, victim, 0, explicit + wrong + second + third)
+    update, entries = (made.task.epoch_id, "victim", victim.header.update_id), made.task.config.holders
+    own, others = envelope_info(*update, entries[0].name), envelope_info(*update, entries[1].name)
+    seeds = made.hpke[0].open(first, own)
+    add(made, victim, 0, explicit + seal_envelope(seeds, entries[0].hpke, own) + second + third)
+    with refused(DIGEST_MISMATCH):  # the same to the same key, but as holder 1's
+        add(made, victim, 0, explicit + seal_envelope(seeds, entries[0].hpke, others) + second + third)
 
 
 @pytest.mark.parametrize("place", [0, 1000, 2047, 2048, 2063])

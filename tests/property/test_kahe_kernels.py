@@ -26,8 +26,8 @@ def test_mask_adds_values_and_errors(q, data):
     errors = data.draw(st.lists(near(-51, 51), min_size=count, max_size=count))
     terms = data.draw(st.lists(near(1 - q, q - 1), max_size=count))
     values = [term - error for term, error in zip(terms, errors, strict=False)]
-    got = np.array(rows, dtype=np.uint64)
-    _mask(got, np.array(values, dtype=np.int64), np.array(errors, dtype=np.int64), np.uint64(q))
+    got = np.array(rows, dtype=np.uint32)
+    _mask(got, np.array(values, dtype=np.int64), np.array(errors, dtype=np.int32), np.uint32(q))
     added = terms + errors[len(terms) :]
     assert got.tolist() == [(row + term) % q for row, term in zip(rows, added, strict=True)]
 
@@ -38,7 +38,7 @@ def test_subtract_centred(q, data):
     count = data.draw(st.integers(1, 20))
     rows, product = (data.draw(st.lists(near(0, q - 1), min_size=count, max_size=count)) for _ in range(2))
     got = np.array([rows], dtype=np.uint64)
-    _subtract_centred(got, np.array([product], dtype=np.uint64), q)
+    _subtract_centred(got, np.array([product], dtype=np.uint32), q)
     signed = got.view(np.int64)[0].tolist()
     wanted = [(a - b) % q for a, b in zip(rows, product, strict=True)]
     assert signed == [w - q if w > q // 2 else w for w in wanted]
@@ -49,7 +49,8 @@ def test_what_is_masked_comes_back(q, data):
     half = q // 2
     terms = data.draw(st.lists(near(-half, half), min_size=1, max_size=20))
     masks = data.draw(st.lists(near(0, q - 1), min_size=len(terms), max_size=len(terms)))
-    rows = np.array([masks], dtype=np.uint64)
-    _mask(rows.reshape(-1), np.array(terms, dtype=np.int64), np.zeros(len(terms), dtype=np.int64), np.uint64(q))
-    _subtract_centred(rows, np.array([masks], dtype=np.uint64), q)
-    assert rows.view(np.int64)[0].tolist() == terms
+    rows = np.array(masks, dtype=np.uint32)
+    _mask(rows, np.array(terms, dtype=np.int64), np.zeros(len(terms), dtype=np.int32), np.uint32(q))
+    opened = rows.astype(np.uint64).reshape(1, -1)
+    _subtract_centred(opened, np.array([masks], dtype=np.uint32), q)
+    assert opened.view(np.int64)[0].tolist() == terms

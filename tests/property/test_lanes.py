@@ -54,11 +54,28 @@ def test_all_passes_are_the_plain_stages(q, degree, seed):
     assert (work.astype(object) % q == values).all()
 
 
+@given(MODULI, st.lists(st.integers(0, 767), max_size=9, unique=True), st.integers(0, 9), st.data())
+def test_rejected_words_are_replaced_in_their_order(q, places, left, data):
+    """At any places, also beside each other and at the ends of the parts that are looked through at once."""
+    limit = (1 << 32) // q * q
+    words = np.random.default_rng(len(places)).integers(0, limit, 768, dtype=np.uint32)
+    for place in places:
+        words[place] = data.draw(st.integers(limit, (1 << 32) - 1))
+    words[data.draw(st.integers(0, 767).filter(lambda place: place not in places))] = limit - 1
+    spare = np.random.default_rng(left).integers(0, 1 << 64, left, dtype=np.uint64)
+    replacements, wanted = iter(spare.tolist()), words.tolist()
+    enough = len(places) <= left
+    if enough:
+        wanted = [next(replacements) % q if word >= limit else word for word in wanted]
+    assert lanes._replace_rejected(words, spare, np.uint32(limit), np.uint32(q)) == enough
+    assert not enough or words.tolist() == wanted
+
+
 @given(MODULI, st.integers(0, 2**32), st.data())
 def test_rows_reduce_fully_and_transpose(q, seed, data):
     values = np.random.default_rng(seed).integers(0, 2 * q, (128, 16), dtype=np.uint32)
     values[data.draw(st.integers(0, 127)), data.draw(st.integers(0, 15))] = data.draw(near(2 * q - 1))
     values[0, 0], values[127, 15], values[64, 3] = q, 2 * q - 1, q - 1
-    out = np.empty((16, 128), dtype=np.uint64)
+    out = np.empty((16, 128), dtype=np.uint32)
     lanes._rows(values, np.uint32(q), out)
     np.testing.assert_array_equal(out, values.T % np.uint32(q))

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from he_protocol.problems import Refusal
-from he_protocol.residues import ResidueLayout, add, check, fold, pack, unpack
+from he_protocol.residues import ResidueLayout, add, check, fold, pack, pack_into, unpack
 
 WIDTHS = (1, 7, 14, 20, 30, 32, 50, 62)
 """Few, because kernels are compiled for each."""
@@ -57,6 +57,10 @@ def test_pack_is_the_little_endian_number(case):
     assert packed == plain_pack(values.reshape(-1).tolist(), layout.bits)
     assert len(packed) == layout.size
     np.testing.assert_array_equal(unpack(packed, layout), values)
+    if layout.bits <= 32:
+        words = np.empty(layout.size // 8, dtype=np.uint64)
+        pack_into(words, values.astype(np.uint32).reshape(-1), layout)
+        assert words.tobytes() == packed
 
 
 @given(layouts(), st.data())

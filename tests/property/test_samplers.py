@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from math import floor, prod
+from math import floor, prod, sqrt
 
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from he_protocol.gaussian import TABLE_STD, UNDECIDED, Gaussian
-from he_protocol.quantise import clip_factor, l2_norm, quantise, shrink
+from he_protocol.quantise import COLUMNS, clip_factor, l2_norm, quantise, shrink
 
 
 def clip_l2(update, norm):
@@ -64,6 +64,15 @@ def test_a_sample_is_a_weighted_sum_of_bisections(case):
     assert sampler.sample(np.array(words, dtype=np.uint64), count).tolist() == plain_samples(sampler, words, count)
 
 
+@settings(max_examples=50)
+@given(sampled(), st.sampled_from((np.int32, np.int64)), st.integers(-1000, 1000))
+def test_added_samples_are_the_same_samples(case, kind, before):
+    sampler, count, words = case
+    totals = np.full(count, before, dtype=np.int64 if sampler.std > 1e6 else kind)
+    sampler.add(totals, np.array(words, dtype=np.uint64))
+    assert totals.tolist() == [before + sample for sample in plain_samples(sampler, words, count)]
+
+
 @settings(max_examples=30)
 @given(st.floats(1e-3, 1e9))
 def test_factors_multiply_up_to_any_std(std):
@@ -85,6 +94,20 @@ def test_quantise_is_floor_and_a_32_bit_draw(pairs, scale, bound):
     got = quantise(values, scale, bound, words)
     assert got.tolist() == wanted
     assert (np.abs(got) <= bound * scale + 1).all()
+
+
+@settings(max_examples=30)
+@given(st.integers(0, 3 * COLUMNS), st.integers(0, 2**32))
+def test_a_norm_is_the_sum_of_columns(size, seed):
+    """To the last bit: each column's squares one after the other, then the columns."""
+    update = np.random.default_rng(seed).standard_normal(size, dtype=np.float32) * np.float32(1e15)
+    total = 0.0
+    for first in range(COLUMNS):
+        column = 0.0
+        for value in update[first::COLUMNS].tolist():
+            column += value * value
+        total += column
+    assert l2_norm(update) == sqrt(total)
 
 
 @given(st.lists(FLOAT, min_size=1, max_size=50), st.floats(1e-6, 1e6))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from he_protocol.problems import RESIDUE_RANGE, WRONG_SIZE
-from he_protocol.residues import ResidueLayout, _kernels, add, check, fold, pack, row_moduli, unpack
+from he_protocol.residues import ResidueLayout, _kernels, add, check, fold, pack, pack_into, row_moduli, unpack
 
 from .refusals import refused
 
@@ -59,6 +59,13 @@ def test_packing_is_little_endian_without_padding():
     assert int.from_bytes(packed, "little") == 0x3ABC | 0x0123 << 14 | 0x3FEF << 56 | 0x2000 << 14 * 63
     assert packed[:9].hex() == "bcfa480000" + "0000ef3f"  # 0x3fef starts at bit 56 and crosses a word
     assert packed[9:].hex() == "00" * 102 + "80"
+
+
+@pytest.mark.parametrize(("words", "residues"), [(6, 64), (8, 64), (7, 63), (7, 128), (14, 64), (0, 64)])
+def test_only_whole_rows_are_packed_into_just_their_words(words, residues):
+    """The kernel writes where it is told to: beyond the end, too, if nobody looked."""
+    with pytest.raises(ValueError, match="whole rows"):
+        pack_into(np.zeros(words, dtype=np.uint64), np.zeros(residues, dtype=np.uint32), LAYOUT)
 
 
 def test_unpack_undoes_pack_also_for_parts_of_a_vector():
