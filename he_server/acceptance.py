@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from he_protocol.problems import Refusal
+from he_protocol.problems import REQUEST_TIMEOUT, Refusal
 from he_protocol.task import Task
 from he_server.blobs import Blobs
 from he_server.grouped import Grouped
@@ -47,10 +47,17 @@ class Acceptance:
 
 
 def keep_together(blobs: Blobs, offers: Sequence[NewUpdate]) -> str:
-    """Write the parts of all offers into one blob for each role; durable when it returns their name. Blocks."""
-    name = fresh()
+    """Write the parts of offers without a blob into one for each role; durable when it returns their name. Blocks.
+
+    Raises `request-timeout` when the blob of another one is gone.
+    """
+    name, together = fresh(), [offered for offered in offers if not offered.blob]
+    alone = [offered.blob for offered in offers if offered.blob]
+    blobs.check_kept([role(blob) for blob in alone for role in (update_blob, key_blob)], REQUEST_TIMEOUT)
+    if not together:
+        return ""
     with blobs.writer(update_blob(name)) as sums, blobs.writer(key_blob(name)) as keys:
-        for offered in offers:
+        for offered in together:
             sums.write(offered.parts["sum"])
             keys.write(offered.parts["key"])
         sums.commit()

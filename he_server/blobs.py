@@ -11,14 +11,14 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from io import BufferedRandom
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
 
-from he_protocol.problems import DISK_FULL, WRONG_SIZE, Refusal
+from he_protocol.problems import DISK_FULL, WRONG_SIZE, ProblemType, Refusal
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
@@ -114,6 +114,15 @@ class Blobs:
     def open(self, name: str) -> BinaryIO:
         """Raises FileNotFoundError."""
         return self._path(name).open("rb")
+
+    def check_kept(self, names: Iterable[str], problem: ProblemType) -> None:
+        """Raises `problem` unless all these blobs are there.
+
+        A sweep takes what has waited too long for its row. Whoever writes a row looks once more, in its transaction.
+        """
+        for name in names:
+            if not self._path(name).exists():
+                raise Refusal(problem, "the bytes waited so long that they were swept", got=name)
 
     def size(self, name: str) -> int:
         """Bytes of a blob. Raises FileNotFoundError."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import ParamSpec, TypeVar
 
 from he_protocol.keyfile import KeyRecord
+from he_protocol.problems import ProblemType
 from he_protocol.revocation import Revocations
 from he_protocol.task import Task
 from he_server.acceptance import Acceptance, keep_together
@@ -107,6 +108,10 @@ class Server:
 
     async def _keep(self, offers: Sequence[NewUpdate]) -> str:
         return await self.thread(keep_together, self.blobs, offers)
+
+    async def check_kept(self, blob: str, problem: ProblemType) -> None:
+        """Raises `problem` when a blob that a row is to refer to is gone; see `Blobs.check_kept`."""
+        await self.thread(self.blobs.check_kept, [blob], problem)
 
     def enter(self) -> None:
         """A request begins."""

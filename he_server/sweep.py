@@ -43,8 +43,11 @@ async def sweep(server: Server, older_than: float) -> None:
     for upload in await server.store.expired_uploads(server.clock()):
         await server.thread(server.blobs.delete, upload_blob(upload))
         await server.store.drop_upload(upload)
-    for name in await orphans(server.blobs, server.store, older_than):
-        await server.thread(server.blobs.delete, name)
+    if not await orphans(server.blobs, server.store, older_than):
+        return
+    async with server.store.alone():  # somebody who was held up may be about to refer to one of them
+        for name in await orphans(server.blobs, server.store, older_than):
+            await server.thread(server.blobs.delete, name)
 
 
 async def orphans(blobs: Blobs, store: Store, older_than: float) -> list[str]:

@@ -160,7 +160,7 @@ class Worker:
         after = names.accumulator_blob(made)
         await server.thread(fold_updates, task, server.blobs, before, terms, after)
         async with recording(server, after):
-            await self._store.checkpoint(fold, made)
+            await self._store.checkpoint(fold, made, partial(server.check_kept, after, WRONG_STATE))
         server.pressure.relieved()
         server.metrics.fold.observe(time.monotonic() - start)
         done = await self._store.folded_blobs(claim.blob for claim in fold.updates)

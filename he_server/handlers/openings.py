@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from aiohttp import web
 
 from he_protocol.api import Opening, PendingOpenings
 from he_protocol.identity import check_signed
 from he_protocol.messages import Manifest, Share, SignedUpdate
-from he_protocol.problems import MANIFEST_MISMATCH, NOT_ADDRESSED, WRONG_SHARE, WRONG_STATE, Refusal
+from he_protocol.problems import MANIFEST_MISMATCH, NOT_ADDRESSED, REQUEST_TIMEOUT, WRONG_SHARE, WRONG_STATE, Refusal
 from he_protocol.signing import read_unverified
 from he_protocol.task import Task
 from he_server.answers import Piece, answer, stream_pieces
@@ -71,7 +73,8 @@ async def put_share(server: Server, request: web.Request) -> web.StreamResponse:
     ]
     await receive(server, frame, sections)
     async with recording(server, name):
-        created = await server.store.add_share(task, share, token, blob, server.clock())
+        kept = partial(server.check_kept, name, REQUEST_TIMEOUT)
+        created = await server.store.add_share(task, share, token, blob, server.clock(), kept)
     if created:
         server.notifier.notify(task.id)
     else:

@@ -24,6 +24,8 @@ _PRAGMAS = (
     f"PRAGMA busy_timeout={BUSY_MILLISECONDS}",
 )
 _WRITES = "hushsum_writes"
+_REFERRING = "tasks, rounds, updates, accumulators, shares"
+"""Tables of which every transaction that refers to blobs locks one before it looks whether they are there."""
 
 
 def make_engine(url: str) -> AsyncEngine:
@@ -72,6 +74,14 @@ class Database:
             connection = await plain.execution_options(**{_WRITES: True})
             async with connection.begin():
                 yield connection
+
+    @asynccontextmanager
+    async def alone(self) -> AsyncIterator[None]:
+        """Around a sweep: transactions under way are waited for, and none begins to change which blobs are needed."""
+        async with self._write() as connection:
+            if connection.dialect.name == "postgresql":  # SQLite has one writer anyway
+                await connection.execute(text(f"LOCK TABLE {_REFERRING} IN EXCLUSIVE MODE"))
+            yield
 
     @asynccontextmanager
     async def _read(self) -> AsyncIterator[AsyncConnection]:

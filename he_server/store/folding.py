@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -103,10 +103,11 @@ class FoldingStore(Database):
             kept = await connection.execute(update(accumulators).where(held(fold)).values(lease_until=now + seconds))
         return kept.rowcount == 1
 
-    async def checkpoint(self, fold: Fold, blob: str) -> None:
+    async def checkpoint(self, fold: Fold, blob: str, check_kept: Callable[[], Awaitable[None]]) -> None:
         """Put the durable sum `blob` in the place of the accumulator and the claimed updates, and give it back.
 
-        Raises `wrong-state` when somebody else took the accumulator meanwhile: nothing changes then.
+        Nothing changes when `check_kept` raises that the blob is gone. Raises `wrong-state` when somebody else took
+        the accumulator meanwhile: nothing changes then either.
         """
         async with self._write() as connection:
             moved = await connection.execute(
@@ -129,6 +130,7 @@ class FoldingStore(Database):
             )
             if (moved.rowcount, folded.rowcount) != (1, len(fold.updates)):
                 raise Refusal(WRONG_STATE, "another worker took the accumulator")
+            await check_kept()
 
     async def folded_blobs(self, blobs: Iterable[str]) -> frozenset[str]:
         """Those of these blobs of updates of which nothing has to be folded any more."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -175,10 +175,13 @@ class RoundStore(Database):
             where, digest = (lease.round.task, lease.round.number), payload_hash(manifest).hex()
             await audit.append(connection, "round-opening", *where, manifest=digest, buckets=buckets)
 
-    async def add_share(self, task: Task, share: Share, token: str, blob: str, now: float) -> bool:
+    async def add_share(
+        self, task: Task, share: Share, token: str, blob: str, now: float, check_kept: Callable[[], Awaitable[None]]
+    ) -> bool:
         """Record a holder's share whose bytes are durable under `blob`; False for the same one again.
 
-        Raises `not-found`, `wrong-state`, or `wrong-share` when the holder sent another one before.
+        Raises `not-found`, `wrong-state`, `wrong-share` when the holder sent another one before, or what `check_kept`
+        raises when the blob is gone.
         """
         async with self._write() as connection:
             query = select(rounds.c.id, rounds.c.state).where(
@@ -191,6 +194,7 @@ class RoundStore(Database):
                 return False
             if row.state != "opening":
                 raise Refusal(WRONG_STATE, "the round does not wait for shares", expected="opening", got=row.state)
+            await check_kept()
             await connection.execute(
                 insert(shares).values(round_id=row.id, holder=share.holder, token=token, received=now, blob=blob)
             )

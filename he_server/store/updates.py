@@ -35,7 +35,8 @@ class NewUpdate:
 
 
 Keep = Callable[[Sequence[NewUpdate]], Awaitable[str]]
-"""Makes the parts of several updates durable, one after the other, in blobs of one name, which it answers."""
+"""Makes the parts of those updates durable that have no blob yet, one after the other, in blobs of one name, which it
+answers; of the others it checks that their blobs are still there."""
 
 
 @dataclass(frozen=True)
@@ -163,9 +164,9 @@ async def _enter(
     keep: Keep,
 ) -> None:
     """Make the bytes durable, insert the rows, and close the round when they fill it."""
-    together = [offered for offered, _ in entering if not offered.blob]
-    shared, now = await keep(together) if together else "", entering[0][1]
-    places = {offered.update_id: place for place, offered in enumerate(together)}
+    offers, now = [offered for offered, _ in entering], entering[0][1]
+    shared = await keep(offers)
+    places = {offered.update_id: place for place, offered in enumerate(o for o in offers if not o.blob)}
     rows = [
         {
             "task_hash": task.id,

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from aiohttp import ClientResponse
 from safetensors.numpy import load
 
 from he_protocol import api, problems
-from he_protocol.problems import Refusal
+from he_protocol.problems import ProblemType, Refusal
 from he_server.store import Store
 from he_server.store.records import RoundRecord
+from he_server.store.updates import NewUpdate
 from he_server.sweep import sweep
 from he_server.worker import Worker
 
@@ -112,6 +118,75 @@ async def test_sweeping_keeps_what_rounds_need(world: World) -> None:
     assert [len(list((root / folder).iterdir())) for folder in BY_ROUND] == [1, 4, 0, 1, 1]
     await world.open(1, (1,))
     await _published_once(world)
+
+
+@both
+@pytest.mark.parametrize("guarded", [True, False])
+async def test_a_sweep_waits_for_those_who_are_about_to_refer_to_bytes(
+    world: World, monkeypatch: pytest.MonkeyPatch, guarded: bool
+) -> None:
+    """A transaction that was held up for an hour: between its bytes and its commit, a sweep takes place elsewhere."""
+    server, sweeps = world.server, list[asyncio.Task[None]]()
+    keep, root = server.accept._keep, server.settings.data_dir / "blobs"
+
+    async def held_up(offers: Sequence[NewUpdate]) -> str:
+        name = await keep(offers)
+        _age(root)
+        sweeps.append(asyncio.create_task(sweep(server, 3600)))
+        await asyncio.sleep(0.3)
+        return name
+
+    monkeypatch.setattr(server.accept, "_keep", held_up)
+    if not guarded:
+        monkeypatch.setattr(Store, "alone", _together)
+    await world.fill(1, 200)
+    await asyncio.gather(*sweeps)
+    assert [len(list((root / folder).iterdir())) for folder in ("updates", "keys")] == [int(guarded)] * 2
+
+
+@asynccontextmanager
+async def _together(_store: Store) -> AsyncIterator[None]:
+    yield
+
+
+@both
+@pytest.mark.parametrize("method", ["accept_updates", "checkpoint", "add_share"])
+async def test_bytes_that_were_swept_before_their_row_are_asked_for_again(
+    world: World, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    """Held up for an hour between the bytes and the transaction."""
+    commit, swept = getattr(Store, method), list[str]()
+
+    async def held_up(self: Store, *args: Any) -> Any:
+        if not swept:
+            swept.append(method)
+            _age(world.server.settings.data_dir / "blobs")
+            await sweep(world.server, 3600)
+        return await commit(self, *args)
+
+    monkeypatch.setattr(Store, method, held_up)
+    for number in range(3):
+        client = world.person(f"client-{number}", "client")
+        upload = world.upload(client, 200)
+        await _again_after(problems.REQUEST_TIMEOUT, world, partial(world.put, client, upload))
+    await world.work()
+    world.clock.now += world.server.settings.lease_seconds
+    await world.work()
+    for holder in (0, 1):
+        frame = await world.share(holder, 1)
+        await _again_after(problems.REQUEST_TIMEOUT, world, partial(world.put_share, holder, 1, frame))
+    await world.work()
+    assert swept
+    await _published_once(world)
+
+
+async def _again_after(problem: ProblemType, world: World, send: Callable[[], Awaitable[ClientResponse]]) -> None:
+    """Send, and after this problem send once more."""
+    response = await send()
+    if response.status != 201:
+        assert await world.problem(response) is problem
+        response = await send()
+    assert response.status == 201
 
 
 @both

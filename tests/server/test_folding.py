@@ -181,14 +181,18 @@ async def test_a_worker_that_lost_its_accumulator_changes_nothing(
     assert progress == "folded"
     if guarded:
         with pytest.raises(Refusal) as caught:
-            await store.checkpoint(late, "late")
+            await store.checkpoint(late, "late", _kept)
         assert caught.value.problem == problems.WRONG_STATE
     else:
         monkeypatch.setattr(folding, "held", _unguarded)
-        await store.checkpoint(late, "late")
+        await store.checkpoint(late, "late", _kept)
     await world.work()
     honest, wiped = [1] * clients, [1] * FOLD_BATCH + [0] * FOLD_BATCH
     assert await _counted(world, clients) == (honest if guarded else wiped)
+
+
+async def _kept() -> None:
+    """The blob is there."""
 
 
 async def test_a_late_result_is_discarded(empty_world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -228,9 +232,9 @@ async def test_the_disk_holds_a_few_updates_and_accumulators(
     await _task(world, clients)
     checkpoint = Store.checkpoint
 
-    async def measured(self: Store, fold: Fold, blob: str) -> None:
+    async def measured(self: Store, *args: Any) -> None:
         seen.append(sum(sum(_sizes(world, folder)) for folder in ("updates", "accumulators", "totals", "partial")))
-        await checkpoint(self, fold, blob)
+        await checkpoint(self, *args)
 
     monkeypatch.setattr(Store, "checkpoint", measured)  # old and new are both there: the fullest moment
     for i in range(clients):

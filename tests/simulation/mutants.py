@@ -134,8 +134,8 @@ def published_twice(patch: Patch) -> None:
 def folded_twice(patch: Patch) -> None:
     checkpoint = Store.checkpoint
 
-    async def careless(self: Store, fold: Any, blob: str) -> None:
-        await checkpoint(self, replace(fold, updates=fold.updates[:1]), blob)
+    async def careless(self: Store, fold: Any, *rest: Any) -> None:
+        await checkpoint(self, replace(fold, updates=fold.updates[:1]), *rest)
         async with self._write() as connection:
             mine = accumulators.c.id == fold.accumulator
             count = accumulators.c.updates + len(fold.updates) - 1
