@@ -10,7 +10,7 @@ from .mutants import MUTANTS, Mutant, hunt
 from .operations import run
 from .schedules import Operation, Schedule, explore
 
-SCHEDULES = 300
+SCHEDULES = 240
 SLICES = 3
 QUICK = {"receipt before row", "shared bytes go", "decided late"}
 """Planted bugs that almost any schedule shows; `make mutants` hunts all of them."""
@@ -22,7 +22,7 @@ def test_every_invariant_holds_in_every_schedule(number: int) -> None:
 
 
 def test_a_schedule_has_one_outcome() -> None:
-    explore(lambda schedule: _same(run(schedule).trace, run(schedule).trace), examples=6, number=0)
+    explore(lambda schedule: _same(run(schedule).trace, run(schedule).trace), examples=4, number=0)
 
 
 def _same(one: list[str], other: list[str]) -> None:
