@@ -34,7 +34,10 @@ def run(schedule: Schedule) -> Record:
     The same schedule has the same outcome.
     """
     _warm_up()
-    return _run_once(schedule)
+    try:
+        return _run_once(schedule)
+    finally:
+        gc.collect()
 
 
 @cache
@@ -52,7 +55,7 @@ def _run_once(schedule: Schedule) -> Record:
     folder = tempfile.mkdtemp(prefix="hushsum-simulation-", dir=memory if memory.is_dir() else None)
     try:
         observer = Observer()
-        gc.disable()  # a collection costs as much as a schedule
+        gc.disable()  # one collection afterwards costs less than those on the way
         world = World(loop, Path(folder), observer.watch)
         observer.world = world
         with simulated(world, schedule.number, streamed=schedule.streamed):

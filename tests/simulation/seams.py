@@ -16,6 +16,7 @@ from typing import Any
 import aiohttp
 import numpy as np
 import pytest
+from aiohttp import web_app
 from sqlalchemy import Engine, make_url
 from sqlalchemy.dialects.sqlite.pysqlite import SQLiteDialect_pysqlite
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -175,6 +176,8 @@ def simulated(world: World, seed: int, *, streamed: bool) -> Iterator[None]:
         if streamed:
             patch.setattr("he_server.handlers.updates.TOGETHER_BYTES", 0)
         patch.setattr(aiohttp, "TCPConnector", world.network.connector)
+        # aiohttp's own lives as long as the process, and with it the world of every schedule.
+        patch.setattr(web_app, "_cached_build_middleware", cache(web_app._build_middlewares))
         yield
 
 
