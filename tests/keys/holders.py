@@ -12,7 +12,7 @@ from keys.holder import EpochSecret, KeyHolder, PartSeed
 from keys.ledger import Ledger
 from tests.support.parties import NOW, World
 
-QUICK = RetryPolicy(first=0.01, longest=0.02, give_up=0.2)
+QUICK = RetryPolicy(first=0.01, longest=0.02, give_up=1.0)
 
 
 @asynccontextmanager

@@ -22,6 +22,7 @@ from typer.testing import CliRunner
 
 from he_client import console
 from he_client.identity import Identity, create
+from he_client.transport import RetryPolicy
 from he_protocol.keyfile import KeyRecord, read_private
 from he_protocol.messages import Credential
 from he_protocol.problems import NOT_FOUND, STALE_UPDATE, Refusal
@@ -409,8 +410,9 @@ def keys() -> list[Path]:
     return sorted(Path("holder/hpke").iterdir())
 
 
-async def test_rotate_next_epoch_keygen_destroy(office: Office) -> None:
+async def test_rotate_next_epoch_keygen_destroy(office: Office, monkeypatch: pytest.MonkeyPatch) -> None:
     """The whole turn of an epoch with `ckks`, whose committee makes a new joint key."""
+    monkeypatch.setattr(RetryPolicy.__init__, "__defaults__", (0.05, 0.2, 1.0))  # for the server that is gone
     (old,) = keys()
     async with FakeServer(office.task) as server:
         await asyncio.to_thread(done, "keygen", "demo", "--server", server.url, "--data-dir", "holder")
