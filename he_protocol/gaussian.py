@@ -88,8 +88,8 @@ class Gaussian:
         self.add(out, words)
         return out
 
-    def add(self, totals: Samples | npt.NDArray[np.int32], words: Words) -> None:
-        """Add to each of `totals` the sample that `sample` makes of the same words; sums must fit their type."""
+    def add(self, totals: Samples, words: Words) -> None:
+        """Add to each of `totals` the sample that `sample` makes of the same words."""
         used = ceil(totals.size * self._weights.size * LANE_BITS / 64)
         if words.size < used or not _add(totals, words[:used].view("<u2"), words[used:], *self._table, self._weights):
             raise RuntimeError("not enough uniform words for this many samples")
@@ -133,7 +133,7 @@ def _table(std: float, tail: float) -> Table:
 
 @kernel
 def _add(
-    totals: Samples | npt.NDArray[np.int32],
+    totals: Samples,
     lanes: npt.NDArray[np.uint16],
     spare: Words,
     cumulative: Words,

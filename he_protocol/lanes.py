@@ -48,14 +48,14 @@ class CommonProduct:
         roots = ntt.inverse_roots(modulus, self._degree)
         self._roots = np.stack([roots, _shoup(roots, modulus)], axis=1).astype(np.uint32)
 
-    def group(self, number: int) -> Lanes:
-        """The products with a_j for the 16 polynomials of one group: shape (16, N), residues below q."""
+    def groups(self, first: int, count: int = 1) -> Lanes:
+        """The products with a_j for the polynomials of `count` groups: shape (16 * count, N), residues below q."""
         size = self._degree * LANES // 2
-        words = expand_words(self._key, size + SPARE, block=number * (size + SPARE) // 2)
-        lanes, spare = words[:size].view("<u4").reshape(self._degree, LANES), words[size:]
-        rows = np.empty((LANES, self._degree), dtype=np.uint32)
-        if not _products(lanes, spare, self._limit, self._factors, self._roots, self._modulus, rows):
-            raise RuntimeError("not enough spare words for this group")
+        words = expand_words(self._key, count * (size + SPARE), block=first * (size + SPARE) // 2)
+        rows = np.empty((LANES * count, self._degree), dtype=np.uint32)
+        cut = words.reshape(count, size + SPARE)
+        if not _products(cut, self._limit, self._factors, self._roots, self._modulus, rows):
+            raise RuntimeError("not enough spare words for a group")
         return rows
 
 
@@ -64,15 +64,15 @@ def _shoup(factors: Residues, modulus: int) -> Residues:
 
 
 @kernel
-def _products(
-    lanes: Lanes, spare: Residues, limit: np.uint32, factors: Lanes, roots: Lanes, q: np.uint32, out: Lanes
-) -> bool:
-    """From a group's words to the products' rows; False when the spare words run out. Overwrites `lanes`."""
-    flat = lanes.reshape(lanes.size)
-    if not _replace_rejected(flat, spare, limit, q):
-        return False
-    _multiply(flat, factors, roots, q)
-    _rows(lanes, q, out)
+def _products(words: Residues, limit: np.uint32, factors: Lanes, roots: Lanes, q: np.uint32, out: Lanes) -> bool:
+    """From the groups' words, a row each, to the products' rows; False when spare words run out. Overwrites `words`."""
+    size = words.shape[1] - SPARE
+    for group in range(words.shape[0]):
+        flat = words[group, :size].view(np.uint32)
+        if not _replace_rejected(flat, words[group, size:], limit, q):
+            return False
+        _multiply(flat, factors, roots, q)
+        _rows(flat.reshape(size * 2 // LANES, LANES), q, out[group * LANES : (group + 1) * LANES])
     return True
 
 

@@ -1,7 +1,8 @@
 """One peer in a process of its own: `python -m bench.peers.worker PEER PARAMETERS CLIENTS CORES`.
 
 It speaks JSON lines: first who it is (or why it cannot be measured), then an answer to every command
-on standard input: "send" and "receive" are timed, "check" compares an opened mean with the plain one.
+on standard input: "send" and "receive" are done twice and timed the second time, so that nobody pays for
+caches that another peer's turn has emptied; "check" compares an opened mean with the plain one.
 Only the standard library and numpy are needed, so foreign interpreters can run it.
 """
 
@@ -75,6 +76,7 @@ def serve(name: str, parameters: int, clients: int, answer: Callable[..., None])
 
 
 def _timed(work: Callable[[], T]) -> tuple[float, T]:
+    work()
     started = time.perf_counter()
     result = work()
     return time.perf_counter() - started, result

@@ -15,7 +15,6 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from he_client.encode import Words, secret_words
@@ -75,10 +74,8 @@ class KaheSealer:
 
         def packed(first: int) -> Piece:
             """Polynomials from the `first` one on: whole groups of `LANES`, but at the end."""
-            words = np.empty((min(step, layout.polynomials - first), layout.row_bytes // 8), dtype="<u8")
-            for at in range(0, len(words), LANES):
-                self._group(product, first + at, source, words[at : at + LANES])
-            return "b", words.reshape(-1).view(np.uint8).data
+            count = min(step, layout.polynomials - first)
+            return "b", self._packed(product, first, count, source).view(np.uint8).data
 
         def shares() -> Piece:
             return "shares", self._shares(update_id, secret)
@@ -100,16 +97,18 @@ class KaheSealer:
         while under_way:
             yield under_way.popleft().result()
 
-    def _group(self, product: CommonProduct, first: int, source: Source, packed: Residues) -> None:
-        """Pack the polynomials of one group, `first` and up to 15 more: a*s + e + v."""
+    def _packed(self, product: CommonProduct, first: int, count: int, source: Source) -> Residues:
+        """`count` polynomials from the `first` of a group on, packed: a*s + e + v."""
         layout = self._layout
-        start, size = first * layout.degree, len(packed) * layout.degree
+        start, size = first * layout.degree, count * layout.degree
         values = source(start, min(start + size, self._task.length))
-        rows = product.group(first // LANES)[: len(packed)].reshape(-1)
-        errors = np.zeros(size, dtype=np.int32)
-        self._error.add(errors, self._words(self._error.words(size)))
-        _mask(rows, values, errors, np.uint32(layout.moduli[0]))
-        pack_into(packed.reshape(-1), rows, layout)
+        values = np.pad(values, (0, size - values.size)) if values.size < size else values
+        self._error.add(values, self._words(self._error.words(size)))
+        rows = product.groups(first // LANES, -(-count // LANES)).reshape(-1)[:size]
+        _mask(rows, values, np.uint32(layout.moduli[0]))
+        packed = np.empty(size * layout.bits // 64, dtype="<u8")
+        pack_into(packed, rows, layout)
+        return packed
 
     def _shares(self, update_id: bytes, secret: Integers) -> bytes:
         """The sealed explicit part, then one envelope for each holder."""
@@ -132,12 +131,10 @@ class KaheSealer:
 
 
 @kernel
-def _mask(rows: Lanes, values: Integers, errors: npt.NDArray[np.int32], q: np.uint32) -> None:
-    """rows += errors + values modulo q; beyond the values, errors alone. |value + error| < q by the task's plan."""
-    for i in range(values.size):
-        rows[i] = _plus(rows[i], values[i] + errors[i], q)
-    for i in range(values.size, rows.size):
-        rows[i] = _plus(rows[i], errors[i], q)
+def _mask(rows: Lanes, values: Integers, q: np.uint32) -> None:
+    """rows += values modulo q; |value| < q by the task's plan."""
+    for i in range(rows.size):
+        rows[i] = _plus(rows[i], values[i], q)
 
 
 @kernel

@@ -106,7 +106,7 @@ class Kahe:
                 raise ValueError(f"a block begins with a whole group of {LANES} polynomials")
             rows = total.reshape(-1, degree)
             for at in range(0, len(rows), LANES):
-                _subtract_centred(rows[at : at + LANES], product.group((first + at) // LANES), modulus)
+                _subtract_centred(rows[at : at + LANES], product.groups((first + at) // LANES), modulus)
             return rows.reshape(-1)[: length - first * degree].view(np.int64)
 
         return open_block

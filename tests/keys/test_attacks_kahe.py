@@ -175,7 +175,7 @@ def test_parts_that_do_not_sum_to_a_key_are_refused_and_would_publish_noise(made
     layout = made.task.scheme.share_layout(D)
     key = sum(unpack(parts[i], layout).reshape(-1) for i in range(3)) % np.uint64(WORD)
     product = CommonProduct(common_key(made.task.epoch_id), key.astype(np.uint32).view(np.int32).astype(np.int64), Q)
-    published = (folded(made, everybody).reshape(2, -1) - product.group(0)[:2]).view(np.int64).reshape(-1)[:D] % Q
+    published = (folded(made, everybody).reshape(2, -1) - product.groups(0)[:2]).view(np.int64).reshape(-1)[:D] % Q
     left = (published - np.sum([one.integers for one in everybody], axis=0)) % Q
     assert abs(left.std() / (Q / np.sqrt(12)) - 1) < 0.1  # uniform: nothing of the honest sum is left
     assert (np.abs(open_sum(made, ask(made, [one.update for one in others]), others)) < 2100).all()

@@ -162,7 +162,7 @@ def test_combine_removes_exactly_the_product_with_the_opened_key(profile, rows):
     values = rng.integers(-(q // 2), q // 2 + 1, rows * n)
     values[:2] = q // 2, -(q // 2)
     product = CommonProduct(common_key(EPOCH), key, q)
-    groups = np.concatenate([product.group(g) for g in range(ceil(rows / 16))])[:rows]
+    groups = np.concatenate([product.groups(g) for g in range(ceil(rows / 16))])[:rows]
     total = ((groups.reshape(-1).astype(np.int64) + values) % q).astype(np.uint64).reshape(rows, 1, n)
     for length in (rows * n, rows * n - n + 1):
         opened = combine(Kahe(profile), total.copy(), split(key, 3), length, 2, EPOCH)

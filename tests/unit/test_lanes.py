@@ -58,7 +58,7 @@ def coefficient(values: np.ndarray, i: int, modulus: int) -> np.ndarray:
 @pytest.mark.parametrize(("degree", "modulus"), RINGS)
 def test_coefficients_at_full_degree(degree, modulus, group):
     s = short(degree)
-    got = CommonProduct(KEY, s, modulus).group(group)
+    got = CommonProduct(KEY, s, modulus).groups(group)
     assert got.shape == (LANES, degree)
     assert got.dtype == np.uint32
     assert (got < modulus).all()
@@ -72,7 +72,7 @@ def test_coefficients_at_full_degree(degree, modulus, group):
 def test_every_lane_is_the_schoolbook_product(degree, modulus, group):
     """In plain integers: a_j by its definition, then sum of a_i s_k X^(i+k) with X^N = -1."""
     s = short(degree, seed=group)
-    got = CommonProduct(KEY, s, modulus).group(group)
+    got = CommonProduct(KEY, s, modulus).groups(group)
     a = np.stack([coefficient(public_values(degree, modulus, group), i, modulus) for i in range(degree)])
     for lane in range(LANES):
         wanted = [0] * degree
@@ -96,7 +96,7 @@ EXTREMES = {
 @pytest.mark.parametrize(("degree", "modulus"), [RINGS[0], RINGS[2], SMALL[3]])
 def test_extreme_secrets(degree, modulus, name):
     s = EXTREMES[name](degree)
-    got = CommonProduct(KEY, s, modulus).group(0)
+    got = CommonProduct(KEY, s, modulus).groups(0)
     values = public_values(degree, modulus, 0) * values_of(s, modulus)[:, None] % modulus
     for i in (0, 1, degree - 1):
         assert got[:, i].tolist() == coefficient(values, i, modulus).tolist()
@@ -106,11 +106,11 @@ def test_extreme_secrets(degree, modulus, name):
 def test_one_gives_the_public_polynomials_themselves_and_x_rotates_them(degree, modulus):
     one, x = np.zeros((2, degree), dtype=np.int64)
     one[0] = x[1] = 1
-    a = CommonProduct(KEY, one, modulus).group(2)
+    a = CommonProduct(KEY, one, modulus).groups(2)
     assert a[:, 5].tolist() == coefficient(public_values(degree, modulus, 2), 5, modulus).tolist()
     rotated = np.roll(a, 1, axis=1)
     rotated[:, 0] = (modulus - a[:, -1].astype(np.int64)) % modulus
-    np.testing.assert_array_equal(CommonProduct(KEY, x, modulus).group(2), rotated)
+    np.testing.assert_array_equal(CommonProduct(KEY, x, modulus).groups(2), rotated)
 
 
 def test_groups_and_keys_give_other_polynomials():
@@ -118,8 +118,8 @@ def test_groups_and_keys_give_other_polynomials():
     degree, modulus = RINGS[2]
     one = np.zeros(degree, dtype=np.int64)
     one[0] = 1
-    first, second = (CommonProduct(KEY, one, modulus).group(n) for n in (0, 1))
-    other = CommonProduct(KEY[::-1], one, modulus).group(0)
+    first, second = (CommonProduct(KEY, one, modulus).groups(n) for n in (0, 1))
+    other = CommonProduct(KEY[::-1], one, modulus).groups(0)
     rows = np.concatenate([first, second, other])
     assert len({row.tobytes() for row in rows}) == 3 * LANES
     assert (first == second).mean() < 0.01
@@ -132,7 +132,7 @@ def test_keys_add_up():
     """a*s + a*s' = a*(s + s'): the whole point of public polynomials that all clients share."""
     degree, modulus = RINGS[0]
     s, t = short(degree, 1), short(degree, 2)
-    parts = [CommonProduct(KEY, key, modulus).group(1) for key in (s, t, s + t)]
+    parts = [CommonProduct(KEY, key, modulus).groups(1) for key in (s, t, s + t)]
     np.testing.assert_array_equal((parts[0] + parts[1]) % np.uint64(modulus), parts[2])
 
 
@@ -149,7 +149,7 @@ def test_a_word_that_would_favour_small_residues_is_replaced(monkeypatch):
     one[0] = 1
     values = flat.astype(np.int64)
     values[[3, 40, degree * LANES - 1]] = ((1 << 63) + 5) % modulus, modulus - 1, 7
-    got = CommonProduct(KEY, one, modulus).group(0)
+    got = CommonProduct(KEY, one, modulus).groups(0)
     for i in (0, 1, degree - 1):
         wanted = coefficient(values.reshape(degree, LANES) % modulus, i, modulus)
         assert got[:, i].tolist() == wanted.tolist()
@@ -160,7 +160,7 @@ def test_too_few_spare_words_are_an_error(monkeypatch):
     words = np.full(degree * LANES // 2 + SPARE, (1 << 64) - 1, dtype=np.uint64)
     monkeypatch.setattr(lanes, "expand_words", lambda key, count, block: words)
     with pytest.raises(RuntimeError, match="not enough"):
-        CommonProduct(KEY, short(degree), modulus).group(0)
+        CommonProduct(KEY, short(degree), modulus).groups(0)
 
 
 @pytest.mark.parametrize("modulus", [MAX_PRIME, MAX_PRIME + 12289, 1125899905351681])

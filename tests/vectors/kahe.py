@@ -36,7 +36,7 @@ def good_kahe_products() -> list[Case]:
         secret = kahe_key(profile, "secret")
         product = CommonProduct(common_key(EPOCH_ID), secret, profile.modulus)
         for number in (0, 3):
-            rows = product.group(number)
+            rows = product.groups(number)
             cases.append(
                 {
                     "profile": name,

@@ -244,7 +244,7 @@ def test_good_kahe_product(v):
     secret = sampler.sample(words, profile.degree)
     assert secret[:8].tolist() == v["secret_first"]
     assert kahe.common_key(*raw(v, "epoch_id")).hex() == v["common_key"]
-    rows = CommonProduct(*raw(v, "common_key"), secret, profile.modulus).group(v["group"])
+    rows = CommonProduct(*raw(v, "common_key"), secret, profile.modulus).groups(v["group"])
     assert rows[:, :4].tolist() == v["first_of_each"]
     assert sha(rows.astype("<u4").tobytes()) == v["sha256"]
 
@@ -274,7 +274,7 @@ def test_good_kahe_update(v):
     values = (expand_words(*raw(v, "values_key"), task.length) % np.uint64(2001)).astype(np.int64) - 1000
     added = errors.copy()
     added[: values.size] += values
-    product = CommonProduct(kahe.common_key(task.epoch_id), secret, profile.modulus).group(0)[:rows]
+    product = CommonProduct(kahe.common_key(task.epoch_id), secret, profile.modulus).groups(0)[:rows]
     b = pack((product.astype(np.int64) + added.reshape(rows, -1)) % profile.modulus, task.part("sum").layout)
     assert b[:32].hex() == v["b_first"]
     assert sha(b) == v["b_sha256"]
