@@ -19,6 +19,7 @@ from pathlib import Path
 from aiohttp import web
 
 from he_protocol.problems import OVERLOADED, REQUEST_TIMEOUT, Refusal
+from he_server.acceptance import TOGETHER_BYTES
 
 REFRESH_SECONDS = 0.2
 RETRY_SECONDS = 5
@@ -26,6 +27,8 @@ RETRY_SECONDS = 5
 do not come back together."""
 UNKNOWN_SHARE = 8
 """An upload of unknown size counts for this part of `ingest_bytes`."""
+FEW = 16
+"""Large updates that may be under way or wait to be folded, where `ingest_bytes` has room for more."""
 LOOK_SECONDS = 0.005
 """How often whoever is next looks for room."""
 PACE_SECONDS = 30.0
@@ -61,6 +64,14 @@ class Load:
     free: int
 
 
+def room(size: int, ingest_bytes: int) -> int:
+    """Bytes that may be under way or wait to be folded when an upload of `size` bytes joins them.
+
+    Small ones are kept and folded together, and need many; of large ones a few keep everybody at work.
+    """
+    return ingest_bytes if size <= TOGETHER_BYTES else min(ingest_bytes, FEW * size)
+
+
 def check_room(load: Load, size: int, limits: Limits) -> None:
     """Raises `overloaded` when one more upload, of `size` bytes, is too many: at once, waiting, or on the disk.
 
@@ -68,10 +79,10 @@ def check_room(load: Load, size: int, limits: Limits) -> None:
     """
     if load.uploads >= limits.max_uploads:
         raise Refusal(OVERLOADED, "too many uploads at once", expected=f"fewer than {limits.max_uploads}")
-    backlog = load.arriving + load.unfolded
-    if backlog and backlog + size > limits.ingest_bytes:
+    backlog, most = load.arriving + load.unfolded, room(size, limits.ingest_bytes)
+    if backlog and backlog + size > most:
         detail = "earlier updates are not folded yet"
-        raise Refusal(OVERLOADED, detail, expected=f"at most {limits.ingest_bytes} bytes", got=backlog + size)
+        raise Refusal(OVERLOADED, detail, expected=f"at most {most} bytes", got=backlog + size)
     if load.free - load.arriving - size < limits.min_free_bytes:
         raise Refusal(
             OVERLOADED, "the disk is nearly full", expected=f"{limits.min_free_bytes} bytes left", got=load.free

@@ -33,6 +33,7 @@ from he_server import names
 from he_server.aggregate import fold_updates, merge_sums
 from he_server.intake import discard, recording
 from he_server.opening import open_sum, released_shares
+from he_server.pressure import room
 from he_server.rounds import at_deadline, fold_due, merge_buckets, opening_due
 from he_server.server import Server
 from he_server.store.folding import Fold
@@ -131,7 +132,8 @@ class Worker:
     async def _fold(self, task: Task, record: RoundRecord, now: float) -> Progress:
         """Fold a batch of updates, if that is due; "done" when all are folded."""
         backlog = await self._store.backlog(record.id, now)
-        filled = sum(backlog.waiting.values()) * task.part("sum").size / self._server.settings.ingest_bytes
+        size = task.part("sum").size
+        filled = sum(backlog.waiting.values()) * size / room(size, self._server.settings.ingest_bytes)
         bucket = fold_due(backlog.waiting, record.state, waited=now - backlog.oldest, filled=filled)
         if bucket is None:
             return "wait" if backlog.unfolded else "done"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from sqlalchemy import func, insert, select, update
+from sqlalchemy import and_, func, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from he_protocol.problems import ALREADY_IN_ROUND, NOT_FOUND, UPDATE_ID_REUSED, WRONG_STATE, Refusal
@@ -43,8 +43,8 @@ answers; of the others it checks that their blobs are still there."""
 class Known:
     """What the database knows that bears on new updates of one task.
 
-    by_id: header hash, receipt and round number of updates with the offered ids. in_round: update ids by client, of
-    the offered clients in the open round. version: of the newest model.
+    by_id: header hash, receipt and round number of updates with the offered ids, and of some others. in_round: update
+    ids by client, of the offered clients in the open round, and of some others. version: of the newest model.
     """
 
     by_id: dict[str, tuple[str, str, int]]
@@ -58,7 +58,8 @@ class UpdateStore(Database):
     async def expect_update(self, task: Task, offered: NewUpdate) -> Accepted | None:
         """What `accept_updates` would refuse now, before any body is read; an earlier receipt if there is one."""
         async with self._read() as connection:
-            return admit(task, offered, await _known(connection, task.id, [offered]))
+            current, version = await _open_round(connection, task.id)
+            return admit(task, offered, await _known(connection, current, version, [offered]))
 
     async def accept_updates(
         self, task: Task, offers: Sequence[tuple[NewUpdate, float]], keep: Keep
@@ -70,8 +71,8 @@ class UpdateStore(Database):
         """
         async with self._write() as connection:
             await lock_task(connection, task.id)
-            current = await _open_round(connection, task.id)
-            known = await _known(connection, task.id, [offered for offered, _ in offers])
+            current, version = await _open_round(connection, task.id)
+            known = await _known(connection, current, version, [offered for offered, _ in offers])
             outcomes: list[Accepted | Refusal] = []
             entering: list[tuple[NewUpdate, float]] = []
             for offered, now in offers:
@@ -133,27 +134,28 @@ def admit(task: Task, offered: NewUpdate, known: Known) -> Accepted | None:
     return None
 
 
-async def _known(connection: AsyncConnection, task: str, offers: Sequence[NewUpdate]) -> Known:
-    same = (
-        select(updates.c.update_id, updates.c.header_hash, updates.c.receipt, rounds.c.number)
-        .join(rounds, rounds.c.id == updates.c.round_id)
-        .where(updates.c.task_hash == task, updates.c.update_id.in_([offer.update_id for offer in offers]))
-    )
-    mine = (
-        select(updates.c.client, updates.c.update_id)
-        .join(rounds, rounds.c.id == updates.c.round_id)
-        .where(
-            rounds.c.task_hash == task,
-            rounds.c.state == "open",
-            updates.c.client.in_([offer.client for offer in offers]),
+async def _known(connection: AsyncConnection, current: RoundRecord, version: int, offers: Sequence[NewUpdate]) -> Known:
+    ids, clients = [offer.update_id for offer in offers], [offer.client for offer in offers]
+    offered_before = and_(updates.c.task_hash == current.task, updates.c.update_id.in_(ids))
+    in_round = and_(updates.c.round_id == current.id, updates.c.client.in_(clients))
+    found = await connection.execute(
+        select(
+            updates.c.update_id,
+            updates.c.header_hash,
+            updates.c.receipt,
+            updates.c.round_id,
+            updates.c.client,
+            rounds.c.number,
         )
+        .join(rounds, rounds.c.id == updates.c.round_id)
+        .where(or_(offered_before, in_round))
     )
-    newest = await connection.execute(select(func.max(models.c.version)).where(models.c.task_hash == task))
-    return Known(
-        {row.update_id: (row.header_hash, row.receipt, row.number) for row in await connection.execute(same)},
-        {row.client: row.update_id for row in await connection.execute(mine)},
-        newest.scalar_one(),
-    )
+    known = Known({}, {}, version)
+    for row in found:
+        known.by_id[row.update_id] = row.header_hash, row.receipt, row.number
+        if row.round_id == current.id:
+            known.in_round[row.client] = row.update_id
+    return known
 
 
 async def _enter(
@@ -201,6 +203,9 @@ async def _enter(
         await audit.append(connection, "round-closed", task.id, current.number, updates=count)
 
 
-async def _open_round(connection: AsyncConnection, task: str) -> RoundRecord:
-    row = (await connection.execute(select_rounds().where(rounds.c.task_hash == task, rounds.c.state == "open"))).one()
-    return round_record(row)
+async def _open_round(connection: AsyncConnection, task: str) -> tuple[RoundRecord, int]:
+    """The open round of a task, and the version of its newest model."""
+    newest = select(func.max(models.c.version)).where(models.c.task_hash == task).scalar_subquery()
+    query = select_rounds().add_columns(newest.label("newest"))
+    row = (await connection.execute(query.where(rounds.c.task_hash == task, rounds.c.state == "open"))).one()
+    return round_record(row), row.newest

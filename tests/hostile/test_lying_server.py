@@ -75,8 +75,8 @@ def test_a_public_polynomial_of_the_servers_choice(world: World, monkeypatch: py
         def __init__(self, *_: object) -> None:
             pass
 
-        def group(self, _: int) -> Integers:
-            return np.zeros((16, PROFILE.degree), dtype=np.uint64)
+        def groups(self, _: int, count: int) -> Integers:
+            return np.zeros((16 * count, PROFILE.degree), dtype=np.uint64)
 
     honest = residues_of(world, send(world, "victim", 0))
     monkeypatch.setattr("he_client.schemes.kahe.CommonProduct", Zero)

@@ -11,7 +11,7 @@ from he_protocol import api, problems
 from he_protocol.identity import prove_request
 from he_protocol.problems import ProblemType, Refusal
 from he_server import app, pressure
-from he_server.pressure import Limits, Load, Measured, Pressure, check_room, retry_after, too_slow
+from he_server.pressure import Limits, Load, Measured, Pressure, check_room, retry_after, room, too_slow
 
 from .world import Person, Upload, World
 
@@ -47,6 +47,13 @@ def _refused(work: object) -> ProblemType | None:
 )
 def test_room(load: Load, size: int, fits: bool) -> None:
     assert _refused(lambda: check_room(load, size, LIMITS)) == (None if fits else problems.OVERLOADED)
+
+
+def test_of_large_updates_only_a_few_wait() -> None:
+    small, large, limit = 1 << 20, (1 << 20) + 1, 256 << 20
+    assert room(small, limit) == limit
+    assert room(large, limit) == 16 * large
+    assert room(100 << 20, limit) == limit
 
 
 def test_slots() -> None:
