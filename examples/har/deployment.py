@@ -99,7 +99,7 @@ class Deployment:
 
     async def start_holder(self, name: str) -> None:
         """Start one key holder's `he-keys run`."""
-        await self._spawn(name, "he-keys", "run", "--data-dir", str(self.root / name), "--poll-seconds", "0.1")
+        await self._spawn(name, "he-keys", "run", "--data-dir", str(self.root / name), "--poll-seconds", "0.25")
 
     async def kill(self, name: str) -> None:
         """Kill a process without a warning."""
