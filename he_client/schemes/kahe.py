@@ -102,10 +102,10 @@ class KaheSealer:
         layout = self._layout
         start, size = first * layout.degree, count * layout.degree
         values = source(start, min(start + size, self._task.length))
-        values = np.pad(values, (0, size - values.size)) if values.size < size else values
-        self._error.add(values, self._words(self._error.words(size)))
+        terms = self._error.sample(self._words(self._error.words(size)), size)
+        terms[: values.size] += values
         rows = product.groups(first // LANES, -(-count // LANES)).reshape(-1)[:size]
-        _mask(rows, values, np.uint32(layout.moduli[0]))
+        _mask(rows, terms, np.uint32(layout.moduli[0]))
         packed = np.empty(size * layout.bits // 64, dtype="<u8")
         pack_into(packed, rows, layout)
         return packed

@@ -8,7 +8,7 @@ from math import sqrt
 import numpy as np
 import pytest
 
-from he_client.schemes.kahe import KaheSealer
+from he_client.schemes.kahe import JOB, KaheSealer
 from he_protocol import schemes
 from he_protocol.problems import COMBINE_REFUSED
 from he_protocol.residues import unpack
@@ -110,10 +110,10 @@ def test_one_holder_too_few_opens_nothing() -> None:
             schemes.combine(made.task.scheme, folded(made, sent), vectors, 10, 3, made.task.epoch_id)
 
 
-@pytest.mark.parametrize("length", [1, 511, 512, 513, 16 * 512, 16 * 512 + 1, 64 * 512, 64 * 512 + 1, 97 * 512 + 3])
+@pytest.mark.parametrize("length", [1, 511, 512, 513, 16 * 512, 16 * 512 + 1, JOB, JOB + 1, 2 * JOB + 33 * 512 + 3])
 @pytest.mark.parametrize("threads", [1, 2, 5])
 def test_lengths_and_threads(length: int, threads: int) -> None:
-    """Blocks of four groups at this degree: one value, whole rows, whole groups, whole blocks, and one more."""
+    """One value, whole rows, whole groups, whole jobs, and one more."""
     made = world(length)
     sent = send_all(made, 3, threads=threads)
     assert [len(one.body["b"]) for one in sent] == [made.task.part("sum").size] * 3
@@ -127,7 +127,7 @@ def test_lengths_and_threads(length: int, threads: int) -> None:
 
 @pytest.mark.parametrize("threads", [1, 3])
 async def test_the_source_is_asked_once_for_everything_and_bytes_come_in_order(threads: int) -> None:
-    made = world(97 * 512 + 3)
+    made = world(3 * JOB + 3)
     asked: list[tuple[int, int]] = []
     written: list[tuple[str, int]] = []
 
@@ -149,7 +149,7 @@ async def test_the_source_is_asked_once_for_everything_and_bytes_come_in_order(t
 
 
 async def test_a_source_that_fails_stops_the_sealing() -> None:
-    made = world(97 * 512)
+    made = world(4 * JOB)
 
     def source(start: int, stop: int) -> np.ndarray:
         if start:

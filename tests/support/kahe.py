@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from he_client.schemes.kahe import JOB
 from he_protocol.gaussian import Gaussian, Samples
 from he_protocol.keystream import derive_key, expand_words
 from he_protocol.schemes.kahe import KaheProfile
@@ -22,8 +23,8 @@ def public_lanes(key: bytes, degree: int, modulus: int, group: int) -> np.ndarra
 class FixedWords:
     """Stands in for the operating system: call n gives the keystream of SHA-256("hushsum/tests/words", seed, n).
 
-    Under one thread a sealer calls for the secret, then for the errors of each group of 16 polynomials,
-    then for the seed of each part and for the key of the explicit one.
+    Under one thread a sealer calls for the secret, then for the errors of each `JOB` coordinates (whole groups
+    of 16 polynomials), then for the seed of each part and for the key of the explicit one.
     """
 
     def __init__(self, seed: bytes) -> None:
@@ -41,10 +42,9 @@ class FixedWords:
 
     def errors(self, profile: KaheProfile, coefficients: int) -> Samples:
         """The errors of all its coefficients."""
-        group = 16 * profile.degree
-        starts = range(0, coefficients, group)
+        starts = range(0, coefficients, JOB)
         return np.concatenate(
-            [sampler(profile).sample(self.calls[1 + at // group], min(group, coefficients - at)) for at in starts]
+            [sampler(profile).sample(self.calls[1 + at // JOB], min(JOB, coefficients - at)) for at in starts]
         )
 
     def seeds(self, parts: int) -> list[bytes]:
