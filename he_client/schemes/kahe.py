@@ -41,6 +41,10 @@ Piece = tuple[str, bytes | memoryview]
 """A body part's name, and some of its bytes."""
 JOB = 1 << 17
 """Coordinates that a thread takes at once: handing one over costs as much as sealing a thousand."""
+KEPT_BYTES = 1 << 23
+"""A block of this size is freed once. glibc gives back what is free beyond twice the largest block that it saw freed
+(mallopt(3), M_TRIM_THRESHOLD): with jobs' own blocks only, it would take a thousand pages from the system for every
+update again."""
 
 
 async def make_sealer(task: Task, transport: Transport, cache: Path) -> KaheSealer:
@@ -60,6 +64,7 @@ class KaheSealer:
         self._threads = threads or _cores()
         # Kept from update to update: new threads would take their memory from the system page by page again.
         self._pool = ThreadPoolExecutor(self._threads, "seal")
+        np.empty(KEPT_BYTES, dtype=np.uint8)
         self._words = words
         self._error = Gaussian(scheme.profile.error_std, scheme.profile.error_tail)
 
