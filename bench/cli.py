@@ -150,6 +150,7 @@ def load(
         list[int] | None, typer.Option(min=1, help="server processes; may be repeated [1]", show_default=False)
     ] = None,
     parameters: Annotated[int, typer.Option("--d", min=1, help="parameters of the update")] = 100_000,
+    storms: Annotated[int, typer.Option(min=1, help="how often, with other clients each time")] = 3,
     profile_: Annotated[str, typer.Option("--profile", help="of the task")] = default_profile(),
     postgres: Annotated[
         str, typer.Option(metavar="DSN", help="a PostgreSQL where databases may be made; default: SQLite only")
@@ -159,7 +160,7 @@ def load(
 ) -> None:
     """Let many clients send at once, and count what was acknowledged, how fast, and at what memory.
 
-    Several processes need PostgreSQL. In the same run the same bytes go to a handler that only writes them to files.
+    Several processes need PostgreSQL. In turns the same bytes go to a handler that only writes them to files.
     """
     profile(profile_)
     described, found = machine.describe(), []
@@ -167,7 +168,7 @@ def load(
         for number_of in processes or [1]:
             for database in ("", postgres) if postgres and number_of == 1 else (postgres,):
                 err.print(f"{count} clients, {number_of} process(es), {database or 'SQLite'}", highlight=False)
-                point = LoadPoint(profile_, parameters, count, number_of)
+                point = LoadPoint(profile_, parameters, count, number_of, storms)
                 found.append(asyncio.run(measure_load(point, database)))
     _finish(LoadRun(described, tuple(found)), json_file, form)
 

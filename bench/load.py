@@ -25,7 +25,7 @@ from sqlalchemy import make_url
 
 from bench.deployment import Deployment, deployed
 from bench.memory import peak_memory
-from bench.results import Load, LoadPoint
+from bench.results import Load, LoadPoint, Spread
 from bench.updates import random_update
 from bench.world import Update, World, new_update_id
 from he_client.identity import Identity
@@ -66,11 +66,12 @@ async def measure_load(point: LoadPoint, postgres: str) -> Load:
 
 
 async def _measure(point: LoadPoint) -> Load:
-    """One load between two runs of the bare handler. Raises the first refusal that is not "come again"."""
+    """Storms between runs of the bare handler. Raises the first refusal that is not "come again"."""
     allow_files(point.clients * FILES_PER_CLIENT + SPARE_FILES)
-    world = World(point.profile, point.parameters, point.clients + 1)  # no round may fill up
+    senders = point.clients * point.storms
+    world = World(point.profile, point.parameters, senders + 1)  # no round may fill up
     update = await world.update(await world.sealer(), random_update(point.parameters))
-    uploads = [_upload(world, update, number) for number in range(point.clients)]
+    uploads = [_upload(world, update, number) for number in range(senders)]
     body = list(update.parts.values())
     with tempfile.TemporaryDirectory(prefix="he-bench-") as folder:
         async with deployed(Path(folder), world) as deployment:
@@ -78,26 +79,29 @@ async def _measure(point: LoadPoint) -> Load:
             urls = await deployment.start_servers(point.processes, point.database)
             audience = world.task.config.server.name
 
-            async def to_server(number: int, transport: Transport) -> None:
-                path = api.update_path(world.task.id, uploads[number].update_id)
-                await transport.put_frame(path, uploads[number].head, body, audience)
+            async def to_server(upload: Upload, transport: Transport) -> None:
+                path = api.update_path(world.task.id, upload.update_id)
+                await transport.put_frame(path, upload.head, body, audience)
 
-            async def to_bare(number: int, transport: Transport) -> None:
+            async def to_bare(_: Upload, transport: Transport) -> None:
                 await transport.request("PUT", "/", audience=audience, pieces=[framing.start(update.head), *body])
 
-            first, _ = await _storm(uploads, [bare_url], to_bare)
-            seconds, waited = await _storm(uploads, urls, to_server)
-            memory = peak_memory(deployment.server_pids())
-            second, _ = await _storm(uploads, [bare_url], to_bare)
+            seconds, waited = list[float](), list[float]()
+            bare = [await _storm(uploads[: point.clients], [bare_url], to_bare)]
+            for first in range(0, senders, point.clients):
+                storm = uploads[first : first + point.clients]
+                waited += (found := await _storm(storm, urls, to_server))
+                seconds.append(max(found))
+                bare.append(await _storm(storm, [bare_url], to_bare))
             return Load(
                 point,
-                seconds=seconds,
-                bare_seconds=(first + second) / 2,
+                seconds=Spread.of(seconds),
+                bare=Spread.of([max(found) for found in bare]),
                 traffic=update.size,
                 acknowledged=quantiles(waited, n=100, method="inclusive"),
                 told_to_wait=sum([await _told_to_wait(deployment, url) for url in urls]),
+                peak_memory=peak_memory(deployment.server_pids()),
                 lost=await _lost(world, urls[0], uploads),
-                peak_memory=memory,
             )
 
 
@@ -107,9 +111,9 @@ def _upload(world: World, update: Update, number: int) -> Upload:
 
 
 async def _storm(
-    uploads: Sequence[Upload], urls: Sequence[str], send: Callable[[int, Transport], Awaitable[None]]
-) -> tuple[float, list[float]]:
-    """All at once: seconds until the last is acknowledged, and each one's."""
+    uploads: Sequence[Upload], urls: Sequence[str], send: Callable[[Upload, Transport], Awaitable[None]]
+) -> list[float]:
+    """All at once: seconds until each is acknowledged."""
     async with AsyncExitStack() as stack:
         transports = [
             await stack.enter_async_context(Transport(urls[number % len(urls)], upload.identity, retry=PATIENCE))
@@ -117,12 +121,11 @@ async def _storm(
         ]
         started = time.perf_counter()
 
-        async def one(number: int) -> float:
-            await send(number, transports[number])
+        async def one(upload: Upload, transport: Transport) -> float:
+            await send(upload, transport)
             return time.perf_counter() - started
 
-        waited = await asyncio.gather(*(one(number) for number in range(len(uploads))))
-        return time.perf_counter() - started, waited
+        return await asyncio.gather(*(one(*each) for each in zip(uploads, transports, strict=True)))
 
 
 async def _told_to_wait(deployment: Deployment, url: str) -> int:

@@ -133,27 +133,31 @@ class Comparison(msgspec.Struct, frozen=True, tag="peers"):
 
 
 class LoadPoint(msgspec.Struct, frozen=True):
-    """One load: so many clients at once on so many server processes. `database`: an async URL; empty is SQLite."""
+    """One load: so many clients at once on so many server processes, `storms` times, others each time.
+
+    `database`: an async URL; empty is SQLite.
+    """
 
     profile: str
     parameters: int
     clients: int
     processes: int
+    storms: int
     database: str = ""
 
 
 class Load(msgspec.Struct, frozen=True):
     """One load, measured.
 
-    seconds: until the last of all updates was acknowledged; bare_seconds: the same bytes to a handler that only
-    writes files. traffic: bytes of one update. acknowledged: percentiles 1 to 99 of the seconds from the start of all
-    to a client's receipt. told_to_wait: answers of status 429. lost: acknowledged, and unknown to the server.
-    peak_memory: the most that the server's processes held, with the program itself.
+    seconds: from the start of a storm until the last update was acknowledged; bare: the same bytes to a handler that
+    only writes files, before and after each storm. traffic: bytes of one update. acknowledged: percentiles 1 to 99 of
+    the seconds from a storm's start to a client's receipt. told_to_wait: answers of status 429. lost: acknowledged,
+    and unknown to the server. peak_memory: the most that the server's processes held, with the program itself.
     """
 
     point: LoadPoint
-    seconds: float
-    bare_seconds: float
+    seconds: Spread
+    bare: Spread
     traffic: int
     acknowledged: list[float]
     told_to_wait: int

@@ -119,6 +119,7 @@ def _loads(run: LoadRun) -> Table:
             "updates/s",
             "MB/s",
             "of bare",
+            "least",
             "p50",
             "p99",
             "429s",
@@ -126,7 +127,10 @@ def _loads(run: LoadRun) -> Table:
             "memory",
         ),
         tuple(_load_row(load) for load in run.results),
-        notes=("of bare: bytes per second, as a share of a handler that only writes files, in the same run",),
+        notes=(
+            "of bare: bytes per second, as a share of a handler that only writes files, in turns in the same run;",
+            "medians of all storms; least: our slowest beside its fastest",
+        ),
     )
 
 
@@ -137,9 +141,10 @@ def _load_row(load: Load) -> tuple[str, ...]:
         str(point.processes),
         number(point.clients),
         number(point.parameters),
-        figure(point.clients / load.seconds),
-        figure(point.clients * load.traffic / load.seconds / 1e6),
-        f"{load.bare_seconds / load.seconds:.0%}",
+        figure(point.clients / load.seconds.median),
+        figure(point.clients * load.traffic / load.seconds.median / 1e6),
+        f"{load.bare.median / load.seconds.median:.0%}",
+        f"{load.bare.minimum / load.seconds.maximum:.0%}",
         seconds(load.acknowledged[49]),
         seconds(load.acknowledged[98]),
         f"{load.told_to_wait:,}",

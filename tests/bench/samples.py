@@ -2,7 +2,21 @@
 
 from __future__ import annotations
 
-from bench.results import About, Comparison, Failed, Machine, Measurement, Missing, PeerResult, Point, Run, Spread
+from bench.results import (
+    About,
+    Comparison,
+    Failed,
+    Load,
+    LoadPoint,
+    LoadRun,
+    Machine,
+    Measurement,
+    Missing,
+    PeerResult,
+    Point,
+    Run,
+    Spread,
+)
 
 MACHINE = Machine(
     "a processor", 2, 8 << 30, "Linux", "CPython 3.11", {"numpy": "2.0"}, "2026-01-01T00:00:00+00:00", 0.1
@@ -36,5 +50,20 @@ PEERS = Comparison(
         PeerResult("ours", ABOUT, SPREAD, SPREAD, SPREAD, 4000, 1e-7),
         PeerResult("theirs", ABOUT, Spread(0.1, 0.1, 0.1, 1), SPREAD, SPREAD, 8000, 1e-6),
         Missing("absent", "No module named 'absent'"),
+    ),
+)
+LOADS = LoadRun(
+    MACHINE,
+    (
+        Load(
+            LoadPoint("kahe-30", 1000, 100, 1, 3),
+            seconds=Spread(1.0, 2.0, 4.0, 3),
+            bare=Spread(1.0, 1.5, 2.0, 4),
+            traffic=4000,
+            acknowledged=[n / 100 for n in range(1, 100)],
+            told_to_wait=5,
+            lost=0,
+            peak_memory=1 << 20,
+        ),
     ),
 )

@@ -14,7 +14,7 @@ from bench import results
 from bench.cli import app
 from bench.isolated import measured
 from bench.memory import PeakMemory
-from bench.results import Comparison, Failed, Measurement, Missing, PeerResult, Point, Run
+from bench.results import Comparison, Failed, LoadRun, Measurement, Missing, PeerResult, Point, Run
 from bench.runner import run_point
 
 TINY = 3000
@@ -66,6 +66,15 @@ def test_peers_take_turns_and_open_their_sums(tmp_path: Path) -> None:
         assert result.traffic > TINY
     assert isinstance(unknown, Missing)
     assert "kahe-99" in unknown.reason
+
+
+def test_a_load_is_acknowledged_whole() -> None:
+    arguments = ["load", "--clients", "3", "--storms", "2", "--d", str(TINY), "--format", "json"]
+    ran = CliRunner().invoke(app, arguments)
+    assert ran.exit_code == 0, ran.output
+    (found,) = msgspec.json.decode(ran.stdout, type=LoadRun).results
+    assert (found.seconds.repetitions, found.bare.repetitions) == (2, 3)
+    assert (found.lost, found.told_to_wait) == (0, 0)
 
 
 @pytest.mark.parametrize(

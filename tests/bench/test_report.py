@@ -9,7 +9,7 @@ from bench.report import files, html, markdown, terminal
 from bench.report.tables import Table, tables
 from bench.results import Report
 from bench.units import figure, number, seconds, size
-from tests.bench.samples import PEERS, RUN
+from tests.bench.samples import LOADS, PEERS, RUN
 
 PNG = b"\x89PNG"
 
@@ -18,7 +18,7 @@ def find(report: Report, start: str) -> Table:
     return next(table for table in tables(report) if table.title.startswith(start))
 
 
-@pytest.mark.parametrize("report", [RUN, PEERS])
+@pytest.mark.parametrize("report", [RUN, PEERS, LOADS])
 def test_rows_are_as_wide_as_the_head(report: Report) -> None:
     for table in tables(report):
         assert {len(row) for row in table.rows} <= {len(table.columns)}
@@ -46,6 +46,13 @@ def test_ingest_is_compared_with_the_bare_handler() -> None:
     table = find(RUN, "stages of ingest")
     assert table.columns[-1] == "x bare"
     assert table.rows[0][-1] == "5.00"
+
+
+def test_a_load_is_a_share_of_the_bare_handler() -> None:
+    table = find(LOADS, "many clients")
+    shown = dict(zip(table.columns, table.rows[0], strict=True))
+    assert (shown["updates/s"], shown["of bare"], shown["least"]) == ("50.0", "75%", "25%")
+    assert (shown["p50"], shown["p99"], shown["429s"]) == ("500 ms", "990 ms", "5")
 
 
 def test_terminal_shows_everything(capsys: pytest.CaptureFixture[str]) -> None:

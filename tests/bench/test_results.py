@@ -7,10 +7,10 @@ import pytest
 from bench import results
 from bench.results import Report, Spread
 from he_protocol.problems import BAD_SETTINGS, Refusal
-from tests.bench.samples import PEERS, RUN, measurement
+from tests.bench.samples import LOADS, PEERS, RUN, measurement
 
 
-@pytest.mark.parametrize("report", [RUN, PEERS])
+@pytest.mark.parametrize("report", [RUN, PEERS, LOADS])
 def test_what_is_saved_is_loaded(report: Report, tmp_path: Path) -> None:
     results.save(report, tmp_path / "report.json")
     assert results.load(tmp_path / "report.json") == report
