@@ -38,13 +38,18 @@ class Deployment:
     processes: list[asyncio.subprocess.Process] = field(default_factory=list)
     servers: list[asyncio.subprocess.Process] = field(default_factory=list)
 
+    @property
+    def data_dir(self) -> Path:
+        """Where the server keeps blobs, and SQLite its files."""
+        return self.root / "server"
+
     async def start_server(self) -> str:
         """Start `he-server serve` and give it the world's task; returns its URL."""
         return (await self.start_servers(1))[0]
 
     async def start_servers(self, count: int, database_url: str = "") -> list[str]:
         """The same with several processes that share a database (SQLite where none is given) and a data directory."""
-        data, task = self.root / "server", self.world.task
+        data, task = self.data_dir, self.world.task
         await asyncio.to_thread(_write_party, data, self.world.parties.server, "server.key")
         flags = ("--data-dir", data, "--port", "0", *(("--database-url", database_url) if database_url else ()))
         urls = []

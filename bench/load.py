@@ -24,6 +24,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import make_url
 
 from bench.deployment import Deployment, deployed
+from bench.disk import peak_disk
 from bench.memory import peak_memory
 from bench.results import Load, LoadPoint, Spread
 from bench.updates import random_update
@@ -86,12 +87,14 @@ async def _measure(point: LoadPoint) -> Load:
             async def to_bare(_: Upload, transport: Transport) -> None:
                 await transport.request("PUT", "/", audience=audience, pieces=[framing.start(update.head), *body])
 
-            seconds, waited = list[float](), list[float]()
+            seconds, waited, disk = list[float](), list[float](), 0
             bare = [await _storm(uploads[: point.clients], [bare_url], to_bare)]
             for first in range(0, senders, point.clients):
                 storm = uploads[first : first + point.clients]
-                waited += (found := await _storm(storm, urls, to_server))
+                async with peak_disk(deployment.data_dir) as watch:
+                    waited += (found := await _storm(storm, urls, to_server))
                 seconds.append(max(found))
+                disk = max(disk, watch.peak)
                 bare.append(await _storm(storm, [bare_url], to_bare))
             return Load(
                 point,
@@ -101,6 +104,7 @@ async def _measure(point: LoadPoint) -> Load:
                 acknowledged=quantiles(waited, n=100, method="inclusive"),
                 told_to_wait=sum([await _told_to_wait(deployment, url) for url in urls]),
                 peak_memory=peak_memory(deployment.server_pids()),
+                peak_disk=disk,
                 lost=await _lost(world, urls[0], uploads),
             )
 

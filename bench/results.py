@@ -153,6 +153,8 @@ class Load(msgspec.Struct, frozen=True):
     only writes files, before and after each storm. traffic: bytes of one update. acknowledged: percentiles 1 to 99 of
     the seconds from a storm's start to a client's receipt. told_to_wait: answers of status 429. lost: acknowledged,
     and unknown to the server. peak_memory: the most that the server's processes held, with the program itself.
+    peak_disk: bytes of the most that lay in the server's data directory during a storm, with running sums and SQLite's
+    files.
     """
 
     point: LoadPoint
@@ -163,6 +165,7 @@ class Load(msgspec.Struct, frozen=True):
     told_to_wait: int
     lost: int
     peak_memory: int | None
+    peak_disk: int
 
 
 class LoadRun(msgspec.Struct, frozen=True, tag="load"):

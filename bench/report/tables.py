@@ -125,6 +125,7 @@ def _loads(run: LoadRun) -> Table:
             "429s",
             "lost",
             "memory",
+            "disk",
         ),
         tuple(_load_row(load) for load in run.results),
         notes=(
@@ -150,6 +151,7 @@ def _load_row(load: Load) -> tuple[str, ...]:
         f"{load.told_to_wait:,}",
         str(load.lost),
         size(load.peak_memory),
+        size(load.peak_disk),
     )
 
 

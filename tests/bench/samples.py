@@ -64,6 +64,7 @@ LOADS = LoadRun(
             told_to_wait=5,
             lost=0,
             peak_memory=1 << 20,
+            peak_disk=1 << 21,
         ),
     ),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from typer.testing import CliRunner
 
 from bench import results
 from bench.cli import app
+from bench.disk import SAMPLE_SECONDS, peak_disk
 from bench.isolated import measured
 from bench.memory import PeakMemory
 from bench.results import Comparison, Failed, LoadRun, Measurement, Missing, PeerResult, Point, Run
@@ -75,6 +77,7 @@ def test_a_load_is_acknowledged_whole() -> None:
     (found,) = msgspec.json.decode(ran.stdout, type=LoadRun).results
     assert (found.seconds.repetitions, found.bare.repetitions) == (2, 3)
     assert (found.lost, found.told_to_wait) == (0, 0)
+    assert found.peak_disk > found.traffic
 
 
 @pytest.mark.parametrize(
@@ -99,3 +102,13 @@ def test_peak_memory_counts_what_was_freed_again() -> None:
     above = watch.above()
     assert above is not None
     assert 60 << 20 < above < 200 << 20
+
+
+async def test_peak_disk_counts_what_was_removed_again(tmp_path: Path) -> None:
+    async with peak_disk(tmp_path) as watch:
+        (tmp_path / "folder").mkdir()
+        (tmp_path / "folder" / "file").write_bytes(bytes(1000))
+        while watch.peak < 1000:
+            await asyncio.sleep(SAMPLE_SECONDS)
+        (tmp_path / "folder" / "file").unlink()
+    assert watch.peak == 1000

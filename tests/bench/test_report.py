@@ -53,6 +53,7 @@ def test_a_load_is_a_share_of_the_bare_handler() -> None:
     shown = dict(zip(table.columns, table.rows[0], strict=True))
     assert (shown["updates/s"], shown["of bare"], shown["least"]) == ("50.0", "75%", "25%")
     assert (shown["p50"], shown["p99"], shown["429s"]) == ("500 ms", "990 ms", "5")
+    assert (shown["memory"], shown["disk"]) == ("1.00 MiB", "2.00 MiB")
 
 
 def test_terminal_shows_everything(capsys: pytest.CaptureFixture[str]) -> None:

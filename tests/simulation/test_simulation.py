@@ -45,6 +45,13 @@ def test_a_power_cut_stops_the_machine_that_reaches_its_point() -> None:
     assert record.counts["crashed"] == 1
 
 
+def test_what_thaws_may_wait_for_what_is_frozen() -> None:
+    """The sweep makes the engine's first connection, which all others wait for; found by the soak run."""
+    frozen = Fate("freeze", 0)
+    schedule = (Operation("gather", fate=frozen), Operation("sweep", fate=frozen), Operation("thaw"))
+    assert run(Schedule(0, schedule)).counts["frozen"] == 2
+
+
 @pytest.mark.parametrize("mutant", [m for m in MUTANTS if m.name in QUICK], ids=lambda mutant: mutant.name)
 def test_a_planted_bug_is_found(mutant: Mutant) -> None:
     found = hunt(mutant, limit=60)

@@ -453,12 +453,15 @@ class World:
 
     async def thaw(self) -> str:
         """Everything that was frozen goes on, and ends."""
-        stalled, self.stalled = self.stalled, []
-        for activity, task in stalled:
+        thawed = 0
+        while self.stalled:
+            activity, task = self.stalled[0]  # the others stay there: it may have to wait for one of them
             activity.thaw()
             await asyncio.wait({task})
             self.record.trace.append(f"thawed: {_outcome(task)} ({activity.points} points)")
-        return f"{len(stalled)} thawed"
+            del self.stalled[0]
+            thawed += 1
+        return f"{thawed} thawed"
 
     def seen(self, query: str, *parameters: object) -> list[Any]:
         """Rows of what is committed in the server's database, for an observer."""
