@@ -48,6 +48,9 @@ class Metrics:
         self.overdue = self._gauge("overdue_rounds", "Live rounds whose deadline has passed")
         self.stuck = self._gauge("expired_leases", "Leases that ran out before they were given back")
         self.audited = self._gauge("audit_entries", "Entries of the audit log")
+        self.revocations = self._gauge(
+            "revocations_valid_until_seconds", "Unix time when the revocation list expires; infinite without a list"
+        )
         self.fold = Histogram(
             "hushsum_fold_seconds",
             "Time to fold a batch of updates into a running sum and checkpoint it",
@@ -61,7 +64,7 @@ class Metrics:
     def _gauge(self, name: str, text: str) -> Gauge:
         return Gauge(f"hushsum_{name}", text, registry=self.registry)
 
-    def show(self, load: Load, standing: Standing, now: float, audited: int) -> None:
+    def show(self, load: Load, standing: Standing, now: float, audited: int, valid_until: float) -> None:
         """Set the gauges. Times are Unix seconds."""
         self.arriving.set(load.arriving)
         self.uploads.set(load.uploads)
@@ -73,6 +76,7 @@ class Metrics:
         self.overdue.set(standing.overdue)
         self.stuck.set(standing.stuck)
         self.audited.set(audited)
+        self.revocations.set(valid_until)
 
     def observe_stages(self, seconds: dict[str, float]) -> None:
         """Record stages that a round went through."""

@@ -41,7 +41,8 @@ async def get_metrics(server: Server, _request: web.Request) -> web.StreamRespon
     try:
         now = server.clock()
         seq, _ = await server.store.audit_head()
-        metrics.show(await server.pressure.load(), await server.store.standing(now), now, seq)
+        load, standing = await server.pressure.load(), await server.store.standing(now)
+        metrics.show(load, standing, now, seq, (await server.revocations()).valid_until)
         metrics.database_up.set(1)
     except Refusal:
         metrics.database_up.set(0)

@@ -14,6 +14,7 @@ from he_server import worker
 from he_server.app import begin_draining
 from he_server.store import Store
 from he_server.store.database import make_engine
+from tests.support.revocations import revoked
 
 from .conftest import both
 from .world import World
@@ -41,6 +42,15 @@ async def test_gauges(world: World) -> None:
     found = dict(re.findall(r"^(hushsum_\w+) (\S+)$", text, re.M))
     assert float(found["hushsum_disk_free_bytes"]) > 0
     assert float(found["hushsum_unfolded_bytes"]) >= 2 * world.task.part("sum").size
+    assert found["hushsum_revocations_valid_until_seconds"] == "+Inf"
+
+
+async def test_the_end_of_the_revocation_list_is_shown(world: World) -> None:
+    listed = revoked(world.authority, now=world.clock())
+    await world.call(None, "PUT", api.REVOCATIONS, data=listed.token)
+    text = await (await world.call(None, "GET", "/metrics")).text()
+    (shown,) = re.findall(r"^hushsum_revocations_valid_until_seconds (\S+)$", text, re.M)
+    assert float(shown) == listed.valid_until
 
 
 async def test_metrics_answer_while_the_database_is_down(world: World) -> None:
