@@ -52,6 +52,11 @@ def test_what_thaws_may_wait_for_what_is_frozen() -> None:
     assert run(Schedule(0, schedule)).counts["frozen"] == 2
 
 
+def test_an_epoch_begins_once_when_two_begin_it() -> None:
+    schedule = (Operation("rotate", fate=Fate("freeze", 0)), Operation("rotate"), Operation("gather"))
+    assert run(Schedule(0, schedule)).acknowledged
+
+
 @pytest.mark.parametrize("mutant", [m for m in MUTANTS if m.name in QUICK], ids=lambda mutant: mutant.name)
 def test_a_planted_bug_is_found(mutant: Mutant) -> None:
     found = hunt(mutant, limit=60)
