@@ -45,13 +45,15 @@ class Lie:
         return web.Response(status=201)
 
 
-def make_lie(world: World, *, invented: bool, pick: int) -> Lie | None:
+def make_lie(world: World, *, invented: bool, unopened: bool, pick: int) -> Lie | None:
     """A lie over updates that the server has, one for each client; None while it has too few.
 
-    invented: under a round number that never was; otherwise under that of the newest manifest.
+    invented: under a round number that never was; otherwise under that of the newest manifest. unopened: only updates
+    of the open round, which nobody has opened.
     """
-    task = world.task
-    rows = world.seen("SELECT update_id FROM updates WHERE task_hash = ? ORDER BY received, update_id", task.id)
+    task, states = world.task, "'open'" if unopened else "rounds.state"
+    of_task = f"updates.task_hash = ? AND rounds.state = {states} ORDER BY received, update_id"
+    rows = world.seen(f"SELECT update_id FROM updates JOIN rounds ON rounds.id = round_id WHERE {of_task}", task.id)
     known = [world.record.frames[update] for (update,) in rows]
     newest = world.seen("SELECT max(number) FROM rounds WHERE task_hash = ? AND manifest != ''", task.id)[0][0]
     version = world.seen("SELECT max(version) FROM models WHERE task_hash = ?", task.id)[0][0]
@@ -59,8 +61,8 @@ def make_lie(world: World, *, invented: bool, pick: int) -> Lie | None:
     for client in sorted({frame.client for frame in known}):
         mine = [frame for frame in known if frame.client == client]
         pick, index = divmod(pick, len(mine) + 1)
-        if index:
-            chosen.append(mine[-index])
+        if index < len(mine):
+            chosen.append(mine[-1 - index])
     if len(chosen) < task.config.min_clients or (newest is None and not invented):
         return None
     world.record.lies += 1

@@ -114,8 +114,12 @@ async def _step(world: World, observer: Observer, operation: Operation) -> None:
             if who % HOLDERS not in world.out:
                 await world.run(world.answer(who % HOLDERS), fate, f"answer({who % HOLDERS})")
         case "lie":
-            lie = make_lie(world, invented=bool(pick % 2), pick=pick // 2)
-            for holder in {who % HOLDERS, (who + pick) % HOLDERS}:
+            invented, unopened = bool(pick % 2), bool(pick // 2 % 2)
+            told = sorted({who % HOLDERS, (who + pick) % HOLDERS})
+            if unopened:
+                await _set_the_stage(world, told)
+            lie = make_lie(world, invented=invented, unopened=unopened, pick=pick // 4)
+            for holder in told:
                 if lie is not None:
                     await world.run(tell(world, lie, holder), fate, f"lie({holder})")
         case "wait":
@@ -136,6 +140,17 @@ async def _step(world: World, observer: Observer, operation: Operation) -> None:
                 world.record.trace.append(f"reboot {machine.name}")
         case "thaw":
             await world.thaw()
+
+
+async def _set_the_stage(world: World, holders: Sequence[int]) -> None:
+    """These holders have opened the newest round as it is, and the next one has updates."""
+    await world.run(world.gather(), UNTOUCHED, "gather")
+    for holder in holders:
+        if holder not in world.out:
+            await world.run(world.answer(holder), UNTOUCHED, f"answer({holder})")
+    for client in range(CLIENTS - 1):  # so that it is not full
+        if client not in world.busy:
+            await world.run(world.contribute(client), UNTOUCHED, f"contribute({client})")
 
 
 async def _sweep(world: World) -> str:

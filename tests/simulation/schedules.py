@@ -76,7 +76,7 @@ class Schedule:
 
 _kinds = st.sampled_from([kind for kind, weight in _WEIGHTS.items() for _ in range(weight)])
 _fates = st.sampled_from([kind for kind, weight in _FATES.items() for _ in range(weight)])
-_whos, _picks, _wheres = st.integers(0, 11), st.integers(0, 63), st.integers(0, 999)
+_whos, _picks, _wheres = st.integers(0, 11), st.integers(0, 255), st.integers(0, 999)
 
 
 @st.composite
