@@ -69,8 +69,9 @@ class Refusal(Exception):
 
     def __str__(self) -> str:
         text = f"{self.problem.title}: {self.detail}"
-        if self.expected or self.got:
-            text += f" (expected {self.expected or 'nothing'}, got {self.got or 'nothing'})"
+        known = [f"{word} {what}" for word, what in (("expected", self.expected), ("got", self.got)) if what]
+        if known:
+            text += f" ({', '.join(known)})"
         return printable(f"{text} [{self.problem.slug}]")
 
     def document(self) -> bytes:

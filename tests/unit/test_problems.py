@@ -42,8 +42,8 @@ def test_a_refusal_survives_the_wire(problem):
 
 def test_the_text_says_what_was_expected_and_what_came():
     assert str(Refusal(WRONG_SIZE, "x", expected=1, got=2)) == f"{WRONG_SIZE.title}: x (expected 1, got 2) [wrong-size]"
-    assert "(expected 1, got nothing)" in str(Refusal(WRONG_SIZE, "x", expected=1))
-    assert "(expected nothing, got 2)" in str(Refusal(WRONG_SIZE, "x", got=2))
+    assert "(expected 1)" in str(Refusal(WRONG_SIZE, "x", expected=1))
+    assert "(got 2)" in str(Refusal(WRONG_SIZE, "x", got=2))
     assert str(Refusal(WRONG_SIZE, "x")) == f"{WRONG_SIZE.title}: x [wrong-size]"
     assert set(json.loads(Refusal(WRONG_SIZE, "x").document())) == {"type", "title", "status", "detail"}
 
