@@ -102,12 +102,15 @@ async def _step(world: World, observer: Observer, operation: Operation) -> None:
             answers = world.answers(who % HOLDERS)
             await world.run(answers, UNTOUCHED, f"answers(without {who % HOLDERS})")
             await world.run(world.work(who % WORKERS), fate, f"work({who % WORKERS})")
-        case "resend" | "misdirect":
-            frames = [world.record.frames[update] for update in world.record.sent]
-            if frames:
+        case "resend":
+            if frames := world.sent():
                 frame = frames[-1 - pick % len(frames)]
-                task = frame.task if operation.kind == "resend" else world.task
-                await world.run(world.resend(frame, task), fate, operation.kind)
+                await world.run(world.resend(frame, frame.task), fate, "resend")
+        case "misdirect":
+            if len(world.tasks) == 1:
+                await world.run(world.rotate(), UNTOUCHED, "rotate")
+            if frames := [frame for frame in world.sent() if frame.task is not world.task]:
+                await world.run(world.resend(frames[-1 - pick % len(frames)], world.task), fate, "misdirect")
         case "work":
             await world.run(world.work(who % WORKERS), fate, f"work({who % WORKERS})")
         case "answer":

@@ -273,6 +273,10 @@ class World:
         """Of all epochs so far."""
         return self.cast.tasks[: self.epoch + 1]
 
+    def sent(self) -> list[Frame]:
+        """What ever left a device, in order."""
+        return [self.record.frames[update] for update in self.record.sent]
+
     # -- machines -----------------------------------------------------------------------------------
 
     async def boot(self) -> None:
