@@ -10,8 +10,8 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Iterable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from multiprocessing import get_context
 from typing import Any
 
 import pytest
@@ -35,7 +35,7 @@ from keys.ledger import Ledger
 from .invariants import Violation
 from .operations import run
 from .schedules import Schedule, explore
-from .soak import fix_hashes
+from .soak import fix_hashes, mute
 
 LIMIT, SEED = 500, 0
 Patch = pytest.MonkeyPatch
@@ -246,6 +246,7 @@ class Outcome:
 def hunt(mutant: Mutant, limit: int = LIMIT) -> Outcome:
     """Run schedules until an invariant breaks. Whatever else is raised says that the mutant itself is broken."""
     outcome = Outcome()
+    mute()
 
     def check(schedule: Schedule) -> None:
         if outcome.invariant:
@@ -269,8 +270,8 @@ def main() -> None:
     fix_hashes("tests.simulation.mutants")
     table = Table("mutant", "planted bug", "schedules", "broken invariant", title="Planted bugs")
     console, survivors = Console(), 0
-    with ProcessPoolExecutor(os.cpu_count(), max_tasks_per_child=1) as pool:
-        for mutant, found in zip(MUTANTS, pool.map(hunt, MUTANTS), strict=True):
+    with get_context("spawn").Pool(os.cpu_count(), maxtasksperchild=1) as pool:
+        for mutant, found in zip(MUTANTS, pool.imap(hunt, MUTANTS), strict=True):
             survivors += not found.invariant
             console.print(f"{mutant.name}: {found.schedules} {found.invariant}{found.error}", markup=False)
             verdict = found.invariant or f"[bold red]{'the mutant is broken' if found.error else 'survived'}"

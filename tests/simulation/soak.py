@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import time
 import traceback
 from collections import Counter
-from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 
 from rich.console import Console
 from rich.table import Table
@@ -21,9 +22,10 @@ PROGRESS = 500
 """Schedules between two lines that say how far it is."""
 
 
-def soak(number: int, examples: int) -> tuple[Counter[str], str]:
-    """Run slice `number` of schedules; what happened in them, and why the simplest that fails does ("": none does)."""
-    counts = Counter[str]()
+def soak(job: tuple[int, int]) -> tuple[Counter[str], str]:
+    """Run a slice, its number and size given; what happened, and why the simplest that fails does ("": none does)."""
+    (number, examples), counts = job, Counter[str]()
+    mute()
 
     def check(schedule: Schedule) -> None:
         counts["schedules"] += 1
@@ -34,6 +36,11 @@ def soak(number: int, examples: int) -> tuple[Counter[str], str]:
     except Exception as error:
         return counts, "".join(traceback.format_exception(error))
     return counts, ""
+
+
+def mute() -> None:
+    """Say nothing about connections that dead machines have left open."""
+    logging.getLogger("sqlalchemy.pool").setLevel(logging.CRITICAL)
 
 
 def fix_hashes(module: str) -> None:
@@ -50,8 +57,9 @@ def main() -> None:
     first = int(sys.argv[2]) if len(sys.argv) > 2 else 0
     start, console, counts, broken = time.monotonic(), Console(), Counter[str](), 0
     sizes = [min(SLICE, count - at) for at in range(0, count, SLICE)]
-    with ProcessPoolExecutor(os.cpu_count(), max_tasks_per_child=2) as pool:  # what dead machines leave adds up
-        for found, failure in pool.map(soak, range(first, first + len(sizes)), sizes):
+    # What dead machines leave adds up: a process ends after two. (concurrent.futures' pool can then wait for ever.)
+    with get_context("spawn").Pool(os.cpu_count(), maxtasksperchild=2) as pool:
+        for found, failure in pool.imap(soak, enumerate(sizes, first)):
             counts += found
             if failure:
                 broken += 1
