@@ -245,6 +245,21 @@ def test_a_lying_holder_is_overruled_in_its_bucket_and_believed_in_the_others(
     assert "bucket=1" in told
 
 
+def test_a_lie_that_nobody_contradicts_costs_its_bucket(blobs: Blobs) -> None:
+    """2-of-3: of the two that answer, only holder 2 knows this part."""
+    made = world()
+    round_ = Played(made, clients(made), blobs)
+
+    def lie(vectors: dict[tuple[int, int], bytes]) -> None:
+        (part,) = set(made.task.sharing.parts_of(2)) - set(made.task.sharing.parts_of(0))
+        vectors[1, part] = bytes(len(vectors[1, part]))
+
+    opened = round_.open([round_.released(0), round_.released(2, lie)])
+    assert bucket_of(opened).bucket == 1
+    assert "out of range" in bucket_of(opened).failure.detail
+    assert np.abs(opened.total - round_.of(0, 2, 3)).max() < ERROR
+
+
 @pytest.mark.parametrize("combination", ["mean", "median", "trimmed-mean"])
 def test_a_huge_update_in_range_moves_the_mean_and_not_the_median(tmp_path: Path, combination: str) -> None:
     """Nobody can see one client's values: what it can do to the model is bounded by the combination."""

@@ -44,7 +44,10 @@ async def test_too_few_clients_by_the_deadline_fail_the_round(
 async def test_one_dead_holder_of_three_changes_nothing(processes: Processes, clients: list[HushSumClient]) -> None:
     version = (await clients[0].pull_model(processes.task)).version
     processes.kill("holder-2")
-    assert await Round(processes, clients, seed=4).publish() == version + 1
+    round_ = Round(processes, clients, seed=4)
+    assert await round_.publish() == version + 1
+    opened = await clients[0].round(processes.task, round_.sent[0].round)
+    assert opened.seconds["wait_shares"] < OPENING_SECONDS  # nobody waits for the third
 
 
 async def test_two_dead_holders_fail_the_round_and_come_back(
