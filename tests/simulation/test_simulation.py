@@ -23,7 +23,7 @@ QUICK = {"receipt before row", "shared bytes go", "decided late"}
 @pytest.mark.parametrize("number", range(SLICES))
 def test_every_invariant_holds_in_every_schedule(number: int) -> None:
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:  # in a large old process a schedule takes twice as long
-        _, failure = pool.submit(soak, number, SCHEDULES // SLICES).result()
+        _, failure = pool.submit(soak, (number, SCHEDULES // SLICES)).result()
     assert not failure, failure
 
 
