@@ -1,17 +1,22 @@
-"""`python -m tests.simulation.soak 10000`: so many schedules, on all cores, and what happened in them."""
+"""`python -m tests.simulation.soak 10000`: so many schedules, or as many as `--seconds` allow, on all cores, and what
+happened in them."""
 
 from __future__ import annotations
 
+import argparse
 import logging
+import math
 import os
 import sys
 import time
 import traceback
+import warnings
 from collections import Counter
 from multiprocessing import get_context
 
 from rich.console import Console
 from rich.table import Table
+from sqlalchemy.exc import SAWarning
 
 from .operations import run
 from .schedules import Schedule, explore
@@ -41,6 +46,7 @@ def soak(job: tuple[int, int]) -> tuple[Counter[str], str]:
 def mute() -> None:
     """Say nothing about connections that dead machines have left open."""
     logging.getLogger("sqlalchemy.pool").setLevel(logging.CRITICAL)
+    warnings.filterwarnings("ignore", "The garbage collector is trying to clean up", SAWarning)
 
 
 def fix_hashes(module: str) -> None:
@@ -51,21 +57,25 @@ def fix_hashes(module: str) -> None:
 
 
 def main() -> None:
-    """Arguments: how many schedules, and the number of the first slice."""
     fix_hashes("tests.simulation.soak")
-    count = int(sys.argv[1]) if len(sys.argv) > 1 else 10_000
-    first = int(sys.argv[2]) if len(sys.argv) > 2 else 0
+    parser = argparse.ArgumentParser("tests.simulation.soak", description=__doc__)
+    parser.add_argument("count", nargs="?", type=int, default=10_000)
+    parser.add_argument("--first", type=int, default=0, help="number of the first slice")
+    parser.add_argument("--seconds", type=float, default=math.inf, help="take no more results after so long")
+    given = parser.parse_args()
     start, console, counts, broken = time.monotonic(), Console(), Counter[str](), 0
-    sizes = [min(SLICE, count - at) for at in range(0, count, SLICE)]
+    sizes = [min(SLICE, given.count - at) for at in range(0, given.count, SLICE)]
     # What dead machines leave adds up: a process ends after two. (concurrent.futures' pool can then wait for ever.)
     with get_context("spawn").Pool(os.cpu_count(), maxtasksperchild=2) as pool:
-        for found, failure in pool.imap(soak, enumerate(sizes, first)):
+        for found, failure in pool.imap(soak, enumerate(sizes, given.first)):
             counts += found
             if failure:
                 broken += 1
                 console.print(failure, markup=False, highlight=False)
             if counts["schedules"] % PROGRESS < SLICE:
                 console.print(f"{counts['schedules']} schedules, {broken} failed, {time.monotonic() - start:.0f} s")
+            if time.monotonic() - start > given.seconds:
+                break
     title = f"{counts['schedules']} schedules in {time.monotonic() - start:.0f} s, {broken} failed"
     table = Table("what", "how often", title=title)
     for what, often in sorted(counts.items()):
