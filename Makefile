@@ -24,7 +24,7 @@ $(VENV)/.ready: pyproject.toml
 demo: $(VENV)/.ready ## 24 phones train under DP and encryption; writes demo-report.json and .png
 	$(BIN)/python -m examples.har --rounds $(ROUNDS) --scheme $(SCHEME)
 
-test: $(VENV)/.ready ## all tests, on SQLite and PostgreSQL; coverage of the security-critical packages
+test: $(VENV)/.ready ## all tests, on SQLite and PostgreSQL; simulated schedules; coverage of the security-critical packages
 	$(PYTEST) tests $(COVERING:%=--ignore=%)
 	$(BIN)/python -m tests.simulation.soak 2000 --seconds 150
 	$(PYTEST) $(COVERING) --cov=he_protocol --cov=keys --cov-fail-under=95 --cov-report=term:skip-covered

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,7 +38,8 @@ async def peak_disk(directory: Path) -> AsyncIterator[PeakDisk]:
         yield watch
     finally:
         sampling.cancel()
-        await asyncio.gather(sampling, return_exceptions=True)
+        with suppress(asyncio.CancelledError):
+            await sampling  # whatever else ended it is raised
 
 
 def _sizes(directory: Path) -> Iterator[int]:

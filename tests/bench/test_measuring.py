@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from bench import results
 from bench.cli import app
-from bench.disk import SAMPLE_SECONDS, peak_disk
+from bench.disk import SAMPLE_SECONDS, PeakDisk, peak_disk
 from bench.isolated import measured
 from bench.memory import PeakMemory
 from bench.results import Comparison, Failed, LoadRun, Measurement, Missing, PeerResult, Point, Run
@@ -112,3 +112,13 @@ async def test_peak_disk_counts_what_was_removed_again(tmp_path: Path) -> None:
             await asyncio.sleep(SAMPLE_SECONDS)
         (tmp_path / "folder" / "file").unlink()
     assert watch.peak == 1000
+
+
+async def test_a_disk_that_cannot_be_looked_at_is_no_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_watch: PeakDisk, _directory: Path) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(PeakDisk, "look", broken)
+    with pytest.raises(PermissionError):
+        async with peak_disk(tmp_path):
+            await asyncio.sleep(10 * SAMPLE_SECONDS)

@@ -51,9 +51,12 @@ def make_lie(world: World, *, invented: bool, unopened: bool, pick: int) -> Lie 
     invented: under a round number that never was; otherwise under that of the newest manifest. unopened: only updates
     of the open round, which nobody has opened.
     """
-    task, states = world.task, "'open'" if unopened else "rounds.state"
-    of_task = f"updates.task_hash = ? AND rounds.state = {states} ORDER BY received, update_id"
-    rows = world.seen(f"SELECT update_id FROM updates JOIN rounds ON rounds.id = round_id WHERE {of_task}", task.id)
+    task = world.task
+    query = (
+        "SELECT update_id FROM updates JOIN rounds ON rounds.id = round_id"
+        " WHERE updates.task_hash = ? AND (rounds.state = 'open' OR NOT ?) ORDER BY received, update_id"
+    )
+    rows = world.seen(query, task.id, unopened)
     known = [world.record.frames[update] for (update,) in rows]
     newest = world.seen("SELECT max(number) FROM rounds WHERE task_hash = ? AND manifest != ''", task.id)[0][0]
     version = world.seen("SELECT max(version) FROM models WHERE task_hash = ?", task.id)[0][0]

@@ -456,17 +456,14 @@ class World:
         """Somebody waits for what is frozen: it goes on."""
         return sum(activity.thaw() for activity, _ in self.stalled) > 0
 
-    async def thaw(self) -> str:
+    async def thaw(self) -> None:
         """Everything that was frozen goes on, and ends."""
-        thawed = 0
         while self.stalled:
             activity, task = self.stalled[0]  # the others stay there: it may have to wait for one of them
             activity.thaw()
             await asyncio.wait({task})
             self.record.trace.append(f"thawed: {_outcome(task)} ({activity.points} points)")
             del self.stalled[0]
-            thawed += 1
-        return f"{thawed} thawed"
 
     def seen(self, query: str, *parameters: object) -> list[Any]:
         """Rows of what is committed in the server's database, for an observer."""
