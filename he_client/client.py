@@ -34,6 +34,7 @@ from he_protocol.problems import (
     ALREADY_IN_ROUND,
     DIGEST_MISMATCH,
     PROBLEMS,
+    REPEATED_BASE,
     RESIDUE_RANGE,
     STALE_UPDATE,
     UNEXPECTED_ANSWER,
@@ -56,7 +57,18 @@ VERSION_HEADER = "HushSum-Model-Version"
 RESUMABLE_ABOVE = 8 << 20
 NEXT_ROUND_SECONDS = 5.0
 """The longest pause between two questions whether the next round has begun."""
-FINAL = frozenset({STALE_UPDATE, WRONG_TASK, WRONG_EPOCH, WRONG_SIZE, DIGEST_MISMATCH, RESIDUE_RANGE, UPDATE_ID_REUSED})
+FINAL = frozenset(
+    {
+        STALE_UPDATE,
+        REPEATED_BASE,
+        WRONG_TASK,
+        WRONG_EPOCH,
+        WRONG_SIZE,
+        DIGEST_MISMATCH,
+        RESIDUE_RANGE,
+        UPDATE_ID_REUSED,
+    }
+)
 """Refusals that the same bytes will always meet: the sealed update is dropped. After any other it is kept."""
 
 
@@ -261,8 +273,8 @@ class HushSumClient:
     async def wait(self, task: Task, sent: Submission, *, within: float = 3600.0) -> int:
         """The model version that an acknowledged update went into.
 
-        Raises the round's failure (`too-few-clients`, `no-quorum`, `combine-refused`), or `unreachable`
-        when nothing was decided within that many seconds.
+        Raises why it is in no sum (`stale-update`, `revoked-key`, `too-few-clients`, `combine-refused`, ...), or
+        `unreachable` when nothing was decided within that many seconds: rounds wait for their key holders.
         """
         path = api.update_path(task.id, sent.update_id)
         deadline = time.monotonic() + within

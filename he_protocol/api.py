@@ -8,6 +8,8 @@ import msgspec
 
 from he_protocol.messages import Positive, SignedUpdate
 
+Stage = Literal["screen", "vote", "release"]
+"""What a round asks of a key holder: its opinion of the updates, its vote for the manifest, its share."""
 RoundState = Literal["open", "closed", "opening", "published", "failed"]
 Phase = Literal["contribution", "commitment", "reveal", "confirmation"]
 PHASES: tuple[Phase, ...] = ("contribution", "commitment", "reveal", "confirmation")
@@ -47,8 +49,31 @@ class DroppedBucket(Document, frozen=True):
     failure: Failure
 
 
+class ExcludedUpdate(Document, frozen=True):
+    """An update (id in hex) that was left out of its round's manifest, and why."""
+
+    update: str
+    failure: Failure
+
+
+class HolderStatus(Document, frozen=True):
+    """What one key holder has said about a round that is (to be) opened: "" is nothing yet.
+
+    `problem` is the slug of what it refused the round for. `at` in Unix seconds.
+    """
+
+    holder: str
+    said: Literal["", "screened", "voted", "released", "refused"]
+    problem: str = ""
+    detail: str = ""
+    at: float = 0.0
+
+
 class RoundStatus(Document, frozen=True):
-    """One round; times are Unix seconds, 0 where not reached. `seconds` has one entry per server stage."""
+    """One round; times are Unix seconds, 0 where not reached. `seconds` has one entry per server stage.
+
+    opening: its number among the sums that the epoch opens, 0 while it has none.
+    """
 
     round: int
     state: RoundState
@@ -60,6 +85,9 @@ class RoundStatus(Document, frozen=True):
     failure: Failure | None
     dropped: tuple[DroppedBucket, ...]
     seconds: dict[str, float]
+    opening: int = 0
+    excluded: tuple[ExcludedUpdate, ...] = ()
+    committee: tuple[HolderStatus, ...] = ()
 
 
 class UpdateStatus(Document, frozen=True):
@@ -79,19 +107,33 @@ class UpdateReceipt(Document, frozen=True):
     round: int
 
 
-class PendingOpenings(Document, frozen=True):
-    """Rounds that wait for this holder's share."""
+class Waiting(Document, frozen=True):
+    """A round that waits for something of this holder."""
 
-    rounds: tuple[Positive, ...]
+    round: Positive
+    stage: Stage
+
+
+class PendingOpenings(Document, frozen=True):
+    """Everything that waits for this holder, oldest round first."""
+
+    rounds: tuple[Waiting, ...]
 
 
 class Opening(Document, frozen=True):
-    """What a holder needs to decide: the signed manifest, every update's signed head, and the newest
+    """What a round asks of its key holders now: the signed manifest, holders' votes for it so far, and the newest
     `RevocationList` that the server has, if any."""
 
+    stage: Stage
     manifest: str
-    updates: tuple[SignedUpdate, ...]
+    votes: tuple[str, ...] = ()
     revocations: str = ""
+
+
+class Heads(Document, frozen=True):
+    """Every update's signed head, in the manifest's order."""
+
+    updates: tuple[SignedUpdate, ...]
 
 
 class BoardEntry(Document, frozen=True):
@@ -156,6 +198,15 @@ def openings_path(task: str) -> str:
 
 def opening_path(task: str, number: int) -> str:
     return f"{TASKS}/{task}/rounds/{number}/opening"
+
+
+def heads_path(task: str, number: int) -> str:
+    return f"{TASKS}/{task}/rounds/{number}/heads"
+
+
+def answer_path(task: str, number: int, holder: str) -> str:
+    """Where a holder puts a `Screening`, `Vote` or `Objection`."""
+    return f"{TASKS}/{task}/rounds/{number}/answers/{holder}"
 
 
 def key_parts_path(task: str, number: int) -> str:

@@ -72,13 +72,66 @@ class ManifestEntry(Message, frozen=True):
 
 
 class Manifest(Message, frozen=True):
-    """The server's signed list of the updates in a closed round, sorted by update id."""
+    """The server's signed list of the updates in a closed round, sorted by update id.
+
+    opening: numbers the sums that an epoch opens, 1, 2, 3, ...; key holders vote for one manifest of each number.
+    formed: when the server made it; what depends on time is judged at that moment by everybody.
+    """
 
     task_hash: Digest
     epoch: Count
     round: Positive
+    opening: Positive
+    formed: Time
     model_version: Count
     updates: tuple[ManifestEntry, ...]
+
+
+class Exclusion(Message, frozen=True):
+    """An update that should not be in a manifest, and the problem's slug."""
+
+    update_id: UpdateId
+    problem: Name
+
+
+class Screening(Message, frozen=True):
+    """What a holder thinks of the updates of a manifest that is not final yet. It binds nobody.
+
+    seen_opening, seen_version: the highest opening number and model version in the holder's votes.
+    """
+
+    task_hash: Digest
+    epoch: Count
+    round: Positive
+    manifest: Digest
+    holder: Name
+    seen_opening: Count
+    seen_version: Count
+    excluded: tuple[Exclusion, ...]
+
+
+class Vote(Message, frozen=True):
+    """A holder's binding word: this manifest, and no other, has this opening number."""
+
+    task_hash: Digest
+    epoch: Count
+    opening: Positive
+    manifest: Digest
+    holder: Name
+
+
+class Objection(Message, frozen=True):
+    """A holder's refusal of a whole manifest: the problem's slug and what is wrong. See `Screening`."""
+
+    task_hash: Digest
+    epoch: Count
+    round: Positive
+    manifest: Digest
+    holder: Name
+    seen_opening: Count
+    seen_version: Count
+    problem: Name
+    detail: Annotated[str, Meta(max_length=2000)]
 
 
 class PartDigest(Message, frozen=True):

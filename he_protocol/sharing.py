@@ -23,9 +23,6 @@ MAX_PARTS = 126
 class Sharing:
     """The parts of a `threshold`-of-`holders` committee; holders and parts are numbered from 0.
 
-    Privacy holds against `threshold - 1` colluding holders; two overlapping manifests cannot both
-    be opened while at most `2 * threshold - holders - 1` holders collude with the server.
-
     >>> Sharing(3, 2).parts_of(0)
     (1, 2)
     """
@@ -38,10 +35,6 @@ class Sharing:
         if not 1 <= t <= n:
             raise Refusal(
                 BAD_COMMITTEE, "the threshold must lie between 1 and the number of holders", got=f"{t} of {n}"
-            )
-        if 2 * t <= n:
-            raise Refusal(
-                BAD_COMMITTEE, "two quorums must share a holder", expected=f"2t > n, so t >= {n // 2 + 1}", got=f"t={t}"
             )
         if comb(n, t - 1) > MAX_PARTS:
             raise Refusal(BAD_COMMITTEE, "too many parts", expected=f"at most {MAX_PARTS}", got=comb(n, t - 1))
@@ -62,14 +55,6 @@ class Sharing:
     def holders_of(self, part: int) -> tuple[int, ...]:
         """The holders that know one part, ascending."""
         return tuple(h for h in range(self.holders) if h not in self.excluded[part])
-
-    @property
-    def privacy_bound(self) -> int:
-        return self.threshold - 1
-
-    @property
-    def fork_bound(self) -> int:
-        return 2 * self.threshold - self.holders - 1
 
 
 @dataclass(frozen=True)

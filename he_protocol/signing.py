@@ -77,6 +77,12 @@ def read_unverified(token: str, kind: type[M]) -> M:
     return decode(_split(token).payload, kind)
 
 
+def message_kind(token: str) -> str:
+    """The lower-case name of the message that a JWS says it is; its signature is *not* checked."""
+    typ = str(_split(token).headers().get("typ", ""))
+    return typ.removeprefix("hushsum-").partition("+")[0]
+
+
 def payload_hash(token: str) -> bytes:
     """SHA-256 of the exact bytes that a JWS signs."""
     return hashlib.sha256(_split(token).payload).digest()

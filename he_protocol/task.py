@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from msgspec import Meta
 
 from he_protocol import privacy
+from he_protocol.committee import Committee, check_collusion
 from he_protocol.messages import Count, Digest, HpkeKey, Key32, Message, Name, Positive, PositiveFloat
 from he_protocol.privacy import PrivacyPlan
 from he_protocol.problems import BAD_PLAN, FINGERPRINT_MISMATCH, Refusal
@@ -62,6 +63,9 @@ class TaskConfig(Message, frozen=True):
     opened apart, so that one poisoned update costs its bucket and not the round. combination: of the buckets'
     means, coordinate by coordinate; "mean" is that of all updates, "trimmed-mean" leaves out a quarter of the buckets
     (rounded down, at least one) at each end.
+    threshold, agreement: key holders that open a sum, and that must have voted for it before; see `Committee`.
+    allow_no_collusion: the committee may be one that a single colluding holder breaks.
+    update_lifetime: how old an update, and a manifest, may be at most when key holders vote, in seconds.
     """
 
     name: Name
@@ -82,6 +86,9 @@ class TaskConfig(Message, frozen=True):
     server: ServerEntry
     holders: Annotated[tuple[HolderEntry, ...], Meta(min_length=1)]
     threshold: Positive
+    agreement: Positive
+    allow_no_collusion: bool = False
+    update_lifetime: Positive = 30 * 86_400
     weighting: Literal["uniform", "examples", "fixed"] = "uniform"
     weight_cap: PositiveFloat = 1.0
     buckets: Positive = 1
@@ -121,6 +128,10 @@ class Task:
     @cached_property
     def sharing(self) -> Sharing:
         return Sharing(len(self.config.holders), self.config.threshold)
+
+    @cached_property
+    def committee(self) -> Committee:
+        return committee_of(self.config)
 
     @property
     def parameters(self) -> int:
@@ -163,6 +174,7 @@ def check_config(config: TaskConfig) -> None:
             expected=config.fingerprint.hex(),
             got=scheme.profile.fingerprint.hex(),
         )
+    check_collusion(committee_of(config), config.allow_no_collusion)
     sharing = Sharing(len(config.holders), config.threshold)
     if (vectors := config.buckets * len(sharing.parts_of(0))) > MAX_VECTORS:
         raise Refusal(BAD_PLAN, "too many buckets for one share", expected=f"at most {MAX_VECTORS} parts", got=vectors)
@@ -192,6 +204,11 @@ def check_config(config: TaskConfig) -> None:
         )
     sum_plan(config).check(config.scale)
     scheme.check_openings(config.max_openings * config.buckets, config.max_clients, length)
+
+
+def committee_of(config: TaskConfig) -> Committee:
+    """Raises `bad-committee`."""
+    return Committee(len(config.holders), config.threshold, config.agreement)
 
 
 def sum_plan(config: TaskConfig) -> SumPlan:

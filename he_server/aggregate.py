@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from math import prod
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
 
@@ -23,6 +23,8 @@ from he_server.blobs import Blobs
 from he_server.names import share_blob
 
 BLOCK_BYTES = 1024 * 1024
+Term: TypeAlias = tuple[str, int]
+"""An update's "sum" part: a blob, and its number among the parts in that blob."""
 
 
 @dataclass(frozen=True)
@@ -96,10 +98,8 @@ def load_kernels(task: Task) -> None:
     fold(np.zeros((1, layout.degree), dtype=np.uint64), row, layout)
 
 
-def fold_updates(task: Task, blobs: Blobs, before: str | None, parts: Sequence[tuple[str, int]], into: str) -> None:
+def fold_updates(task: Task, blobs: Blobs, before: str | None, parts: Sequence[Term], into: str) -> None:
     """Store as `into` the sum of the accumulator `before` (None: zero) and of updates' "sum" parts.
-
-    `parts`: each a blob, and its number among the parts in that blob.
 
     Block by block: memory holds a block of the sum and one of an update, whatever the model's size.
     Raises FileNotFoundError, `wrong-size` or `residue-out-of-range` for stored bytes that are gone or damaged.
@@ -122,17 +122,26 @@ def _opened_at(blobs: Blobs, name: str, position: int, size: int) -> BinaryIO:
     return file
 
 
-def merge_sums(task: Task, blobs: Blobs, names: Sequence[str], into: str) -> None:
-    """Store as `into` the sum of accumulators. Memory and refusals are as for `fold_updates`."""
+def merge_sums(task: Task, blobs: Blobs, names: Sequence[str], into: str, without: Sequence[Term] = ()) -> None:
+    """Store as `into` the sum of accumulators, less the updates that are to be taken out of it again.
+
+    Memory and refusals are as for `fold_updates`.
+    """
     layout = sum_layout(task)
     with ExitStack() as stack:
         terms = [stored_blocks(stack.enter_context(blobs.open(name)), layout) for name in names]
+        out = [row_blocks(stack.enter_context(_opened_at(blobs, *part, layout.size)), layout) for part in without]
         writer = stack.enter_context(blobs.writer(into))
         for first, total in terms[0]:
             moduli = row_moduli(layout, first, len(total))[:, None]
             for term in terms[1:]:
                 np.add(total, next(term)[1], out=total)
                 np.minimum(total, total - moduli, out=total)  # wraps to a huge value below the modulus
+            for block in out:
+                minus = np.zeros_like(total)
+                fold(minus, next(block)[1], layout, first)
+                np.add(total, moduli - minus, out=total)
+                np.minimum(total, total - moduli, out=total)
             writer.write(total.astype(stored_type(layout)).data)
         writer.commit()
 

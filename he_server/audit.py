@@ -12,8 +12,9 @@ import msgspec
 from he_protocol.messages import AuditHead
 from he_protocol.problems import AUDIT_BROKEN, Refusal
 
-Event = Literal["task-added", "board-post", "round-closed", "round-opening", "share-accepted", "round-published",
-                "round-failed", "keys-revoked"]  # fmt: skip
+Event = Literal["task-added", "board-post", "round-closed", "round-screened", "round-opening", "vote-cast",
+                "round-refused", "share-accepted", "round-published", "round-failed", "keys-revoked",
+                "numbers-recovered"]  # fmt: skip
 GENESIS = bytes(32)
 """The hash before the first entry."""
 

@@ -15,14 +15,16 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from he_protocol.api import RoundStatus
 from he_protocol.keyfile import KeyRecord, write_private
 from he_protocol.messages import EnrolRequest, Name
-from he_protocol.problems import BAD_SETTINGS, DATABASE_UNAVAILABLE, NOT_ADDRESSED, Refusal
+from he_protocol.problems import BAD_SETTINGS, DATABASE_UNAVAILABLE, NOT_ADDRESSED, NOT_FOUND, Refusal
 from he_protocol.revocation import Revocations
 from he_protocol.signing import SigningKey, jwk_x
 from he_protocol.task import Task
 from he_server import log
 from he_server.app import open_server
+from he_server.handlers.rounds import statuses
 from he_server.inspection import audit, doctor
 from he_server.planning import plan
 from he_server.serving import migrate as migrate_database
@@ -30,7 +32,7 @@ from he_server.serving import run
 from he_server.settings import Settings, load_settings
 from he_server.store import Store
 from he_server.store.database import make_engine, sqlite_file
-from he_server.store.records import RoundRecord, TaskRecord
+from he_server.store.records import TaskRecord
 from he_server.tensors import keep_model
 
 Form = Literal["table", "json"]
@@ -184,6 +186,81 @@ def status(
     _show(_run(_read(settings)), form)
 
 
+@app.command()
+def abandon(
+    task: Annotated[str, typer.Argument(help="The task's hash, or its beginning.")],
+    number: Annotated[int, typer.Argument(help="The round.")],
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    config: Config = None,
+    data_dir: DataDir = None,
+    database_url: DatabaseUrl = None,
+) -> None:
+    """Give up a round that waits for its key holders: its updates are spent, and their clients train again.
+
+    A key holder votes once for an update, so none of these can be opened in another round. Nothing else is lost: later
+    rounds go on.
+    """
+    settings = _settings(config, data_dir=data_dir, database_url=database_url)
+    if not yes:
+        typer.confirm(f"Round {number} fails, and its updates are spent. Go on?", abort=True, err=True)
+    _run(_abandon(settings, task, number))
+    typer.echo(f"round {number} is given up")
+
+
+@app.command()
+def recover(
+    task: Annotated[str, typer.Argument(help="The task's hash, or its beginning.")],
+    opening: Annotated[
+        int | None, typer.Option(min=0, help="The last opening that holders voted for; default: what they say.")
+    ] = None,
+    version: Annotated[
+        int | None, typer.Option(min=0, help="The newest model version that they have seen; default: what they say.")
+    ] = None,
+    config: Config = None,
+    data_dir: DataDir = None,
+    database_url: DatabaseUrl = None,
+) -> None:
+    """Go on after an older backup was restored: key holders have seen later openings and model versions than this
+    database has. The newest model that is here gets their version, and numbers go on after theirs.
+
+    By default the numbers are those that more holders have seen than may lie; 'he-keys status' shows them at each.
+    """
+    settings = _settings(config, data_dir=data_dir, database_url=database_url)
+    went_on = _run(_recover(settings, task, opening, version))
+    typer.echo(f"the next opening is {went_on[0] + 1}, the newest model version {went_on[1]}")
+
+
+async def _found(store: Store, wanted: str) -> TaskRecord:
+    """The one task whose hash begins so. Raises `not-found`."""
+    found = [task for task in await store.tasks() if task.task.startswith(wanted)]
+    if len(found) != 1:
+        raise Refusal(NOT_FOUND, f"{len(found)} tasks have hashes that begin so", got=wanted[:80])
+    return found[0]
+
+
+async def _abandon(settings: Settings, wanted: str, number: int) -> None:
+    store = Store(make_engine(settings.url))
+    try:
+        record = await store.round((await _found(store, wanted)).task, number)
+        await store.abandon(record, "an operator gave the round up: its updates are spent")
+    finally:
+        await store.close()
+
+
+async def _recover(settings: Settings, wanted: str, opening: int | None, version: int | None) -> tuple[int, int]:
+    store = Store(make_engine(settings.url))
+    try:
+        record = await _found(store, wanted)
+        task = Task.from_token(record.token, settings.read_authority())
+        seen = await store.seen_by_holders(task)
+        opening = seen[0] if opening is None else opening
+        version = max(seen[1], record.model_version) if version is None else version
+        await store.recover(task.id, opening, version, time.time())
+        return opening, version
+    finally:
+        await store.close()
+
+
 async def _add(settings: Settings, token: Path, model: Path) -> str:
     await migrate_database(settings)
     server = open_server(settings)
@@ -214,18 +291,22 @@ async def _revoke(settings: Settings, file: Path) -> Revocations:
     return known
 
 
-async def _read(settings: Settings) -> list[tuple[TaskRecord, list[RoundRecord]]]:
+async def _read(settings: Settings) -> list[tuple[TaskRecord, list[RoundStatus]]]:
     file = sqlite_file(settings.url)
     if file is not None and not await asyncio.to_thread(file.is_file):
         raise Refusal(DATABASE_UNAVAILABLE, f"there is no database {file}; `he-server migrate` makes one")
-    store = Store(make_engine(settings.url))
+    store, authority = Store(make_engine(settings.url)), settings.read_authority()
     try:
-        return [(task, list(await store.recent_rounds(task.task))) for task in await store.tasks()]
+        found = []
+        for record in await store.tasks():
+            task = Task.from_token(record.token, authority)
+            found.append((record, await statuses(store, task, await store.recent_rounds(task.id))))
+        return found
     finally:
         await store.close()
 
 
-def _show(found: list[tuple[TaskRecord, list[RoundRecord]]], form: Form) -> None:
+def _show(found: list[tuple[TaskRecord, list[RoundStatus]]], form: Form) -> None:
     if form == "json":
         documents = [
             {
@@ -233,7 +314,7 @@ def _show(found: list[tuple[TaskRecord, list[RoundRecord]]], form: Form) -> None
                 "name": task.name,
                 "model_version": task.model_version,
                 "round": task.round,
-                "rounds": [record.status() for record in rounds],
+                "rounds": rounds,
             }
             for task, rounds in found
         ]
@@ -243,9 +324,19 @@ def _show(found: list[tuple[TaskRecord, list[RoundRecord]]], form: Form) -> None
     for task, rounds in found:
         table.add_row(task.task[:12], task.name, str(task.model_version), str(task.round), "", "", "", "")
         for r in rounds:
-            counts = (str(r.updates), str(r.shares))
-            table.add_row("", "", str(r.version), str(r.number), r.state, *counts, r.failure_detail)
+            why = r.failure.detail if r.failure is not None else waiting_for(r)
+            table.add_row("", "", str(r.version), str(r.round), r.state, str(r.updates), str(r.shares), why)
     Console().print(table)
+
+
+def waiting_for(status: RoundStatus) -> str:
+    """What key holders said about a round that waits for them."""
+    if status.state not in {"closed", "opening"}:
+        return ""
+    return "; ".join(
+        f"{one.holder}: {f'refused ({one.detail})' if one.problem else one.said or 'missing'}"
+        for one in status.committee
+    )
 
 
 def _settings(config: Path | None, **flags: str | int | float | Path | None) -> Settings:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Literal, TypeAlias
 
-from he_protocol.api import RoundState
+from he_protocol.api import RoundState, Stage
+from he_protocol.committee import Committee
 from he_protocol.identity import CLOCK_SKEW_SECONDS
 from he_protocol.messages import UpdateHeader
 from he_protocol.problems import (
@@ -37,7 +38,6 @@ FOLD_SECONDS = 2.0
 """Nothing waits for a batch longer than this: what is not folded counts against the room for new uploads."""
 
 AtDeadline: TypeAlias = Literal["close", "fail", "wait"]
-Opening: TypeAlias = Literal["combine", "give-up", "wait"]
 
 
 def check_transition(before: RoundState, after: RoundState) -> None:
@@ -54,11 +54,27 @@ def at_deadline(updates: int, min_clients: int, deadline: float, now: float) -> 
     return "close" if updates >= min_clients else "fail"
 
 
-def opening_due(shares: int, tried: int, threshold: int, deadline: float, now: float) -> Opening:
-    """What to do with an opening round, after `tried` shares did not combine (0: not tried yet)."""
-    if shares >= threshold and shares > tried:
-        return "combine"
-    return "give-up" if now >= deadline else "wait"
+def stage_of(state: RoundState, votes: int, agreement: int) -> Stage:
+    """What a round with a manifest asks of key holders, given the votes for it."""
+    if state == "closed":
+        return "screen"
+    return "release" if votes >= agreement else "vote"
+
+
+def enough_shares(committee: Committee, shares: int, *, late: bool) -> bool:
+    """Whether no further share could change what opens: a bucket that does not open now never will.
+
+    With `colluders` more than the threshold the honest among them are a quorum, however the others lie. After the time
+    for opening the votes' number will do: whoever is still away may be away for ever.
+    """
+    return shares >= min(committee.holders, committee.threshold + committee.colluders) or (
+        late and shares >= committee.agreement
+    )
+
+
+def combining_due(committee: Committee, shares: int, tried: int, *, late: bool) -> bool:
+    """Whether to try to open a round, after `tried` shares did not do (0: not tried yet). Time alone ends nothing."""
+    return shares >= committee.threshold and (shares > tried or enough_shares(committee, shares, late=late))
 
 
 def fold_due(waiting: Mapping[int, int], state: RoundState, *, waited: float, filled: float) -> int | None:
@@ -95,7 +111,7 @@ def check_binding(task: Task, task_hash: bytes, epoch: int) -> None:
 def check_header(task: Task, header: UpdateHeader, update_id: bytes, now: float) -> None:
     """Everything about an update's header that needs no other update.
 
-    Raises `wrong-task`, `wrong-epoch`, `not-addressed`, `clock-skew` or `wrong-size`.
+    Raises `wrong-task`, `wrong-epoch`, `not-addressed`, `clock-skew`, `stale-update` or `wrong-size`.
     """
     check_binding(task, header.task_hash, header.epoch)
     if header.update_id != update_id:
@@ -104,6 +120,8 @@ def check_header(task: Task, header: UpdateHeader, update_id: bytes, now: float)
         )
     if header.created > now + CLOCK_SKEW_SECONDS:
         raise Refusal(CLOCK_SKEW, "check the client's clock", expected=f"at most {int(now)}", got=header.created)
+    if header.created < (oldest := int(now) - task.config.update_lifetime):
+        raise Refusal(STALE_UPDATE, "the update is too old", expected=f"created after {oldest}", got=header.created)
     wanted = [(part.name, part.size) for part in task.body]
     got = [(part.name, part.size) for part in header.parts]
     if got != wanted:

@@ -16,6 +16,7 @@ from he_protocol.api import (
     AuditStatus,
     Board,
     BoardEntry,
+    Heads,
     Opening,
     PendingOpenings,
     Revoked,
@@ -121,6 +122,7 @@ _UPDATE = (
     p.STALE_UPDATE,
     p.UPDATE_ID_REUSED,
     p.ALREADY_IN_ROUND,
+    p.REPEATED_BASE,
 )
 
 UPLOAD = "/v1/uploads/{upload}"
@@ -298,7 +300,7 @@ ROUTES: tuple[Route, ...] = (
         f"{TASK}/openings",
         openings.list_openings,
         "holder",
-        "Rounds that wait for this holder's share",
+        "Rounds that wait for this holder: to screen their updates, for its vote, or for its share",
         {200: Content(JSON, PendingOpenings)},
     ),
     Route(
@@ -306,9 +308,28 @@ ROUTES: tuple[Route, ...] = (
         f"{TASK}/rounds/{{round}}/opening",
         openings.get_opening,
         "holder",
-        "What a key holder decides on: the manifest and every update's signed head",
+        "What a round asks of its key holders: the manifest, and the votes for it",
         {200: Content(JSON, Opening)},
         problems=(p.WRONG_STATE,),
+    ),
+    Route(
+        "GET",
+        f"{TASK}/rounds/{{round}}/heads",
+        openings.get_heads,
+        "holder",
+        "Every update's signed head, in the manifest's order",
+        {200: Content(JSON, Heads)},
+        problems=(p.WRONG_STATE,),
+    ),
+    Route(
+        "PUT",
+        f"{TASK}/rounds/{{round}}/answers/{{holder}}",
+        openings.put_answer,
+        "holder",
+        "What a holder says about a round's manifest; idempotent",
+        {201: Content(JSON, RoundStatus), 200: Content(JSON, RoundStatus)},
+        Content("application/jose", text="The compact JWS of a Screening, a Vote or an Objection."),
+        (p.MALFORMED, p.TOO_LARGE, *_SIGNED, p.WRONG_STATE, p.MANIFEST_MISMATCH),
     ),
     Route(
         "PUT",
@@ -318,7 +339,7 @@ ROUTES: tuple[Route, ...] = (
         "Release a share; idempotent",
         {201: Content(JSON, RoundStatus), 200: Content(JSON, RoundStatus)},
         Content(FRAME, text="Head: the Share's JWS. Body: one packed vector for each of its parts, in order."),
-        (*_FRAME, *_SIGNED, *_PARTS, p.WRONG_STATE, p.MANIFEST_MISMATCH, p.WRONG_SHARE),
+        (*_FRAME, *_SIGNED, *_PARTS, p.WRONG_STATE, p.MANIFEST_MISMATCH, p.NOT_CERTIFIED, p.WRONG_SHARE),
     ),
     Route(
         "GET",

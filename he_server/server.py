@@ -82,6 +82,13 @@ class Server:
         sizes = {task: (await self.task(task)).part("sum").size for task in waiting}
         return Measured(sum(count * sizes[task] for task, count in waiting.items()), free)
 
+    async def retains(self) -> bool:
+        """Whether updates stay on the disk after they were added up, so that they can be taken out again."""
+        taken = await self.store.taken()
+        held = sum([count * (await self.task(task)).part("sum").size for task, count in taken.items()])
+        free = (await self.pressure.load()).free
+        return held <= self.settings.retain_bytes and free >= 2 * self.settings.min_free_bytes
+
     async def task(self, task_id: str) -> Task:
         """A task by its hash in hex; the first time it is verified again, and what its uploads need is loaded.
 

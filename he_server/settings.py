@@ -40,6 +40,11 @@ class Settings(BaseSettings):
     tls_key: Path | None = None
     max_update_bytes: int = Field(default=4 * 1024**3, gt=0)
     ingest_bytes: int = Field(default=256 * 1024**2, gt=0, description="uploads under way plus updates not folded yet")
+    retain_bytes: int = Field(
+        default=1024**3,
+        ge=0,
+        description="updates that are added up and kept, so that those of no use can be taken out again",
+    )
     min_free_bytes: int = Field(default=256 * 1024**2, ge=0, description="uploads leave so much free on disk")
     max_uploads: int = Field(default=256, gt=0, description="uploads at once")
     max_wait: float = Field(default=10.0, ge=0, description="how long an upload waits for room before it is refused")

@@ -8,21 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Literal, TypeAlias
 
 import structlog
 
-from he_protocol.messages import Manifest, ManifestEntry
 from he_protocol.problems import (
     DISK_FULL,
     INTERNAL,
-    NO_QUORUM,
     RESIDUE_RANGE,
-    REVOKED_KEY,
+    TOO_FEW_CLIENTS,
     WRONG_SIZE,
     WRONG_STATE,
     ProblemType,
@@ -30,14 +27,15 @@ from he_protocol.problems import (
 )
 from he_protocol.task import Task
 from he_server import names
-from he_server.aggregate import fold_updates, merge_sums
+from he_server.aggregate import fold_updates
+from he_server.forming import begin_opening, begin_screening, screened, too_old
 from he_server.intake import discard, recording
 from he_server.opening import open_sum, released_shares
 from he_server.pressure import room
-from he_server.rounds import at_deadline, fold_due, merge_buckets, opening_due
+from he_server.rounds import at_deadline, combining_due, enough_shares, fold_due
 from he_server.server import Server
 from he_server.store.folding import Fold
-from he_server.store.records import RoundRecord, UpdateRecord
+from he_server.store.records import RoundRecord
 from he_server.store.rounds import Lease
 from he_server.sweep import drop_round, sweep
 
@@ -92,11 +90,9 @@ class Worker:
             return await self._close(task, record, now) or await self._fold(task, record, now) == "folded"
         if record.lease_until > now:
             return False
-        if record.state == "closed":
-            progress = await self._fold(task, record, now)
-            if progress != "done":
-                return progress == "folded"
-        elif opening_due(record.shares, record.tried, task.config.threshold, record.opening_deadline, now) == "wait":
+        if record.state == "closed" and (progress := await self._fold(task, record, now)) != "done":
+            return progress == "folded"
+        if not await self._due(task, record, now):
             return False
         lease = await self._store.lease(record, now, self._server.settings.lease_seconds)
         if lease is None:
@@ -105,10 +101,19 @@ class Worker:
             await self._work(task, lease)
         return True
 
+    async def _due(self, task: Task, record: RoundRecord, now: float) -> bool:
+        """Whether a round whose updates are added up can be shown to key holders, be put to the vote, or be opened."""
+        if record.state == "opening":
+            late = now >= record.opening_deadline
+            return combining_due(task.committee, record.shares, record.tried, late=late)
+        if record.manifest and not too_old(task, record, now):
+            return screened(task, record, await self._store.answers_of(record.id))
+        return await self._store.next_opening(record) is not None
+
     async def _work(self, task: Task, lease: Lease) -> None:
         try:
             if lease.round.state == "closed":
-                await self._merge(task, lease)
+                await self._form(task, lease)
             else:
                 await self._open(task, lease)
         except FileNotFoundError as error:
@@ -166,7 +171,8 @@ class Worker:
         server.pressure.relieved()
         server.metrics.fold.observe(time.monotonic() - start)
         done = await self._store.folded_blobs(claim.blob for claim in fold.updates)
-        await discard(server, [*map(names.update_blob, done), *([before] if before else [])])
+        added = [] if await server.retains() else [names.update_blob(blob) for blob in done]
+        await discard(server, [*added, *([before] if before else [])])
 
     async def _cannot_fold(self, task: Task, record: RoundRecord, fold: Fold, error: str) -> None:
         """An open round goes on until it closes; a closed one fails. Bytes that went with a lost lease are no loss."""
@@ -190,43 +196,18 @@ class Worker:
             await self._ended(task, moved, "failed", moved.failure_type)
         return True
 
-    async def _merge(self, task: Task, lease: Lease) -> None:
-        """Accumulators into one total for every bucket that is large enough, and the manifest over all of them."""
-        server, current = self._server, lease.round
-        start = time.monotonic()
-        updates = await self._store.updates_of(current.id)
-        sums = await self._store.accumulators_of(current.id)
-        sizes = Counter(update.bucket for update in updates)
-        count = merge_buckets([sizes[bucket] for bucket in range(task.config.buckets)], task.config.min_clients)
-        revoked = await self._revoked(updates)
-        if {update.bucket % count for update in revoked} == set(range(count)):
-            clients = ", ".join(update.client for update in revoked[:10])
-            await self._fail(task, lease, REVOKED_KEY, f"no bucket without a revoked client: {clients}", {})
-            return
-        for bucket in range(count):
-            terms = [names.accumulator_blob(item.blob) for item in sums if item.bucket % count == bucket]
-            await server.thread(merge_sums, task, server.blobs, terms, names.total_blob(current.id, bucket))
-        manifest = Manifest(
-            task_hash=task.hash,
-            epoch=task.config.epoch,
-            round=current.number,
-            model_version=(await self._store.model(task.id)).version,
-            updates=tuple(
-                ManifestEntry(bytes.fromhex(u.update_id), u.client, bytes.fromhex(u.header_hash), u.bucket % count)
-                for u in updates
-            ),
-        )
-        token = await server.thread(server.key.signing.sign, manifest)
-        seconds = {"sum": time.monotonic() - start}
-        deadline = server.clock() + task.config.opening_seconds
-        await self._store.begin_opening(lease, token, count, deadline, seconds)
-        server.metrics.observe_stages(seconds)
-        await discard(server, [names.accumulator_blob(item.blob) for item in sums])
-
-    async def _revoked(self, updates: Sequence[UpdateRecord]) -> list[UpdateRecord]:
-        """Those whose client's key was revoked since they came: key holders keep their buckets closed."""
-        known = await self._server.revocations()
-        return await self._server.thread(lambda: [u for u in updates if known.covers_credential(u.credential)])
+    async def _form(self, task: Task, lease: Lease) -> None:
+        """A closed round's next manifest: the one to be screened, or the final one."""
+        record = lease.round
+        try:
+            if not record.manifest or too_old(task, record, self._server.clock()):
+                await begin_screening(self._server, task, lease)
+            else:
+                self._server.metrics.observe_stages(await begin_opening(self._server, task, lease))
+        except Refusal as refusal:
+            if refusal.problem != TOO_FEW_CLIENTS:
+                raise
+            await self._fail(task, lease, refusal.problem, refusal.detail, {})
 
     async def _open(self, task: Task, lease: Lease) -> None:
         server, current = self._server, lease.round
@@ -234,18 +215,8 @@ class Worker:
         now = server.clock()
         waited = now - (current.opening_deadline - task.config.opening_seconds)
         released = released_shares(task, await self._store.shares_of(current.id))
-        answered = {item.holder for item in released}
-        late = now >= current.opening_deadline
-        if len(released) < task.config.threshold:
-            holders = task.config.holders
-            came = [holder.name for i, holder in enumerate(holders) if i in answered]
-            absent = [holder.name for i, holder in enumerate(holders) if i not in answered]
-            detail = f"{len(came)} of the needed {task.config.threshold} key holders answered"
-            detail += f" ({', '.join(came) or 'none'}); missing: {', '.join(absent)}"
-            await self._fail(task, lease, NO_QUORUM, detail, {"wait_shares": waited})
-            return
         base = await self._store.model(task.id)
-        last = late or len(released) == len(task.config.holders)
+        last = enough_shares(task.committee, len(released), late=now >= current.opening_deadline)
         outcome = await open_sum(server, task, current, base, released, last=last)
         wrong = [outcome] if isinstance(outcome, Refusal) else [bucket.failure for bucket in outcome.dropped]
         for failure in wrong:

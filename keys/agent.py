@@ -14,10 +14,15 @@ from he_protocol import api
 from he_protocol.problems import WRONG_STATE, Refusal
 from he_protocol.task import Task
 from keys.epochs import destroy, due, hpke_path
-from keys.holder import SERVICE_FAILURE, KeyHolder
+from keys.holder import KeyHolder
+from keys.opening import SERVICE_FAILURE, Openings
 
 REFUSED_SECONDS = 30.0
 """How long a refused round is left alone before it is judged again."""
+QUICK = 16
+"""After something was done, the next look comes this many times sooner: others are at work on the same round."""
+
+DONE = {"screen": "updates screened", "vote": "voted", "release": "share released"}
 
 log = structlog.get_logger("he-keys")
 
@@ -41,31 +46,33 @@ class Agent:
         self._destroy_after = destroy_after
         # The next poll is the retry: waiting longer inside one call would only delay other rounds.
         self._transport = Transport(server_url, holder.identity, tls=tls, retry=RetryPolicy(give_up=5.0))
+        self._openings = Openings(holder, task)
         self._refused: dict[int, float] = {}
 
     async def run(self) -> None:
         """Poll while the epoch lives. A server that cannot be reached, or misbehaves, is logged and asked again."""
         log.info("watching", task=self._task.config.name, server=self._transport.url)
         async with self._transport:
+            pause = self._poll
             while not await self._ended():
-                await self.step()
-                await asyncio.sleep(self._poll)
+                pause = self._poll / QUICK if await self.step() else min(2 * pause, self._poll)
+                await asyncio.sleep(pause)
         log.info("epoch destroyed", task=self._task.config.name, epoch=self._task.config.epoch)
 
     async def _ended(self) -> bool:
         """Destroy the keys when it is time, or when another process has said so; the server is not asked."""
         holder, task = self._holder, self._task
         if task.hash not in await holder.ledger.destroyed():
-            openings = await holder.ledger.openings(task.hash)
-            if not due(openings, task.config.max_openings, self._destroy_after, holder.clock()):
+            votes = await holder.ledger.votes(task.hash)
+            if not due(votes, task.config.max_openings, self._destroy_after, holder.clock()):
                 return False
         await destroy(holder, task)
         if hpke_path(holder, task).exists():
             log.warning("HPKE key kept for another task: old ciphertexts can be opened", task=task.config.name)
         return True
 
-    async def step(self) -> None:
-        """Look once at what waits."""
+    async def step(self) -> bool:
+        """Look once at what waits; whether something was done."""
         server = self._task.config.server.name
         try:
             pending = await self._transport.document(
@@ -73,28 +80,28 @@ class Agent:
             )
         except Refusal as refusal:
             log.warning("cannot ask the server", problem=refusal.problem.slug, detail=str(refusal))
-            return
-        for number in pending.rounds:
-            if self._holder.clock() >= self._refused.get(number, 0.0):
-                await self._open(number)
+            return False
+        done = False
+        for waiting in pending.rounds:
+            if self._holder.clock() >= self._refused.get(waiting.round, 0.0):
+                done |= await self._serve(waiting.round)
+        return done
 
-    async def _open(self, number: int) -> None:
+    async def _serve(self, number: int) -> bool:
         try:
-            share = await self._holder.open_round(self._task, number, self._transport)
+            stage = await self._openings.serve(number, self._transport)
         except Refusal as refusal:
             if refusal.problem.status >= SERVICE_FAILURE:
                 log.warning("round interrupted", round=number, problem=refusal.problem.slug, detail=str(refusal))
-                return
+                return False
             self._refused[number] = self._holder.clock() + REFUSED_SECONDS
             if refusal.problem is WRONG_STATE:
-                log.info("round was opened without us", round=number)
+                log.info("round went on without us", round=number)
             else:
                 log.error("round refused", round=number, problem=refusal.problem.slug, detail=str(refusal))
-        else:
-            log.info("share released", task=self._task.config.name, round=number)
-            for failed in share.failed:
-                update, problem = failed.update_id.hex(), failed.problem
-                log.warning("bucket not opened", round=number, bucket=failed.bucket, update=update, problem=problem)
+            return False
+        log.info(DONE[stage], task=self._task.config.name, round=number)
+        return True
 
 
 async def serve(holder: KeyHolder, agents: Sequence[Agent]) -> None:

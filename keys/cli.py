@@ -16,14 +16,14 @@ from he_client import console
 from he_client.console import command, run_async
 from he_client.identity import AUTHORITY_FILE
 from he_client.transport import Transport
+from he_protocol.committee import describe
 from he_protocol.keyfile import KeyRecord, read_private, write_private
 from he_protocol.messages import Role
 from he_protocol.privacy import epsilon
 from he_protocol.problems import BAD_PLAN, BAD_SETTINGS, Refusal
 from he_protocol.revocation import Revocations
-from he_protocol.sharing import Sharing
 from he_protocol.signing import SigningKey, jwk_x
-from he_protocol.task import Task, TaskConfig, TensorSpec
+from he_protocol.task import Task, TaskConfig, TensorSpec, committee_of
 from keys.agent import Agent, serve
 from keys.authority import build_config, check_renewal, enrol, next_epoch, revoke
 from keys.epochs import destroy, joined_tasks, state_of
@@ -255,7 +255,8 @@ async def _status(settings: Settings) -> list[dict[str, object]]:
     holder = await open_holder(settings)
     rows: list[dict[str, object]] = []
     for task, url in await joined_tasks(holder):
-        used = len(await holder.ledger.openings(task.hash))
+        votes = await holder.ledger.votes(task.hash)
+        used = votes[-1].opening if votes else 0
         rows.append(
             {
                 "task": task.config.name,
@@ -263,8 +264,11 @@ async def _status(settings: Settings) -> list[dict[str, object]]:
                 "state": await state_of(holder, task),
                 "server": url,
                 "keys": "not needed" if not task.scheme.ceremony else holder.secret_path(task, "key").exists(),
+                "committee": str(task.committee),
+                "f": task.committee.colluders,
                 "openings": used,
                 "max_openings": task.config.max_openings,
+                "model_version": votes[-1].model_version if votes else 0,
                 "epsilon": round(epsilon(task.config.privacy, used), 4),
                 "epsilon_budget": task.config.privacy.epsilon_budget,
             }
@@ -278,9 +282,9 @@ async def _ledger(settings: Settings) -> list[dict[str, object]]:
     rows: list[tuple[float, dict[str, object]]] = []
     for task, _ in await joined_tasks(holder):
         name = task.config.name
-        for opening in await holder.ledger.openings(task.hash):
-            text = f"{opening.updates} updates on model {opening.model_version}"
-            rows.append((opening.decided, _decision(name, opening.round, "accepted", opening.manifest_hash, text)))
+        for vote in await holder.ledger.votes(task.hash):
+            text = f"opening {vote.opening}: {vote.updates} updates on model {vote.model_version}"
+            rows.append((vote.decided, _decision(name, vote.round, "voted", vote.manifest_hash, text)))
         for refusal in await holder.ledger.refusals(task.hash):
             rows.append(
                 (refusal.seen, _decision(name, refusal.round, refusal.problem, refusal.manifest_hash, refusal.detail))
@@ -294,12 +298,10 @@ def _decision(task: str, number: int, decision: str, manifest: bytes, detail: st
 
 
 def _describe(config: TaskConfig, out: Path) -> None:
-    sharing = Sharing(len(config.holders), config.threshold)
     console.out.print(
         f"task {config.name!r}, epoch {config.epoch}, {config.scheme}/{config.profile},"
         f" scale 2^{config.scale.hex().split('p')[1]}: {out}\n"
-        f"privacy holds against {sharing.privacy_bound} colluding holders;"
-        f" one round stays one sum against {sharing.fork_bound}"
+        f"{describe(committee_of(config))}"
     )
 
 

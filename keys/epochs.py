@@ -13,7 +13,7 @@ from he_protocol.keyfile import erase_private
 from he_protocol.problems import WRONG_STATE, Refusal
 from he_protocol.task import Task
 from keys.holder import KeyHolder
-from keys.ledger import OpeningRecord
+from keys.ledger import VoteRecord
 
 
 async def joined_tasks(holder: KeyHolder) -> list[tuple[Task, str]]:
@@ -33,12 +33,14 @@ async def state_of(holder: KeyHolder, task: Task) -> Literal["open", "destroyed"
     return "open"
 
 
-def due(openings: Sequence[OpeningRecord], most: int, destroy_after: float, now: float) -> bool:
-    """Whether nothing can be opened any more and the last decision is `destroy_after` seconds old.
+def due(votes: Sequence[VoteRecord], most: int, destroy_after: float, now: float) -> bool:
+    """Whether nothing can be opened any more and the last vote is `destroy_after` seconds old.
+
+    Nothing is left when the last number has a vote: a holder that was away has not seen all of those before.
 
     A server has no say in it: one that called rounds pending for ever would keep the keys alive for ever.
     """
-    return len(openings) >= most and now - max(opening.decided for opening in openings) >= destroy_after
+    return bool(votes) and votes[-1].opening >= most and now - max(vote.decided for vote in votes) >= destroy_after
 
 
 def hpke_path(holder: KeyHolder, task: Task) -> Path:
@@ -78,8 +80,8 @@ async def check_finished(holder: KeyHolder, task: Task, transport: Transport) ->
     """
     path = api.openings_path(task.id)
     asked = await transport.document("GET", path, api.PendingOpenings, audience=task.config.server.name)
-    unsettled = [opening.round for opening in await holder.ledger.openings(task.hash) if opening.settled is None]
-    if waiting := sorted({*asked.rounds, *unsettled}):
+    unsettled = [vote.round for vote in await holder.ledger.votes(task.hash) if vote.settled is None]
+    if waiting := sorted({*(waiting.round for waiting in asked.rounds), *unsettled}):
         raise Refusal(
             WRONG_STATE,
             "openings wait for our share; --force gives them up",

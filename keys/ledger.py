@@ -1,8 +1,7 @@
-"""A key holder's ledger: what it has joined, opened and refused, in a SQLite file of its own.
+"""A key holder's ledger: what it has joined, voted for and refused, in a SQLite file of its own.
 
-The decision to open is one transaction that reads the history, judges, and writes; it is durable
-before the first byte of a share leaves. Primary keys repeat the two rules that matter most: one
-manifest per round, one opening per update.
+A vote is one transaction that reads the history, judges, and writes; it is durable before the vote is signed.
+Primary keys repeat the two rules that matter most: one manifest for each opening number, one opening per update.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ import asyncio
 import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sqlalchemy import (
@@ -20,6 +19,7 @@ from sqlalchemy import (
     Connection,
     Float,
     ForeignKeyConstraint,
+    Index,
     Integer,
     LargeBinary,
     MetaData,
@@ -39,12 +39,11 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry
 
-from he_protocol.messages import Manifest, SignedUpdate
 from he_protocol.problems import DATABASE_UNAVAILABLE, Refusal
 from he_protocol.revocation import Revocations
-from he_protocol.signing import read_unverified, token_hash
+from he_protocol.signing import token_hash
 from he_protocol.task import Task
-from keys.checks import RULES, History, Request, Rule, check_alive, judge
+from keys.checks import VOTING, History, Request, Rule, check_alive, judge
 from migrations.run import upgrade
 
 LEDGER_FILE = "ledger.db"
@@ -65,28 +64,31 @@ tasks = Table(
     Column("joined", Float, nullable=False),
     Column("destroyed", Float),
 )
-openings = Table(
-    "openings",
+votes = Table(
+    "votes",
     metadata,
     Column("task_hash", LargeBinary, primary_key=True),
-    Column("round", Integer, primary_key=True),
+    Column("opening", Integer, primary_key=True),
     Column("manifest_hash", LargeBinary, nullable=False),
     Column("manifest", Text, nullable=False),
+    Column("round", Integer, nullable=False),
     Column("model_version", Integer, nullable=False),
+    Column("formed", Integer, nullable=False),
     Column("updates", Integer, nullable=False),
     Column("decided", Float, nullable=False),
     Column("settled", Float),
-    ForeignKeyConstraint(["task_hash"], ["tasks.task_hash"], name="openings_task"),
+    ForeignKeyConstraint(["task_hash"], ["tasks.task_hash"], name="votes_task"),
 )
-opened_updates = Table(
-    "opened_updates",
+voted_updates = Table(
+    "voted_updates",
     metadata,
     Column("task_hash", LargeBinary, primary_key=True),
     Column("update_id", LargeBinary, primary_key=True),
-    Column("round", Integer, nullable=False),
-    ForeignKeyConstraint(
-        ["task_hash", "round"], ["openings.task_hash", "openings.round"], name="opened_updates_opening"
-    ),
+    Column("opening", Integer, nullable=False),
+    Column("client", Text, nullable=False),
+    Column("base_version", Integer, nullable=False),
+    ForeignKeyConstraint(["task_hash", "opening"], ["votes.task_hash", "votes.opening"], name="voted_updates_vote"),
+    Index("voted_bases", "task_hash", "client", "base_version"),
 )
 refusals = Table(
     "refusals",
@@ -109,9 +111,10 @@ _ROWID: ColumnClause[int] = literal_column("refusals.rowid", Integer)
 
 
 @dataclass(frozen=True)
-class OpeningRecord:
-    """One accepted manifest; times in Unix seconds. settled: the share has left, or nobody wants it any more."""
+class VoteRecord:
+    """A manifest that was voted for; times in Unix seconds. settled: the share has left, or is not wanted any more."""
 
+    opening: int
     round: int
     manifest_hash: bytes
     model_version: int
@@ -173,28 +176,20 @@ class Ledger:
             rows = await connection.execute(select(tasks.c.token, tasks.c.server_url).order_by(tasks.c.joined))
             return [(row.token, row.server_url) for row in rows]
 
-    async def decide(
-        self,
-        task: Task,
-        authority: bytes,
-        manifest_token: str,
-        updates: tuple[SignedUpdate, ...],
-        *,
-        floor: int,
-        now: float,
-        require_revocations: bool = False,
-        rules: tuple[Rule, ...] = RULES,
-    ) -> Request:
-        """Judge a manifest against the history and, if every rule is content, record it: one transaction.
-
-        The same manifest again is accepted again and changes nothing. Raises the first refusal.
-        """
-        manifest = read_unverified(manifest_token, Manifest)
+    async def informed(self, request: Request) -> Request:
+        """The request with what this ledger knows that bears on it."""
         async with self._transaction() as connection:
-            history = await _history(connection, task.hash, manifest, authority)
-            request = Request(task, authority, manifest_token, updates, history, floor, now, require_revocations)
+            return await _informed(connection, request)
+
+    async def decide(self, request: Request, rules: tuple[Rule, ...] = VOTING) -> Request:
+        """Judge a manifest against the history and, if every rule is content, record the vote: one transaction.
+
+        The same manifest again changes nothing. Answers the request with the history. Raises the first refusal.
+        """
+        async with self._transaction() as connection:
+            request = await _informed(connection, request)
             await asyncio.to_thread(judge, request, rules)
-            if history.manifest_hash != request.manifest_hash:  # a fork that got this far meets the primary key
+            if request.history.voted != request.manifest_hash:  # another one that got this far meets the primary key
                 await _record(connection, request)
         return request
 
@@ -224,10 +219,10 @@ class Ledger:
                 await connection.execute(insert(revocations).values(number=offered.number, token=offered.token))
 
     async def settled(self, task: Task, number: int, now: float) -> None:
-        """Remember that a round needs nothing more of us: our share has left, or a quorum of the others was faster."""
-        mine = (openings.c.task_hash == task.hash) & (openings.c.round == number)
+        """Remember that a round needs nothing more of us: our share has left, or the round has ended without it."""
+        mine = (votes.c.task_hash == task.hash) & (votes.c.round == number)
         async with self._transaction() as connection:
-            await connection.execute(update(openings).where(mine, openings.c.settled.is_(None)).values(settled=now))
+            await connection.execute(update(votes).where(mine, votes.c.settled.is_(None)).values(settled=now))
 
     async def destroy(self, task: Task, now: float) -> None:
         """Never join or open this task again. Durable before any key is touched."""
@@ -251,12 +246,19 @@ class Ledger:
         async with self._transaction() as connection:
             await connection.execute(update(identity).values(ledger=self.name))
 
-    async def openings(self, task_hash: bytes) -> list[OpeningRecord]:
-        """Accepted manifests of a task, by round."""
-        columns = (openings.c.round, openings.c.manifest_hash, openings.c.model_version, openings.c.updates)
-        query = select(*columns, openings.c.decided, openings.c.settled).where(openings.c.task_hash == task_hash)
+    async def votes(self, task_hash: bytes) -> list[VoteRecord]:
+        """Votes of a task, by opening number."""
+        columns = (votes.c.opening, votes.c.round, votes.c.manifest_hash, votes.c.model_version, votes.c.updates)
+        query = select(*columns, votes.c.decided, votes.c.settled).where(votes.c.task_hash == task_hash)
         async with self._transaction() as connection:
-            return [OpeningRecord(*row) for row in await connection.execute(query.order_by(openings.c.round))]
+            return [VoteRecord(*row) for row in await connection.execute(query.order_by(votes.c.opening))]
+
+    async def newest(self, task_hash: bytes) -> tuple[int, int]:
+        """The highest opening number and model version in the votes of a task."""
+        query = select(func.max(votes.c.opening), func.max(votes.c.model_version)).where(votes.c.task_hash == task_hash)
+        async with self._transaction() as connection:
+            opening, version = (await connection.execute(query)).one()
+        return opening or 0, version or 0
 
     async def refusals(self, task_hash: bytes) -> list[RefusalRecord]:
         """Refused manifests of a task, oldest first."""
@@ -274,29 +276,46 @@ class Ledger:
             raise Refusal(DATABASE_UNAVAILABLE, "the ledger", got=str(error.orig)) from error
 
 
-async def _history(connection: AsyncConnection, task_hash: bytes, manifest: Manifest, authority: bytes) -> History:
-    mine = openings.c.task_hash == task_hash
-    other = mine & (openings.c.round != manifest.round)
-    known = await connection.scalar(select(openings.c.manifest_hash).where(mine, openings.c.round == manifest.round))
-    count = await connection.scalar(select(func.count()).select_from(openings).where(other))
-    version = await connection.scalar(
-        select(func.max(openings.c.model_version)).where(other, openings.c.round < manifest.round)
+async def _informed(connection: AsyncConnection, request: Request) -> Request:
+    task, manifest = request.task, request.manifest
+    mine = votes.c.task_hash == task.hash
+    lower = select(func.max(votes.c.model_version), func.max(votes.c.formed)).where(
+        mine, votes.c.opening < manifest.opening
     )
-    asked = [entry.update_id for entry in manifest.updates]
-    before: set[bytes] = set()
-    for at in range(0, len(asked), BATCH):
-        rows = await connection.scalars(
-            select(opened_updates.c.update_id).where(
-                opened_updates.c.task_hash == task_hash,
-                opened_updates.c.round != manifest.round,
-                opened_updates.c.update_id.in_(asked[at : at + BATCH]),
-            )
-        )
-        before.update(rows)
+    version, formed = (await connection.execute(lower)).one()
+    number = select(votes.c.manifest_hash).where(mine, votes.c.opening == manifest.opening)
+    before, repeated = await _voted_before(connection, request)
     token = await connection.scalar(select(revocations.c.token))
-    revoked = await asyncio.to_thread(Revocations.read, token, authority) if token else Revocations()
-    destroyed = await _destroyed(connection, task_hash)
-    return History(known, frozenset(before), count or 0, version or 0, destroyed, revoked)
+    known = await asyncio.to_thread(Revocations.read, token, request.authority) if token else Revocations()
+    history = History(
+        voted=await connection.scalar(number),
+        opened_before=before,
+        repeated=repeated,
+        model_version=version or 0,
+        formed=formed or 0,
+        destroyed=await _destroyed(connection, task.hash),
+        revocations=known,
+    )
+    return replace(request, history=history)
+
+
+async def _voted_before(
+    connection: AsyncConnection, request: Request
+) -> tuple[frozenset[bytes], frozenset[tuple[str, int]]]:
+    """Those of a manifest's update ids, and of its clients with their base versions, that stand in other votes."""
+    other = (voted_updates.c.task_hash == request.task.hash) & (voted_updates.c.opening != request.manifest.opening)
+    ids, bases = set[bytes](), set[tuple[str, int]]()
+    columns = select(voted_updates.c.update_id, voted_updates.c.client, voted_updates.c.base_version).where(other)
+    for at in range(0, len(request.headers), BATCH):
+        batch = request.headers[at : at + BATCH]
+        asked = [header.update_id for header in batch]
+        ids.update(row[0] for row in await connection.execute(columns.where(voted_updates.c.update_id.in_(asked))))
+        if not request.task.config.privacy.noisy:
+            wanted = {(header.client, header.base_version) for header in batch}
+            clients = [header.client for header in batch]
+            found = await connection.execute(columns.where(voted_updates.c.client.in_(clients)))
+            bases.update(wanted & {(row.client, row.base_version) for row in found})
+    return frozenset(ids), frozenset(bases)
 
 
 async def _destroyed(connection: AsyncConnection, task_hash: bytes) -> bool:
@@ -307,20 +326,29 @@ async def _destroyed(connection: AsyncConnection, task_hash: bytes) -> bool:
 async def _record(connection: AsyncConnection, request: Request) -> None:
     manifest, task_hash = request.manifest, request.task.hash
     await connection.execute(
-        insert(openings).values(
+        insert(votes).values(
             task_hash=task_hash,
-            round=manifest.round,
+            opening=manifest.opening,
             manifest_hash=request.manifest_hash,
             manifest=request.manifest_token,
+            round=manifest.round,
             model_version=manifest.model_version,
+            formed=manifest.formed,
             updates=len(manifest.updates),
             decided=request.now,
         )
     )
-    await connection.execute(
-        insert(opened_updates),
-        [{"task_hash": task_hash, "update_id": entry.update_id, "round": manifest.round} for entry in manifest.updates],
-    )
+    rows = [
+        {
+            "task_hash": task_hash,
+            "update_id": header.update_id,
+            "opening": manifest.opening,
+            "client": header.client,
+            "base_version": header.base_version,
+        }
+        for header in request.headers
+    ]
+    await connection.execute(insert(voted_updates), rows)
 
 
 def _prepare(connection: DBAPIConnection, _record: ConnectionPoolEntry) -> None:

@@ -20,11 +20,12 @@ from examples.har.model import network
 from examples.har.rounds import Phones, RoundResult
 from he_client.client import HushSumClient
 from he_client.training import arrays
+from he_protocol.committee import Committee, describe, parse_committee
 from he_protocol.problems import Refusal
 from he_protocol.task import Task
 
 TASK = "har-demo"
-HOLDERS, THRESHOLD = 5, 3
+COMMITTEE = "2/4/3"
 DELTA = 1e-5
 LONG = 40
 SHORT_RUN = (0.2, 1.2)
@@ -35,7 +36,7 @@ console = Console()
 PROFILES = {"kahe": "kahe-30", "ckks": "ckks-8192"}
 
 
-def plan(scheme: str, rounds: int, clients: int, records: int, spare: int, opening_seconds: int) -> dict[str, Any]:
+def plan(scheme: str, rounds: int, clients: int, records: int, spare: int, committee: Committee) -> dict[str, Any]:
     """The task's plan: DP-FedSGD at record level; docs/how-to.md explains such files."""
     sampling_rate, noise_multiplier = SHORT_RUN if rounds <= LONG else LONG_RUN
     return {
@@ -58,10 +59,12 @@ def plan(scheme: str, rounds: int, clients: int, records: int, spare: int, openi
         "min_clients": clients,
         "max_clients": clients,
         "collect_seconds": 120,
-        "opening_seconds": opening_seconds,
+        "opening_seconds": 30,
         "staleness": 1,
         "max_openings": rounds + spare,
-        "threshold": THRESHOLD,
+        "threshold": committee.threshold,
+        "agreement": committee.agreement,
+        "allow_no_collusion": committee.colluders < 1,
     }
 
 
@@ -77,29 +80,31 @@ def main(
     outage: Annotated[
         int, typer.Option(help="kill this many key holders after a third of the rounds, later bring them back")
     ] = 0,
-    opening_seconds: Annotated[int, typer.Option(help="how long a round waits for a quorum of key holders")] = 30,
+    committee: Annotated[
+        str, typer.Option(help="key holders: how many open a sum / how many there are / how many must vote for it")
+    ] = COMMITTEE,
 ) -> None:
-    """24 phones train an activity recogniser; a server sums what it cannot read; 3 of 5 key holders open the sum."""
+    """24 phones train an activity recogniser; a server sums what it cannot read; key holders vote, and open the sum."""
     torch.set_num_threads(2)
     if scheme not in PROFILES:
         console.print(f"unknown scheme {scheme!r}; known: {', '.join(PROFILES)}", style="red")
         raise typer.Exit(2)
     try:
-        asyncio.run(run(rounds, scheme, directory.absolute(), report_file, outage, opening_seconds))
+        asyncio.run(run(rounds, scheme, directory.absolute(), report_file, outage, parse_committee(committee)))
     except Refusal as refusal:
         console.print(f"refused {refusal}", style="red", soft_wrap=True)
         raise typer.Exit(2) from None
 
 
-async def run(rounds: int, scheme: str, directory: Path, report_file: Path, outage: int, opening_seconds: int) -> None:
+async def run(rounds: int, scheme: str, directory: Path, report_file: Path, outage: int, committee: Committee) -> None:
     """Set up, train, report, tear down."""
     started = time.monotonic()
     phones, unseen = data.load()
     shutil.rmtree(directory, ignore_errors=True)
-    deployment = Deployment(directory, len(phones), HOLDERS)
+    deployment = Deployment(directory, len(phones), committee.holders)
     records = sum(len(client) for client in phones.values())
-    with console.status("enrolling 24 phones and 5 key holders, signing the task"):
-        wanted = plan(scheme, rounds, len(phones), records, 5, opening_seconds)
+    with console.status("enrolling 24 phones and the key holders, signing the task"):
+        wanted = plan(scheme, rounds, len(phones), records, 5, committee)
         await asyncio.to_thread(deployment.provision, wanted, arrays(network()))
     try:
         with console.status("starting the server; the key holders make their joint key"):
@@ -114,6 +119,7 @@ async def run(rounds: int, scheme: str, directory: Path, report_file: Path, outa
                 for n in range(len(phones))
             ]
             task = await clients[0].task(TASK)
+            console.print(describe(task.committee))
             members = list(zip(clients, phones.values(), strict=True))
             console.print(
                 f"planned epsilon {clients[0].privacy_planned(task):.2f} at delta {DELTA:g}, should all"

@@ -25,7 +25,7 @@ def table(task: Task, results: list[RoundResult]) -> Table:
     config = task.config
     out = Table(
         title=f"{config.scheme}/{config.profile}: {task.parameters:,} parameters, {config.max_clients} phones, "
-        f"{config.threshold} of {len(config.holders)} key holders; seconds by stage",
+        f"key holders {task.committee} (threshold/holders/agreement); seconds by stage",
         box=box.SIMPLE,
         padding=(0, 1, 0, 0),
     )
@@ -51,8 +51,12 @@ def write_json(path: Path, task: Task, results: list[RoundResult], total_seconds
         "rounds": len(done),
         "failed_rounds": [{"round": row.number, "why": row.failure} for row in results if row.failure],
         "clients": config.max_clients,
-        "key_holders": len(config.holders),
-        "threshold": config.threshold,
+        "committee": {
+            "holders": len(config.holders),
+            "threshold": config.threshold,
+            "agreement": config.agreement,
+            "f": task.committee.colluders,
+        },
         "parameters": task.parameters,
         "accuracy": done[-1].accuracy if done else 0.0,
         "epsilon": results[-1].epsilon if results else 0.0,

@@ -84,7 +84,7 @@ class Phones:
         opened = await client.opened_sum(self._task, result.number)
         result.max_abs_error = float(np.abs(opened - np.sum(integers, axis=0)).max())
         timings = (await client.round(self._task, result.number)).seconds
-        result.seconds |= {"sum": timings["sum"], "open": timings["wait_shares"] + timings["open"]}
+        result.seconds |= {"sum": timings["sum"], "open": timings["screen"] + timings["wait_shares"] + timings["open"]}
         model = await client.pull_model(self._task)
         result.accuracy = await asyncio.to_thread(self._accuracy, model)
 

@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import cast, get_args
 
 from aiohttp import web
 
-from he_protocol.api import Opening, PendingOpenings
-from he_protocol.identity import check_signed
-from he_protocol.messages import Manifest, Share, SignedUpdate
-from he_protocol.problems import MANIFEST_MISMATCH, NOT_ADDRESSED, REQUEST_TIMEOUT, WRONG_SHARE, WRONG_STATE, Refusal
-from he_protocol.signing import read_unverified
+from he_protocol.api import Heads, Opening, PendingOpenings
+from he_protocol.identity import Party, check_signed
+from he_protocol.messages import Manifest, Objection, Screening, Share, SignedUpdate, Vote
+from he_protocol.problems import (
+    BAD_SIGNATURE,
+    MALFORMED,
+    MANIFEST_MISMATCH,
+    NOT_ADDRESSED,
+    NOT_CERTIFIED,
+    REQUEST_TIMEOUT,
+    WRONG_SHARE,
+    WRONG_STATE,
+    Refusal,
+)
+from he_protocol.signing import TOKEN_LIMIT, message_kind, read_unverified
 from he_protocol.task import Task
 from he_server.answers import Piece, answer, stream_pieces
 from he_server.auth import Member, check_member, check_self, party_of
@@ -18,38 +29,110 @@ from he_server.handlers.rounds import round_number
 from he_server.handlers.tasks import task_of
 from he_server.intake import Frame, Section, receive, recording
 from he_server.names import fresh, key_blob, share_blob
-from he_server.rounds import check_binding
+from he_server.rounds import check_binding, stage_of
 from he_server.server import Server
-from he_server.store.records import RoundRecord, UpdateRecord
+from he_server.store.records import AnswerRecord, Kind, RoundRecord, UpdateRecord
 
 
 async def list_openings(server: Server, request: web.Request) -> web.StreamResponse:
     task = await task_of(server, request)
     member = check_member(task, party_of(request))
-    return answer(PendingOpenings(await server.store.pending_openings(task.id, member.entry.name)))
+    return answer(PendingOpenings(await server.store.waiting_for(task, member.entry.name)))
 
 
 async def get_opening(server: Server, request: web.Request) -> web.StreamResponse:
-    _, record, updates = await _waiting(server, request)
-    heads = tuple(SignedUpdate(u.header, u.credential) for u in updates)
-    return answer(Opening(record.manifest, heads, (await server.revocations()).token))
+    task, record = await _waiting(server, request)
+    votes = await _votes(server, record)
+    stage = stage_of(record.state, len(votes), task.committee.agreement)
+    return answer(Opening(stage, record.manifest, votes, (await server.revocations()).token))
+
+
+async def get_heads(server: Server, request: web.Request) -> web.StreamResponse:
+    _, record = await _waiting(server, request)
+    return answer(Heads(tuple(SignedUpdate(u.header, u.credential) for u in await _listed(server, record))))
 
 
 async def get_key_parts(server: Server, request: web.Request) -> web.StreamResponse:
-    task, _, updates = await _waiting(server, request)
+    task, record = await _waiting(server, request)
     part = task.part("key")
-    pieces = [Piece(key_blob(update.blob), update.position * part.size, part.size) for update in updates]
+    listed = await _listed(server, record)
+    pieces = [Piece(key_blob(update.blob), update.position * part.size, part.size) for update in listed]
     return await stream_pieces(server, request, pieces)
 
 
-async def _waiting(server: Server, request: web.Request) -> tuple[Task, RoundRecord, tuple[UpdateRecord, ...]]:
-    """Task, round and updates (in the manifest's order) of a round that waits for shares."""
+async def put_answer(server: Server, request: web.Request) -> web.StreamResponse:
+    """A holder's screening, vote or objection: the message's type says which."""
+    task = await task_of(server, request)
+    party = party_of(request)
+    check_member(task, party)
+    check_self(party, request.match_info["holder"])
+    record = await server.store.round(task.id, round_number(request))
+    body = await Frame(request.content, TOKEN_LIMIT, request.content_length).body(TOKEN_LIMIT)
+    try:
+        token = body.decode("ascii")
+    except UnicodeDecodeError:
+        raise Refusal(MALFORMED, "the answer is not a compact JWS") from None
+    said = await server.thread(read_answer, task, record, token, party, server.clock())
+    created = await server.store.add_answer(task, record, said)
+    if created:
+        server.notifier.notify(task.id)
+    return answer((await server.store.round(task.id, record.number)).status(), 201 if created else 200)
+
+
+def read_answer(task: Task, record: RoundRecord, token: str, party: Party, now: float) -> AnswerRecord:
+    """What a holder says about a round's manifest, once signature and binding are checked.
+
+    Raises `bad-signature`, `not-addressed`, `wrong-task` or `wrong-epoch`.
+    """
+    kind = kind_of(token)
+    if kind == "vote":
+        vote = check_signed(token, Vote, party, "holder")
+        check_binding(task, vote.task_hash, vote.epoch)
+        if vote.opening != record.opening:
+            raise Refusal(NOT_ADDRESSED, "the vote is for another opening", expected=record.opening, got=vote.opening)
+        return AnswerRecord(party.name, kind, vote.manifest.hex(), token, "", "", now)
+    if kind == "screening":
+        screening = check_signed(token, Screening, party, "holder")
+        check_binding(task, screening.task_hash, screening.epoch)
+        named, detail, problem, manifest = screening.round, "", "", screening.manifest
+    else:
+        objection = check_signed(token, Objection, party, "holder")
+        check_binding(task, objection.task_hash, objection.epoch)
+        named, detail, problem, manifest = objection.round, objection.detail, objection.problem, objection.manifest
+    if named != record.number:
+        raise Refusal(NOT_ADDRESSED, "the path names another round", expected=named, got=record.number)
+    return AnswerRecord(party.name, kind, manifest.hex(), token, problem, detail, now)
+
+
+def kind_of(token: str) -> Kind:
+    """What a holder's answer says it is; its signature is not checked. Raises `bad-signature` for anything else."""
+    named = message_kind(token)
+    for kind in get_args(Kind):
+        if kind == named:
+            return cast(Kind, kind)
+    raise Refusal(BAD_SIGNATURE, "not an answer to a manifest", expected="screening, vote or objection", got=named[:80])
+
+
+async def _votes(server: Server, record: RoundRecord) -> tuple[str, ...]:
+    """The votes for a round's manifest as it is now."""
+    said = await server.store.answers_of(record.id)
+    return tuple(a.token for a in said if a.kind == "vote" and a.manifest_hash == record.manifest_hash)
+
+
+async def _listed(server: Server, record: RoundRecord) -> list[UpdateRecord]:
+    """The updates in a round's manifest, in its order."""
+    out = {one.update for one in record.excluded}
+    return [update for update in await server.store.updates_of(record.id) if update.update_id not in out]
+
+
+async def _waiting(server: Server, request: web.Request) -> tuple[Task, RoundRecord]:
+    """Task and round, where that waits for key holders."""
     task = await task_of(server, request)
     check_member(task, party_of(request))
     record = await server.store.round(task.id, round_number(request))
-    if record.state != "opening":
-        raise Refusal(WRONG_STATE, "the round does not wait for shares", expected="opening", got=record.state)
-    return task, record, await server.store.updates_of(record.id)
+    if not record.manifest or record.state not in {"closed", "opening"}:
+        raise Refusal(WRONG_STATE, "the round does not wait for key holders", got=record.state)
+    return task, record
 
 
 async def put_share(server: Server, request: web.Request) -> web.StreamResponse:
@@ -64,6 +147,8 @@ async def put_share(server: Server, request: web.Request) -> web.StreamResponse:
     if await server.store.has_share(record.id, share.holder, token):
         return answer(record.status())
     await server.thread(check_share, task, record, member, share)
+    if len(await _votes(server, record)) < task.committee.agreement:
+        raise Refusal(NOT_CERTIFIED, "shares come after votes", expected=f"{task.committee.agreement} votes")
     layout = task.scheme.share_layout(task.length)
     blob = fresh()
     name = share_blob(blob)

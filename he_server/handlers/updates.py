@@ -38,7 +38,7 @@ async def get_update(server: Server, request: web.Request) -> web.StreamResponse
     task = await task_of(server, request)
     update_id = hex_id(request.match_info["update"], 16, "update").hex()
     update, current = await server.store.update_status(task.id, update_id, party_of(request).name)
-    failure = current.failure_of(update.bucket)
+    failure = current.failure_of(update)
     return answer(UpdateStatus(update.update_id, current.number, current.state, current.version, failure))
 
 

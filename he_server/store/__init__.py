@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from he_server.store.answers import AnswerStore
 from he_server.store.audit import AuditStore
 from he_server.store.folding import FoldingStore
 from he_server.store.revocations import RevocationStore
@@ -12,5 +13,15 @@ from he_server.store.updates import UpdateStore
 from he_server.store.uploads import UploadStore
 
 
-class Store(TaskStore, UpdateStore, UploadStore, FoldingStore, RoundStore, StandingStore, RevocationStore, AuditStore):
+class Store(
+    TaskStore,
+    UpdateStore,
+    UploadStore,
+    FoldingStore,
+    RoundStore,
+    AnswerStore,
+    StandingStore,
+    RevocationStore,
+    AuditStore,
+):
     """Everything that the server remembers, over one SQLAlchemy async engine."""

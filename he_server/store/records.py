@@ -3,13 +3,35 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 import msgspec
-from sqlalchemy import Row
+from sqlalchemy import Row, RowMapping, RowMapping
 
-from he_protocol.api import DroppedBucket, Failure, RoundState, RoundStatus
+from he_protocol.api import DroppedBucket, ExcludedUpdate, Failure, HolderStatus, RoundState, RoundStatus
+from he_protocol.task import Task
+
+Kind: TypeAlias = Literal["screening", "vote", "objection"]
+SAID: dict[Kind, Literal["screened", "voted", "refused"]] = {
+    "screening": "screened",
+    "vote": "voted",
+    "objection": "refused",
+}
+
+
+@dataclass(frozen=True)
+class AnswerRecord:
+    """What one holder said about a round's manifest (its hash in hex); `problem` and `detail` of an objection."""
+
+    holder: str
+    kind: Kind
+    manifest_hash: str
+    token: str
+    problem: str
+    detail: str
+    received: float
 
 
 @dataclass(frozen=True)
@@ -34,18 +56,21 @@ class RoundRecord:
     tried: int
     lease_until: float
     dropped: tuple[DroppedBucket, ...]
+    opening: int
+    excluded: tuple[ExcludedUpdate, ...]
     shares: int
 
     @property
     def failure(self) -> Failure | None:
         return Failure(self.failure_type, self.failure_detail) if self.failure_type else None
 
-    def failure_of(self, bucket: int) -> Failure | None:
-        """Why the updates of one bucket are in no sum."""
-        return self.failure or next((one.failure for one in self.dropped if one.bucket == bucket), None)
+    def failure_of(self, update: UpdateRecord) -> Failure | None:
+        """Why an update of this round is in no sum."""
+        out = next((one.failure for one in self.excluded if one.update == update.update_id), None)
+        return out or self.failure or next((one.failure for one in self.dropped if one.bucket == update.bucket), None)
 
-    def status(self) -> RoundStatus:
-        """The public document about this round."""
+    def status(self, committee: tuple[HolderStatus, ...] = ()) -> RoundStatus:
+        """The public document about this round, with what its key holders said."""
         return RoundStatus(
             round=self.number,
             state=self.state,
@@ -57,6 +82,9 @@ class RoundRecord:
             failure=self.failure,
             dropped=self.dropped,
             seconds=self.seconds,
+            opening=self.opening,
+            excluded=self.excluded,
+            committee=committee,
         )
 
 
@@ -89,11 +117,12 @@ class AccumulatorRecord:
 
 @dataclass(frozen=True)
 class ShareRecord:
-    """One holder's share for one round."""
+    """One holder's share for one round; `received` in Unix seconds."""
 
     holder: str
     token: str
     blob: str
+    received: float
 
 
 @dataclass(frozen=True)
@@ -137,6 +166,41 @@ class Accepted:
     closed: bool = False
 
 
+def answer_record(row: RowMapping) -> AnswerRecord:
+    """An answer from its columns; its token where that was asked for."""
+    kind: Kind = next(name for name in get_args(Kind) if name == row["kind"])
+    return AnswerRecord(
+        row["holder"],
+        kind,
+        row["manifest_hash"],
+        row.get("token", ""),
+        row["problem"],
+        row["detail"],
+        row["received"],
+    )
+
+
+def committee_status(
+    task: Task, record: RoundRecord, answers: Sequence[AnswerRecord], shares: Sequence[ShareRecord]
+) -> tuple[HolderStatus, ...]:
+    """What each holder has said about a round's manifest: of several things the one that counts most now.
+
+    A share comes last of all. Before that, the newest word about the manifest as it is now.
+    """
+    released = {share.holder: share.received for share in shares}
+    found = []
+    for holder in task.config.holders:
+        mine = [a for a in answers if a.holder == holder.name and a.manifest_hash == record.manifest_hash]
+        if holder.name in released:
+            found.append(HolderStatus(holder.name, "released", at=released[holder.name]))
+        elif mine:
+            last = max(mine, key=lambda one: one.received)
+            found.append(HolderStatus(holder.name, SAID[last.kind], last.problem, last.detail, last.received))
+        else:
+            found.append(HolderStatus(holder.name, ""))
+    return tuple(found)
+
+
 def round_record(row: Row[Any]) -> RoundRecord:
     """A round from all its columns and `shares`."""
     state: RoundState = next(name for name in get_args(RoundState) if name == row.state)
@@ -159,6 +223,8 @@ def round_record(row: Row[Any]) -> RoundRecord:
         tried=row.tried,
         lease_until=row.lease_until,
         dropped=msgspec.json.decode(row.dropped, type=tuple[DroppedBucket, ...]),
+        opening=row.opening,
+        excluded=msgspec.json.decode(row.excluded, type=tuple[ExcludedUpdate, ...]),
         shares=row.shares,
     )
 

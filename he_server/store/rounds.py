@@ -7,22 +7,23 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 import msgspec
-from sqlalchemy import ColumnElement, Table, and_, insert, select, update
+from sqlalchemy import ColumnElement, Table, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from he_protocol.api import DroppedBucket
-from he_protocol.messages import Share
-from he_protocol.problems import NOT_FOUND, TOO_FEW_CLIENTS, WRONG_SHARE, WRONG_STATE, ProblemType, Refusal
-from he_protocol.signing import payload_hash
+from he_protocol.messages import Manifest, Share
+from he_protocol.problems import ABANDONED, NOT_FOUND, TOO_FEW_CLIENTS, WRONG_SHARE, WRONG_STATE, ProblemType, Refusal
+from he_protocol.signing import payload_hash, read_unverified
 from he_protocol.task import Task
+from he_server.manifests import Plan
 from he_server.names import accumulator_blob, key_blob, share_blob, total_blob, update_blob
 from he_server.rounds import at_deadline
 from he_server.store import audit
 from he_server.store.database import Database
 from he_server.store.moves import lock_task, move_round, open_round
 from he_server.store.records import RoundRecord, ShareRecord, round_record
-from he_server.store.schema import accumulators, models, rounds, shares, updates
+from he_server.store.schema import accumulators, models, rounds, shares, tasks, updates
 from he_server.store.selects import select_rounds
 
 RECENT_ROUNDS = 50
@@ -64,9 +65,8 @@ class RoundStore(Database):
     async def needed_blobs(self) -> frozenset[str]:
         """Names of all blobs that rounds still need, among those that end with their round."""
         folding, live = ("open", "closed"), ("open", "closed", "opening")
-        unfolded = and_(rounds.c.state.in_(folding), updates.c.folded.is_(False))
         wanted: tuple[tuple[Callable[[str], str], Table, ColumnElement[bool]], ...] = (
-            (update_blob, updates, unfolded),
+            (update_blob, updates, rounds.c.state.in_(folding)),  # folded ones may have to be taken out again
             (key_blob, updates, rounds.c.state.in_(live)),
             (accumulator_blob, accumulators, rounds.c.state.in_(folding)),
             (share_blob, shares, rounds.c.state.in_(live)),
@@ -154,10 +154,31 @@ class RoundStore(Database):
                 .values(lease_token="", lease_until=0.0, tried=tried)
             )
 
+    async def begin_screening(self, lease: Lease, opening: int, manifest: str, plan: Plan) -> None:
+        """Show holders a manifest that is not final: the round stays closed, and the lease is given back."""
+        async with self._write() as connection:
+            changed = await connection.execute(
+                update(rounds)
+                .where(rounds.c.id == lease.round.id, rounds.c.lease_token == lease.token, rounds.c.state == "closed")
+                .values(
+                    manifest=manifest,
+                    manifest_hash=payload_hash(manifest).hex(),
+                    opening=opening,
+                    excluded=msgspec.json.encode(plan.documents).decode(),
+                    lease_token="",
+                    lease_until=0.0,
+                )
+            )
+            if changed.rowcount != 1:
+                raise Refusal(WRONG_STATE, f"round {lease.round.number} was moved by somebody else", expected="closed")
+            where, digest = (lease.round.task, lease.round.number), payload_hash(manifest).hex()
+            out = len(plan.excluded)
+            await audit.append(connection, "round-screened", *where, manifest=digest, opening=opening, excluded=out)
+
     async def begin_opening(
-        self, lease: Lease, manifest: str, buckets: int, deadline: float, seconds: dict[str, float]
+        self, lease: Lease, manifest: str, plan: Plan, deadline: float, seconds: dict[str, float]
     ) -> None:
-        """closed -> opening, with the signed manifest that key holders will see and its number of buckets."""
+        """closed -> opening, with the signed manifest that key holders vote for, and its buckets."""
         async with self._write() as connection:
             await move_round(
                 connection,
@@ -167,13 +188,38 @@ class RoundStore(Database):
                 seconds=seconds,
                 manifest=manifest,
                 manifest_hash=payload_hash(manifest).hex(),
+                excluded=msgspec.json.encode(plan.documents).decode(),
                 opening_deadline=deadline,
             )
-            await connection.execute(
-                update(updates).where(updates.c.round_id == lease.round.id).values(bucket=updates.c.bucket % buckets)
-            )
+            here = updates.c.round_id == lease.round.id
+            for before, after in sorted(plan.buckets.items()):  # none is renumbered twice: numbers only become smaller
+                renumbered = update(updates).where(here, updates.c.bucket == before)
+                await connection.execute(renumbered.values(bucket=after))
             where, digest = (lease.round.task, lease.round.number), payload_hash(manifest).hex()
-            await audit.append(connection, "round-opening", *where, manifest=digest, buckets=buckets)
+            count, out = plan.count, len(plan.excluded)
+            await audit.append(connection, "round-opening", *where, manifest=digest, buckets=count, excluded=out)
+
+    async def next_opening(self, record: RoundRecord) -> tuple[int, int] | None:
+        """The number of the epoch's next opening, and when it may be formed at the earliest (Unix seconds).
+
+        None while an earlier round of the task is (to be) opened: rounds are opened one after the other.
+        """
+        before = select(rounds.c.id).where(
+            rounds.c.task_hash == record.task,
+            rounds.c.number < record.number,
+            rounds.c.state.in_(("closed", "opening")),
+        )
+        used = select(func.max(rounds.c.opening)).where(rounds.c.task_hash == record.task, rounds.c.id != record.id)
+        known = select(tasks.c.opened).where(tasks.c.task_hash == record.task)
+        async with self._read() as connection:
+            if (await connection.execute(before.limit(1))).first() is not None:
+                return None
+            highest = max(
+                (await connection.execute(used)).scalar() or 0, (await connection.execute(known)).scalar_one()
+            )
+            last = select(rounds.c.manifest).where(rounds.c.task_hash == record.task, rounds.c.opening == highest)
+            token = (await connection.execute(last.limit(1))).scalar_one_or_none()
+        return highest + 1, read_unverified(token, Manifest).formed if token else 0
 
     async def add_share(
         self, task: Task, share: Share, token: str, blob: str, now: float, check_kept: Callable[[], Awaitable[None]]
@@ -211,18 +257,8 @@ class RoundStore(Database):
         """The shares of one round, by holder."""
         query = select(shares).where(shares.c.round_id == round_id).order_by(shares.c.holder)
         async with self._read() as connection:
-            return tuple(ShareRecord(row.holder, row.token, row.blob) for row in await connection.execute(query))
-
-    async def pending_openings(self, task: str, holder: str) -> tuple[int, ...]:
-        """Numbers of the rounds that wait for this holder's share."""
-        answered = select(shares.c.round_id).where(shares.c.holder == holder)
-        query = (
-            select(rounds.c.number)
-            .where(rounds.c.task_hash == task, rounds.c.state == "opening", rounds.c.id.not_in(answered))
-            .order_by(rounds.c.number)
-        )
-        async with self._read() as connection:
-            return tuple((await connection.execute(query)).scalars())
+            found = await connection.execute(query)
+            return tuple(ShareRecord(row.holder, row.token, row.blob, row.received) for row in found)
 
     async def publish_round(
         self,
@@ -257,6 +293,34 @@ class RoundStore(Database):
                 await audit.append(connection, "round-published", *where, version=version, model=sha256)
         except IntegrityError:
             raise Refusal(WRONG_STATE, f"model version {version} was published by another round") from None
+
+    async def abandon(self, record: RoundRecord, why: str) -> None:
+        """closed or opening -> failed because an operator says so: its updates are spent. Raises `wrong-state`."""
+        async with self._write() as connection:
+            await move_round(connection, record, "failed", failure_type=ABANDONED.urn, failure_detail=why)
+            said = {"problem": ABANDONED.urn, "why": why}
+            await audit.append(connection, "round-failed", record.task, record.number, **said)
+
+    async def recover(self, task: str, opening: int, version: int, now: float) -> None:
+        """Go on after opening number `opening` and model version `version`, which key holders have seen and this
+        database has not: the newest model that is here gets that version. Raises `wrong-state` for smaller ones."""
+        async with self._write() as connection:
+            await lock_task(connection, task)
+            newest = select(models).where(models.c.task_hash == task).order_by(models.c.version.desc()).limit(1)
+            model = (await connection.execute(newest)).one()
+            known = (await connection.execute(select(tasks.c.opened).where(tasks.c.task_hash == task))).scalar_one()
+            if version < model.version or opening < known:
+                got = f"opening {opening}, version {version}"
+                expected = f"at least opening {known}, version {model.version}"
+                raise Refusal(WRONG_STATE, "numbers never go back", expected=expected, got=got)
+            if version > model.version:
+                again = {"task_hash": task, "version": version, "round_id": None, "sha256": model.sha256}
+                await connection.execute(insert(models).values(**again, created=now))
+            await connection.execute(update(tasks).where(tasks.c.task_hash == task).values(opened=opening))
+            screened = (rounds.c.task_hash == task) & (rounds.c.state == "closed")
+            await connection.execute(update(rounds).where(screened).values(manifest="", manifest_hash="", opening=0))
+            said = {"opening": opening, "version": version}
+            await audit.append(connection, "numbers-recovered", task, 0, **said)
 
     async def fail_round(self, lease: Lease, problem: ProblemType, detail: str, seconds: dict[str, float]) -> None:
         """closed or opening -> failed; its clients see why."""

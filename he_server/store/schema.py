@@ -32,6 +32,8 @@ tasks = Table(
     Column("token", Text, nullable=False),
     Column("epoch", BigInteger, nullable=False),
     Column("created", Float(53), nullable=False),
+    # Opening numbers up to this one were used by a server whose database was lost.
+    Column("opened", BigInteger, nullable=False, server_default="0"),
 )
 
 rounds = Table(
@@ -58,6 +60,10 @@ rounds = Table(
     Column("lease_until", Float(53), nullable=False, default=0.0),
     # JSON: the `DroppedBucket`s of a published round.
     Column("dropped", Text, nullable=False, server_default="[]"),
+    # Its number among the epoch's openings, 0 until it has a manifest.
+    Column("opening", BigInteger, nullable=False, server_default="0"),
+    # JSON: the `ExcludedUpdate`s that the manifest is without.
+    Column("excluded", Text, nullable=False, server_default="[]"),
     UniqueConstraint("task_hash", "number", name="one_number"),
     # The database's own promise that a task has one open round.
     Index(
@@ -137,6 +143,20 @@ shares = Table(
     Column("token", Text, nullable=False),
     Column("received", Float(53), nullable=False),
     Column("blob", String(64), nullable=False),
+)
+
+# What key holders said about the manifest of a round: one row for each kind of message, the newest.
+answers = Table(
+    "answers",
+    metadata,
+    Column("round_id", Integer, ForeignKey("rounds.id"), primary_key=True),
+    Column("holder", String(64), primary_key=True),
+    Column("kind", String(16), primary_key=True),
+    Column("manifest_hash", String(64), nullable=False),
+    Column("token", Text, nullable=False),
+    Column("problem", String(64), nullable=False),
+    Column("detail", Text, nullable=False),
+    Column("received", Float(53), nullable=False),
 )
 
 models = Table(

@@ -41,6 +41,16 @@ class StandingStore(Database):
         async with self._read() as connection:
             return {row[0]: row[1] for row in await connection.execute(query)}
 
+    async def taken(self) -> dict[str, int]:
+        """How many updates of each task are in rounds without a final manifest."""
+        query = (
+            select(rounds.c.task_hash, func.sum(rounds.c.updates))
+            .where(rounds.c.state.in_(_UNFOLDED))
+            .group_by(rounds.c.task_hash)
+        )
+        async with self._read() as connection:
+            return {row[0]: int(row[1]) for row in await connection.execute(query)}
+
     async def standing(self, now: float) -> Standing:
         """What waits at `now`."""
         live = select(rounds.c.state, func.count()).where(rounds.c.state.in_(_LIVE)).group_by(rounds.c.state)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from sqlalchemy import and_, func, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from he_protocol.problems import ALREADY_IN_ROUND, NOT_FOUND, UPDATE_ID_REUSED, WRONG_STATE, Refusal
+from he_protocol.problems import ALREADY_IN_ROUND, NOT_FOUND, REPEATED_BASE, UPDATE_ID_REUSED, WRONG_STATE, Refusal
 from he_protocol.task import Task
 from he_server.rounds import check_base_version
 from he_server.store import audit
@@ -44,12 +44,14 @@ class Known:
     """What the database knows that bears on new updates of one task.
 
     by_id: header hash, receipt and round number of updates with the offered ids, and of some others. in_round: update
-    ids by client, of the offered clients in the open round, and of some others. version: of the newest model.
+    ids by client, of the offered clients in the open round, and of some others. version: of the newest model. bases:
+    offered clients with the base versions of updates that are, or may be, in an opened sum; only without DP noise.
     """
 
     by_id: dict[str, tuple[str, str, int]]
     in_round: dict[str, str]
     version: int
+    bases: set[tuple[str, int]] = field(default_factory=set)
 
 
 class UpdateStore(Database):
@@ -59,7 +61,7 @@ class UpdateStore(Database):
         """What `accept_updates` would refuse now, before any body is read; an earlier receipt if there is one."""
         async with self._read() as connection:
             current, version = await _open_round(connection, task.id)
-            return admit(task, offered, await _known(connection, current, version, [offered]))
+            return admit(task, offered, await _known(connection, task, current, version, [offered]))
 
     async def accept_updates(
         self, task: Task, offers: Sequence[tuple[NewUpdate, float]], keep: Keep
@@ -67,12 +69,12 @@ class UpdateStore(Database):
         """Put updates, each with the time when it came, into the open round, in one transaction.
 
         The first sets the round's deadline, the last closes it: outcomes are in order, up to the offer that
-        does. A refusal is `update-id-reused`, `already-in-round` or `stale-update`.
+        does. A refusal is `update-id-reused`, `already-in-round`, `stale-update` or `repeated-base`.
         """
         async with self._write() as connection:
             await lock_task(connection, task.id)
             current, version = await _open_round(connection, task.id)
-            known = await _known(connection, current, version, [offered for offered, _ in offers])
+            known = await _known(connection, task, current, version, [offered for offered, _ in offers])
             outcomes: list[Accepted | Refusal] = []
             entering: list[tuple[NewUpdate, float]] = []
             for offered, now in offers:
@@ -85,6 +87,7 @@ class UpdateStore(Database):
                     entering.append((offered, now))
                     known.by_id[offered.update_id] = offered.header_hash, offered.receipt, current.number
                     known.in_round[offered.client] = offered.update_id
+                    known.bases.add((offered.client, offered.base_version))
                 full = before is None and current.updates + len(entering) == task.config.max_clients
                 outcomes.append(before or Accepted(offered.receipt, current.number, created=True, closed=full))
                 if full:
@@ -115,7 +118,7 @@ class UpdateStore(Database):
 def admit(task: Task, offered: NewUpdate, known: Known) -> Accepted | None:
     """The receipt of the same update, sent again; None for a new one that may enter the open round.
 
-    Raises `update-id-reused`, `already-in-round` or `stale-update`.
+    Raises `update-id-reused`, `already-in-round`, `stale-update` or `repeated-base`.
     """
     header_hash, receipt, number = known.by_id.get(offered.update_id, ("", "", 0))
     if header_hash == offered.header_hash:
@@ -131,10 +134,18 @@ def admit(task: Task, offered: NewUpdate, known: Known) -> Accepted | None:
     if offered.client in known.in_round:
         detail = "one update per client and round; wait for the next one"
         raise Refusal(ALREADY_IN_ROUND, detail, got=known.in_round[offered.client])
+    if not task.config.privacy.noisy and (offered.client, offered.base_version) in known.bases:
+        raise Refusal(
+            REPEATED_BASE,
+            "fetch the model again and train on it",
+            got=f"a second update on version {offered.base_version}",
+        )
     return None
 
 
-async def _known(connection: AsyncConnection, current: RoundRecord, version: int, offers: Sequence[NewUpdate]) -> Known:
+async def _known(
+    connection: AsyncConnection, task: Task, current: RoundRecord, version: int, offers: Sequence[NewUpdate]
+) -> Known:
     ids, clients = [offer.update_id for offer in offers], [offer.client for offer in offers]
     offered_before = and_(updates.c.task_hash == current.task, updates.c.update_id.in_(ids))
     in_round = and_(updates.c.round_id == current.id, updates.c.client.in_(clients))
@@ -155,7 +166,20 @@ async def _known(connection: AsyncConnection, current: RoundRecord, version: int
         known.by_id[row.update_id] = row.header_hash, row.receipt, row.number
         if row.round_id == current.id:
             known.in_round[row.client] = row.update_id
+    if not task.config.privacy.noisy:
+        known.bases.update(await _bases(connection, task, clients))
     return known
+
+
+async def _bases(connection: AsyncConnection, task: Task, clients: Sequence[str]) -> Sequence[tuple[str, int]]:
+    """Clients and base versions of updates that key holders have voted for, or will be asked to."""
+    counted = or_(rounds.c.state != "failed", rounds.c.opening > 0)
+    query = (
+        select(updates.c.client, updates.c.base_version)
+        .join(rounds, rounds.c.id == updates.c.round_id)
+        .where(updates.c.task_hash == task.id, updates.c.client.in_(clients), counted)
+    )
+    return [(row.client, row.base_version) for row in await connection.execute(query)]
 
 
 async def _enter(

@@ -26,7 +26,7 @@ from keys.keygen import Ceremony
 from keys.ledger import Ledger
 from migrations.run import upgrade
 
-CLIENTS, HOLDERS = 3, 3
+CLIENTS, HOLDERS = 3, 4
 TASK = "client-test"
 MODEL = {"w": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.zeros(2, dtype=np.float32)}
 QUICK = RetryPolicy(first=0.01, longest=0.02, give_up=5.0)
@@ -55,6 +55,7 @@ def plan(scheme: str, profile: str) -> dict[str, Any]:
         "staleness": 1,
         "max_openings": 20,
         "threshold": 2,
+        "agreement": 3,
     }
 
 
@@ -132,9 +133,9 @@ class Service:
 
     @asynccontextmanager
     async def committee(self) -> AsyncIterator[None]:
-        """A quorum of key holders at work."""
+        """As many key holders at work as must be there."""
         async with AsyncExitStack() as stack:
-            holders = [await stack.enter_async_context(self.holder(n)) for n in (1, 2)]
+            holders = [await stack.enter_async_context(self.holder(n)) for n in (1, 2, 3)]
             runs = [asyncio.create_task(Agent(h, self.task, self.url, poll_seconds=0.02).run()) for h in holders]
             try:
                 yield

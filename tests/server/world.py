@@ -20,15 +20,18 @@ from he_protocol.keyfile import KeyRecord
 from he_protocol.messages import (
     Cnf,
     Credential,
+    Exclusion,
     FailedBucket,
     Jwk,
     Manifest,
     Part,
     Role,
+    Screening,
     Share,
     ShareVector,
     SignedUpdate,
     UpdateHeader,
+    Vote,
     encode,
 )
 from he_protocol.privacy import PrivacyPlan
@@ -137,6 +140,8 @@ class World:
             server=ServerEntry(self.server_key.name, self.server_key.public),
             holders=tuple(HolderEntry(h.name, h.key.public, bytes(1216)) for h in self.holders),
             threshold=2,
+            agreement=2,
+            allow_no_collusion=True,
         )
         return replace(config, **changes)
 
@@ -228,6 +233,40 @@ class World:
         assert isinstance(found, api.RoundStatus)
         return found
 
+    async def screen(self, number: int, holders: tuple[int, ...] = (0, 1), **excluded: str) -> None:
+        """Screenings of some holders, and the worker's part. `excluded`: problems by the update's id in hex."""
+        token, manifest = await self.manifest(number)
+        out = tuple(Exclusion(bytes.fromhex(update), problem) for update, problem in excluded.items())
+        for holder in holders:
+            said = Screening(
+                **self._about(token, holder), round=manifest.round, seen_opening=0, seen_version=0, excluded=out
+            )
+            response = await self.put_answer(holder, number, self.holders[holder].key.sign(said))
+            assert response.status == 201, await response.text()
+        await self.work()
+
+    async def vote(self, number: int, holders: tuple[int, ...] = (0, 1)) -> None:
+        """Votes of some holders."""
+        token, manifest = await self.manifest(number)
+        for holder in holders:
+            vote = Vote(**self._about(token, holder), opening=manifest.opening)
+            response = await self.put_answer(holder, number, self.holders[holder].key.sign(vote))
+            assert response.status in {200, 201}, await response.text()
+
+    async def certify(self, number: int) -> None:
+        """What comes before the shares of a closed round: the committee screens its updates and votes."""
+        await self.work()
+        await self.screen(number)
+        await self.vote(number)
+
+    def _about(self, manifest: str, holder: int) -> dict[str, Any]:
+        digest, epoch = payload_hash(manifest), self.task.config.epoch
+        return {"task_hash": self.task.hash, "epoch": epoch, "manifest": digest, "holder": self.holders[holder].name}
+
+    async def put_answer(self, holder: int, number: int, token: str) -> ClientResponse:
+        person = self.holders[holder]
+        return await self.call(person, "PUT", api.answer_path(self.task.id, number, person.name), data=token.encode())
+
     async def manifest(self, number: int) -> tuple[str, Manifest]:
         opening = await self.get(self.holders[0], api.opening_path(self.task.id, number), api.Opening)
         return opening.manifest, read_unverified(opening.manifest, Manifest)
@@ -271,7 +310,9 @@ class World:
         return await self.call(person, "PUT", api.share_path(self.task.id, number, person.name), data=frame)
 
     async def open(self, number: int, holders: tuple[int, ...] = (0, 1)) -> None:
-        """Honest shares of some holders, and the worker's part."""
+        """Screenings, votes and honest shares of some holders, and the worker's part."""
+        if (await self.round(number)).state == "closed":
+            await self.certify(number)
         for holder in holders:
             response = await self.put_share(holder, number, await self.share(holder, number))
             assert response.status in {200, 201}, await response.text()  # 200: it was there already

@@ -14,11 +14,11 @@ from he_protocol.quantise import Integers
 from he_protocol.residues import Residues
 from he_protocol.signing import SigningKey, read_unverified
 from keys.checks import History, Request
-from keys.holder import BucketSums, release
 from keys.schemes import make_opener
+from keys.sums import BucketSums, make_share
 from tests.support.parties import NOW, World, random_integers
 
-FRESH = History(None, frozenset(), 0, 0)
+FRESH = History()
 
 
 @dataclass(frozen=True)
@@ -70,10 +70,10 @@ def ask(
 
 def after(first: Request, second: Request) -> Request:
     """`second` as a holder sees it that has opened `first`: what its ledger would tell."""
-    same = first.manifest.round == second.manifest.round
+    same = first.manifest.opening == second.manifest.opening
     opened = {entry.update_id for entry in first.manifest.updates}
     again = frozenset() if same else frozenset(opened & {entry.update_id for entry in second.manifest.updates})
-    return replace(second, history=History(first.manifest_hash if same else None, again, 0 if same else 1, 0))
+    return replace(second, history=History(first.manifest_hash if same else None, again))
 
 
 def answer(
@@ -87,7 +87,7 @@ def answer(
     sums = BucketSums(opener, request.manifest)
     for header in request.headers:
         sums.add(header, bodies[header.update_id])
-    message, vectors = release(request, world.committee[holder].name, sums)
+    message, vectors = make_share(request, world.committee[holder].name, sums)
     return message, {(e.bucket, e.part): vector for e, vector in zip(message.parts, vectors, strict=True)}
 
 

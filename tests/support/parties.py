@@ -71,7 +71,7 @@ class Authority:
 
 @dataclass
 class World:
-    """One task with its parties; `plan` overrides fields of `PLAN`."""
+    """One task with its parties; `plan` overrides fields of `PLAN`. By default all holders must have voted."""
 
     holders: int = 3
     plan: dict[str, Any] = field(default_factory=dict)
@@ -88,8 +88,9 @@ class World:
 
     @cached_property
     def task(self) -> Task:
+        everybody = {"agreement": self.holders, "allow_no_collusion": self.plan.get("threshold") == 1}
         config = build_config(
-            PLAN | self.plan,
+            PLAN | everybody | self.plan,
             self.tensors,
             self.server.credential,
             [holder.credential for holder in self.committee],
@@ -180,7 +181,7 @@ class World:
             ManifestEntry(h.update_id, h.client, token_hash(u.header), buckets.get(h.client, 0))
             for u, h in ((u, headers[id(u)]) for u in ordered)
         )
-        manifest = Manifest(self.task.hash, self.task.config.epoch, number, 0, entries)
+        manifest = Manifest(self.task.hash, self.task.config.epoch, number, number, int(NOW), 0, entries)
         return (signer or self.server.key).sign(replace(manifest, **changes)), tuple(ordered)
 
 

@@ -1,0 +1,121 @@
+"""What key holders say about the manifests of rounds: screenings, votes, objections."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sqlalchemy import delete, insert, select
+
+from he_protocol.api import Stage, Waiting
+from he_protocol.messages import Objection, Screening
+from he_protocol.problems import MANIFEST_MISMATCH, WRONG_STATE, Refusal
+from he_protocol.signing import read_unverified
+from he_protocol.task import Task
+from he_server.audit import Event
+from he_server.rounds import stage_of
+from he_server.store import audit
+from he_server.store.database import Database
+from he_server.store.records import AnswerRecord, RoundRecord, ShareRecord, answer_record, round_record
+from he_server.store.schema import answers, rounds, shares
+from he_server.store.selects import select_rounds
+
+DONE: dict[Stage, str] = {"screen": "screening", "vote": "vote", "release": "share"}
+"""What a holder has sent once a stage needs nothing more of it."""
+
+
+class AnswerStore(Database):
+    """State changes and reads of `answers`."""
+
+    async def add_answer(self, task: Task, record: RoundRecord, said: AnswerRecord) -> bool:
+        """Keep what a holder says about a round's manifest; False for the same again. A newer word of its kind replaces
+        the one before.
+
+        Raises `wrong-state` when the round does not wait for such a word, `manifest-mismatch` when the manifest is
+        another one by now.
+        """
+        async with self._write() as connection:
+            query = select_rounds().where(rounds.c.id == record.id)
+            current = round_record((await connection.execute(query.with_for_update(of=rounds))).one())
+            stage: Stage = "screen" if current.state == "closed" else "vote"
+            wanted = {"screen": ("screening", "objection"), "vote": ("vote", "objection")}
+            if not current.manifest or current.state not in {"closed", "opening"} or said.kind not in wanted[stage]:
+                raise Refusal(WRONG_STATE, f"the round does not wait for a {said.kind}", got=current.state)
+            if said.manifest_hash != current.manifest_hash:
+                raise Refusal(
+                    MANIFEST_MISMATCH, "another manifest", expected=current.manifest_hash, got=said.manifest_hash
+                )
+            mine = (answers.c.round_id == record.id) & (answers.c.holder == said.holder) & (answers.c.kind == said.kind)
+            if (await connection.execute(select(answers.c.token).where(mine))).scalar_one_or_none() == said.token:
+                return False
+            await connection.execute(delete(answers).where(mine))
+            await connection.execute(
+                insert(answers).values(
+                    round_id=record.id,
+                    holder=said.holder,
+                    kind=said.kind,
+                    manifest_hash=said.manifest_hash,
+                    token=said.token,
+                    problem=said.problem,
+                    detail=said.detail,
+                    received=said.received,
+                )
+            )
+            if said.kind != "screening":
+                detail = {"holder": said.holder, "manifest": said.manifest_hash, "problem": said.problem}
+                event: Event = "vote-cast" if said.kind == "vote" else "round-refused"
+                await audit.append(connection, event, task.id, record.number, **detail)
+            return True
+
+    async def answers_of(self, round_id: int) -> tuple[AnswerRecord, ...]:
+        """Everything that holders said about one round's manifests."""
+        query = select(answers).where(answers.c.round_id == round_id).order_by(answers.c.holder, answers.c.received)
+        async with self._read() as connection:
+            return tuple(answer_record(row) for row in (await connection.execute(query)).mappings())
+
+    async def seen_by_holders(self, task: Task) -> tuple[int, int]:
+        """The opening number and model version that more holders say they have seen than may lie; 0 without so many."""
+        about = answers.join(rounds, rounds.c.id == answers.c.round_id)
+        query = select(answers).select_from(about).where(rounds.c.task_hash == task.id, answers.c.kind != "vote")
+        seen: dict[str, tuple[int, int]] = {}
+        async with self._read() as connection:
+            for row in await connection.execute(query.order_by(answers.c.received)):
+                kind: type[Screening] | type[Objection] = Screening if row.kind == "screening" else Objection
+                said = read_unverified(row.token, kind)  # it was verified when it came
+                seen[row.holder] = said.seen_opening, said.seen_version
+        if len(seen) <= task.committee.colluders:
+            return 0, 0
+        openings, versions = (sorted(numbers, reverse=True) for numbers in zip(*seen.values(), strict=True))
+        return openings[task.committee.colluders], versions[task.committee.colluders]
+
+    async def said_about(self, found: Sequence[RoundRecord]) -> dict[int, tuple[list[AnswerRecord], list[ShareRecord]]]:
+        """Answers and shares of several rounds, by the round's id; without the tokens, which are large."""
+        said: dict[int, tuple[list[AnswerRecord], list[ShareRecord]]] = {record.id: ([], []) for record in found}
+        columns = (answers.c.round_id, answers.c.holder, answers.c.kind, answers.c.manifest_hash, answers.c.problem)
+        query = select(*columns, answers.c.detail, answers.c.received).where(answers.c.round_id.in_(said))
+        async with self._read() as connection:
+            for row in (await connection.execute(query)).mappings():
+                said[row["round_id"]][0].append(answer_record(row))
+            released = select(shares).where(shares.c.round_id.in_(said))
+            for share in await connection.execute(released):
+                said[share.round_id][1].append(ShareRecord(share.holder, "", share.blob, share.received))
+        return said
+
+    async def waiting_for(self, task: Task, holder: str) -> tuple[Waiting, ...]:
+        """The rounds that wait for this holder, and for what."""
+        asked = (
+            select(rounds.c.id, rounds.c.number, rounds.c.state, rounds.c.manifest_hash)
+            .where(rounds.c.task_hash == task.id, rounds.c.state.in_(("closed", "opening")), rounds.c.manifest != "")
+            .order_by(rounds.c.number)
+        )
+        found = []
+        async with self._read() as connection:
+            for live in (await connection.execute(asked)).all():
+                about = (answers.c.round_id == live.id) & (answers.c.manifest_hash == live.manifest_hash)
+                said = (await connection.execute(select(answers.c.holder, answers.c.kind).where(about))).all()
+                mine = {row.kind for row in said if row.holder == holder}
+                stage = stage_of(live.state, sum(row.kind == "vote" for row in said), task.committee.agreement)
+                share = select(shares.c.holder).where(shares.c.round_id == live.id, shares.c.holder == holder)
+                done = DONE[stage] in mine or (await connection.execute(share)).first() is not None
+                if not done:
+                    found.append(Waiting(live.number, stage))
+        return tuple(found)
