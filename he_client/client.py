@@ -296,6 +296,11 @@ class HushSumClient:
         path = api.round_path(task.id, number)
         return await self._transport.document("GET", path, api.RoundStatus, audience=task.config.server.name)
 
+    async def rounds(self, task: Task) -> list[api.RoundStatus]:
+        """The newest rounds, newest first, each with what its key holders have said."""
+        path = api.rounds_path(task.id)
+        return await self._transport.document("GET", path, list[api.RoundStatus], audience=task.config.server.name)
+
     async def opened_sum(self, task: Task, number: int) -> Integers:
         """The integer sum that the committee opened for a published round, shape (task.length,)."""
         answer = await self._transport.request(

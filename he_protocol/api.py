@@ -188,6 +188,10 @@ def upload_path(upload: str) -> str:
     return f"/v1/uploads/{upload}"
 
 
+def rounds_path(task: str) -> str:
+    return f"{TASKS}/{task}/rounds"
+
+
 def round_path(task: str, number: int) -> str:
     return f"{TASKS}/{task}/rounds/{number}"
 
