@@ -329,7 +329,7 @@ ROUTES: tuple[Route, ...] = (
         "What a holder says about a round's manifest; idempotent",
         {201: Content(JSON, RoundStatus), 200: Content(JSON, RoundStatus)},
         Content("application/jose", text="The compact JWS of a Screening, a Vote or an Objection."),
-        (p.MALFORMED, p.TOO_LARGE, *_SIGNED, p.WRONG_STATE, p.MANIFEST_MISMATCH),
+        (p.MALFORMED, p.TOO_LARGE, *_SIGNED, p.WRONG_STATE),
     ),
     Route(
         "PUT",

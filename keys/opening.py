@@ -39,10 +39,10 @@ class Openings:
         """
         holder, task = self._holder, self._task
         check_alive(task, task.hash in await holder.ledger.destroyed())
-        opener = await asyncio.to_thread(holder.opener, task)
         path = api.opening_path(task.id, number)
         asked = await transport.document("GET", path, api.Opening, audience=task.config.server.name)
         try:
+            opener = await asyncio.to_thread(holder.opener, task)
             request = await self._request(number, asked, transport)
             match asked.stage:
                 case "screen":
@@ -53,7 +53,8 @@ class Openings:
                     await self._release(request, opener, transport)
         except Refusal as refusal:
             if refusal.problem is WRONG_STATE:
-                await holder.ledger.settled(task, number, holder.clock())
+                if asked.stage == "release":  # the others were enough
+                    await holder.ledger.settled(task, number, holder.clock())
             elif refusal.problem.status < SERVICE_FAILURE:
                 await holder.ledger.refused(task, number, refusal, holder.clock(), asked.manifest)
                 await self._object(number, asked, refusal, transport)

@@ -217,7 +217,9 @@ class RoundStore(Database):
             highest = max(
                 (await connection.execute(used)).scalar() or 0, (await connection.execute(known)).scalar_one()
             )
-            last = select(rounds.c.manifest).where(rounds.c.task_hash == record.task, rounds.c.opening == highest)
+            last = select(rounds.c.manifest).where(
+                rounds.c.task_hash == record.task, counted, rounds.c.opening == highest
+            )
             token = (await connection.execute(last.limit(1))).scalar_one_or_none()
         return highest + 1, read_unverified(token, Manifest).formed if token else 0
 
