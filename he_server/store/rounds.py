@@ -204,22 +204,18 @@ class RoundStore(Database):
 
         None while an earlier round of the task is (to be) opened: rounds are opened one after the other.
         """
-        before = select(rounds.c.id).where(
-            rounds.c.task_hash == record.task,
-            rounds.c.number < record.number,
-            rounds.c.state.in_(("closed", "opening")),
-        )
-        used = select(func.max(rounds.c.opening)).where(rounds.c.task_hash == record.task, rounds.c.id != record.id)
+        mine = rounds.c.task_hash == record.task
+        waiting = rounds.c.state.in_(("closed", "opening"))
+        before = select(rounds.c.id).where(mine, rounds.c.number < record.number, waiting)
+        numbered = mine & (rounds.c.opening_deadline > 0)  # one that was only screened has bound nobody
+        used = select(func.max(rounds.c.opening)).where(numbered)
         known = select(tasks.c.opened).where(tasks.c.task_hash == record.task)
         async with self._read() as connection:
             if (await connection.execute(before.limit(1))).first() is not None:
                 return None
-            highest = max(
-                (await connection.execute(used)).scalar() or 0, (await connection.execute(known)).scalar_one()
-            )
-            last = select(rounds.c.manifest).where(
-                rounds.c.task_hash == record.task, counted, rounds.c.opening == highest
-            )
+            by_rounds = (await connection.execute(used)).scalar() or 0
+            highest = max(by_rounds, (await connection.execute(known)).scalar_one())
+            last = select(rounds.c.manifest).where(numbered, rounds.c.opening == highest)
             token = (await connection.execute(last.limit(1))).scalar_one_or_none()
         return highest + 1, read_unverified(token, Manifest).formed if token else 0
 
