@@ -105,6 +105,19 @@ def test_bad_signature(v):
         verify(spelled(v["token"]), KINDS[v["type"]], *raw(v, "public"))
 
 
+@cases("bad_versions")
+def test_bad_version(v):
+    for read in (lambda: verify(v["token"], KINDS[v["type"]], *raw(v, "public")),
+                 lambda: read_unverified(v["token"], KINDS[v["type"]]),
+                 lambda: payload_hash(v["token"])):  # fmt: skip
+        with refuses(v):
+            read()
+
+
+def test_other_versions_of_every_message_are_refused():
+    assert {v["type"] for v in load("bad_versions")} == set(KINDS) - NESTED
+
+
 @cases("bad_sizes")
 def test_bad_size(v):
     with refuses(v):

@@ -61,7 +61,7 @@ def b64(raw: bytes) -> str:
 
 
 def typ(kind: str) -> str:
-    return f"hushsum-{kind.lower()}+jws"
+    return f"hushsum-{kind.lower()}+jws;v=2"
 
 
 def jws(signer: SigningKey, payload: bytes, header: dict[str, Any]) -> str:
@@ -182,8 +182,7 @@ def bad_signatures() -> list[Case]:
             jws(signer, payload, {**good, "typ": typ("Reveal")}),
             "bad-signature",
         ),
-        ("typ JWT", jws(signer, payload, {**good, "typ": "JWT"}), "bad-signature"),
-        ("no typ", jws(signer, payload, {"alg": "Ed25519"}), "bad-signature"),
+        ("typ JWT of this version", jws(signer, payload, {**good, "typ": "JWT;v=2"}), "bad-signature"),
         ("alg none", unsigned, "bad-signature"),
         ("alg EdDSA", jws(signer, payload, {**good, "alg": "EdDSA"}), "bad-signature"),
         ("alg HS256", jws(signer, payload, {**good, "alg": "HS256"}), "bad-signature"),
@@ -208,6 +207,28 @@ def bad_signatures() -> list[Case]:
         {"case": what, "type": "Commitment", "public": signer.public.hex(), "token": text, "problem": problem}
         for what, text, problem in cases
     ]
+
+
+SPELLINGS = ("", ";v=1", ";v=3", ";v=02", ";v=2.0", ";v=", ";V=2", "; v=2", ";v=2 ", ";v=2;v=2", ";w=1;v=2", ",v=2")
+"""What may stand in the place of `;v=2` and is not this version."""
+
+
+def bad_versions() -> list[Case]:
+    """Correctly signed messages of other versions: none of them is read, whoever asks."""
+    cases = []
+    for message, signer in examples():
+        kind = type(message).__name__
+        bare = typ(kind).removesuffix(";v=2")
+        spellings = SPELLINGS if kind == "Commitment" else ("", ";v=1", ";v=3")
+        made: list[tuple[str, Any]] = [(f"typ {bare + spelling!r}", bare + spelling) for spelling in spellings]
+        if kind == "Commitment":
+            made += [("typ JWT", "JWT"), ("typ that is a list", [typ(kind)]), ("no typ", None)]
+        for what, value in made:
+            header = {"alg": "Ed25519"} | ({} if value is None else {"typ": value})
+            token = jws(signer, encode(message), header)
+            cases.append({"case": f"{kind}: {what}", "type": kind, "public": signer.public.hex(), "token": token,
+                          "problem": "unknown-protocol"})  # fmt: skip
+    return cases
 
 
 def bad_tasks() -> list[Case]:
@@ -254,18 +275,22 @@ def good_frames() -> list[Case]:
 
 
 def bad_frames() -> list[Case]:
-    head = struct.pack("<I", 5) + b"hello"
-    return [
-        {"case": "nothing", "frame": "", "problem": "malformed"},
-        {"case": "half a length", "frame": head[:3].hex(), "problem": "malformed"},
-        {"case": "half a head", "frame": head[:-1].hex(), "problem": "malformed"},
-        {"case": "a big-endian length", "frame": (struct.pack(">I", 5) + b"hello").hex(), "problem": "too-large"},
-        {
-            "case": "a head over the limit",
-            "frame": struct.pack("<I", framing.HEAD_LIMIT + 1).hex(),
-            "problem": "too-large",
-        },
+    magic, head = b"HSF\x02", struct.pack("<I", 5) + b"hello"
+    cases = [
+        ("nothing", b"", "malformed"),
+        ("half a magic", magic[:3], "malformed"),
+        ("half a length", (magic + head)[:7], "malformed"),
+        ("half a head", (magic + head)[:-1], "malformed"),
+        ("a big-endian length", magic + struct.pack(">I", 5) + b"hello", "too-large"),
+        ("a head over the limit", magic + struct.pack("<I", framing.HEAD_LIMIT + 1), "too-large"),
+        ("no version, as before there were any", head, "unknown-protocol"),
+        ("an older version", b"HSF\x01" + head, "unknown-protocol"),
+        ("a newer version", b"HSF\x03" + head, "unknown-protocol"),
+        ("the version as text", b"HSF2" + head, "unknown-protocol"),
+        ("another magic", b"hsf\x02" + head, "unknown-protocol"),
+        ("a newer version with a length over the limit", b"HSF\x03" + b"\xff" * 4, "unknown-protocol"),
     ]
+    return [{"case": what, "frame": frame.hex(), "problem": problem} for what, frame, problem in cases]
 
 
 REQUEST = {"audience": "aggregator", "method": "PUT", "path": "/v1/tasks"}
