@@ -27,7 +27,7 @@ from he_client.schemes import Sealer, Source, make_sealer
 from he_client.spool import SealedUpdate, Spool
 from he_client.tensors import Tensors, flatten
 from he_client.transport import RetryPolicy, Transport
-from he_protocol import api
+from he_protocol import api, framing
 from he_protocol.messages import Part, Receipt, SignedUpdate, UpdateHeader, decode
 from he_protocol.privacy import epsilon
 from he_protocol.problems import (
@@ -38,6 +38,7 @@ from he_protocol.problems import (
     RESIDUE_RANGE,
     STALE_UPDATE,
     UNEXPECTED_ANSWER,
+    UNKNOWN_PROTOCOL,
     UNREACHABLE,
     UPDATE_ID_REUSED,
     URN,
@@ -67,6 +68,7 @@ FINAL = frozenset(
         DIGEST_MISMATCH,
         RESIDUE_RANGE,
         UPDATE_ID_REUSED,
+        UNKNOWN_PROTOCOL,
     }
 )
 """Refusals that the same bytes will always meet: the sealed update is dropped. After any other it is kept."""
@@ -246,7 +248,7 @@ class HushSumClient:
         signed = verify(receipt.receipt, Receipt, task.config.server.key)
         if (signed.update_id.hex(), signed.header) != (sealed.update_id, token_hash(spool.header(sealed).header)):
             raise Refusal(UNEXPECTED_ANSWER, "the receipt is for another update", expected=sealed.update_id)
-        size = sealed.size + len(head) + 4
+        size = sealed.size + len(framing.start(head))
         spool.finish(sealed, receipt.receipt)
         return Submission(task.id, sealed.update_id, receipt.round, size, {"upload": time.perf_counter() - started})
 

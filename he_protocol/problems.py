@@ -112,6 +112,7 @@ def _define(slug: str, status: int, title: str) -> ProblemType:
 
 
 # Reading bytes
+UNKNOWN_PROTOCOL = _define("unknown-protocol", 400, "The message is of another version of the protocol")
 MALFORMED = _define("malformed", 400, "The message cannot be read")
 UNKNOWN_FIELD = _define("unknown-field", 400, "The message has a field that this version does not know")
 TRAILING_BYTES = _define("trailing-bytes", 400, "There are bytes after the end of the message")

@@ -1,7 +1,8 @@
 """JWS (RFC 7515) with Ed25519 (RFC 9864) over the exact bytes of a JSON message.
 
 The protected header's `typ` names the kind of message, so that one kind can never be taken for
-another, whoever signed it.
+another, whoever signed it, and the protocol's version (a parameter of the media type, RFC 7515
+section 4.1.9), so that fields are never read with the meaning of another version.
 """
 
 from __future__ import annotations
@@ -18,9 +19,11 @@ from joserfc.util import urlsafe_b64decode, urlsafe_b64encode
 
 from he_protocol.messages import MESSAGE_LIMIT, Message, decode, encode
 from he_protocol.problems import BAD_SIGNATURE, MALFORMED, TOO_LARGE, Refusal
+from he_protocol.version import PROTOCOL, unknown
 
 ALGORITHM = "Ed25519"
 TOKEN_LIMIT = MESSAGE_LIMIT * 4 // 3 + 1024
+_VERSION = f"v={PROTOCOL}"
 
 M = TypeVar("M", bound=Message)
 
@@ -61,7 +64,7 @@ def _imported(public: bytes, private: bytes = b"") -> OKPKey:
 def verify(token: str, kind: type[M], public: bytes) -> M:
     """The message inside a JWS, once its type and signature are checked against `public` (32 bytes).
 
-    Raises `malformed`, `unknown-field`, `trailing-bytes`, `too-large` or `bad-signature`.
+    Raises `unknown-protocol`, `malformed`, `unknown-field`, `trailing-bytes`, `too-large` or `bad-signature`.
     """
     parsed = _split(token)
     wanted = {"alg": ALGORITHM, "typ": _typ(kind)}
@@ -118,9 +121,18 @@ def _split(token: str) -> jws.CompactSignature:
     if len(token) > TOKEN_LIMIT:
         raise Refusal(TOO_LARGE, "a signed message is too long", expected=f"at most {TOKEN_LIMIT}", got=len(token))
     try:
-        return jws.extract_compact(token.encode(), registry=_REGISTRY)
+        parsed = jws.extract_compact(token.encode(), registry=_REGISTRY)
     except (JoseError, ValueError):
         raise Refusal(MALFORMED, "not a compact JWS (RFC 7515 section 7.1)") from None
+    _check_version(parsed.headers().get("typ"))
+    return parsed
+
+
+def _check_version(typ: object) -> None:
+    """Raises `unknown-protocol`, also where there is no version at all."""
+    kind, _, version = typ.partition(";") if isinstance(typ, str) else ("", "", "")
+    if version != _VERSION:
+        raise unknown("a signed message", f"{kind[:40]};{version[:40]}")
 
 
 def _signed(parsed: jws.CompactSignature, public: bytes) -> bool:
@@ -131,7 +143,7 @@ def _signed(parsed: jws.CompactSignature, public: bytes) -> bool:
 
 
 def _typ(kind: type[Message]) -> str:
-    return f"hushsum-{kind.__name__.lower()}+jws"
+    return f"hushsum-{kind.__name__.lower()}+jws;{_VERSION}"
 
 
 def _jwk(public: bytes) -> dict[str, str | list[str]]:

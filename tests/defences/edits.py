@@ -257,6 +257,8 @@ EDITS = (
         "read_unverified(proof, RequestProof)",
         attack="a stolen credential",
     ),
+    *_returns("he_protocol/signing.py", "_check_version"),
+    _never("he_protocol/framing.py: head_size", "not prefix.startswith(MAGIC)"),
     Edit("he_client/transport.py: Transport", "ssl=self._tls if self._tls is not None else True", "ssl=False"),
     Edit("he_server/auth.py: authenticate", _REVOKED, "pass"),
     Edit("he_server/handlers/updates.py: _accept", _REVOKED, "pass"),

@@ -66,7 +66,7 @@ PAGE_BYTES = 1024
 """Of the databases: a schedule's rows are few, and every crash copies them."""
 NAME = "simulated"
 PROFILE = "kahe-simulated"
-SMALL = kahe.KaheProfile(PROFILE, "kahe", 64, 1073741441, 30, 6.4, 8.0, 0.0)
+SMALL = kahe.KaheProfile(PROFILE, "kahe", 64, 1073741441, 30, 6.4, 8.0, 0.0, "none")
 """Insecure: a ring so small that a schedule takes milliseconds."""
 QUICK = RetryPolicy(first=0.5, longest=1.0, give_up=3.0)
 SERVER = "server"

@@ -153,7 +153,7 @@ def test_values_out_of_range_do_not_decode(change):
 
 def test_a_task_with_an_unknown_field_is_refused():
     """A later version may have added a promise that this one would not keep."""
-    header = {"alg": "Ed25519", "typ": "hushsum-taskconfig+jws"}
+    header = {"alg": "Ed25519", "typ": "hushsum-taskconfig+jws;v=2"}
     assert Task.from_token(raw_jws(header, encode(CONFIG), AUTHORITY), AUTHORITY.public).config == CONFIG
     with refused(UNKNOWN_FIELD, "local_floor"):
         Task.from_token(raw_jws(header, encode(CONFIG)[:-1] + b',"local_floor":9}', AUTHORITY), AUTHORITY.public)

@@ -67,6 +67,7 @@ def task_config() -> TaskConfig:
         server=ServerEntry("aggregator", SERVER.public),
         holders=tuple(HolderEntry(f"holder-{n}", key(10 + n).public, stream(sha(f"hpke {n}"), 1216)) for n in range(3)),
         threshold=2,
+        agreement=3,
     )
 
 
