@@ -216,6 +216,7 @@ ROUTES: tuple[Route, ...] = (
             p.TRAILING_BYTES,
             p.NOT_ADDRESSED,
             p.BAD_TENSORS,
+            p.DIGEST_MISMATCH,
             p.WRONG_SCHEME,
             p.FINGERPRINT_MISMATCH,
             p.BAD_COMMITTEE,

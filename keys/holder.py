@@ -13,7 +13,7 @@ from types import MappingProxyType
 
 from he_client.identity import Identity
 from he_client.transport import Transport
-from he_protocol import api
+from he_protocol import api, limits
 from he_protocol.keyfile import read_private
 from he_protocol.messages import (
     Count,
@@ -147,7 +147,7 @@ class KeyHolder:
         check_alive(task, task.hash in await self.ledger.destroyed())
         opener = await asyncio.to_thread(self.opener, task)
         path, server = api.opening_path(task.id, number), task.config.server.name
-        asked = await transport.document("GET", path, api.Opening, audience=server)
+        asked = await transport.document("GET", path, api.Opening, audience=server, limit=limits.opening(task))
         try:
             share = await self._answer(task, number, opener, asked, transport)
         except Refusal as refusal:

@@ -40,6 +40,7 @@ from he_protocol.task import HolderEntry, ServerEntry, Task, TaskConfig, TensorS
 from he_server.app import make_app
 from he_server.server import Server
 from he_server.worker import Worker
+from tests.unit.parties import hpke_key
 
 START = 1_900_000_000.0
 LIFE = 365 * 86400
@@ -135,10 +136,12 @@ class World:
             staleness=1,
             max_openings=10,
             server=ServerEntry(self.server_key.name, self.server_key.public),
-            holders=tuple(HolderEntry(h.name, h.key.public, bytes(1216)) for h in self.holders),
+            holders=tuple(HolderEntry(h.name, h.key.public, hpke_key(n).public) for n, h in enumerate(self.holders)),
             threshold=2,
+            initial_model=bytes(32),
         )
-        return replace(config, **changes)
+        config = replace(config, **changes)
+        return replace(config, **({"initial_model": hashlib.sha256(initial_model(config)).digest()} | changes))
 
     async def add_task(self, **changes: Any) -> Task:
         config = self.config(**changes)
@@ -158,7 +161,7 @@ class World:
                 who.credential,
                 audience=self.server_key.name,
                 method=method,
-                path=path.split("?")[0],
+                path=path,
                 now=self.clock(),
                 jti=secrets.token_hex(8),
             )
