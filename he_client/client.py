@@ -385,5 +385,11 @@ def _tensors_of(path: Path) -> dict[str, npt.NDArray[Any]]:
     """The tensors of a safetensors file, mapped and copied one by one."""
     try:
         return dict(load_file(path))
-    except (SafetensorError, KeyError, ValueError, OSError) as error:  # a type or a shape that numpy does not have
+    except (
+        SafetensorError,
+        KeyError,
+        TypeError,
+        ValueError,
+        OSError,
+    ) as error:  # a type or a shape that numpy does not have
         raise Refusal(UNEXPECTED_ANSWER, f"not safetensors: {error}") from None

@@ -87,12 +87,8 @@ def write_durably(path: Path, data: bytes) -> None:
 
 
 def private_opener(path: str, flags: int) -> int:
-    """For `open(..., opener=private_opener)`: a file that only its owner may read, also one that was there before."""
-    descriptor = os.open(path, flags | os.O_CLOEXEC, 0o600)
-    with suppress(PermissionError):
-        if os.fstat(descriptor).st_mode & 0o077:
-            os.fchmod(descriptor, 0o600)
-    return descriptor
+    """For `open(..., opener=private_opener)`: a file that is made is its owner's only."""
+    return os.open(path, flags | os.O_CLOEXEC, 0o600)
 
 
 def private_directory(path: Path) -> None:

@@ -35,12 +35,12 @@ async def migrate(settings: Settings) -> None:
 
     try:
         private_directory(settings.data_dir)
-        if (file := sqlite_file(settings.url)) is not None:
-            close_database(file)
     except OSError as error:
         raise Refusal(BAD_SETTINGS, f"data_dir cannot be used: {error}") from None
     try:
         async with translated():
+            if (file := sqlite_file(settings.url)) is not None:
+                close_database(file)
             await upgrade("server", settings.url)
     except (CommandError, DBAPIError) as error:  # for one, a schema newer than this program
         raise Refusal(DATABASE_UNAVAILABLE, f"the schema cannot be upgraded: {error}") from None

@@ -443,8 +443,9 @@ async def test_rotate_next_epoch_keygen_destroy(office: Office, monkeypatch: pyt
     assert [(row["epoch"], row["state"], row["keys"]) for row in rows] == [(1, "destroyed", False), (2, "open", True)]
     async with FakeServer(office.task) as server:
         await asyncio.to_thread(
-            refuses, "epoch-destroyed", "keygen", "demo", "--server", server.url, "--data-dir", "holder"
+            refuses, "epoch-destroyed", "keygen", office.task.id, "--server", server.url, "--data-dir", "holder"
         )
+        await asyncio.to_thread(refuses, "old-epoch", "keygen", "demo", "--server", server.url, "--data-dir", "holder")
 
 
 def test_an_epoch_is_destroyed_only_when_somebody_says_yes(joined: Office) -> None:

@@ -13,6 +13,7 @@ from aiohttp import ClientResponse
 from aiohttp.test_utils import TestClient, TestServer
 from msgspec.structs import replace
 from safetensors.numpy import save
+from yarl import URL
 
 from he_protocol import api, framing
 from he_protocol.identity import prove_request
@@ -161,7 +162,7 @@ class World:
                 who.credential,
                 audience=self.server_key.name,
                 method=method,
-                path=path,
+                path=URL(path).raw_path_qs,
                 now=self.clock(),
                 jti=secrets.token_hex(8),
             )

@@ -67,17 +67,17 @@ class Authority:
     key: SigningKey = field(default_factory=SigningKey.generate)
 
     def party(
-        self, name: str, role: Role, *, hpke: HpkeKey | None = None, now: float = NOW, days: float = 30
+        self, name: str, role: Role, *, hpke: HpkeKey | bytes | None = None, now: float = NOW, days: float = 30
     ) -> Identity:
         key = SigningKey.generate()
         request = enrol_request(name, role, key, hpke, now)
         return Identity(name, key, enrol(self.key, request, role, now=now, days=days), self.key.public)
 
 
-def enrol_request(name: str, role: Role, key: SigningKey, hpke: HpkeKey | None = None, now: float = NOW) -> str:
-    """What `create` signs, for a key pair that is there already."""
-    if hpke is None:
-        return key.sign(EnrolRequest(name, role, key.public, int(now)))
+def enrol_request(name: str, role: Role, key: SigningKey, hpke: HpkeKey | bytes | None = None, now: float = NOW) -> str:
+    """What `create` signs, for a key pair that is there already; with a public HPKE key alone it proves nothing."""
+    if hpke is None or isinstance(hpke, bytes):
+        return key.sign(EnrolRequest(name, role, key.public, int(now), hpke or b""))
     possession = hpke.prove(possession_message(name, key.public, hpke.public))
     return key.sign(EnrolRequest(name, role, key.public, int(now), hpke.public, possession))
 
@@ -99,9 +99,7 @@ class World:
 
     def __post_init__(self) -> None:
         self.hpke = [HpkeKey.generate() for _ in range(self.holders)]
-        self.committee = [
-            self.authority.party(f"holder-{i}", "holder", hpke=key) for i, key in enumerate(self.hpke)
-        ]
+        self.committee = [self.authority.party(f"holder-{i}", "holder", hpke=key) for i, key in enumerate(self.hpke)]
         self.server = self.authority.party("server", "server")
 
     @cached_property
