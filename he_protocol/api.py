@@ -15,6 +15,10 @@ Phase = Literal["contribution", "commitment", "reveal", "confirmation"]
 PHASES: tuple[Phase, ...] = ("contribution", "commitment", "reveal", "confirmation")
 
 
+RECENT_ROUNDS = 50
+"""Rounds in a list of them."""
+
+
 class Document(msgspec.Struct, frozen=True):
     """Base of answers. Readers ignore members they do not know, so that servers can grow."""
 

@@ -217,6 +217,7 @@ ROUTES: tuple[Route, ...] = (
             *_TOKEN,
             p.NOT_ADDRESSED,
             p.BAD_TENSORS,
+            p.DIGEST_MISMATCH,
             p.WRONG_SCHEME,
             p.FINGERPRINT_MISMATCH,
             p.BAD_COMMITTEE,

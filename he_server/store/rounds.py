@@ -11,7 +11,7 @@ from sqlalchemy import ColumnElement, Table, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from he_protocol.api import DroppedBucket
+from he_protocol.api import RECENT_ROUNDS, DroppedBucket
 from he_protocol.messages import Manifest, Share
 from he_protocol.problems import ABANDONED, NOT_FOUND, TOO_FEW_CLIENTS, WRONG_SHARE, WRONG_STATE, ProblemType, Refusal
 from he_protocol.signing import payload_hash, read_unverified
@@ -25,8 +25,6 @@ from he_server.store.moves import lock_task, move_round, open_round
 from he_server.store.records import RoundRecord, ShareRecord, round_record
 from he_server.store.schema import accumulators, models, rounds, shares, tasks, updates
 from he_server.store.selects import select_rounds
-
-RECENT_ROUNDS = 50
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ from keys.hpke_key import HpkeKey
 from keys.keyring import HpkeRecord
 from keys.ledger import Ledger
 from migrations.run import upgrade
-from tests.support.parties import Authority
+from tests.support.parties import Authority, zeros_digest
 
 from .disk import Disk
 from .machine import ACTIVITY, START, Activity, Crashed, Fate, Machine, VirtualLoop, enter
@@ -124,13 +124,13 @@ def cast() -> Cast:
     authority = Authority()
     server = authority.party("aggregator", "server", now=now)
     hpke = [HpkeKey.generate() for _ in range(HOLDERS)]
-    holders = [authority.party(f"holder-{i}", "holder", hpke=key.public, now=now) for i, key in enumerate(hpke)]
+    holders = [authority.party(f"holder-{i}", "holder", hpke=key, now=now) for i, key in enumerate(hpke)]
     clients = [authority.party(f"client-{i}", "client", now=now) for i in range(CLIENTS)]
     tensors, credentials = (TensorSpec("w", (COORDINATES,)),), [h.credential for h in holders]
     public = authority.key.public
     tasks = []
     for epoch, buckets in enumerate(BUCKETS, start=1):
-        plan = PLAN | {"epoch": epoch, "buckets": buckets}
+        plan = PLAN | {"epoch": epoch, "buckets": buckets, "initial_model": zeros_digest(tensors)}
         config = build_config(plan, tensors, server.credential, credentials, public)
         tasks.append(Task.from_token(authority.key.sign(config), public))
     model = write_tensors({"w": np.zeros(COORDINATES, dtype=np.float32)})

@@ -26,7 +26,7 @@ from he_protocol.schemes import load_scheme
 from he_protocol.signing import verify
 from he_protocol.task import MAX_LENGTH, MAX_VECTORS, Task, TaskConfig, TensorSpec, check_config, sum_plan
 
-from .parties import AUTHORITY, MALLORY, task_config
+from .parties import AUTHORITY, MALLORY, hpke_key, task_config
 from .refusals import refused
 from .test_signing import raw_jws
 
@@ -120,7 +120,7 @@ def test_the_largest_share_of_any_task_fits_into_a_frame():
 
 def test_two_holders_with_one_key_would_break_the_threshold():
     """The attack behind `holder keys must differ`: one person under two names is a quorum of 2-of-3."""
-    two_faced = replace(CONFIG, holders=(FIRST, replace(FIRST, name="other"), THIRD))
+    two_faced = replace(CONFIG, holders=(FIRST, replace(FIRST, name="other", hpke=hpke_key(9).public), THIRD))
     with refused(BAD_PLAN, "holder keys"):
         check_config(two_faced)
 
