@@ -270,7 +270,7 @@ class World:
         person = self.holders[holder]
         return await self.call(person, "PUT", api.share_path(self.task.id, number, person.name), data=frame)
 
-    async def open(self, number: int, holders: tuple[int, ...] = (0, 1)) -> None:
+    async def open(self, number: int, holders: tuple[int, ...] = (0, 1, 2)) -> None:
         """Honest shares of some holders, and the worker's part."""
         for holder in holders:
             response = await self.put_share(holder, number, await self.share(holder, number))
