@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import pytest
+from safetensors.numpy import load
 
 from he_protocol import api, problems
 from he_protocol.messages import FailedBucket, ShareVector
 from he_protocol.signing import SigningKey
 
 from .conftest import both
-from .world import World, half_a_unit
+from .world import World, a_unit, half_a_unit
 
 
 @pytest.fixture
@@ -150,3 +151,30 @@ async def test_a_share_that_does_not_open_fails_at_the_deadline(opening: World) 
     status = await world.round(1)
     assert status.failure is not None
     assert status.failure.type == problems.COMBINE_REFUSED.urn
+
+
+@pytest.mark.parametrize("off", [False, True])
+async def test_a_lie_that_is_a_sum_waits_for_agreement(
+    opening: World, off: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Scheme `ckks`: a share is a term of the plaintext, so a holder can add one to every coordinate and nothing shows.
+
+    Off: of two that answered it is believed. On: three must agree; with one against two there are two plausible sums.
+    """
+    world = opening
+    if off:
+        monkeypatch.setitem(vars(world.task.scheme), "binding", True)
+    await world.put_share(0, 1, await world.share(0, 1, {1: a_unit(world.task)}))
+    await world.put_share(1, 1, await world.share(1, 1))
+    await world.work()
+    assert (await world.round(1)).state == ("published" if off else "opening")
+    if off:
+        opened = load(await (await world.call(world.holders[0], "GET", api.sum_path(world.task.id, 1))).read())
+        assert set(opened["sum"].tolist()) == {4}  # 3 were sent
+        return
+    await world.put_share(2, 1, await world.share(2, 1))
+    await world.work()
+    status = await world.round(1)
+    assert (status.state, status.version) == ("failed", 0)
+    assert status.failure is not None
+    assert "different sums" in status.failure.detail
