@@ -58,8 +58,7 @@ class TaskConfig(Message, frozen=True):
     weighting: "uniform" divides an opened sum by the number of updates; "examples" by the summed
     weights (each at most `weight_cap` examples), which ride inside the ciphertext; "fixed" by
     `weight_cap` (for DP-FedSGD: the expected number of sampled records over all clients). No coordinate of a published
-    mean exceeds what honest updates can come to: `value_range`; with "fixed", `value_range` times the round's updates
-    by `weight_cap`.
+    mean exceeds what honest updates can come to: `value_range`; with "fixed", value_range * max_clients / weight_cap.
     buckets: a round's updates are split into up to so many disjoint buckets of at least `min_clients` each,
     opened apart, so that one poisoned update costs its bucket and not the round. combination: of the buckets'
     means, coordinate by coordinate; "mean" is that of all updates, "trimmed-mean" leaves out a quarter of the buckets

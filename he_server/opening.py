@@ -27,7 +27,7 @@ from he_server.aggregate import Released, claims_of, read_total, share_readers, 
 from he_server.blobs import Blobs, BlobWriter
 from he_server.choosing import Candidate, Settled, Unsettled, settle
 from he_server.names import fresh, model_blob, sum_blob, total_blob, velocity_blob
-from he_server.optimiser import check_range, largest_mean, mean_of, step, weight_of
+from he_server.optimiser import check_range, mean_of, step, weight_of
 from he_server.server import Server
 from he_server.store.records import ModelRecord, RoundRecord, ShareRecord
 from he_server.tensors import TensorFile, model_file, sum_file, velocity_file
@@ -179,7 +179,6 @@ def write_version(task: Task, blobs: Blobs, round_id: int, kept: Sequence[Bucket
     if base.version:
         velocities.check(blobs, old_velocity)
     weights = [bucket.weight for bucket in kept]
-    largest = largest_mean(task.config, sum(bucket.updates for bucket in kept), sum(weights))
     with ExitStack() as stack:
 
         def begin(name: str, file: TensorFile) -> BlobWriter:
@@ -199,9 +198,7 @@ def write_version(task: Task, blobs: Blobs, round_id: int, kept: Sequence[Bucket
             velocity = np.zeros(count, dtype=np.float32)
             if base.version:
                 velocity = velocities.read(blobs, old_velocity, first, count)
-            model, velocity = step(
-                model, velocity, mean_of(values, weights, task.config, largest), task.config.optimiser
-            )
+            model, velocity = step(model, velocity, mean_of(values, weights, task.config), task.config.optimiser)
             models.write(new_model, first, model)
             velocities.write(new_velocity, first, velocity)
         sums.write(new_sum, task.length, np.array([sum(bucket.updates for bucket in kept)]))

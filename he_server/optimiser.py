@@ -68,22 +68,24 @@ def weight_of(config: TaskConfig, final: int, count: int, of: int) -> float:
     return weight
 
 
-def largest_mean(config: TaskConfig, count: int, weight: float) -> float:
-    """The largest coordinate that the mean of `count` honest updates can have, noise aside; they weigh `weight`.
+def largest_mean(config: TaskConfig) -> float:
+    """The largest coordinate that the mean of honest updates can have, noise aside.
 
-    A client's coordinate is at most `value_range`, so an average is, and a sum is `count` times that.
+    A client's coordinate is at most `value_range`, so an average is. With "fixed" the sum is divided by another number
+    than that of the updates, of which there are at most `max_clients` for the whole of `weight_cap`.
     """
-    return config.value_range if config.weighting == "examples" else config.value_range * count / weight
+    return config.value_range * (config.max_clients / config.weight_cap if config.weighting == "fixed" else 1.0)
 
 
-def mean_of(sums: Sequence[Integers], weights: Sequence[float], config: TaskConfig, largest: float) -> Mean:
+def mean_of(sums: Sequence[Integers], weights: Sequence[float], config: TaskConfig) -> Mean:
     """The round's mean from its buckets' sums and weights: of all updates, or robustly of the buckets' means.
 
     Coordinate-wise median and trimmed mean (Yin, Chen, Ramchandran, Bartlett 2018) of k means: sorted, the
     smallest and largest left out. With fewer than three means nothing can be left out.
-    Whatever was sent, no coordinate exceeds ±`largest`: the honest mean is in that box, so noise that is cut off only
-    brings the result closer to it.
+    Whatever was sent, no coordinate exceeds ±`largest_mean`: the honest mean is in that box, so noise that is cut off
+    only brings the result closer to it.
     """
+    largest = largest_mean(config)
     if config.combination == "mean":
         return np.clip(dequantise(reduce(np.add, sums), config.scale) / sum(weights), -largest, largest)
     means = np.empty((len(sums), sums[0].size), dtype=np.float64)

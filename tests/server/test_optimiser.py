@@ -13,7 +13,7 @@ from he_protocol.problems import Refusal
 from he_protocol.quantise import Integers
 from he_protocol.signing import SigningKey
 from he_protocol.task import Optimiser, TaskConfig, TensorSpec
-from he_server.optimiser import Mean, largest_mean, mean_of, step, weight_of
+from he_server.optimiser import Mean, mean_of, step, weight_of
 
 from .world import Clock, World
 
@@ -68,7 +68,7 @@ def taken(plan: TaskConfig, sums: list[tuple[np.ndarray, int]], updates: int = 6
     """Of a round of buckets, each its sum and number of updates."""
     weights = [weight_of(plan, int(opened[-1]), count, updates) for opened, count in sums]
     values = [opened[:-1] if plan.weighting == "examples" else opened for opened, _ in sums]
-    return mean_of(values, weights, plan, largest_mean(plan, sum(count for _, count in sums), sum(weights)))
+    return mean_of(values, weights, plan)
 
 
 def test_the_mean_of_buckets_is_that_of_all_their_updates() -> None:
