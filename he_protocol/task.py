@@ -61,7 +61,8 @@ class TaskConfig(Message, frozen=True):
 
     weighting: "uniform" divides an opened sum by the number of updates; "examples" by the summed
     weights (each at most `weight_cap` examples), which ride inside the ciphertext; "fixed" by
-    `weight_cap` (for DP-FedSGD: the expected number of sampled records over all clients).
+    `weight_cap` (for DP-FedSGD: the expected number of sampled records over all clients). No coordinate of a published
+    mean exceeds what honest updates can come to: `value_range`; with "fixed", value_range * max_clients / weight_cap.
     buckets: a round's updates are split into up to so many disjoint buckets of at least `min_clients` each,
     opened apart, so that one poisoned update costs its bucket and not the round. combination: of the buckets'
     means, coordinate by coordinate; "mean" is that of all updates, "trimmed-mean" leaves out a quarter of the buckets
@@ -222,6 +223,8 @@ def check_config(config: TaskConfig) -> None:
             BAD_PLAN, "record-level privacy hides how many records a client has", expected="weighting 'fixed'"
         )
     sum_plan(config).check(config.scale)
+    if config.weighting == "examples":
+        sum_plan(config).check_weight(config.scale, config.weight_cap)
     scheme.check_openings(config.max_openings * config.buckets, config.max_clients, length)
 
 

@@ -81,7 +81,9 @@ def _never(place: str, condition: str, attack: str = "") -> Edit:
 _ENVELOPE = "he_protocol/schemes/kahe.py: envelope_info"
 _REQUEST = "he_protocol/identity.py: check_request"
 _SHARE = "he_server/handlers/openings.py: check_share"
-_RESOLVE = "he_protocol/sharing.py: resolve"
+_CHOICES = "he_protocol/sharing.py: choices"
+_SETTLE = "he_server/choosing.py: settle"
+_MEAN = "he_server/optimiser.py: mean_of"
 _FRAME = "he_server/intake.py: Frame"
 _CHOOSE = "he_client/tasks.py: choose"
 _ADMIT = "he_server/store/updates.py: admit"
@@ -236,7 +238,18 @@ EDITS = (
         "from keys.keyring import HpkeRecord; return read_private(path, HpkeRecord,",
     ),
     # Lying key holders.
-    Edit(_RESOLVE, "if not found:", "if True:", "a wrong share"),
+    Edit(_CHOICES, "combinations(sorted(heard), sharing.threshold)", "[tuple(heard)[: sharing.threshold]]", "a wrong"),
+    Edit(_CHOICES, "frozenset(holder for holder, parts in heard.items() if parts.items() <= said.items())", "answered"),
+    Edit("he_protocol/sharing.py: certain", "2 * sharing.threshold - 1", "sharing.threshold"),
+    Edit(_SETTLE, "len(settled) == 1 and (binding or last)", "True", "shares that open to several"),
+    Edit(_SETTLE, "(binding or last)", "True", "a vector of its choice"),
+    *_returns("he_protocol/schemes/kahe.py", "check_padding"),
+    *_returns("he_server/optimiser.py", "check_range"),
+    Edit("he_server/opening.py: check_buckets", "if not (last or outcome.final):", "if False:", "a wrong share among"),
+    _never(
+        "he_protocol/sums.py: check",
+        "(bits := self.scheme.garbage_bits(needed, self.length, self.max_clients)) < GARBAGE_BITS",
+    ),
     _never("he_protocol/schemes/kahe.py: opened_key", "worst > bound"),
     Edit(_SHARE, "check_binding(task, share.task_hash, share.epoch)", "pass", attack="an old round's share"),
     _never(_SHARE, "share.round != record.number", "an old round's share"),
@@ -264,10 +277,22 @@ EDITS = (
     ),
     *_returns("he_protocol/envelope.py", "check_possession"),
     # Lying clients.
-    Edit("he_server/opening.py: check_buckets", "if refusal.problem != COMBINE_REFUSED:", "if True:"),
+    Edit(_SETTLE, "if refusal.problem != COMBINE_REFUSED:", "if True:", "wrong key shares"),
+    Edit(_SETTLE, "final |= certain", "final |= False", "wrong key shares, while"),
     Edit("keys/holder.py: BucketSums", "except Refusal as refusal:", "except KeyboardInterrupt as refusal:"),
-    _never(_RESOLVE, "len(vote) > 1", "different seeds"),
-    Edit("he_server/optimiser.py: mean_of", 'if config.combination == "mean":', "if True:"),
+    Edit(
+        _CHOICES, "combinations(sorted(heard), sharing.threshold)", "[tuple(heard)[: sharing.threshold]]", "different"
+    ),
+    Edit(_MEAN, 'if config.combination == "mean":', "if True:", "a huge update, in range"),
+    Edit(
+        _MEAN,
+        "np.clip(dequantise(reduce(np.add, sums), config.scale) / sum(weights), -largest, largest)",
+        "dequantise(reduce(np.add, sums), config.scale) / sum(weights)",
+        "moving the mean",
+    ),
+    Edit(_MEAN, "np.clip(means, -largest, largest, out=means)", "pass", "moving the mean"),
+    _never("he_server/optimiser.py: weight_of", "not max(least, 0.0) < final <= most"),
+    *_returns("he_protocol/sums.py", "check_weight"),
     *_returns("he_server/aggregate.py", "check_vector"),
     _never("he_server/intake.py: check_body", "section.layout is not None"),
     _never(_FRAME, "size is not None and size > limit"),

@@ -335,6 +335,11 @@ def half_a_unit(task: Task) -> bytes:
     return _plaintext(UNIT // 2, task.scheme.share_layout(task.length))
 
 
+def a_unit(task: Task) -> bytes:
+    """A share's vector that moves every slot by one."""
+    return _plaintext(UNIT, task.scheme.share_layout(task.length))
+
+
 def _plaintext(coefficient: int, layout: ResidueLayout) -> bytes:
     """The NTT of a constant polynomial is that constant everywhere."""
     limbs = np.array([coefficient % q for q in layout.moduli], dtype=np.uint64)
