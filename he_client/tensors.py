@@ -25,7 +25,8 @@ def flatten(task: Task, tensors: Tensors) -> Floats:
     if got != expected:
         differing = sorted(name for name in expected.keys() | got.keys() if expected.get(name) != got.get(name))
         raise Refusal(BAD_TENSORS, f"these differ: {', '.join(differing)}", expected=expected, got=got)
-    return np.concatenate([np.asarray(tensors[spec.name], dtype=np.float32).reshape(-1) for spec in specs])
+    with np.errstate(all="ignore"):  # what does not fit into float32 becomes infinite, and is judged with the rest
+        return np.concatenate([np.asarray(tensors[spec.name], dtype=np.float32).reshape(-1) for spec in specs])
 
 
 def unflatten(task: Task, vector: Floats) -> dict[str, npt.NDArray[np.float32]]:
