@@ -42,13 +42,16 @@ class Encoder:
     Under a DP plan whether there is an update must not depend on data: one that cannot be used becomes zero, which
     is said in the local log only, and is noised like any other. Without DP it is refused.
 
-    Raises `bad-tensors` for another shape, and without DP `bad-tensors` or `bad-plan` for values.
+    Raises `bad-tensors` for another shape and `bad-plan` for examples that the task does not weight by: they do not
+    depend on data. Without DP also for values.
     """
 
     def __init__(self, task: Task, update: Floats, examples: float | None, words: Words = secret_words) -> None:
         config = task.config
         if update.shape != (task.parameters,):
             raise Refusal(BAD_TENSORS, "the update has another shape", expected=(task.parameters,), got=update.shape)
+        if examples is not None and config.weighting != "examples":
+            raise Refusal(BAD_PLAN, "a number of examples goes with weighting 'examples' only", got=config.weighting)
         self._config = config
         self._update = update
         self._weight, self._factor = (
@@ -81,8 +84,8 @@ def encode(task: Task, update: Floats, examples: float | None, words: Words = se
 
 def _checked(task: Task, update: Floats, examples: float | None) -> tuple[float, float]:
     """Without DP: the weight as a fraction of the largest, and what to multiply the update by. Raises for nonsense."""
-    if (task.config.weighting == "examples") != (examples is not None):
-        raise Refusal(BAD_PLAN, "a number of examples goes with weighting 'examples' and only with it", got=examples)
+    if task.config.weighting == "examples" and examples is None:
+        raise Refusal(BAD_PLAN, "a number of examples goes with weighting 'examples'")
     if examples is not None and not examples > 0:
         raise Refusal(BAD_PLAN, "the number of examples must be positive", got=examples)
     if not isfinite(l2_norm(update)):

@@ -67,8 +67,9 @@ class Spent:
 def account(releases: Iterable[Release], delta: float) -> Spent:
     """Epsilon at `delta` of all releases together, chosen one after another (adaptively) or not.
 
-    >>> account([Release(1.0, 1.0, 1)], 1e-5)
-    Spent(epsilon=4.3771..., method='gaussian')
+    >>> spent = account([Release(1.0, 1.0, 1)], 1e-5)
+    >>> round(spent.epsilon, 4), spent.method
+    (4.3772, 'gaussian')
     """
     merged: dict[tuple[float, float], int] = {}
     for release in releases:

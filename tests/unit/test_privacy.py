@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import inf, sqrt
+from math import hypot, inf, sqrt
 
 import pytest
 from msgspec.structs import replace
@@ -57,10 +57,10 @@ def test_sensitivity_counts_rounding_and_weights():
 def test_every_openable_sum_carries_the_noise():
     plan = replace(PLAN, noise_multiplier=0.8, max_corrupt=3)
     std = noise_std(plan, scale=1024.0, length=100, min_clients=19)
-    assert sqrt(19 - 3) * std == pytest.approx(0.8 * (1024 + 10))
-    assert noise_std(plan, scale=1024.0, length=100, min_clients=4) == pytest.approx(0.8 * 1034)
+    assert sqrt(19 - 3) * std == pytest.approx(hypot(0.8 * (1024 + 10), 2))
+    assert noise_std(plan, scale=1024.0, length=100, min_clients=4) == pytest.approx(hypot(0.8 * 1034, 2))
     weighted = noise_std(plan, scale=1024.0, length=100, min_clients=4, weight_range=2.0)
-    assert weighted == pytest.approx(0.8 * (sqrt(5) * 1024 + 10))
+    assert weighted == pytest.approx(hypot(0.8 * (sqrt(5) * 1024 + 10), 2))
 
 
 @pytest.mark.parametrize("max_corrupt", [10, 11, 1000])
