@@ -61,7 +61,8 @@ class Spending:
             if entry.update in sent:
                 return
             self._check(task, [*sent.values(), entry.plan])
-            file.truncate(content.rfind(b"\n") + 1)  # of a line that a crash cut off, nothing was sent
+            file.seek(content.rfind(b"\n") + 1)  # of a line that a crash cut off, nothing was sent
+            file.truncate()
             file.write(encode(entry) + b"\n")
             file.flush()
             os.fsync(file.fileno())
