@@ -19,17 +19,20 @@ import numpy.typing as npt
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
+from he_client.attempt import Train, attempt
 from he_client.encode import Encoder
 from he_client.floors import Floors, check_floors
 from he_client.identity import Identity
 from he_client.resumable import ResumableUpload
 from he_client.revocations import REVOCATIONS_FILE, RevocationFile
 from he_client.schemes import Sealer, Source, make_sealer
+from he_client.spending import Spending
 from he_client.spool import SealedUpdate, Spool
 from he_client.tasks import MEMORY_FILE, TaskMemory
 from he_client.tensors import Tensors, check_shapes, flatten
 from he_client.transport import RetryPolicy, Transport
 from he_protocol import api, framing, limits
+from he_protocol.accountant import Spent
 from he_protocol.keyfile import private_opener
 from he_protocol.messages import Part, Receipt, SignedUpdate, UpdateHeader, decode
 from he_protocol.privacy import epsilon
@@ -58,6 +61,7 @@ from he_protocol.task import Task
 
 log = logging.getLogger("he-client")
 
+SPENDING_FILE = "privacy-spent.jsonl"
 VERSION_HEADER = "HushSum-Model-Version"
 VERSION_DIGITS = 15
 RESUMABLE_ABOVE = 8 << 20
@@ -127,6 +131,7 @@ class HushSumClient:
         self._state = Path(state_dir)
         self._floors = floors or Floors()
         self._transport = Transport(url, identity, tls=tls, retry=retry, clock=clock)
+        self._spending = Spending(self._state / SPENDING_FILE, self._floors.epsilon)
         self._sealers: dict[str, Sealer] = {}
         self._clock = clock
         self._resumable_above = resumable_above
@@ -196,9 +201,9 @@ class HushSumClient:
         """Clip, quantise, add noise, encrypt, store, upload.
 
         update: float32 tensors of the task's names and shapes: the change of the model (or, at record
-        level, the sum of clipped gradients times -1). `within` is as in `send`. Raises the refusal that
-        names what is wrong; when the server cannot be reached the sealed update stays in the state
-        directory and `resume` sends the same bytes again.
+        level, the sum of clipped gradients times -1). `within` is as in `send`. Under a DP plan values that cannot be
+        used become zero (see `he_client.encode.Encoder`). Raises the refusal that names what is wrong; when the server
+        cannot be reached the sealed update stays in the state directory and `resume` sends the same bytes again.
         """
         started = time.perf_counter()
         encoder = Encoder(task, flatten(task, update), examples)
@@ -213,9 +218,24 @@ class HushSumClient:
             {"encrypt": encrypted - started} | sent.seconds,
         )
 
+    async def submit_from(
+        self, task: Task, train: Train, model: Model, *, within: float = 0.0, raise_errors: bool = False
+    ) -> Submission:
+        """Train on a pulled model, in another thread, and `submit` what comes of it.
+
+        Under a DP plan a `train` that raises sends a zero update (see `he_client.attempt`), unless `raise_errors`.
+        """
+        update, examples = await asyncio.to_thread(attempt, task, train, model.tensors, raise_errors=raise_errors)
+        return await self.submit(task, update, base_version=model.version, examples=examples, within=within)
+
     async def seal(self, task: Task, source: Source, *, base_version: int) -> SealedUpdate:
-        """Encrypt the task.length integers of `source` (see `he_client.encode.Encoder`) and store them durably."""
+        """Encrypt the task.length integers of `source` (see `he_client.encode.Encoder`) and store them durably.
+
+        Raises `below-floor`, or `budget-exhausted` when with it our updates to the job could cost more than the task
+        promises.
+        """
         await asyncio.to_thread(check_floors, task, self._floors)
+        self._spending.check_next(task, [waiting.update_id for waiting in self._spool(task).pending()])
         sealer = await self._sealer(task)
         with self._spool(task).sealing() as spool:
             return await self._seal(task, sealer, spool, source, base_version)
@@ -254,6 +274,7 @@ class HushSumClient:
     async def send(self, task: Task, sealed: SealedUpdate, *, within: float = 0.0) -> Submission:
         """Upload a sealed update, byte for byte the same however often, and keep the receipt.
 
+        From here on it counts as opened, whatever the server says (`privacy_spent`).
         When this client has another update in the open round, the next round is waited for, up to
         `within` seconds; then `already-in-round` is raised. The update is kept, as after every
         refusal that is not final.
@@ -261,6 +282,7 @@ class HushSumClient:
         started = time.perf_counter()
         spool = self._spool(task)
         head = sealed.head
+        await asyncio.to_thread(self._spending.count, task, sealed.update_id)
         try:
             receipt = await self._upload(task, sealed, within)
         except Refusal as refusal:
@@ -344,8 +366,15 @@ class HushSumClient:
         return total
 
     def privacy_spent(self, task: Task) -> float:
-        """Epsilon (at the plan's delta) that this client's acknowledged updates can have cost so far."""
-        return epsilon(task.config.privacy, self._spool(task).acknowledged())
+        """Epsilon (at the plan's delta) that this client's updates to the job can have cost so far, all epochs of it.
+
+        An update counts from before its first sending, also when the server refused it or never answered.
+        """
+        return self.privacy_account(task).epsilon
+
+    def privacy_account(self, task: Task) -> Spent:
+        """`privacy_spent`, and the accountant's method behind it."""
+        return self._spending.account(task)
 
     def privacy_planned(self, task: Task) -> float:
         """Epsilon if the task uses its whole budget of openings: known before training starts."""
