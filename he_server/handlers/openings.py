@@ -14,6 +14,7 @@ from he_protocol.signing import read_unverified
 from he_protocol.task import Task
 from he_server.answers import Piece, answer, stream_pieces
 from he_server.auth import Member, check_member, check_self, party_of
+from he_server.bodies import Sender, share_frame
 from he_server.handlers.rounds import round_number
 from he_server.handlers.tasks import task_of
 from he_server.intake import Frame, Section, receive, recording
@@ -50,6 +51,12 @@ async def _waiting(server: Server, request: web.Request) -> tuple[Task, RoundRec
     if record.state != "opening":
         raise Refusal(WRONG_STATE, "the round does not wait for shares", expected="opening", got=record.state)
     return task, record, await server.store.updates_of(record.id)
+
+
+async def sender_of_share(server: Server, request: web.Request) -> Sender:
+    task, party = await task_of(server, request), party_of(request)
+    known = task.sharing.parts_of(check_member(task, party).index)
+    return Sender(party.public, share_frame(task, len(known)))
 
 
 async def put_share(server: Server, request: web.Request) -> web.StreamResponse:

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import msgspec
 from aiohttp import web
 
 from he_protocol.problems import NOT_FOUND, WRONG_STATE, Refusal
 from he_server.answers import STREAMING, answer, stream_blob
+from he_server.auth import party_of
 from he_server.handlers.tasks import task_of
 from he_server.names import sum_blob
 from he_server.server import Server
-
-EVENT_SECONDS = 1.0
-"""How often the database is asked for news that another process made."""
-EVENT_ROUNDS_KEPT = 200
 
 
 def round_number(request: web.Request) -> int:
@@ -45,20 +41,10 @@ async def get_sum(server: Server, request: web.Request) -> web.StreamResponse:
 async def get_events(server: Server, request: web.Request) -> web.StreamResponse:
     """Server-sent events (WHATWG HTML section 9.2): the newest round first, then every change of state."""
     task = await task_of(server, request)
-    recent = await server.store.recent_rounds(task.id)
-    told = {record.number: record.state for record in recent[1:]}
-    response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache"})
-    request[STREAMING] = response
-    await response.prepare(request)
-    while True:
-        for record in reversed(recent):
-            if told.get(record.number) != record.state:
-                told[record.number] = record.state
-                data = msgspec.json.encode(record.status()).decode()
-                await response.write(f"event: round\nid: {record.number}\ndata: {data}\n\n".encode())
-        if server.draining:
-            return response
-        await server.notifier.wait(task.id, EVENT_SECONDS)
-        await response.write(b": still here\n\n")  # finds out when the reader has gone
-        recent = await server.store.recent_rounds(task.id)
-        told = {number: state for number, state in told.items() if number > recent[0].number - EVENT_ROUNDS_KEPT}
+    with server.streams.listening(task.id, party_of(request).public) as watch:
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache"})
+        request[STREAMING] = response
+        await response.prepare(request)
+        async for text in watch.texts():
+            await response.write(text)
+    return response
