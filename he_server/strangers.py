@@ -45,6 +45,7 @@ class Turnstile:
 
     async def take(self, asked: int) -> None:
         """Wait for a turn, on a connection that has `asked` so often before. Raises `overloaded`."""
+        self._let_in()  # those who waited in vain are no longer in front of anybody
         if not self._waiting and self._left() >= 1.0:
             self._saved -= 1.0
             return
