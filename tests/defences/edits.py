@@ -245,9 +245,7 @@ EDITS = (
         "return text",
     ),
     # Strangers.
-    Edit(
-        "he_server/app.py: _guarded", "return handle_stranger if route.held else handle_upload", "return handle_upload"
-    ),
+    Edit(),
     Edit(
         "he_server/app.py: _guarded",
         "        await authenticate(server, request, route.access)\n"
