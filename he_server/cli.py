@@ -24,7 +24,6 @@ from he_protocol.signing import SigningKey, jwk_x
 from he_protocol.task import Task
 from he_server import log
 from he_server.app import open_server
-from he_server.handlers.rounds import statuses
 from he_server.inspection import audit, doctor
 from he_server.planning import plan
 from he_server.serving import migrate as migrate_database
@@ -300,7 +299,7 @@ async def _read(settings: Settings) -> list[tuple[TaskRecord, list[RoundStatus]]
         found = []
         for record in await store.tasks():
             task = Task.from_token(record.token, authority)
-            found.append((record, await statuses(store, task, await store.recent_rounds(task.id))))
+            found.append((record, await store.statuses(task, await store.recent_rounds(task.id))))
         return found
     finally:
         await store.close()

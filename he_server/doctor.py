@@ -20,7 +20,7 @@ from he_server.pressure import free_bytes
 from he_server.settings import Settings
 from he_server.store import Store
 from he_server.store.database import make_engine
-from he_server.sweep import SWEPT, orphans
+from he_server.sweep import SWEPT, SWEPT_OF_TASKS, orphans
 
 SLOW_SYNC_SECONDS = 0.5
 SKEW_SECONDS = 5.0
@@ -138,7 +138,7 @@ async def _orphans(settings: Settings, store: Store) -> Finding:
     if found:
         advice = "a running worker removes them every hour: is one running? They hold nothing that is needed"
         return Finding("orphans", "warning", f"{len(found)} blobs without a row, {found[0]} for one", advice)
-    return Finding("orphans", "ok", f"none in {', '.join(SWEPT)}")
+    return Finding("orphans", "ok", f"none in {', '.join(SWEPT + SWEPT_OF_TASKS)}")
 
 
 async def _rounds(_settings: Settings, store: Store) -> Finding:

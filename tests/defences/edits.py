@@ -333,6 +333,50 @@ EDITS = (
         'return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)',
         "return text",
     ),
+    # Strangers.
+    Edit(),
+    Edit(
+        "he_server/app.py: _guarded",
+        "        await authenticate(server, request, route.access)\n"
+        "        sender = await route.sender(server, request)\n"
+        "        most = min(sender.most, server.settings.max_update_bytes)\n"
+        "        async with server.pressure.admit(check_declared(request.content_length, most), sender.party):\n",
+        '        async with server.pressure.admit(request.content_length or 0, b""):\n'
+        "            await authenticate(server, request, route.access)\n",
+    ),
+    Edit("he_server/strangers.py: has_slot", "and of_address < SLOTS_OF_ADDRESS ", ""),
+    Edit("he_server/strangers.py: has_slot", " and size <= BODY_BYTES", ""),
+    Edit("he_server/strangers.py: has_slot", "bodies < SLOTS and ", ""),
+    Edit("he_server/strangers.py: in_time", "asyncio.timeout(PROOF_SECONDS)", "asyncio.timeout(None)"),
+    _never("he_server/bodies.py: check_declared", "declared is not None and declared > most"),
+    Edit("he_server/handlers/tasks.py: post_task", "    if first:", "    if first and len(first) < 64:"),
+    Edit("he_server/initial.py: _finish", "check_finite(writer.reread(len(model_file(task).header)))", "pass"),
+    Edit("he_server/intake.py: recording", "await discard(server, blobs)", "pass", "a new task"),
+    Edit("he_server/sweep.py: orphans", "in SWEPT_OF_TASKS", "in ()"),
+    *_returns("he_server/bodies.py", "check_codings", "check_empty"),
+    Edit("he_server/middleware.py: _read_no_more", "request.transport.pause_reading()", "pass"),
+    Edit("he_server/door.py: _shut_out", "if idle is None:", "if True:"),
+    _never("he_server/door.py: enter", "len(self._all) >= self._places.in_all and not self._shut_out(self._strangers)"),
+    _never("he_server/door.py: enter", "len(same) >= self._places.address and not self._shut_out(same)"),
+    Edit("he_server/door.py: received", "while self._held > HELD_BYTES:", "while False:"),
+    *_returns("he_server/strangers.py", "take"),
+    *_returns("he_server/door.py", "doubt"),
+    Edit("he_server/handlers/revocations.py: put_revocations", "if token and token == ", "if not token and token == "),
+    Edit(
+        "he_server/handlers/revocations.py: put_revocations", "check_newer(await server.revocations(), offered)", "pass"
+    ),
+    Edit("he_server/seldom.py: Seldom", "if not self._found or ", "if True or "),
+    Edit("he_server/log.py: emit", "error is None or isinstance(error, HttpProcessingError)", "error is None"),
+    Edit("he_server/serving.py: make_runner", "auto_decompress=False", "auto_decompress=True"),
+    Edit(
+        "he_server/pressure.py: _turn_of",
+        "asyncio.Semaphore(self._limits.max_uploads_of_party)",
+        "asyncio.Semaphore(99)",
+    ),
+    _never("he_server/door.py: prove", "connection.open and len(self._parties.get(party, ())) >= self._places.party"),
+    *_returns("he_server/streams.py", "check_streams"),
+    Edit("he_server/streams.py: listening", "if watch.looking is None:", "if True:"),
+    *_returns("he_server/replay.py", "check_share"),
     # The wire, and stolen keys.
     _never("he_server/replay.py: ReplayCache", "name in self._seen"),
     _never(
@@ -348,16 +392,14 @@ EDITS = (
     ),
     *_returns("he_protocol/signing.py", "_check_version"),
     _never("he_protocol/framing.py: head_size", "not prefix.startswith(MAGIC)"),
-    Edit("he_client/transport.py: Transport", "ssl=self._tls if self._tls is not None else True", "ssl=False"),
-    Edit("he_server/auth.py: authenticate", _REVOKED, "pass"),
     Edit(
         "he_client/transport.py: Transport",
         "ssl=self._tls if self._tls is not None else True",
         "ssl=False",
         "an impostor",
     ),
-    Edit("he_server/auth.py: authenticate", _REVOKED, "pass", "a stolen"),
-    Edit("he_server/auth.py: authenticate", "path=request.raw_path,", "path=request.path,", "a request changed"),
+    Edit("he_server/auth.py: _checked", _REVOKED, "pass", "a stolen"),
+    Edit("he_server/auth.py: _checked", "path=request.raw_path,", "path=request.path,", "a request changed"),
     Edit("he_protocol/keyfile.py: private_directory", "missing.mkdir(mode=0o700,", "missing.mkdir(mode=0o777,"),
     *_returns("he_protocol/keyfile.py", "close_database"),
     Edit("he_protocol/keyfile.py: private_opener", "os.O_CLOEXEC, 0o600)", "os.O_CLOEXEC, 0o666)"),

@@ -599,7 +599,7 @@ async def test_a_chunk_waits_for_room_like_an_update(world: World, ada: Person) 
     upload = world.upload(ada)
     path = await begun(world, ada, upload)
     relaxed = world.server.pressure
-    world.server.pressure = Pressure(Limits(1 << 30, 0, 0, 0.0), world.server.measure)  # no slot at all
+    world.server.pressure = Pressure(Limits(1 << 30, 0, 0, 4, 0.0), world.server.measure)  # no slot at all
     assert await world.problem(await append(world, path, 0, upload.frame)) == problems.OVERLOADED
     assert await offset(world, path) == 0
     world.server.pressure = relaxed

@@ -42,7 +42,9 @@ from he_protocol.schemes import load_scheme
 from he_protocol.signing import SigningKey, fingerprint, jwk_x, payload_hash, read_unverified
 from he_protocol.task import HolderEntry, ServerEntry, Task, TaskConfig, TensorSpec
 from he_server.app import make_app
+from he_server.listening import Listener
 from he_server.server import Server
+from he_server.serving import make_listener, make_runner
 from he_server.worker import Worker
 from tests.unit.parties import hpke_key
 
@@ -84,6 +86,29 @@ class Upload:
         return framing.start(encode(self.signed)) + self.body
 
 
+class Front(TestServer):
+    """The application behind the server's own listener and door, as `he-server serve` has it."""
+
+    def __init__(self, server: Server) -> None:
+        super().__init__(make_app(server, work=False))
+        self._shown = server
+        self._listener: Listener
+
+    async def start_server(self, loop: Any = None, **_: Any) -> None:
+        if self.runner is None:
+            self.runner = make_runner(self.app)
+            await self.runner.setup()
+            self._listener = make_listener(self.runner, self._shown)
+            self.host, self.scheme = "127.0.0.1", "http"
+            self.port = await self._listener.start(self.host, 0)
+            self._root = URL.build(scheme=self.scheme, host=self.host, port=self.port)
+
+    async def close(self) -> None:
+        if not self.closed:
+            await self._listener.stop()
+        await super().close()
+
+
 class World:
     """An authority, a committee, clients, and a running server that they talk to."""
 
@@ -99,7 +124,7 @@ class World:
 
     async def start(self, server: Server) -> None:
         self.server = server
-        self.http = TestClient(TestServer(make_app(server, work=False)))
+        self.http = TestClient(Front(server))
         await self.http.start_server()
         self.worker = Worker(server)
 
