@@ -60,7 +60,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 async def server(world: World) -> AsyncIterator[FakeServer]:
-    async with FakeServer(world.task) as running:
+    async with FakeServer(world.task, committee=world.committee) as running:
         yield running
 
 
@@ -120,12 +120,12 @@ async def test_every_round_that_waits_is_opened_once(
 async def test_a_server_that_is_down_is_asked_until_it_is_there(
     world: World, holder: KeyHolder, bodies: list[bytes]
 ) -> None:
-    async with FakeServer(world.task) as first:
+    async with FakeServer(world.task, committee=world.committee) as first:
         port = int(first.url.rsplit(":", 1)[1])
     async with serving(holder, world, first.url) as work:
         await asyncio.sleep(0.3)
         assert not work.done()
-        async with FakeServer(world.task, port=port) as back:
+        async with FakeServer(world.task, committee=world.committee, port=port) as back:
             offer(world, back, bodies)
             await back.until(lambda: bool(back.shares))
 

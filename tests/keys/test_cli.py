@@ -46,6 +46,8 @@ opening_seconds = 60
 staleness = 2
 max_openings = 10
 threshold = 1
+agreement = 1
+allow_no_collusion = true
 
 [privacy]
 unit = "client"

@@ -55,4 +55,5 @@ def task_config() -> TaskConfig:
         server=ServerEntry("aggregator", SERVER.public),
         holders=tuple(HolderEntry(f"holder-{n}", key(10 + n).public, bytes([n]) * 1216) for n in range(3)),
         threshold=2,
+        agreement=3,
     )
