@@ -55,7 +55,7 @@ def _few_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
 async def holder_in(directory: Path) -> AsyncIterator[KeyHolder]:
     identity, ledger = Identity.load(directory, PASSPHRASE), await Ledger.open(directory / "ledger.db")
     try:
-        yield KeyHolder(identity, ledger, directory, passphrase=PASSPHRASE, clock=lambda: NOW)
+        yield KeyHolder(identity, ledger, directory, least_f=0, passphrase=PASSPHRASE, clock=lambda: NOW)
     finally:
         await ledger.close()
 

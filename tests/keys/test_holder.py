@@ -376,6 +376,20 @@ async def test_a_task_below_our_floor_is_not_joined(tmp_path: Path, world: World
         await holder.join(world.task, "http://server")
 
 
+@pytest.mark.parametrize(("text", "f"), [("2/3/2", 0), ("2/3/3", 1), ("2/4/3", 1), ("3/7/5", 2)])
+async def test_a_committee_below_our_least_f_is_not_joined(tmp_path: Path, text: str, f: int) -> None:
+    """Whatever the authority allows: a server and one holder would break every promise of the first."""
+    threshold, holders, agreement = (int(number) for number in text.split("/"))
+    world = World(holders, {"threshold": threshold, "agreement": agreement, "allow_no_collusion": not f})
+    async with holder_of(world, 0, tmp_path) as holder:
+        holder.least_f = f + 1
+        with refused(BAD_COMMITTEE, f"f at least {f + 1}"):
+            await holder.join(world.task, "http://server")
+        assert await holder.ledger.joined() == []
+        holder.least_f = f
+        await holder.join(world.task, "http://server")
+
+
 async def test_a_holder_shows_no_secrets(tmp_path: Path, world: World) -> None:
     async with holder_of(world, 0, tmp_path, passphrase="correct horse battery") as holder:
         shown = repr(holder)
