@@ -18,7 +18,7 @@ from tests.support.openings import ask, vote
 from tests.support.parties import World
 
 COMMITTEES = ("2/4/3", "3/7/5", "3/5/4")
-CLIENTS, LEAST, OPENINGS = 5, 2, 2
+CLIENTS, LEAST, OPENINGS = 8, 2, 2
 """Of the task: clients that have sent an update, the fewest of a sum, opening numbers."""
 
 Act = Literal["vote", "lost vote", "release"]
