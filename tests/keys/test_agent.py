@@ -201,6 +201,20 @@ async def test_a_refused_round_is_left_alone_for_a_while(
     assert (1, "holder-0") not in server.shares
 
 
+async def test_a_refused_screening_blocks_no_vote(
+    world: World, server: FakeServer, holder: KeyHolder, bodies: list[bytes]
+) -> None:
+    """The others were faster; what they ask for next does not wait until the refusal is forgotten."""
+    key = ("PUT", api.answer_path(world.task.id, 1, "holder-0"))
+    server.replaced[key] = problem(WRONG_STATE)
+    offer(world, server, bodies)
+    async with serving(holder, world, server.url):
+        await server.until(lambda: server.count(*key) == 1)
+        del server.replaced[key]
+        server.stages[1] = "vote"
+        await server.until(lambda: (1, "holder-0", "vote") in server.answers)
+
+
 async def test_refusals_are_in_the_ledger_once(
     world: World, server: FakeServer, tmp_path: Path, clock: Clock, bodies: list[bytes]
 ) -> None:
