@@ -12,7 +12,7 @@ from keys.authority import enrol
 from keys.hpke_key import HpkeKey
 
 VALID_DAYS = 7
-HOLDERS, THRESHOLD = 3, 2
+HOLDERS, THRESHOLD, AGREEMENT = 4, 2, 3
 
 
 @dataclass

@@ -20,7 +20,7 @@ import msgspec
 
 from bench import profiles
 from bench.board import CommitteeBoard
-from bench.parties import THRESHOLD, Parties
+from bench.parties import AGREEMENT, THRESHOLD, Parties
 from bench.updates import SPREAD
 from he_client.encode import Encoder
 from he_client.schemes import Sealer, make_sealer
@@ -89,6 +89,7 @@ class World:
                 "staleness": MAX_OPENINGS,
                 "max_openings": MAX_OPENINGS,
                 "threshold": THRESHOLD,
+                "agreement": AGREEMENT,
             },
             [TensorSpec("parameters", (self.parameters,))],
             self.parties.server.credential,
