@@ -90,6 +90,16 @@ _ADMIT = "he_server/store/updates.py: admit"
 _UNVERIFIED = "from he_protocol.signing import read_unverified; "
 _REVOKED = "check_key(await server.revocations(), party.name, party.public)"
 
+_JUDGED = (
+    "await holder.ledger.informed(request); from keys.checks import judge;"
+    " await asyncio.to_thread(judge, request, RELEASING)"
+)
+_UNRECORDED = (
+    "await self._holder.ledger.informed(request); from keys.checks import judge;"
+    " await asyncio.to_thread(judge, request, VOTING)"
+)
+_BINDING = "await self._holder.ledger.decide(request, ())"
+
 EDITS = (
     # A server that lies to key holders.
     *_returns(
@@ -99,7 +109,12 @@ EDITS = (
         "headers_bound",
         "manifest_signed",
         "manifest_bound",
-        "round_not_forked",
+        "number_in_plan",
+        "number_unused",
+        "time_moves_on",
+        "model_moves_on",
+        "bases_fresh",
+        "certified",
         "updates_fresh",
         "buckets_large_enough",
         "buckets_numbered",
@@ -108,23 +123,29 @@ EDITS = (
         "sums_fit",
         "versions_recent",
         "sizes_exact",
-        "within_budget",
         "epoch_alive",
         "clients_not_revoked",
         "server_not_revoked",
         "revocations_fresh",
     ),
     _never("keys/checks.py: judge", "len(request.updates) != len(request.manifest.updates)"),
-    Edit("keys/checks.py: revoked", "known.covers_credential(update.credential)", "False"),
-    Edit("keys/holder.py: _answer", "Manifest).round) != number:", "Manifest).round) < 0:"),
-    _never("he_protocol/sharing.py: Sharing", "2 * t <= n"),
+    Edit("keys/checks.py: revoked_buckets", "except Refusal:", "except Refusal:\n            continue"),
+    _never("keys/opening.py: _request", "manifest.round != number"),
+    Edit("he_protocol/committee.py: colluders", "2 * self.agreement - self.holders - 1", "self.agreement"),
+    *_returns("he_protocol/committee.py", "check_collusion"),
+    Edit("keys/opening.py: _vote", "await self._holder.ledger.decide(request, VOTING)", _UNRECORDED),
+    Edit("keys/opening.py: _release", "await holder.ledger.decide(request, RELEASING)", _JUDGED),
+    Edit("keys/opening.py: _screen", "await self._holder.ledger.informed(request)", _BINDING),
+    Edit("keys/sums.py: covers", "self._listed.get(entry.update_id) == entry", "entry.update_id in self._listed"),
+    Edit("keys/sums.py: covers", "self._added[bucket] == ids", "self._added[bucket] >= ids"),
     Edit(
-        "keys/ledger.py: opened_updates",
-        '"update_id", sa.LargeBinary, primary_key=True),\n        sa.Column("round", sa.Integer, nullable=False)',
-        '"update_id", sa.LargeBinary, primary_key=True),\n        sa.Column("round", sa.Integer, primary_key=True)',
-        at="migrations/ledger/versions/0001_joined_opened_refused.py: upgrade",
+        "keys/ledger.py: voted_updates",
+        '"update_id", sa.LargeBinary, primary_key=True),\n        sa.Column("opening", sa.Integer, nullable=False)',
+        '"update_id", sa.LargeBinary, primary_key=True),\n        sa.Column("opening", sa.Integer, primary_key=True)',
+        at="migrations/ledger/versions/0001_votes.py: upgrade",
     ),
-    _never("keys/holder.py: join", "task.config.min_clients < self.floor"),
+    _never("keys/holder.py: join", "task.config.min_clients < self.floor", "a manifest of one"),
+    _never("keys/holder.py: join", "task.committee.colluders < self.least_f", "a committee"),
     *_returns("keys/holder.py", "check_promise"),
     Edit(
         "keys/epochs.py: destroy",
@@ -133,7 +154,7 @@ EDITS = (
         attack="an old epoch",
     ),
     Edit("keys/epochs.py: destroy", "await asyncio.to_thread(erase_private, path)", "pass", attack="an old epoch"),
-    _never("keys/holder.py: add_checked", "hashlib.sha256(body).digest() != signed"),
+    _never("keys/sums.py: check_part", "hashlib.sha256(body).digest() != signed"),
     Edit(_ENVELOPE, "epoch_id, client.encode()", "client.encode()"),
     Edit(_ENVELOPE, "client.encode(), ", ""),
     Edit(_ENVELOPE, "update_id, holder.encode()", "holder.encode()"),
@@ -153,7 +174,7 @@ EDITS = (
         "{(other.key, other.transcript) for other in others} != {(mine.key, mine.transcript)}",
     ),
     Edit("keys/agent.py: step", "except Refusal as refusal:", "except KeyboardInterrupt as refusal:"),
-    Edit("keys/agent.py: _open", "except Refusal as refusal:", "except KeyboardInterrupt as refusal:"),
+    Edit("keys/agent.py: _serve", "except Refusal as refusal:", "except KeyboardInterrupt as refusal:"),
     Edit(
         "keys/ledger.py: refused",
         "same = refusals.c.problem == refusal.problem.slug",
@@ -293,7 +314,7 @@ EDITS = (
     # Lying clients.
     Edit(_SETTLE, "if refusal.problem != COMBINE_REFUSED:", "if True:", "wrong key shares"),
     Edit(_SETTLE, "final |= certain", "final |= False", "wrong key shares, while"),
-    Edit("keys/holder.py: BucketSums", "except Refusal as refusal:", "except KeyboardInterrupt as refusal:"),
+    Edit("keys/sums.py: BucketSums", "except Refusal as refusal:", "except KeyboardInterrupt as refusal:"),
     Edit(
         _CHOICES, "combinations(sorted(heard), sharing.threshold)", "[tuple(heard)[: sharing.threshold]]", "different"
     ),
