@@ -21,7 +21,7 @@ from he_server.names import model_blob, share_blob, total_blob, velocity_blob
 from he_server.opening import check_buckets, write_version
 from he_server.store.records import ModelRecord
 from he_server.tensors import write_tensors
-from tests.support.parties import World
+from tests.support.parties import NOW, World
 
 SCALE = 512.0
 
@@ -48,7 +48,7 @@ class ClosedRound:
             ManifestEntry(secrets.token_bytes(16), f"client-{i}", bytes(32), i % buckets)
             for i in range(buckets * self.count)
         ]
-        self.manifest = Manifest(self.task.hash, 1, 1, version, tuple(updates))
+        self.manifest = Manifest(self.task.hash, 1, 1, 1, int(NOW), version, tuple(updates))
         self.model = {spec.name: self._rng.standard_normal(spec.shape, dtype=np.float32) for spec in specs}
         self.velocity = np.zeros(self.task.parameters, dtype=np.float32)
         if version:
