@@ -24,7 +24,7 @@ from he_protocol.signing import SigningKey, jwk_x
 from he_protocol.task import Task
 from he_server import log
 from he_server.app import open_server
-from he_server.handlers.rounds import statuses
+from he_server.handlers.rounds import statuses, waiting_for
 from he_server.inspection import audit, doctor
 from he_server.planning import plan
 from he_server.serving import migrate as migrate_database
@@ -327,16 +327,6 @@ def _show(found: list[tuple[TaskRecord, list[RoundStatus]]], form: Form) -> None
             why = r.failure.detail if r.failure is not None else waiting_for(r)
             table.add_row("", "", str(r.version), str(r.round), r.state, str(r.updates), str(r.shares), why)
     Console().print(table)
-
-
-def waiting_for(status: RoundStatus) -> str:
-    """What key holders said about a round that waits for them."""
-    if status.state not in {"closed", "opening"}:
-        return ""
-    return "; ".join(
-        f"{one.holder}: {f'refused ({one.detail})' if one.problem else one.said or 'missing'}"
-        for one in status.committee
-    )
 
 
 def _settings(config: Path | None, **flags: str | int | float | Path | None) -> Settings:

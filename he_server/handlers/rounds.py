@@ -47,6 +47,16 @@ async def statuses(store: Store, task: Task, records: Sequence[RoundRecord]) -> 
     return [record.status(committee_status(task, record, *said[record.id])) for record in records]
 
 
+def waiting_for(status: RoundStatus) -> str:
+    """What key holders said about a round that waits for them."""
+    if status.state not in {"closed", "opening"}:
+        return ""
+    return "; ".join(
+        f"{one.holder}: {f'refused ({one.detail})' if one.problem else one.said or 'missing'}"
+        for one in status.committee
+    )
+
+
 async def get_sum(server: Server, request: web.Request) -> web.StreamResponse:
     task = await task_of(server, request)
     record = await server.store.round(task.id, round_number(request))
