@@ -137,7 +137,8 @@ class PostRecord:
 
 @dataclass(frozen=True)
 class ModelRecord:
-    """One published model version; `round_id` is None for the initial model."""
+    """One published model version; `round_id` is None for the initial model, and for one that was recovered: the next
+    step begins without momentum."""
 
     version: int
     round_id: int | None
