@@ -269,7 +269,7 @@ EDITS = (
         "he_server/manifests.py: check_update",
         "check_base_version(update.base_version, now.version, task.config.staleness)",
         "pass",
-        "too old",
+        "an update that becomes",
     ),
     Edit("he_client/client.py: task", "check_key(known, task.config.server.name, task.config.server.key)", "pass"),
     *_returns("he_protocol/revocation.py", "check_newer"),
