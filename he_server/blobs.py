@@ -129,10 +129,6 @@ class Blobs:
             if not self._path(name).exists():
                 raise Refusal(problem, "the bytes waited so long that they were swept", got=name)
 
-    def exists(self, name: str) -> bool:
-        """Whether there is a blob of this name."""
-        return self._path(name).exists()
-
     def size(self, name: str) -> int:
         """Bytes of a blob. Raises FileNotFoundError."""
         return self._path(name).stat().st_size

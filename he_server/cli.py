@@ -31,7 +31,7 @@ from he_server.serving import run
 from he_server.settings import Settings, load_settings
 from he_server.store import Store
 from he_server.store.database import make_engine, sqlite_file
-from he_server.store.records import TaskRecord
+from he_server.store.records import TaskRecord, waiting_for
 from he_server.tensors import keep_model
 
 Form = Literal["table", "json"]
@@ -326,16 +326,6 @@ def _show(found: list[tuple[TaskRecord, list[RoundStatus]]], form: Form) -> None
             why = r.failure.detail if r.failure is not None else waiting_for(r)
             table.add_row("", "", str(r.version), str(r.round), r.state, str(r.updates), str(r.shares), why)
     Console().print(table)
-
-
-def waiting_for(status: RoundStatus) -> str:
-    """What key holders said about a round that waits for them."""
-    if status.state not in {"closed", "opening"}:
-        return ""
-    return "; ".join(
-        f"{one.holder}: {f'refused ({one.detail})' if one.problem else one.said or 'missing'}"
-        for one in status.committee
-    )
 
 
 def _settings(config: Path | None, **flags: str | int | float | Path | None) -> Settings:

@@ -105,7 +105,7 @@ class Worker:
         """Whether a round whose updates are added up can be shown to key holders, be put to the vote, or be opened."""
         if record.state == "opening":
             late = now >= record.opening_deadline
-            return combining_due(task.committee, record.shares, record.tried, late=late)
+            return combining_due(task.committee, record.shares, record.tried, binding=task.scheme.binding, late=late)
         if record.manifest and not too_old(task, record, now):
             return screened(task, record, await self._store.answers_of(record.id))
         return await self._store.next_opening(record) is not None
@@ -216,7 +216,8 @@ class Worker:
         waited = now - (current.opening_deadline - task.config.opening_seconds)
         released = released_shares(task, await self._store.shares_of(current.id))
         base = await self._store.model(task.id)
-        last = enough_shares(task.committee, len(released), late=now >= current.opening_deadline)
+        late, binding = now >= current.opening_deadline, task.scheme.binding
+        last = enough_shares(task.committee, len(released), binding=binding, late=late)
         outcome = await open_sum(server, task, current, base, released, last=last)
         wrong = [bucket.failure for bucket in outcome.dropped] if isinstance(outcome, Opened) else [outcome]
         for failure in wrong:

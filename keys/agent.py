@@ -45,7 +45,9 @@ class Agent:
         self._poll = poll_seconds
         self._destroy_after = destroy_after
         # The next poll is the retry: waiting longer inside one call would only delay other rounds.
-        self._transport = Transport(server_url, holder.identity, tls=tls, retry=RetryPolicy(give_up=5.0))
+        self._transport = Transport(
+            server_url, holder.identity, tls=tls, retry=RetryPolicy(give_up=5.0), clock=holder.clock
+        )
         self._openings = Openings(holder, task)
         self._refused: dict[api.Waiting, float] = {}
 

@@ -58,7 +58,7 @@ async def get_key_parts(server: Server, request: web.Request) -> web.StreamRespo
     part = task.part("key")
     listed = await _listed(server, record)
     pieces = [Piece(key_blob(update.blob), update.position * part.size, part.size) for update in listed]
-    return await stream_pieces(server, request, pieces)
+    return await stream_pieces(server, request, pieces, zeros=True)  # holders leave out what is not as it was signed
 
 
 async def sender_of_answer(server: Server, request: web.Request) -> Sender:

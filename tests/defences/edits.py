@@ -291,8 +291,11 @@ EDITS = (
     _never(_SHARE, "share.manifest.hex() != record.manifest_hash", "an old round's share"),
     _never(_SHARE, "got != [(bucket, part) for bucket in opened for part in known]", "a share without"),
     _never("he_server/store/rounds.py: _same_share", "payload_hash(before) != payload_hash(token)"),
-    Edit("he_server/rounds.py: opening_due", "shares >= threshold", "shares > threshold"),
-    Edit("he_server/rounds.py: opening_due", '"give-up" if now >= deadline else "wait"', '"wait"'),
+    Edit("he_server/rounds.py: combining_due", "shares >= committee.threshold", "shares > committee.threshold"),
+    Edit("he_server/manifests.py: excluded_by_holders", "len(by_holder) >= needed", "by_holder"),
+    Edit("he_server/handlers/openings.py: put_share", "< task.committee.agreement", "< 0"),
+    Edit("he_server/aggregate.py: is_intact", "hasher.digest() == sha256", "True"),
+    Edit("he_server/manifests.py: plan_round", "and u.update_id in lost", "and False"),
     Edit(
         "he_server/auth.py: check_member",
         "if index is None or task.config.holders[index].key != party.public:",
@@ -426,7 +429,13 @@ EDITS = (
     Edit("he_protocol/keyfile.py: private_opener", "os.O_CLOEXEC, 0o600)", "os.O_CLOEXEC, 0o666)"),
     Edit("he_server/handlers/updates.py: _accept", _REVOKED, "pass"),
     *_returns("he_protocol/revocation.py", "check_key"),
-    Edit("he_server/worker.py: _revoked", "known = await self._server.revocations()", "return []"),
+    Edit("he_server/manifests.py: check_update", "check_key(now.revocations, update.client, key)", "pass", "a thief's"),
+    Edit(
+        "he_server/manifests.py: check_update",
+        "check_base_version(update.base_version, now.version, task.config.staleness)",
+        "pass",
+        "an update that becomes",
+    ),
     Edit("he_client/client.py: task", "check_key(known, task.config.server.name, task.config.server.key)", "pass"),
     *_returns("he_protocol/revocation.py", "check_newer"),
     Edit(

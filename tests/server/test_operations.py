@@ -85,7 +85,7 @@ async def test_a_worker_that_is_stopped_gives_its_lease_back(world: World, monke
         await asyncio.gather(first, return_exceptions=True)
     world.server.stopping.clear()
     assert await world.work() > 0
-    assert (await world.round(1)).state == "opening"
+    assert (await world.round(1)).opening == 1
 
 
 async def test_a_worker_stops_after_its_step(world: World) -> None:

@@ -56,7 +56,7 @@ class ClosedRound:
         self.velocity = np.zeros(self.task.parameters, dtype=np.float32)
         if version:
             self.velocity = self._rng.standard_normal(self.task.parameters, dtype=np.float32)
-        self.base = ModelRecord(version, None, "")
+        self.base = ModelRecord(version, 1 if version else None, "")
         self.keep_base()
         if self.task.config.weighting == "examples":
             for bucket in range(buckets):
@@ -69,7 +69,7 @@ class ClosedRound:
         self.blobs.put(model_blob(self.task.id, digest), data)
         if self.base.version:
             self.blobs.put(velocity_blob(self.task.id, digest), save({"velocity": self.velocity}))
-        self.base = ModelRecord(self.base.version, None, digest)
+        self.base = ModelRecord(self.base.version, self.base.round_id, digest)
 
     def forget(self) -> None:
         """Keep nothing of a model's size in memory."""
