@@ -64,9 +64,9 @@ def stage_of(state: RoundState, votes: int, agreement: int) -> Stage:
 def enough_shares(committee: Committee, shares: int, *, binding: bool, late: bool) -> bool:
     """Whether no further share could change what opens: a bucket that does not open now never will.
 
-    With `colluders` more than have to agree the honest among them are enough, however the others lie: `threshold` where
-    a wrong share shows by what it opens (`binding`), else 2 * threshold - 1. After the time for opening as many will do as must
-    vote: whoever is still away may be away for ever.
+    With `colluders` more than have to agree, the honest among them are enough, however the others lie: that is
+    `threshold` where a wrong share shows by what it opens (`binding`), else 2 * threshold - 1. After the time for
+    opening as many will do as must vote: whoever is still away may be away for ever.
     """
     agreeing = committee.threshold if binding else 2 * committee.threshold - 1
     return shares >= min(committee.holders, agreeing + committee.colluders) or (late and shares >= committee.agreement)

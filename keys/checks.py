@@ -315,6 +315,7 @@ RELEASING: tuple[Rule, ...] = (
     number_in_plan,
     number_unused,
     headers_complete,
+    updates_distinct,
     revocations_fresh,
     server_not_revoked,
     buckets_large_enough,

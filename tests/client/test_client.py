@@ -12,7 +12,7 @@ from aiohttp import web
 from safetensors.numpy import save
 
 from he_client import HushSumClient, Submission, SyncClient
-from he_client.client import VERSION_HEADER
+from he_client.published import VERSION_HEADER
 from he_protocol import api
 from he_protocol.privacy import epsilon
 from he_protocol.problems import (

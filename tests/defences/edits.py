@@ -100,6 +100,8 @@ _UNRECORDED = (
 )
 _BINDING = "await self._holder.ledger.decide(request, ())"
 
+_POINT = "he_protocol/signing.py: _check_point"
+
 EDITS = (
     # A server that lies to key holders.
     *_returns(
@@ -210,11 +212,11 @@ EDITS = (
     Edit("he_client/tasks.py: read", "except Refusal as refusal:", "except KeyboardInterrupt as refusal:"),
     *_returns("he_client/floors.py", "check_floors"),
     Edit("he_client/client.py: seal", "await asyncio.to_thread(check_floors, task, self._floors)", "pass"),
-    _never("he_client/client.py: check_version", "int(version) == 0 and etag != signed"),
+    _never("he_client/published.py: check_version", "int(version) == 0 and etag != signed"),
     _never("he_server/tensors.py: keep_model", "sha256 != task.config.initial_model.hex()"),
     *_returns("he_protocol/envelope.py", "check_key"),
-    Edit("he_protocol/signing.py: check_public", "if y in _LOW_ORDER_Y:", "if False:"),
-    Edit("he_protocol/signing.py: check_public", "y >= CURVE_PRIME or ", ""),
+    Edit("he_protocol/signing.py: check_public", "if y in _LOW_ORDER_Y:", "if False:", at=_POINT),
+    Edit("he_protocol/signing.py: check_public", "y >= CURVE_PRIME or ", "", at=_POINT),
     _never("he_client/schemes/ckks.py: check_confirmations", "len(set(read)) != 1"),
     _never("he_client/schemes/ckks.py: joint_context", "hashlib.sha256(packed).digest() != digest"),
     *_returns("he_protocol/seal.py", "refuse_private"),
@@ -282,7 +284,7 @@ EDITS = (
     *_returns("he_server/optimiser.py", "check_range"),
     Edit("he_server/opening.py: check_buckets", "if not (last or outcome.final):", "if False:", "a wrong share among"),
     _never(
-        "he_protocol/sums.py: check",
+        "he_protocol/sums.py: check_capacity",
         "(bits := self.scheme.garbage_bits(needed, self.length, self.max_clients)) < GARBAGE_BITS",
     ),
     _never("he_protocol/schemes/kahe.py: opened_key", "worst > bound"),
@@ -358,7 +360,6 @@ EDITS = (
         "return text",
     ),
     # Strangers.
-    Edit(),
     Edit(
         "he_server/app.py: _guarded",
         "        await authenticate(server, request, route.access)\n"
@@ -373,7 +374,7 @@ EDITS = (
     Edit("he_server/strangers.py: has_slot", "bodies < SLOTS and ", ""),
     Edit("he_server/strangers.py: in_time", "asyncio.timeout(PROOF_SECONDS)", "asyncio.timeout(None)"),
     _never("he_server/bodies.py: check_declared", "declared is not None and declared > most"),
-    Edit("he_server/handlers/tasks.py: post_task", "    if first:", "    if first and len(first) < 64:"),
+    *_returns("he_server/initial.py", "check_model"),
     Edit("he_server/initial.py: _finish", "check_finite(writer.reread(len(model_file(task).header)))", "pass"),
     Edit("he_server/intake.py: recording", "await discard(server, blobs)", "pass", "a new task"),
     Edit("he_server/sweep.py: orphans", "in SWEPT_OF_TASKS", "in ()"),
