@@ -20,7 +20,7 @@ from he_protocol.task import Task
 from he_server.rounds import TRANSITIONS
 
 from .machine import Machine
-from .world import AGREEMENT, MIN_CLIENTS, SCALE, THRESHOLD, World
+from .world import AGREEMENT, CLIENTS, MIN_CLIENTS, SCALE, THRESHOLD, World
 
 EXCUSED = frozenset({TOO_FEW_CLIENTS.urn, ABANDONED.urn})
 """Failures that honest parties can meet; any other one of a round means that something was lost or spoilt."""
@@ -302,7 +302,8 @@ class Observer:
         model = np.zeros(task.parameters, dtype=np.float32)
         counted = Counter[int]()
         published = 0
-        async with self.world.device(0) as device:
+        witness = next(client for client in range(CLIENTS) if client not in record.revoked)
+        async with self.world.device(witness) as device:
             for number, state, manifest, round_id, excluded, dropped in seen(query, task.id):
                 record.counts[f"rounds {state}"] += 1
                 if not manifest:

@@ -59,7 +59,7 @@ _POINTS: dict[Kind, int] = {"gather": 270, "open": 120, "contribute": 50, "work"
 """About how many points the longer operations have; the others have at most `_OTHER_POINTS`."""
 _OTHER_POINTS = 12
 HOLDERS = 4
-LONGEST = 10
+LONGEST = 8
 """Operations in a schedule."""
 
 

@@ -71,7 +71,7 @@ PLANS: tuple[dict[str, Any], ...] = (
 )
 """What the epochs of the task differ in."""
 EPOCHS = len(PLANS)
-LOOKS = 3
+LOOKS = 1
 """That a key holder takes at most, as long as it finds something to do: it polls faster then."""
 IMAGES = 3
 """Of the server's disk that are kept."""
