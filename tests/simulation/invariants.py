@@ -282,11 +282,11 @@ class Observer:
         """What the whole schedule has come to."""
         if not self.quiet():
             raise Violation("every round ends", "; ".join(self.world.record.trace[-12:]))
-        for task, number in self._expected:
+        for task_id, number in self._expected:
             state, failure, opening = self.world.seen(
-                "SELECT state, failure_type, opening FROM rounds WHERE task_hash = ? AND number = ?", task, number
+                "SELECT state, failure_type, opening FROM rounds WHERE task_hash = ? AND number = ?", task_id, number
             )[0]
-            most = next(t.config.max_openings for t in self.world.tasks if t.id == task)
+            most = next(t.config.max_openings for t in self.world.tasks if t.id == task_id)
             if failure == ABANDONED.urn and opening <= most:
                 raise Violation("a round with time and holders is published", f"round {number} is {state}")
         for task in self.world.tasks:

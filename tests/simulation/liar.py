@@ -1,6 +1,6 @@
 """A server that makes manifests of its own choice, gathers votes for them, and asks key holders for shares.
 
-It works together with the key holder that lies, if there is one: that one votes for everything, and releases everything.
+It works together with the key holder that lies, if there is one: that one votes for everything.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from he_protocol.signing import SigningKey, message_kind, payload_hash, read_unv
 from he_protocol.task import Task
 
 from .machine import Machine, enter
-from .world import HOLDERS, Frame, World
+from .schedules import HOLDERS
+from .world import Frame, World
 
 LIAR = "liar"
 FAR = 1000
@@ -35,7 +36,7 @@ PROOFS: tuple[Proof, ...] = get_args(Proof)
 
 @dataclass
 class Lie:
-    """A manifest that the honest server never made, correctly signed with its key; what a holder is asked for, and told.
+    """A manifest that the honest server never made, correctly signed with its key, and what a holder is asked for.
 
     heard: the votes that came of it.
     """

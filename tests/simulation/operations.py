@@ -17,9 +17,9 @@ from he_server.sweep import sweep
 from .invariants import Observer
 from .liar import NUMBERINGS, PROOFS, certify, make_lie, tell
 from .machine import UNTOUCHED, VirtualLoop, enter
-from .schedules import Operation, Schedule
+from .schedules import HOLDERS, Operation, Schedule
 from .seams import simulated
-from .world import CLIENTS, COLLECT, HOLDERS, LEASE, OPENING, WORKERS, Record, World
+from .world import CLIENTS, COLLECT, LEASE, OPENING, WORKERS, Record, World
 
 WAITS = (1, LEASE + 1, COLLECT + 1, OPENING + 1, 3700)
 STEPS = ("work", "answers", "work", "answers", "answers", "work")
@@ -60,9 +60,7 @@ def _run_once(schedule: Schedule) -> Record:
     try:
         observer = Observer()
         gc.disable()  # one collection afterwards costs less than those on the way
-        world = World(
-            loop, Path(folder), observer.watch, schedule.traitor, schedule.number, schedule.lean
-        )
+        world = World(loop, Path(folder), observer.watch, schedule)
         observer.world = world
         with simulated(world, schedule.number, streamed=schedule.streamed):
             loop.run_until_complete(_run(world, observer, schedule.operations))
@@ -246,7 +244,7 @@ async def _heal(world: World, observer: Observer) -> None:
 
 
 async def _intervene(world: World, observer: Observer) -> None:
-    """What an operator does with rounds that key holders refuse: goes on after what they have seen, or gives them up."""
+    """What an operator does about rounds that key holders refuse: go on after what they have seen, or give one up."""
     stuck = observer.stuck()
     for task in dict.fromkeys(task for task, _ in stuck):
         await world.run(world.recover(task), UNTOUCHED, "heal: recover")

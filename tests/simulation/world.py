@@ -55,7 +55,7 @@ from tests.support.parties import Authority
 
 from .disk import Disk
 from .machine import ACTIVITY, START, Activity, Crashed, Fate, Machine, VirtualLoop, enter
-from .schedules import HOLDERS
+from .schedules import HOLDERS, Schedule
 from .traitor import MANNERS, Traitor
 from .wire import Network, Watch
 
@@ -267,14 +267,9 @@ class Device(HushSumClient):
 
 
 class World:
-    """All machines of one schedule. `run` executes one operation under a fate.
+    """All machines of one schedule. `run` executes one operation under a fate."""
 
-    traitor: the number of the key holder that lies, if any. `number` seeds what it does each time.
-    """
-
-    def __init__(
-        self, loop: VirtualLoop, root: Path, watch: Watch, traitor: int | None = None, number: int = 0, lean: bool = False
-    ) -> None:
+    def __init__(self, loop: VirtualLoop, root: Path, watch: Watch, schedule: Schedule) -> None:
         self.loop = loop
         loop.wake = self._release
         self.cast = cast()
@@ -294,10 +289,10 @@ class World:
         self.busy: set[int] = set()
         self.out: set[int] = set()
         self.unsent: set[int] = set()
-        self.traitor = traitor
-        self.lean = lean
+        self.traitor = schedule.traitor
+        self.lean = schedule.lean
         self.spoils: dict[str, frozenset[int]] = {}
-        self._mood = random.Random(number)
+        self._mood = random.Random(schedule.number)
         self._openings: dict[tuple[Machine, str], Openings] = {}
         self._images: deque[tuple[int, Disk]] = deque(maxlen=IMAGES)
 
@@ -341,8 +336,8 @@ class World:
         self.workers = [Worker(self.running) for _ in range(WORKERS)]
 
     def settings(self) -> Settings:
-        retained = {"retain_bytes": 0} if self.lean else {}
-        return Settings(data_dir=self.server.disk.root, lease_seconds=LEASE, **retained)
+        settings = Settings(data_dir=self.server.disk.root, lease_seconds=LEASE)
+        return settings.model_copy(update={"retain_bytes": 0}) if self.lean else settings
 
     @asynccontextmanager
     async def device(self, client: int) -> AsyncIterator[Device]:
@@ -444,7 +439,7 @@ class World:
             agent._transport.clock = self.clock
             here = self.holders[index], task.id
             # What it has in memory; not if somebody else of this program is at it.
-            agent._openings = self._openings.pop(here, None) or Openings(holder, task)
+            agent._openings = self._openings.pop(here) if here in self._openings else Openings(holder, task)
             if manner != "honest":
                 agent._openings = Traitor(holder, task, manner)
                 self.record.wrong_shares += manner == "spoils"
