@@ -5,14 +5,17 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
+from msgspec.structs import replace
+
 from he_client.identity import Identity
+from he_protocol.envelope import possession_message
 from he_protocol.messages import EnrolRequest, Role
 from he_protocol.signing import SigningKey
 from keys.authority import enrol
 from keys.hpke_key import HpkeKey
 
 VALID_DAYS = 7
-HOLDERS, THRESHOLD = 3, 2
+HOLDERS, THRESHOLD, AGREEMENT = 4, 2, 3
 
 
 @dataclass
@@ -23,7 +26,7 @@ class Parties:
 
     def __post_init__(self) -> None:
         self.hpke = [HpkeKey.generate() for _ in range(HOLDERS)]
-        self.holders = [self._party(f"holder-{i + 1}", "holder", key.public) for i, key in enumerate(self.hpke)]
+        self.holders = [self._party(f"holder-{i + 1}", "holder", key) for i, key in enumerate(self.hpke)]
         self.server = self._party("server", "server")
         self._clients: dict[int, Identity] = {}
 
@@ -33,9 +36,13 @@ class Parties:
             self._clients[number] = self._party(f"client-{number}", "client")
         return self._clients[number]
 
-    def _party(self, name: str, role: Role, hpke: bytes = b"") -> Identity:
+    def _party(self, name: str, role: Role, hpke: HpkeKey | None = None) -> Identity:
         key, now = SigningKey.generate(), time.time()
-        request = key.sign(EnrolRequest(name, role, key.public, int(now), hpke))
+        asked = EnrolRequest(name, role, key.public, int(now))
+        if hpke is not None:
+            proof = hpke.prove(possession_message(name, key.public, hpke.public))
+            asked = replace(asked, hpke=hpke.public, possession=proof)
+        request = key.sign(asked)
         return Identity(
             name, key, enrol(self.authority, request, role, now=now, days=VALID_DAYS), self.authority.public
         )

@@ -17,10 +17,11 @@ from io import BytesIO
 from pathlib import Path
 
 import msgspec
+import numpy as np
 
 from bench import profiles
 from bench.board import CommitteeBoard
-from bench.parties import THRESHOLD, Parties
+from bench.parties import AGREEMENT, THRESHOLD, Parties
 from bench.updates import SPREAD
 from he_client.encode import Encoder
 from he_client.schemes import Sealer, make_sealer
@@ -30,6 +31,7 @@ from he_protocol.privacy import PrivacyPlan
 from he_protocol.quantise import Floats
 from he_protocol.residues import Residues
 from he_protocol.task import Task, TensorSpec
+from he_protocol.tensors import model_digest
 from keys import ceremony
 from keys.authority import build_config
 from keys.schemes import Opener, make_dealer, make_opener
@@ -74,6 +76,7 @@ class World:
 
     @cached_property
     def task(self) -> Task:
+        tensors = [TensorSpec("parameters", (self.parameters,))]
         config = build_config(
             {
                 "name": TASK_NAME,
@@ -89,8 +92,10 @@ class World:
                 "staleness": MAX_OPENINGS,
                 "max_openings": MAX_OPENINGS,
                 "threshold": THRESHOLD,
+                "agreement": AGREEMENT,
+                "initial_model": model_digest({"parameters": np.broadcast_to(np.float32(0), (self.parameters,))}),
             },
-            [TensorSpec("parameters", (self.parameters,))],
+            tensors,
             self.parties.server.credential,
             [holder.credential for holder in self.parties.holders],
             self.parties.authority.public,

@@ -45,12 +45,29 @@ Train = Callable[[dict[str, npt.NDArray[np.float32]]], Update]
 @command
 def init(
     name: Annotated[str, typer.Option(help="lower-case name of this device")],
+    min_clients: Annotated[int | None, typer.Option(help="floor: the least min_clients of a task")] = None,
+    unit: Annotated[str | None, typer.Option(help="floor: none, record or client; the least privacy")] = None,
+    epsilon: Annotated[float | None, typer.Option(help="floor: the most that a task may cost")] = None,
+    delta: Annotated[float | None, typer.Option(help="floor: the largest delta at which epsilon counts")] = None,
+    collusion: Annotated[int | None, typer.Option(help="floor: the least f, of colluding key holders")] = None,
     data_dir: DataDir = None,
     passphrase: Passphrase = "",
 ) -> None:
-    """Make this device's key, and the request to send to the authority."""
-    settings = ClientSettings.load(data_dir=data_dir)
+    """Make this device's key, and the request to send to the authority.
+
+    Floors are what this device asks of every task, whatever the authority signs. They are kept in settings.toml beside
+    the key.
+    """
+    settings = ClientSettings.load(
+        data_dir=data_dir,
+        floor_min_clients=min_clients,
+        floor_unit=unit,
+        floor_epsilon=epsilon,
+        floor_delta=delta,
+        floor_collusion=collusion,
+    )
     create(settings.data_dir, name, "client", time.time(), passphrase=passphrase)
+    settings.keep_floors()
     console.out.print(
         f"key in {settings.data_dir}; send {REQUEST_FILE} to the authority,"
         " then put its credential.jws and authority.pub beside it"
@@ -223,7 +240,8 @@ def _settings(
 
 def _client(settings: ClientSettings) -> HushSumClient:
     identity = Identity.load(settings.data_dir, settings.passphrase.get_secret_value())
-    return HushSumClient(settings.server, identity, state_dir=settings.data_dir / "state", tls=settings.tls)
+    state = settings.data_dir / "state"
+    return HushSumClient(settings.server, identity, state_dir=state, floors=settings.floors, tls=settings.tls)
 
 
 def _row(sent: Submission) -> dict[str, object]:

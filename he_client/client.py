@@ -12,32 +12,37 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, BinaryIO, Self
 
 import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError
-from safetensors.numpy import load as load_safetensors
+from safetensors.numpy import load_file
 
 from he_client.encode import Encoder
+from he_client.floors import Floors, check_floors
 from he_client.identity import Identity
 from he_client.resumable import ResumableUpload
 from he_client.revocations import REVOCATIONS_FILE, RevocationFile
 from he_client.schemes import Sealer, Source, make_sealer
 from he_client.spool import SealedUpdate, Spool
-from he_client.tensors import Tensors, flatten
+from he_client.tasks import MEMORY_FILE, TaskMemory
+from he_client.tensors import Tensors, check_shapes, flatten
 from he_client.transport import RetryPolicy, Transport
-from he_protocol import api
+from he_protocol import api, framing, limits
+from he_protocol.keyfile import private_opener
 from he_protocol.messages import Part, Receipt, SignedUpdate, UpdateHeader, decode
 from he_protocol.privacy import epsilon
 from he_protocol.problems import (
     ALREADY_IN_ROUND,
+    BAD_TENSORS,
     DIGEST_MISMATCH,
     PROBLEMS,
     REPEATED_BASE,
     RESIDUE_RANGE,
     STALE_UPDATE,
     UNEXPECTED_ANSWER,
+    UNKNOWN_PROTOCOL,
     UNREACHABLE,
     UPDATE_ID_REUSED,
     URN,
@@ -54,6 +59,7 @@ from he_protocol.task import Task
 log = logging.getLogger("he-client")
 
 VERSION_HEADER = "HushSum-Model-Version"
+VERSION_DIGITS = 15
 RESUMABLE_ABOVE = 8 << 20
 NEXT_ROUND_SECONDS = 5.0
 """The longest pause between two questions whether the next round has begun."""
@@ -67,6 +73,7 @@ FINAL = frozenset(
         DIGEST_MISMATCH,
         RESIDUE_RANGE,
         UPDATE_ID_REUSED,
+        UNKNOWN_PROTOCOL,
     }
 )
 """Refusals that the same bytes will always meet: the sealed update is dropped. After any other it is kept."""
@@ -107,13 +114,18 @@ class HushSumClient:
         identity: Identity,
         *,
         state_dir: Path,
+        floors: Floors | None = None,
         tls: ssl.SSLContext | None = None,
         retry: RetryPolicy | None = None,
         clock: Callable[[], float] = time.time,
         resumable_above: int = RESUMABLE_ABOVE,
     ) -> None:
-        """Updates of more than `resumable_above` bytes are uploaded in pieces: a lost connection costs little."""
+        """Updates of more than `resumable_above` bytes are uploaded in pieces: a lost connection costs little.
+
+        floors: the least that a task must promise before anything is sealed for it; the default is `Floors()`.
+        """
         self._state = Path(state_dir)
+        self._floors = floors or Floors()
         self._transport = Transport(url, identity, tls=tls, retry=retry, clock=clock)
         self._sealers: dict[str, Sealer] = {}
         self._clock = clock
@@ -129,12 +141,16 @@ class HushSumClient:
         await self._transport.__aexit__(kind, error, tb)
 
     async def task(self, name: str) -> Task:
-        """The task of this name or hash; its configuration is signed by the authority.
+        """The task of this hash, or the newest epoch of this name, as the authority signed it.
 
-        Raises `revoked-key` when the key of the task's server, or our own, is on the newest revocation list that this
+        Of a name this device never takes an older epoch than the newest that it has seen, nor another task of the same
+        epoch: `old-epoch`, `ambiguous-task`. Raises `below-floor` for a task that promises less than our floors,
+        `revoked-key` when the key of the task's server, or our own, is on the newest revocation list that this
         device has seen, and `old-revocations` when that one has expired and the server has no newer.
         """
-        task = await self._transport.task(name)
+        memory = TaskMemory(self._state / MEMORY_FILE, self._transport.identity.authority)
+        task = await self._transport.task(name, memory)
+        await asyncio.to_thread(check_floors, task, self._floors)
         known = await RevocationFile(self._state / REVOCATIONS_FILE).refresh(self._transport)
         check_fresh(known, self._clock())
         check_key(known, task.config.server.name, task.config.server.key)
@@ -142,29 +158,36 @@ class HushSumClient:
         return task
 
     async def pull_model(self, task: Task) -> Model:
-        """The newest published model; not downloaded again when it has not changed."""
-        body_path, etag_path = self._state / f"{task.id}.safetensors", self._state / f"{task.id}.etag"
-        kept = body_path.read_bytes() if body_path.exists() and etag_path.exists() else b""
-        headers = {}
-        if kept and etag_path.read_text() == _etag(kept):
-            headers["If-None-Match"] = _etag(kept)
-        answer = await self._transport.request(
-            "GET", api.model_path(task.id), audience=task.config.server.name, headers=headers, limit=1 << 33
-        )
-        body = kept if answer.status == 304 else answer.body
-        if answer.headers.get("ETag") != _etag(body):
-            raise Refusal(
-                DIGEST_MISMATCH, "the model's ETag", expected=_etag(body), got=answer.headers.get("ETag", "none")
+        """The newest published model; not downloaded again when it has not changed.
+
+        Version 0 is the model that the authority signed. Of later ones the server's word is all that there is.
+        """
+        kept = self._state / f"{task.id}.safetensors"
+        known = await asyncio.to_thread(_file_etag, kept)
+        fresh = kept.with_suffix(f".{secrets.token_hex(8)}")
+        try:
+            answer = await self._transport.download(
+                api.model_path(task.id),
+                fresh,
+                audience=task.config.server.name,
+                limit=task.model_limit,
+                headers={"If-None-Match": known} if known else {},
             )
-        tensors, version = _tensors(body), answer.headers.get(VERSION_HEADER, "")
-        flatten(task, tensors)
-        if not (version.isascii() and version.isdigit()):
-            raise Refusal(UNEXPECTED_ANSWER, VERSION_HEADER, expected="a number", got=version)
-        if body is not kept:
-            self._state.mkdir(parents=True, exist_ok=True)
-            etag_path.unlink(missing_ok=True)
-            body_path.write_bytes(body)
-            etag_path.write_text(_etag(body))
+            etag = known if answer.status == 304 else f'"{answer.sha256.hex()}"'
+            if answer.headers.get("ETag") != etag:
+                raise Refusal(
+                    DIGEST_MISMATCH, "the model's ETag", expected=etag, got=answer.headers.get("ETag", "none")
+                )
+            version = answer.headers.get(VERSION_HEADER, "")
+            check_version(task, version, etag)
+            tensors = await asyncio.to_thread(_tensors_of, kept if answer.status == 304 else fresh)
+            check_shapes(task, tensors)
+            if wrong := [name for name, value in tensors.items() if value.dtype != np.float32]:
+                raise Refusal(BAD_TENSORS, f"the model's {wrong[0]!r}", expected="float32", got=tensors[wrong[0]].dtype)
+            if answer.status != 304:
+                await asyncio.to_thread(fresh.replace, kept)
+        finally:
+            fresh.unlink(missing_ok=True)
         return Model(int(version), tensors)
 
     async def submit(
@@ -192,6 +215,7 @@ class HushSumClient:
 
     async def seal(self, task: Task, source: Source, *, base_version: int) -> SealedUpdate:
         """Encrypt the task.length integers of `source` (see `he_client.encode.Encoder`) and store them durably."""
+        await asyncio.to_thread(check_floors, task, self._floors)
         sealer = await self._sealer(task)
         with self._spool(task).sealing() as spool:
             return await self._seal(task, sealer, spool, source, base_version)
@@ -200,7 +224,7 @@ class HushSumClient:
         update_id = secrets.token_bytes(16)
         sealed = spool.begin(update_id.hex())
         digests = {part.name: hashlib.sha256() for part in task.body}
-        files = {part.name: path.open("wb") for part, path in zip(task.body, sealed.parts, strict=True)}
+        files = await asyncio.to_thread(_open_parts, task, sealed)
 
         def write(name: str, data: bytes | memoryview) -> None:
             digests[name].update(data)
@@ -246,7 +270,7 @@ class HushSumClient:
         signed = verify(receipt.receipt, Receipt, task.config.server.key)
         if (signed.update_id.hex(), signed.header) != (sealed.update_id, token_hash(spool.header(sealed).header)):
             raise Refusal(UNEXPECTED_ANSWER, "the receipt is for another update", expected=sealed.update_id)
-        size = sealed.size + len(head) + 4
+        size = sealed.size + len(framing.start(head))
         spool.finish(sealed, receipt.receipt)
         return Submission(task.id, sealed.update_id, receipt.round, size, {"upload": time.perf_counter() - started})
 
@@ -294,14 +318,27 @@ class HushSumClient:
     async def round(self, task: Task, number: int) -> api.RoundStatus:
         """One round's state and timings."""
         path = api.round_path(task.id, number)
-        return await self._transport.document("GET", path, api.RoundStatus, audience=task.config.server.name)
+        limit = limits.round_status(task)
+        return await self._transport.document(
+            "GET", path, api.RoundStatus, audience=task.config.server.name, limit=limit
+        )
+
+    async def rounds(self, task: Task) -> list[api.RoundStatus]:
+        """The newest rounds, newest first, each with what its key holders have said."""
+        path = api.rounds_path(task.id)
+        server, limit = task.config.server.name, min(api.RECENT_ROUNDS * limits.round_status(task), limits.ROUND_LIST)
+        return await self._transport.document("GET", path, list[api.RoundStatus], audience=server, limit=limit)
 
     async def opened_sum(self, task: Task, number: int) -> Integers:
         """The integer sum that the committee opened for a published round, shape (task.length,)."""
-        answer = await self._transport.request(
-            "GET", api.sum_path(task.id, number), audience=task.config.server.name, limit=1 << 33
-        )
-        total = _tensors(answer.body).get("sum")
+        file = self._state / f"{task.id}.{secrets.token_hex(8)}.sum"
+        try:
+            await self._transport.download(
+                api.sum_path(task.id, number), file, audience=task.config.server.name, limit=task.sum_limit
+            )
+            total = (await asyncio.to_thread(_tensors_of, file)).get("sum")
+        finally:
+            file.unlink(missing_ok=True)
         if total is None or total.shape != (task.length,) or total.dtype != np.int64:
             raise Refusal(UNEXPECTED_ANSWER, "the opened sum", expected=f"int64, shape ({task.length},)")
         return total
@@ -339,13 +376,40 @@ class HushSumClient:
         return self._sealers[task.id]
 
 
-def _etag(body: bytes) -> str:
-    return f'"{hashlib.sha256(body).hexdigest()}"'
+def _open_parts(task: Task, sealed: SealedUpdate) -> dict[str, BinaryIO]:
+    paths = zip(task.body, sealed.parts, strict=True)
+    return {part.name: open(path, "wb", opener=private_opener) for part, path in paths}
 
 
-def _tensors(body: bytes) -> dict[str, npt.NDArray[Any]]:
+def check_version(task: Task, version: str, etag: str) -> None:
+    """A published model's number is one, and version 0 is what the authority signed.
+
+    Raises `unexpected-answer` or `digest-mismatch`.
+    """
+    if not (version.isascii() and version.isdigit() and len(version) <= VERSION_DIGITS):
+        raise Refusal(UNEXPECTED_ANSWER, VERSION_HEADER, expected="a number", got=version[:80])
+    signed = f'"{task.config.initial_model.hex()}"'
+    if int(version) == 0 and etag != signed:
+        raise Refusal(DIGEST_MISMATCH, "the initial model", expected=signed, got=etag)
+
+
+def _file_etag(path: Path) -> str:
+    """The ETag of a model that we have, "" without one."""
+    if not path.exists():
+        return ""
+    with path.open("rb") as file:
+        return f'"{hashlib.file_digest(file, "sha256").hexdigest()}"'
+
+
+def _tensors_of(path: Path) -> dict[str, npt.NDArray[Any]]:
+    """The tensors of a safetensors file, mapped and copied one by one."""
     try:
-        found: dict[str, npt.NDArray[Any]] = load_safetensors(body)
-    except (SafetensorError, KeyError, ValueError) as error:  # a type or a shape that numpy does not have
+        return dict(load_file(path))
+    except (
+        SafetensorError,
+        KeyError,
+        TypeError,
+        ValueError,
+        OSError,
+    ) as error:  # a type or a shape that numpy does not have
         raise Refusal(UNEXPECTED_ANSWER, f"not safetensors: {error}") from None
-    return found

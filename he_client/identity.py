@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
+from he_protocol.envelope import possession_message
 from he_protocol.keyfile import KeyRecord, read_private, write_private
 from he_protocol.messages import Credential, EnrolRequest, Name, Role
 from he_protocol.problems import BAD_KEY_FILE, BAD_SETTINGS, NOT_ADDRESSED, Refusal
@@ -43,11 +45,20 @@ class Identity:
         return cls(record.name, record.signing, token, authority)
 
 
-def create(directory: Path, name: str, role: Role, now: float, *, passphrase: str = "", hpke: bytes = b"") -> str:
+def create(
+    directory: Path,
+    name: str,
+    role: Role,
+    now: float,
+    *,
+    passphrase: str = "",
+    hpke: bytes = b"",
+    prove: Callable[[bytes], bytes] = lambda message: b"",
+) -> str:
     """Make a key pair, store it with mode 0600, and return the signed enrolment request.
 
-    `hpke` is a key holder's public HPKE key. Raises `bad-settings` for a name that no
-    credential could carry, and `bad-key-file` rather than overwrite a key.
+    `hpke` is a key holder's public HPKE key, and `prove` signs with its private half. Raises `bad-settings` for a name
+    that no credential could carry, and `bad-key-file` rather than overwrite a key.
     """
     try:
         msgspec.convert(name, Name)
@@ -55,7 +66,8 @@ def create(directory: Path, name: str, role: Role, now: float, *, passphrase: st
         raise Refusal(BAD_SETTINGS, f"the name {name!r}: {error}") from None
     key = SigningKey.generate()
     write_private(directory / KEY_FILE, KeyRecord(name, key.public, key.private), passphrase)
-    request = key.sign(EnrolRequest(name, role, key.public, int(now), hpke))
+    possession = prove(possession_message(name, key.public, hpke))
+    request = key.sign(EnrolRequest(name, role, key.public, int(now), hpke, possession))
     (directory / REQUEST_FILE).write_text(request + "\n")
     return request
 

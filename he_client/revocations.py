@@ -6,7 +6,8 @@ import asyncio
 from pathlib import Path
 
 from he_client.transport import Transport
-from he_protocol import api
+from he_protocol import api, limits
+from he_protocol.keyfile import private_directory, write_durably
 from he_protocol.revocation import Revocations
 
 REVOCATIONS_FILE = "revocations.jws"
@@ -22,7 +23,8 @@ class RevocationFile:
         """The newer one of the kept list and the server's, which is kept. Raises what `Revocations.read` raises."""
         authority = transport.identity.authority
         known = await asyncio.to_thread(self._read, authority)
-        offered = (await transport.document("GET", api.REVOCATIONS, api.Revoked)).revocations
+        answer = await transport.document("GET", api.REVOCATIONS, api.Revoked, limit=limits.revocations())
+        offered = answer.revocations
         if not offered or offered == known.token:
             return known
         newer = await asyncio.to_thread(Revocations.read, offered, authority)
@@ -35,7 +37,5 @@ class RevocationFile:
         return Revocations.read(self._path.read_text(), authority) if self._path.exists() else Revocations()
 
     def _write(self, token: str) -> None:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self._path.with_suffix(".partial")
-        partial.write_text(token)
-        partial.replace(self._path)
+        private_directory(self._path.parent)
+        write_durably(self._path, token.encode())

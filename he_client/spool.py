@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from he_protocol.keyfile import private_directory, write_durably
 from he_protocol.messages import SignedUpdate, decode, encode
 
 HEAD, RECEIPT = "head", "receipt"
@@ -57,7 +58,8 @@ class Spool:
     def begin(self, update_id: str) -> SealedUpdate:
         """An empty folder for an update that is about to be sealed."""
         folder = self._root / update_id
-        folder.mkdir(parents=True)
+        private_directory(self._root)
+        folder.mkdir(mode=0o700)
         for above in (self._root, *list(self._root.parents)[:2]):  # also what a crash left made, but not durable
             _sync(above)
         return self._sealed(update_id)
@@ -66,7 +68,7 @@ class Spool:
         """Make the parts and then the head durable: from now on the update is only ever resent."""
         for path in sealed.parts:
             _sync(path)
-        _write(sealed.folder / HEAD, encode(head))
+        write_durably(sealed.folder / HEAD, encode(head))
 
     def pending(self) -> list[SealedUpdate]:
         """Sealed updates without a receipt, oldest first; half-sealed ones are removed, unless somebody seals now."""
@@ -83,7 +85,7 @@ class Spool:
 
     def finish(self, sealed: SealedUpdate, receipt: str) -> None:
         """Keep the server's receipt, drop the ciphertext."""
-        _write(sealed.folder / RECEIPT, receipt.encode())
+        write_durably(sealed.folder / RECEIPT, receipt.encode())
         _drop_parts(sealed)
 
     def discard(self, sealed: SealedUpdate) -> None:
@@ -108,7 +110,7 @@ class Spool:
     @contextmanager
     def _locked(self, how: int) -> Iterator[None]:
         """A lock on the task's folder, which the system releases when its holder dies."""
-        self._root.mkdir(parents=True, exist_ok=True)
+        private_directory(self._root)
         descriptor = os.open(self._root, os.O_RDONLY | os.O_CLOEXEC)
         try:
             fcntl.flock(descriptor, how)
@@ -130,14 +132,6 @@ class Spool:
 def _drop_parts(sealed: SealedUpdate) -> None:
     for path in sealed.parts:
         path.unlink(missing_ok=True)  # a crash may have come in between
-
-
-def _write(path: Path, data: bytes) -> None:
-    partial = path.with_suffix(".partial")
-    partial.write_bytes(data)
-    _sync(partial)
-    partial.replace(path)
-    _sync(path.parent)
 
 
 def _sync(path: Path) -> None:

@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from he_client.client import HushSumClient, Model, Submission
+from he_client.floors import Floors
 from he_client.identity import Identity
 from he_client.tensors import Tensors
 from he_protocol.task import Task
@@ -24,8 +25,16 @@ class SyncClient:
     ...     task = client.task("keyboard")
     """
 
-    def __init__(self, url: str, identity: Identity, *, state_dir: Path, tls: ssl.SSLContext | None = None) -> None:
-        self._client = HushSumClient(url, identity, state_dir=state_dir, tls=tls)
+    def __init__(
+        self,
+        url: str,
+        identity: Identity,
+        *,
+        state_dir: Path,
+        floors: Floors | None = None,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        self._client = HushSumClient(url, identity, state_dir=state_dir, floors=floors, tls=tls)
         self._runner = asyncio.Runner()
 
     def __enter__(self) -> Self:

@@ -19,13 +19,20 @@ def flatten(task: Task, tensors: Tensors) -> Floats:
 
     Raises `bad-tensors` when names or shapes are not the task's.
     """
+    check_shapes(task, tensors)
+    return np.concatenate(
+        [np.asarray(tensors[spec.name], dtype=np.float32).reshape(-1) for spec in task.config.tensors]
+    )
+
+
+def check_shapes(task: Task, tensors: Tensors) -> None:
+    """Raises `bad-tensors` when names or shapes are not the task's."""
     specs = task.config.tensors
     expected = {spec.name: spec.shape for spec in specs}
     got = {name: tuple(value.shape) for name, value in tensors.items()}
     if got != expected:
         differing = sorted(name for name in expected.keys() | got.keys() if expected.get(name) != got.get(name))
         raise Refusal(BAD_TENSORS, f"these differ: {', '.join(differing)}", expected=expected, got=got)
-    return np.concatenate([np.asarray(tensors[spec.name], dtype=np.float32).reshape(-1) for spec in specs])
 
 
 def unflatten(task: Task, vector: Floats) -> dict[str, npt.NDArray[np.float32]]:

@@ -15,6 +15,10 @@ Phase = Literal["contribution", "commitment", "reveal", "confirmation"]
 PHASES: tuple[Phase, ...] = ("contribution", "commitment", "reveal", "confirmation")
 
 
+RECENT_ROUNDS = 50
+"""Rounds in a list of them."""
+
+
 class Document(msgspec.Struct, frozen=True):
     """Base of answers. Readers ignore members they do not know, so that servers can grow."""
 
@@ -186,6 +190,10 @@ def uploads_path(task: str) -> str:
 def upload_path(upload: str) -> str:
     """One resumable upload; its id is a secret between the client and the server."""
     return f"/v1/uploads/{upload}"
+
+
+def rounds_path(task: str) -> str:
+    return f"{TASKS}/{task}/rounds"
 
 
 def round_path(task: str, number: int) -> str:

@@ -88,7 +88,7 @@ def check_signed(token: str, kind: type[M], party: Party, field: str) -> M:
 def prove_request(
     key: SigningKey, credential: str, *, audience: str, method: str, path: str, now: float, jti: str
 ) -> dict[str, str]:
-    """The HTTP headers that authenticate one request."""
+    """The HTTP headers that authenticate one request. `path`: its target as it stands on the wire, with the query."""
     proof = RequestProof(
         aud=audience,
         htm=method,
@@ -106,6 +106,7 @@ def check_request(
 ) -> tuple[Party, RequestProof]:
     """Who sent a request. The caller still has to refuse a `jti` seen before.
 
+    `path` is the request's target as it came, undecoded and with its query: there is one way to write what was signed.
     Raises what `check_credential` raises, and `unauthenticated` or `bad-signature`.
     """
     scheme, _, credential = authorization.partition(" ")

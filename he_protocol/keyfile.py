@@ -1,4 +1,5 @@
-"""Private keys on disk: one file per party, mode 0600, optionally under a passphrase.
+"""Private keys on disk: one file per party, mode 0600, optionally under a passphrase; and folders and files of mode
+0700 and 0600 for everything else that is nobody's business, whatever the umask is.
 
 The content is JSON; under a passphrase it is a JWE (RFC 7516) with PBES2-HS512+A256KW and A256GCM.
 Destroyed and replaced files are overwritten, which is what software can do: flash drives and
@@ -10,6 +11,8 @@ This is the one module here that touches the disk: every program keeps keys the 
 from __future__ import annotations
 
 import os
+import stat
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, TypeVar
 
@@ -64,19 +67,50 @@ def write_private(path: Path, record: Message, passphrase: str = "", *, replace:
         header = {"alg": _ALGORITHMS[0], "enc": _ALGORITHMS[1], "p2c": PBES2_ROUNDS}
         key = OctKey.import_key(passphrase.encode())
         data = jwe.encrypt_compact(header, data, key, algorithms=_ALGORITHMS).encode()
-    path.parent.mkdir(parents=True, exist_ok=True)
+    private_directory(path.parent)
+    before = os.open(path, os.O_WRONLY) if path.exists() else None
+    write_durably(path, data)
+    if before is not None:
+        _overwrite(before)
+
+
+def write_durably(path: Path, data: bytes) -> None:
+    """Write a file of mode 0600 completely or not at all, and durably."""
     partial = path.with_name(path.name + ".partial")
     partial.unlink(missing_ok=True)  # what a crash left behind may have another mode
-    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
+    with open(partial, "xb", opener=private_opener) as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-    before = os.open(path, os.O_WRONLY) if path.exists() else None
     partial.replace(path)
     _sync_directory(path.parent)
-    if before is not None:
-        _overwrite(before)
+
+
+def private_opener(path: str, flags: int) -> int:
+    """For `open(..., opener=private_opener)`: a file that is made is its owner's only."""
+    return os.open(path, flags | os.O_CLOEXEC, 0o600)
+
+
+def private_directory(path: Path) -> None:
+    """Make a directory, and what is missing above it, for its owner only; one that was there is closed to others."""
+    for missing in reversed([folder for folder in (path, *path.parents) if not folder.exists()]):
+        missing.mkdir(mode=0o700, exist_ok=True)
+    close_to_others(path)
+
+
+def close_to_others(path: Path) -> None:
+    """Take everybody else's rights away. Nothing happens to what is not there, what is not ours, or a shared /tmp."""
+    with suppress(FileNotFoundError, PermissionError):
+        mode = stat.S_IMODE(path.stat().st_mode)
+        if mode & 0o077 and not mode & stat.S_ISVTX:
+            path.chmod(mode & 0o700)
+
+
+def close_database(path: Path) -> None:
+    """Let an SQLite file be its owner's only: it is made here if need be; SQLite gives its journals the same mode."""
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+    for suffix in ("", "-wal", "-shm", "-journal"):
+        close_to_others(path.with_name(path.name + suffix))
 
 
 def erase_private(path: Path) -> None:

@@ -255,13 +255,17 @@ class Credential(Message, frozen=True):
 
 
 class EnrolRequest(Message, frozen=True):
-    """What a party asks the authority to certify, signed with its own key to prove possession."""
+    """What a party asks the authority to certify, signed with its own key to prove possession.
+
+    possession: of a key holder, the signature of its HPKE key (`he_protocol.envelope.possession_message`).
+    """
 
     name: Name
     role: Role
     key: Key32
     created: Time
     hpke: bytes = b""
+    possession: bytes = b""
 
 
 class RevocationList(Message, frozen=True):

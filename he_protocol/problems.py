@@ -112,6 +112,7 @@ def _define(slug: str, status: int, title: str) -> ProblemType:
 
 
 # Reading bytes
+UNKNOWN_PROTOCOL = _define("unknown-protocol", 400, "The message is of another version of the protocol")
 MALFORMED = _define("malformed", 400, "The message cannot be read")
 UNKNOWN_FIELD = _define("unknown-field", 400, "The message has a field that this version does not know")
 TRAILING_BYTES = _define("trailing-bytes", 400, "There are bytes after the end of the message")
@@ -136,6 +137,9 @@ NOT_FOUND = _define("not-found", 404, "There is no such thing here")
 METHOD_NOT_ALLOWED = _define("method-not-allowed", 405, "The resource does not answer this method")
 WRONG_TASK = _define("wrong-task", 409, "The message belongs to another task")
 WRONG_EPOCH = _define("wrong-epoch", 409, "The message belongs to another epoch")
+OLD_EPOCH = _define("old-epoch", 409, "A later epoch of this task has been seen")
+AMBIGUOUS_TASK = _define("ambiguous-task", 409, "Several signed tasks have this name and epoch")
+BELOW_FLOOR = _define("below-floor", 409, "The task promises less than this device asks for")
 WRONG_SCHEME = _define("wrong-scheme", 409, "The scheme or profile is not known to this version")
 FINGERPRINT_MISMATCH = _define("fingerprint-mismatch", 409, "The parameters differ between the parties")
 TENSEAL_VERSION = _define("tenseal-version", 409, "The installed TenSEAL is not the pinned release")

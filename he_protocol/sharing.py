@@ -7,13 +7,12 @@ parts; any t-1 holders miss the part named by themselves. A secret is the plain 
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import combinations
 from math import comb
 
-from he_protocol.problems import BAD_COMMITTEE, COMBINE_REFUSED, Refusal
+from he_protocol.problems import BAD_COMMITTEE, Refusal
 
 MAX_PARTS = 126
 """C(9, 4): the largest committee whose shares still fit comfortably in one answer."""
@@ -59,39 +58,35 @@ class Sharing:
 
 @dataclass(frozen=True)
 class Resolution:
-    """For every part the digest to use; `suspects` are holders not believed."""
+    """For every part the digest to use. `support`: the holders that say just this; `suspects`: those that do not."""
 
     digests: tuple[bytes, ...]
+    support: frozenset[int]
     suspects: frozenset[int]
 
+    def certain(self, sharing: Sharing) -> bool:
+        """Whether `threshold` of its supporters are honest, so that it is what honest holders say, of every part.
 
-def resolve(sharing: Sharing, claims: Mapping[int, Mapping[int, bytes]]) -> Resolution:
-    """Choose among what holders claim each part to be (holder -> part -> digest).
+        That is so with `2 * threshold - 1` supporters, if at most `threshold - 1` holders lie: all that privacy allows.
+        """
+        return len(self.support) >= 2 * sharing.threshold - 1
 
-    Parts are deterministic, so honest holders agree to the byte. A holder that a majority
-    contradicts on one part is not believed on any other, nor one that claims a part it cannot know.
 
-    Raises `combine-refused` when a part is missing, or stands one against one.
+def choices(sharing: Sharing, claims: Mapping[int, Mapping[int, bytes]]) -> list[Resolution]:
+    """All that can be made of what holders claim their parts to be (holder -> part -> digest), best supported first.
+
+    Parts are deterministic, so honest holders agree to the byte, and any `threshold` of them know all parts: where so
+    many answered, what they say is among the choices. A choice is what some `threshold` holders agree on; there are
+    at most C(n, t), 126. A holder that claims other parts than its own is in none, and a suspect in all of them; one
+    that claims nothing is neither.
     """
-    suspects = {holder for holder, parts in claims.items() if not set(parts) <= set(sharing.parts_of(holder))}
-    while True:
-        votes: Sequence[Counter[bytes]] = [
-            Counter(parts[i] for holder, parts in claims.items() if holder not in suspects and i in parts)
-            for i in range(sharing.parts)
-        ]
-        found = {
-            holder
-            for holder, parts in claims.items()
-            if holder not in suspects and any(votes[i][digest] * 2 < votes[i].total() for i, digest in parts.items())
-        }
-        if not found:
-            break
-        suspects |= found
-    chosen = []
-    for i, vote in enumerate(votes):
-        if not vote:
-            raise Refusal(COMBINE_REFUSED, f"no trusted key holder released part {i}")
-        if len(vote) > 1:
-            raise Refusal(COMBINE_REFUSED, f"key holders contradict each other on part {i} and no majority knows it")
-        chosen.append(next(iter(vote)))
-    return Resolution(tuple(chosen), frozenset(suspects))
+    heard = {holder: parts for holder, parts in claims.items() if set(parts) == set(sharing.parts_of(holder))}
+    answered = frozenset(holder for holder, parts in claims.items() if parts)
+    found: dict[tuple[bytes, ...], Resolution] = {}
+    for group in combinations(sorted(heard), sharing.threshold):
+        said = {part: digest for holder in group for part, digest in heard[holder].items()}
+        digests = tuple(said[part] for part in range(sharing.parts))
+        support = frozenset(holder for holder, parts in heard.items() if parts.items() <= said.items())
+        if support.issuperset(group):
+            found[digests] = Resolution(digests, support, answered - support)
+    return sorted(found.values(), key=lambda choice: len(choice.support), reverse=True)

@@ -1,7 +1,8 @@
 """JWS (RFC 7515) with Ed25519 (RFC 9864) over the exact bytes of a JSON message.
 
 The protected header's `typ` names the kind of message, so that one kind can never be taken for
-another, whoever signed it.
+another, whoever signed it, and the protocol's version (a parameter of the media type, RFC 7515
+section 4.1.9), so that fields are never read with the meaning of another version.
 """
 
 from __future__ import annotations
@@ -18,9 +19,17 @@ from joserfc.util import urlsafe_b64decode, urlsafe_b64encode
 
 from he_protocol.messages import MESSAGE_LIMIT, Message, decode, encode
 from he_protocol.problems import BAD_SIGNATURE, MALFORMED, TOO_LARGE, Refusal
+from he_protocol.version import PROTOCOL, unknown
 
 ALGORITHM = "Ed25519"
+CURVE_PRIME = 2**255 - 19
+"""Of the field under Ed25519 and X25519."""
+_D = -121665 * pow(121666, -1, CURVE_PRIME) % CURVE_PRIME
+_ORDER_8_Y = 0x7A03AC9277FDC74EC6CC392CFA53202A0F67100D760B3CBA4FD84D3D706A17C7
+_LOW_ORDER_Y = frozenset({0, 1, CURVE_PRIME - 1, _ORDER_8_Y, CURVE_PRIME - _ORDER_8_Y})
+"""y of the eight points whose order divides 8 (RFC 8032 section 5.1): nobody needs a private key to sign for them."""
 TOKEN_LIMIT = MESSAGE_LIMIT * 4 // 3 + 1024
+_VERSION = f"v={PROTOCOL}"
 
 M = TypeVar("M", bound=Message)
 
@@ -52,16 +61,45 @@ class SigningKey:
         return jws.serialize_compact(header, encode(message), key, registry=_REGISTRY)
 
 
+def check_public(public: bytes, what: str = "an Ed25519 key") -> bytes:
+    """A public key of 32 bytes, once it is one that only its owner can sign for.
+
+    Raises `malformed` for what is not the one encoding of a point of the curve (RFC 8032 section 5.1.3), and for a
+    point of small order: under it a signature that nobody made verifies for one message in eight, or for all.
+    """
+    _check_point(public, what)
+    return public
+
+
+@lru_cache(maxsize=4096)
+def _check_point(public: bytes, what: str) -> None:
+    """See `check_public`: the same keys come again and again, and this costs as much as a signature."""
+    y = int.from_bytes(public, "little") & (1 << 255) - 1
+    sign = public[31] >> 7 if len(public) == 32 else 0
+    if len(public) != 32 or y >= CURVE_PRIME or not _on_curve(y, sign):
+        raise Refusal(MALFORMED, what, expected="32 bytes that encode a point of Ed25519", got=public[:40].hex())
+    if y in _LOW_ORDER_Y:
+        raise Refusal(MALFORMED, what, expected="a point of large order", got=public.hex())
+
+
+def _on_curve(y: int, sign: int) -> bool:
+    """Whether x^2 = (y^2 - 1) / (d y^2 + 1) has a root of this sign; 0 has only one."""
+    square = (y * y - 1) * pow(_D * y * y + 1, -1, CURVE_PRIME) % CURVE_PRIME
+    return sign == 0 if square == 0 else pow(square, (CURVE_PRIME - 1) // 2, CURVE_PRIME) == 1
+
+
 @lru_cache(maxsize=4096)
 def _imported(public: bytes, private: bytes = b"") -> OKPKey:
     """The library's form of a key: making it costs as much as a signature."""
+    check_public(public)
     return OKPKey.import_key({**_jwk(public), **({"d": _text(private)} if private else {})})
 
 
 def verify(token: str, kind: type[M], public: bytes) -> M:
     """The message inside a JWS, once its type and signature are checked against `public` (32 bytes).
 
-    Raises `malformed`, `unknown-field`, `trailing-bytes`, `too-large` or `bad-signature`.
+    Raises `unknown-protocol`, `malformed` (also for a key that `check_public` refuses), `unknown-field`,
+    `trailing-bytes`, `too-large` or `bad-signature`.
     """
     parsed = _split(token)
     wanted = {"alg": ALGORITHM, "typ": _typ(kind)}
@@ -94,14 +132,14 @@ def token_hash(token: str) -> bytes:
 
 
 def public_from_jwk(x: str) -> bytes:
-    """The 32 bytes of an RFC 8037 `x`."""
+    """The 32 bytes of an RFC 8037 `x`. Raises `malformed` for another length, and what `check_public` raises."""
     try:
         raw = urlsafe_b64decode(x.encode())
     except ValueError:
         raw = b""
     if len(raw) != 32:
         raise Refusal(MALFORMED, "a JWK's x is not 32 bytes of base64url")
-    return raw
+    return check_public(raw, "a JWK's x")
 
 
 def jwk_x(public: bytes) -> str:
@@ -118,9 +156,18 @@ def _split(token: str) -> jws.CompactSignature:
     if len(token) > TOKEN_LIMIT:
         raise Refusal(TOO_LARGE, "a signed message is too long", expected=f"at most {TOKEN_LIMIT}", got=len(token))
     try:
-        return jws.extract_compact(token.encode(), registry=_REGISTRY)
+        parsed = jws.extract_compact(token.encode(), registry=_REGISTRY)
     except (JoseError, ValueError):
         raise Refusal(MALFORMED, "not a compact JWS (RFC 7515 section 7.1)") from None
+    _check_version(parsed.headers().get("typ"))
+    return parsed
+
+
+def _check_version(typ: object) -> None:
+    """Raises `unknown-protocol`, also where there is no version at all."""
+    kind, _, version = typ.partition(";") if isinstance(typ, str) else ("", "", "")
+    if version != _VERSION:
+        raise unknown("a signed message", f"{kind[:40]};{version[:40]}")
 
 
 def _signed(parsed: jws.CompactSignature, public: bytes) -> bool:
@@ -131,7 +178,7 @@ def _signed(parsed: jws.CompactSignature, public: bytes) -> bool:
 
 
 def _typ(kind: type[Message]) -> str:
-    return f"hushsum-{kind.__name__.lower()}+jws"
+    return f"hushsum-{kind.__name__.lower()}+jws;{_VERSION}"
 
 
 def _jwk(public: bytes) -> dict[str, str | list[str]]:

@@ -14,6 +14,10 @@ NOISE_TAIL = 12.0
 """Standard deviations of summed noise that must still fit: exceeded with probability below 2^-100."""
 TYPICAL_RANGE = 16.0
 """Default value_range, in typical coordinates clip_norm / sqrt(d) of a clipped update."""
+GARBAGE_BITS = 64.0
+"""A wrong share may open to what could be a sum with probability 2^-64."""
+LEAST_WEIGHT = 32.0
+"""One example must weigh so many standard deviations of the rounding and the scheme's error of its update."""
 SILENT_SHARE = 0.1
 """Where no accuracy is asked for, the scheme's error may be this share of the DP noise."""
 DEFAULT_ERROR = 1e-4
@@ -45,13 +49,29 @@ class SumPlan:
             weight_range=self.value_range if self.weighted else 0.0,
         )
 
-    def largest(self, scale: float) -> float:
-        """The largest absolute value that the sum of `max_clients` honest updates can reach."""
-        values = self.max_clients * (scale * self.value_range + 1)
-        return values + NOISE_TAIL * sqrt(self.max_clients) * hypot(self.noise_std(scale), self.scheme.error_std)
+    def largest(self, scale: float, count: int | None = None) -> float:
+        """The largest absolute value that the sum of `count` (by default `max_clients`) honest updates can reach."""
+        count = count or self.max_clients
+        return count * (scale * self.value_range + 1) + NOISE_TAIL * self._sum_std(scale, count)
+
+    def weights(self, scale: float, count: int, weight_cap: float) -> tuple[float, float]:
+        """Between which integers the summed weight of `count` honest updates lies, where a weight rides along.
+
+        An update weighs at most 1, which is value_range * scale; all of them together at least half of one example,
+        less what DP noise may take away (then the lower end may be negative).
+        """
+        one, tail = scale * self.value_range, NOISE_TAIL * self._sum_std(scale, count)
+        return one / weight_cap / 2 - (tail if self.privacy.noisy else 0.0), count * (one + 1) + tail
+
+    def _sum_std(self, scale: float, count: int) -> float:
+        """Standard deviation of the DP noise and the scheme's error of a sum, in integer units."""
+        return sqrt(count) * hypot(self.noise_std(scale), self.scheme.error_std)
 
     def check(self, scale: float) -> None:
-        """Refuse a scale under which sums could wrap around the modulus."""
+        """Refuse a scale under which sums could wrap around the modulus, or so fill it that a wrong sum could be one.
+
+        Raises `sum-could-wrap`.
+        """
         needed = self.largest(scale)
         if needed > self.scheme.capacity:
             raise Refusal(
@@ -60,15 +80,44 @@ class SumPlan:
                 expected=f"sums up to {self.scheme.capacity}",
                 got=f"{needed:.0f}",
             )
+        if (bits := self.scheme.garbage_bits(needed, self.length, self.max_clients)) < GARBAGE_BITS:
+            raise Refusal(
+                SUM_COULD_WRAP,
+                "honest sums fill the modulus, so that a wrong one could pass; lower scale, value_range or max_clients",
+                expected=f"a chance of at most 2^-{GARBAGE_BITS:.0f}",
+                got=f"2^-{bits:.1f}",
+            )
+
+    def check_weight(self, scale: float, weight_cap: float) -> None:
+        """Refuse a cap under which the weight of one example drowns in rounding and the scheme's error.
+
+        Not in DP noise: that hides any one client's weight, as it must. Raises `bad-plan`.
+        """
+        error = hypot(self.scheme.error_std, 0.5)
+        one = scale * self.value_range / weight_cap
+        if one < LEAST_WEIGHT * error:
+            raise Refusal(
+                BAD_PLAN,
+                "the weight of one example drowns in rounding and the scheme's error; lower weight_cap",
+                expected=f"weight_cap up to {scale * self.value_range / (LEAST_WEIGHT * error):.4g}",
+                got=f"{weight_cap:.4g}",
+            )
 
     def largest_scale(self) -> float:
         """The largest power of two that `check` accepts. Raises `sum-could-wrap` where even 1 is too large."""
         scale = 2.0 ** int(log2(self.scheme.capacity))
-        while self.largest(scale) > self.scheme.capacity:
+        while not self._fits(scale):
             scale /= 2
             if scale < 1:
                 raise Refusal(SUM_COULD_WRAP, "no scale is small enough", expected=f"sums up to {self.scheme.capacity}")
         return scale
+
+    def _fits(self, scale: float) -> bool:
+        try:
+            self.check(scale)
+        except Refusal:
+            return False
+        return True
 
     def mean_error(self, scale: float, clients: int) -> float:
         """Standard deviation of a coordinate of the mean of `clients` updates, without DP noise.

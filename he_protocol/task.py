@@ -9,19 +9,22 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
-from he_protocol import privacy
+from he_protocol import envelope, privacy
 from he_protocol.committee import Committee, check_collusion
 from he_protocol.messages import Count, Digest, HpkeKey, Key32, Message, Name, Positive, PositiveFloat
 from he_protocol.privacy import PrivacyPlan
 from he_protocol.problems import BAD_PLAN, FINGERPRINT_MISMATCH, Refusal
 from he_protocol.schemes import BodyPart, Scheme, load_scheme
 from he_protocol.sharing import Sharing
-from he_protocol.signing import payload_hash, verify
+from he_protocol.signing import check_public, payload_hash, verify
 from he_protocol.sums import SumPlan
 
 MAX_LENGTH = 1 << 30
 MAX_VECTORS = 1024
 """Of one holder's share: their digests must fit into the head of a frame."""
+HASH_DIGITS = 64
+MODEL_ROOM = 1024 * 1024
+"""Bytes that a model file, or an opened sum, may have on top of its values."""
 ROBUST_BUCKETS = 3
 """With fewer, a median is a mean."""
 
@@ -58,7 +61,8 @@ class TaskConfig(Message, frozen=True):
 
     weighting: "uniform" divides an opened sum by the number of updates; "examples" by the summed
     weights (each at most `weight_cap` examples), which ride inside the ciphertext; "fixed" by
-    `weight_cap` (for DP-FedSGD: the expected number of sampled records over all clients).
+    `weight_cap` (for DP-FedSGD: the expected number of sampled records over all clients). No coordinate of a published
+    mean exceeds what honest updates can come to: `value_range`; with "fixed", value_range * max_clients / weight_cap.
     buckets: a round's updates are split into up to so many disjoint buckets of at least `min_clients` each,
     opened apart, so that one poisoned update costs its bucket and not the round. combination: of the buckets'
     means, coordinate by coordinate; "mean" is that of all updates, "trimmed-mean" leaves out a quarter of the buckets
@@ -66,6 +70,7 @@ class TaskConfig(Message, frozen=True):
     threshold, agreement: key holders that open a sum, and that must have voted for it before; see `Committee`.
     allow_no_collusion: the committee may be one that a single colluding holder breaks.
     update_lifetime: how old an update, and a manifest, may be at most when key holders vote, in seconds.
+    initial_model: SHA-256 of version 0, as safetensors without metadata.
     """
 
     name: Name
@@ -87,6 +92,7 @@ class TaskConfig(Message, frozen=True):
     holders: Annotated[tuple[HolderEntry, ...], Meta(min_length=1)]
     threshold: Positive
     agreement: Positive
+    initial_model: Digest
     allow_no_collusion: bool = False
     update_lifetime: Positive = 30 * 86_400
     weighting: Literal["uniform", "examples", "fixed"] = "uniform"
@@ -147,6 +153,16 @@ class Task:
     def body(self) -> tuple[BodyPart, ...]:
         return self.scheme.body(self.length, self.sharing)
 
+    @property
+    def model_limit(self) -> int:
+        """Bytes of the largest model file: float32 values and a header."""
+        return 4 * self.parameters + MODEL_ROOM
+
+    @property
+    def sum_limit(self) -> int:
+        """Bytes of the largest file of an opened sum: int64 values and a header."""
+        return 8 * self.length + MODEL_ROOM
+
     def part(self, role: Literal["sum", "key"]) -> BodyPart:
         """The body part that the server sums, or the one that key holders work on."""
         return next(part for part in self.body if part.role == role)
@@ -164,8 +180,11 @@ class Task:
 def check_config(config: TaskConfig) -> None:
     """Refuse a configuration whose parts do not fit together.
 
-    Raises `wrong-scheme`, `fingerprint-mismatch`, `bad-committee`, `bad-plan` or `sum-could-wrap`.
+    Raises `wrong-scheme`, `fingerprint-mismatch`, `bad-committee`, `bad-plan`, `sum-could-wrap`, or `malformed` for a
+    key that is none.
     """
+    if looks_like_hash(config.name):
+        raise Refusal(BAD_PLAN, "the name looks like a task's hash", expected="a name", got=config.name)
     scheme = load_scheme(config.scheme, config.profile)
     if config.fingerprint != scheme.profile.fingerprint:
         raise Refusal(
@@ -185,6 +204,7 @@ def check_config(config: TaskConfig) -> None:
     ):
         if len(set(values)) != len(values):
             raise Refusal(BAD_PLAN, f"{what} must differ")
+    check_keys(config.server, config.holders)
     length = sum(spec.size for spec in config.tensors) + (config.weighting == "examples")
     if length > MAX_LENGTH:
         raise Refusal(BAD_PLAN, "the model is too large", expected=f"at most {MAX_LENGTH} parameters", got=length)
@@ -203,12 +223,28 @@ def check_config(config: TaskConfig) -> None:
             BAD_PLAN, "record-level privacy hides how many records a client has", expected="weighting 'fixed'"
         )
     sum_plan(config).check(config.scale)
+    if config.weighting == "examples":
+        sum_plan(config).check_weight(config.scale, config.weight_cap)
     scheme.check_openings(config.max_openings * config.buckets, config.max_clients, length)
 
 
 def committee_of(config: TaskConfig) -> Committee:
     """Raises `bad-committee`."""
     return Committee(len(config.holders), config.threshold, config.agreement)
+
+
+def looks_like_hash(text: str) -> bool:
+    """Whether this is written as a task's hash is, and so can be no name."""
+    return len(text) == HASH_DIGITS and set(text) <= set("0123456789abcdef")
+
+
+def check_keys(server: ServerEntry, holders: tuple[HolderEntry, ...]) -> None:
+    """Keys that only their owners can use. Raises `malformed`, or `bad-committee` for an HPKE key of two holders."""
+    check_public(server.key, f"the key of {server.name!r}")
+    for holder in holders:
+        check_public(holder.key, f"the key of {holder.name!r}")
+        envelope.check_key(holder.hpke)
+    envelope.check_distinct([holder.hpke for holder in holders])
 
 
 def sum_plan(config: TaskConfig) -> SumPlan:

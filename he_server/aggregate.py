@@ -5,7 +5,7 @@ Everything blocks and runs in threads. Ciphertexts are only ever added, modulo t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from math import prod
@@ -17,7 +17,7 @@ from he_protocol.messages import Share
 from he_protocol.problems import WRONG_SIZE, Refusal
 from he_protocol.residues import ResidueLayout, Residues, check, fold, row_moduli, unpack
 from he_protocol.schemes import ReadBlock
-from he_protocol.sharing import Resolution, resolve
+from he_protocol.sharing import Resolution
 from he_protocol.task import Task
 from he_server.blobs import Blobs
 from he_server.names import share_blob
@@ -155,23 +155,27 @@ def read_total(task: Task, blobs: Blobs, name: str, first: int, count: int) -> R
     return np.frombuffer(block, dtype=kind).astype(np.uint64).reshape(shape)
 
 
-def choose(task: Task, released: Sequence[Released], bucket: int) -> tuple[Resolution, list[tuple[Released, int]]]:
-    """For every part of the sharing the digest to believe, and whose vector (and which of its) to take.
+def claims_of(released: Sequence[Released], bucket: int) -> dict[int, dict[int, bytes]]:
+    """What every holder says that its parts of a bucket are: holder -> part -> digest.
 
     Every bucket is judged on its own: what a client did to one says nothing about a holder in the others.
-    Raises `combine-refused`.
     """
-    claims: Mapping[int, Mapping[int, bytes]] = {
+    return {
         item.holder: {entry.part: entry.sha256 for entry in item.share.parts if entry.bucket == bucket}
         for item in released
     }
-    resolution = resolve(task.sharing, claims)
-    sources = []
-    for part, digest in enumerate(resolution.digests):
+
+
+def share_readers(
+    task: Task, blobs: Blobs, released: Sequence[Released], bucket: int, choice: Resolution
+) -> list[ReadBlock]:
+    """For every part of the sharing what reads the vector that a choice takes."""
+    claims, readers = claims_of(released, bucket), []
+    for part, digest in enumerate(choice.digests):
         source = next(item for item in released if claims[item.holder].get(part) == digest)
         vectors = [(entry.bucket, entry.part) for entry in source.share.parts]
-        sources.append((source, vectors.index((bucket, part))))
-    return resolution, sources
+        readers.append(share_reader(task, blobs, source, vectors.index((bucket, part))))
+    return readers
 
 
 def share_reader(task: Task, blobs: Blobs, released: Released, position: int) -> ReadBlock:

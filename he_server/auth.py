@@ -38,7 +38,7 @@ async def authenticate(server: Server, request: web.Request, access: Access) -> 
             authority=server.authority,
             audience=server.key.name,
             method=request.method,
-            path=request.path,
+            path=request.raw_path,
             now=now,
         )
     )

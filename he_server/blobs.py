@@ -18,6 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
 
+from he_protocol.keyfile import private_directory, private_opener
 from he_protocol.problems import DISK_FULL, WRONG_SIZE, ProblemType, Refusal
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
@@ -31,8 +32,8 @@ class BlobWriter:
         self._final = final
         self._committed = False
         with room():
-            partial.parent.mkdir(parents=True, exist_ok=True)
-            self._file = partial.open("w+b")
+            private_directory(partial.parent)
+            self._file = open(partial, "w+b", opener=private_opener)  # noqa: SIM115 - closed by `close`
 
     def __enter__(self) -> BlobWriter:
         return self
@@ -174,7 +175,7 @@ class Blobs:
         """Make a directory with a durable name. One that a crash left behind may have none: it is synced once more."""
         if directory in self._durable and directory.is_dir():
             return
-        directory.mkdir(parents=True, exist_ok=True)
+        private_directory(directory)
         for made in (directory, *directory.parents):
             sync_directory(made.parent)
             if made == self._root:

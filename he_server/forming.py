@@ -55,8 +55,9 @@ async def begin_opening(server: Server, task: Task, lease: Lease) -> dict[str, f
     said = [a for a in await server.store.answers_of(record.id) if a.kind == "screening"]
     current = [read_unverified(a.token, Screening) for a in said if a.manifest_hash == record.manifest_hash]
     excluded = {one.update: one.failure for one in record.excluded}
-    more = {u: why for u, why in excluded_by_holders(task, current).items() if u not in excluded}
-    plan, token = await _plan(server, task, updates, excluded | more), record.manifest
+    said_by_holders = excluded_by_holders(task, current)
+    more = {u.update_id: said_by_holders[u.update_id] for u in updates if u.update_id in said_by_holders}
+    plan, token = await _plan(server, task, updates, more | excluded), record.manifest
     if plan.documents != record.excluded:
         now = await _circumstances(server, task, draft.formed)
         manifest = form(task, record.number, draft.opening, now, plan, updates)

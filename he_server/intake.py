@@ -62,12 +62,12 @@ class Frame:
             raise Refusal(TOO_LARGE, "the frame", expected=f"at most {limit} bytes", got=size)
 
     async def head(self) -> bytes:
-        """The head's bytes. Raises `malformed` or `too-large`."""
+        """The head's bytes. Raises `malformed`, `unknown-protocol` or `too-large`."""
         size = framing.head_size(await self._exactly(framing.PREFIX_BYTES))
         return await self._exactly(size)
 
     async def token(self) -> str:
-        """The head, where it is a compact JWS. Raises `malformed` or `too-large`."""
+        """The head, where it is a compact JWS. Raises what `head` does."""
         try:
             return (await self.head()).decode("ascii")
         except UnicodeDecodeError:

@@ -1,7 +1,7 @@
 """Opening one round: from the holders' shares to the next model, block by block.
 
-Every bucket's sum is opened twice. The first time only tells whether all of it opens; the second time writes what is
-published. So nothing is written for a bucket that is dropped, and memory holds one block of each bucket.
+Every bucket's sum is opened twice. The first time only tells which choice of shares opens it, if any; the second time
+writes what is published. So nothing is written for a bucket that is dropped, and memory holds one block of each bucket.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import reduce
-from hashlib import file_digest
+from functools import partial, reduce
+from hashlib import file_digest, sha256
 
 import numpy as np
 import structlog
@@ -20,12 +20,14 @@ from he_protocol.messages import Manifest, Share
 from he_protocol.problems import COMBINE_REFUSED, Refusal
 from he_protocol.quantise import Integers
 from he_protocol.schemes import OpenBlock, blocks
+from he_protocol.sharing import Resolution, choices
 from he_protocol.signing import read_unverified
-from he_protocol.task import Task
-from he_server.aggregate import Released, choose, read_total, share_reader, sum_layout
+from he_protocol.task import Task, sum_plan
+from he_server.aggregate import Released, claims_of, read_total, share_readers, sum_layout
 from he_server.blobs import Blobs, BlobWriter
+from he_server.choosing import Candidate, Settled, Unsettled, settle
 from he_server.names import fresh, model_blob, sum_blob, total_blob, velocity_blob
-from he_server.optimiser import mean_of, step, weight_of
+from he_server.optimiser import check_range, mean_of, step, weight_of
 from he_server.server import Server
 from he_server.store.records import ModelRecord, RoundRecord, ShareRecord
 from he_server.tensors import TensorFile, model_file, sum_file, velocity_file
@@ -52,6 +54,21 @@ class Bucket:
     weight: float
 
 
+@dataclass(frozen=True)
+class Checked:
+    """The buckets that open, and those that never will."""
+
+    kept: tuple[Bucket, ...]
+    dropped: tuple[DroppedBucket, ...]
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """Other holders may know better than those that answered. `detail`: what is wrong with these shares."""
+
+    detail: str
+
+
 def released_shares(task: Task, shares: Sequence[ShareRecord]) -> list[Released]:
     """Stored shares (verified when they came), by the holder's number."""
     numbers = {holder.name: index for index, holder in enumerate(task.config.holders)}
@@ -61,60 +78,94 @@ def released_shares(task: Task, shares: Sequence[ShareRecord]) -> list[Released]
 
 async def open_sum(
     server: Server, task: Task, record: RoundRecord, base: ModelRecord, released: Sequence[Released], *, last: bool
-) -> Opened | Refusal:
-    """The round's outcome, or the `combine-refused` that says why these shares do not open it.
+) -> Opened | Waiting | Refusal:
+    """The round's outcome; or why these shares do not open it yet; or the `combine-refused` that ends it.
 
-    Unless these shares are the `last`, every bucket must open: another holder may know better.
+    Unless these shares are the `last`, a bucket is dropped only where no other holder can know better.
     """
     try:
         manifest = await server.thread(read_unverified, record.manifest, Manifest)
-        kept, dropped = await server.thread(check_buckets, task, server.blobs, record.id, manifest, released)
-        if dropped and not last:
-            return Refusal(COMBINE_REFUSED, f"bucket {dropped[0].bucket}: {dropped[0].failure.detail}")
-        sha256 = await server.thread(write_version, task, server.blobs, record.id, kept, base)
+        checked = await server.thread(check_buckets, task, server.blobs, record.id, manifest, released, last=last)
+        if isinstance(checked, Waiting):
+            return checked
+        digest = await server.thread(write_version, task, server.blobs, record.id, checked.kept, base)
     except Refusal as refusal:
         if refusal.problem != COMBINE_REFUSED:
             raise
         return refusal
-    return Opened(sha256, sum(bucket.updates for bucket in kept), tuple(dropped))
+    return Opened(digest, sum(bucket.updates for bucket in checked.kept), checked.dropped)
 
 
 def check_buckets(
-    task: Task, blobs: Blobs, round_id: int, manifest: Manifest, released: Sequence[Released]
-) -> tuple[list[Bucket], list[DroppedBucket]]:
+    task: Task, blobs: Blobs, round_id: int, manifest: Manifest, released: Sequence[Released], *, last: bool
+) -> Checked | Waiting:
     """Open one bucket after the other and keep nothing: those that open, and those that do not.
 
-    Blocks. Raises `combine-refused` when none opens.
+    Blocks. Raises `combine-refused` when none opens and no other shares will change that.
     """
     members: dict[int, list[str]] = {}
     for entry in manifest.updates:
         members.setdefault(entry.bucket, []).append(entry.update_id.hex())
-    kept, dropped = [], []
+    kept: list[Bucket] = []
+    dropped: list[DroppedBucket] = []
     for bucket, ids in sorted(members.items()):
-        try:
-            resolution, sources = choose(task, released, bucket)
-            readers = [share_reader(task, blobs, *source) for source in sources]
-            open_block = task.scheme.opener(readers, task.length, len(ids), task.epoch_id)
-            total = total_blob(round_id, bucket)
-            final = 0
-            for _, (opened,) in _opened(task, blobs, [(total, open_block)]):
-                final = int(opened[-1])
-            weight = weight_of(task.config, final, len(ids), len(manifest.updates))
-        except Refusal as refusal:
-            if refusal.problem != COMBINE_REFUSED:
-                raise
-            failure = Failure(refusal.problem.urn, _reason(refusal, released, bucket))
-            dropped.append(DroppedBucket(bucket, tuple(ids), failure))
+        sums = Contested(task, blobs, total_blob(round_id, bucket), released, bucket, len(ids), len(manifest.updates))
+        outcome = sums.outcome(last=last)
+        if isinstance(outcome, Settled):
+            candidate = outcome.candidate
+            kept.append(Bucket(sums.total, candidate.open_block, len(ids), candidate.weight))
+            if suspects := outcome.choice.suspects:  # or a client of this bucket sealed different keys to them
+                names = [task.config.holders[i].name for i in sorted(suspects)]
+                log.warning(
+                    "the opened sum contradicts key holders",
+                    task=task.id,
+                    round=manifest.round,
+                    bucket=bucket,
+                    suspects=names,
+                )
             continue
-        kept.append(Bucket(total, open_block, len(ids), weight))
-        if resolution.suspects:  # or a client of this bucket sealed different keys to different holders
-            names = [task.config.holders[i].name for i in sorted(resolution.suspects)]
-            log.warning(
-                "a majority contradicts key holders", task=task.id, round=manifest.round, bucket=bucket, suspects=names
-            )
+        reason = _reason(outcome.refusal, released, bucket)
+        if not (last or outcome.final):
+            return Waiting(f"bucket {bucket}: {reason}")
+        dropped.append(DroppedBucket(bucket, tuple(ids), Failure(COMBINE_REFUSED.urn, reason)))
     if not kept:
-        raise Refusal(COMBINE_REFUSED, f"no bucket opens; bucket 0: {dropped[0].failure.detail}")
-    return kept, dropped
+        raise Refusal(COMBINE_REFUSED, f"no bucket opens; bucket {dropped[0].bucket}: {dropped[0].failure.detail}")
+    return Checked(tuple(kept), tuple(dropped))
+
+
+@dataclass(frozen=True)
+class Contested:
+    """One bucket's sum and the shares that may open it: `count` of the round's `of` updates."""
+
+    task: Task
+    blobs: Blobs
+    total: str
+    released: Sequence[Released]
+    bucket: int
+    count: int
+    of: int
+
+    def outcome(self, *, last: bool) -> Settled | Unsettled:
+        """The one sum that is believed, if there is one."""
+        sharing = self.task.sharing
+        claims = claims_of(self.released, self.bucket)
+        found = choices(sharing, claims)
+        attempt = partial(self._attempt, contested=len(found) > 1)
+        heard = [holder for holder, parts in claims.items() if parts]
+        return settle(sharing, found, attempt, heard=heard, binding=self.task.scheme.binding, last=last)
+
+    def _attempt(self, choice: Resolution, *, contested: bool) -> Candidate:
+        """Open the whole sum with these shares. Raises `combine-refused` at the first block that cannot be right."""
+        task = self.task
+        readers = share_readers(task, self.blobs, self.released, self.bucket, choice)
+        open_block = task.scheme.opener(readers, task.length, self.count, task.epoch_id)
+        largest, final, digest = sum_plan(task.config).largest(task.config.scale, self.count), 0, sha256()
+        for _, (opened,) in _opened(task, self.blobs, [(self.total, open_block)]):
+            check_range(opened, largest)
+            final = int(opened[-1])
+            if contested:  # to tell whether two choices open to one sum
+                digest.update(np.ascontiguousarray(opened).data)
+        return Candidate(open_block, weight_of(task.config, final, self.count, self.of), digest.digest())
 
 
 def write_version(task: Task, blobs: Blobs, round_id: int, kept: Sequence[Bucket], base: ModelRecord) -> str:
@@ -151,12 +202,12 @@ def write_version(task: Task, blobs: Blobs, round_id: int, kept: Sequence[Bucket
             models.write(new_model, first, model)
             velocities.write(new_velocity, first, velocity)
         sums.write(new_sum, task.length, np.array([sum(bucket.updates for bucket in kept)]))
-        sha256 = file_digest(new_model.reread(0), "sha256").hexdigest()
-        new_velocity.rename(blobs.path(velocity_blob(task.id, sha256)))
-        new_model.rename(blobs.path(model_blob(task.id, sha256)))
+        digest = file_digest(new_model.reread(0), "sha256").hexdigest()
+        new_velocity.rename(blobs.path(velocity_blob(task.id, digest)))
+        new_model.rename(blobs.path(model_blob(task.id, digest)))
         for writer in (new_velocity, new_sum, new_model):
             writer.commit()
-    return sha256
+    return digest
 
 
 def _opened(task: Task, blobs: Blobs, sums: Sequence[tuple[str, OpenBlock]]) -> Iterator[tuple[int, list[Integers]]]:

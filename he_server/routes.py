@@ -64,9 +64,10 @@ class Route:
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
-_FRAME = (p.MALFORMED, p.TOO_LARGE, p.DISK_FULL)
-_SIGNED = (p.UNKNOWN_FIELD, p.TRAILING_BYTES, p.BAD_SIGNATURE, p.NOT_ADDRESSED, p.WRONG_TASK, p.WRONG_EPOCH)
-_REVOCATIONS = (p.MALFORMED, p.TOO_LARGE, p.DISK_FULL, p.UNKNOWN_FIELD, p.TRAILING_BYTES, p.BAD_SIGNATURE)
+_FRAME = (p.UNKNOWN_PROTOCOL, p.MALFORMED, p.TOO_LARGE, p.DISK_FULL)
+_TOKEN = (p.UNKNOWN_FIELD, p.TRAILING_BYTES, p.BAD_SIGNATURE)
+_SIGNED = (*_TOKEN, p.NOT_ADDRESSED, p.WRONG_TASK, p.WRONG_EPOCH)
+_REVOCATIONS = (p.UNKNOWN_PROTOCOL, p.MALFORMED, p.TOO_LARGE, p.DISK_FULL, *_TOKEN)
 _PARTS = (p.WRONG_SIZE, p.DIGEST_MISMATCH, p.RESIDUE_RANGE)
 _SAFETENSORS = Content(BYTES, text="safetensors")
 
@@ -213,11 +214,10 @@ ROUTES: tuple[Route, ...] = (
         Content(FRAME, text="Head: the TaskConfig's JWS. Body: the initial model, safetensors, float32."),
         (
             *_FRAME,
-            p.BAD_SIGNATURE,
-            p.UNKNOWN_FIELD,
-            p.TRAILING_BYTES,
+            *_TOKEN,
             p.NOT_ADDRESSED,
             p.BAD_TENSORS,
+            p.DIGEST_MISMATCH,
             p.WRONG_SCHEME,
             p.FINGERPRINT_MISMATCH,
             p.BAD_COMMITTEE,
@@ -329,7 +329,7 @@ ROUTES: tuple[Route, ...] = (
         "What a holder says about a round's manifest; idempotent",
         {201: Content(JSON, RoundStatus), 200: Content(JSON, RoundStatus)},
         Content("application/jose", text="The compact JWS of a Screening, a Vote or an Objection."),
-        (p.MALFORMED, p.TOO_LARGE, *_SIGNED, p.WRONG_STATE, p.MANIFEST_MISMATCH),
+        (p.MALFORMED, p.TOO_LARGE, *_SIGNED, p.WRONG_STATE),
     ),
     Route(
         "PUT",

@@ -12,10 +12,11 @@ import structlog
 from aiohttp import web
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
+from he_protocol.keyfile import close_database, private_directory
 from he_protocol.problems import BAD_SETTINGS, DATABASE_UNAVAILABLE, Refusal
 from he_server.app import drain, make_app, open_server
 from he_server.settings import Settings
-from he_server.store.database import translated
+from he_server.store.database import sqlite_file, translated
 
 KEEPALIVE_SECONDS = 20.0
 """How long a connection may take for a request's head, or stay idle: longer than aiohttp's clients keep one (15 s)."""
@@ -33,11 +34,13 @@ async def migrate(settings: Settings) -> None:
     from migrations.run import upgrade
 
     try:
-        settings.data_dir.mkdir(parents=True, exist_ok=True)
+        private_directory(settings.data_dir)
     except OSError as error:
         raise Refusal(BAD_SETTINGS, f"data_dir cannot be used: {error}") from None
     try:
         async with translated():
+            if (file := sqlite_file(settings.url)) is not None:
+                close_database(file)
             await upgrade("server", settings.url)
     except (CommandError, DBAPIError) as error:  # for one, a schema newer than this program
         raise Refusal(DATABASE_UNAVAILABLE, f"the schema cannot be upgraded: {error}") from None

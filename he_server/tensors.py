@@ -4,7 +4,6 @@ have equal bytes and one hash."""
 from __future__ import annotations
 
 import hashlib
-import json
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
@@ -16,17 +15,13 @@ import numpy.typing as npt
 from safetensors import SafetensorError
 from safetensors.numpy import load
 
-from he_protocol.problems import MALFORMED, Refusal
+from he_protocol.problems import DIGEST_MISMATCH, MALFORMED, Refusal
 from he_protocol.quantise import Floats
 from he_protocol.task import Task, TensorSpec
+from he_protocol.tensors import header
 from he_server.blobs import Blobs, BlobWriter
 from he_server.names import model_blob
 from he_server.optimiser import check_tensors
-
-HEADER_ROOM = 1024 * 1024
-"""Bytes that a model file may have on top of its values."""
-TYPES = {np.dtype("<f4"): "F32", np.dtype("<i8"): "I64"}
-"""What safetensors calls them."""
 
 
 def read_tensors(data: bytes, specs: Sequence[TensorSpec]) -> dict[str, Floats]:
@@ -42,10 +37,12 @@ def read_tensors(data: bytes, specs: Sequence[TensorSpec]) -> dict[str, Floats]:
 def keep_model(blobs: Blobs, task: Task, data: bytes) -> str:
     """Check a task's initial model and make it durable; the SHA-256 of its bytes as stored.
 
-    Raises `malformed`, `bad-tensors` or `disk-full`.
+    Raises `malformed`, `bad-tensors`, `disk-full`, or `digest-mismatch` for another model than the authority signed.
     """
     model = write_tensors(read_tensors(data, task.config.tensors))
     sha256 = hashlib.sha256(model).hexdigest()
+    if sha256 != task.config.initial_model.hex():
+        raise Refusal(DIGEST_MISMATCH, "the initial model", expected=task.config.initial_model.hex(), got=sha256)
     blobs.put(model_blob(task.id, sha256), model)
     return sha256
 
@@ -59,20 +56,13 @@ def write_tensors(tensors: Mapping[str, Floats]) -> bytes:
 class TensorFile:
     """A safetensors file of tensors of one type, read and written piece by piece.
 
-    Elements are counted through the tensors in the order given. In the file tensors are sorted by their names, as the
-    safetensors library does it: 8 bytes of length, a header in JSON padded to 8 bytes, the tensors one after the other.
+    Elements are counted through the tensors in the order given; in the file they are as `header` has them.
     """
 
     def __init__(self, shapes: Mapping[str, tuple[int, ...]], kind: npt.DTypeLike) -> None:
         self._type = np.dtype(kind).newbyteorder("<")
-        entries, offsets, end = {}, {}, 0
-        for name in sorted(shapes):
-            offsets[name], end = end, end + prod(shapes[name]) * self._type.itemsize
-            entries[name] = {"dtype": TYPES[self._type], "shape": shapes[name], "data_offsets": (offsets[name], end)}
-        text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
-        text += b" " * (-len(text) % 8)
-        self.header = len(text).to_bytes(8, "little") + text
-        self.size = len(self.header) + end
+        self.header, offsets = header(shapes, self._type)
+        self.size = len(self.header) + sum(prod(shape) for shape in shapes.values()) * self._type.itemsize
         self._offsets = [len(self.header) + offsets[name] for name in shapes]
         self._starts = [0, *accumulate(prod(shape) for shape in shapes.values())]
 

@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 from he_protocol import framing, tus
+from he_protocol.keyfile import private_directory
 from he_protocol.problems import (
     ALREADY_IN_ROUND,
     CHECKSUM_MISMATCH,
@@ -124,8 +125,8 @@ class UploadFile:
     def create(path: Path) -> None:
         """Make the empty file, durably; one that is there already stays as it is. Raises `disk-full`."""
         with room():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.touch()
+            private_directory(path.parent)
+            path.touch(mode=0o600)
             sync_directory(path.parent)
 
     def open(self) -> bool:

@@ -30,7 +30,7 @@ from he_server import names
 from he_server.aggregate import fold_updates
 from he_server.forming import begin_opening, begin_screening, screened, too_old
 from he_server.intake import discard, recording
-from he_server.opening import open_sum, released_shares
+from he_server.opening import Opened, Waiting, open_sum, released_shares
 from he_server.pressure import room
 from he_server.rounds import at_deadline, combining_due, enough_shares, fold_due
 from he_server.server import Server
@@ -218,14 +218,14 @@ class Worker:
         base = await self._store.model(task.id)
         last = enough_shares(task.committee, len(released), late=now >= current.opening_deadline)
         outcome = await open_sum(server, task, current, base, released, last=last)
-        wrong = [outcome] if isinstance(outcome, Refusal) else [bucket.failure for bucket in outcome.dropped]
+        wrong = [bucket.failure for bucket in outcome.dropped] if isinstance(outcome, Opened) else [outcome]
         for failure in wrong:
             log.warning("shares do not open a sum", task=task.id, round=current.number, detail=failure.detail)
+        if isinstance(outcome, Waiting):
+            await self._store.release(lease, len(released))
+            return
         if isinstance(outcome, Refusal):
-            if last:
-                await self._fail(task, lease, outcome.problem, outcome.detail, {"wait_shares": waited})
-            else:  # the other holders may know better
-                await self._store.release(lease, len(released))
+            await self._fail(task, lease, outcome.problem, outcome.detail, {"wait_shares": waited})
             return
         seconds = {"wait_shares": waited, "open": time.monotonic() - start}
         await self._store.publish_round(

@@ -94,11 +94,11 @@ class Agent:
             if refusal.problem.status >= SERVICE_FAILURE:
                 log.warning("round interrupted", round=number, problem=refusal.problem.slug, detail=str(refusal))
                 return False
-            self._refused[number] = self._holder.clock() + REFUSED_SECONDS
             if refusal.problem is WRONG_STATE:
                 log.info("round went on without us", round=number)
-            else:
-                log.error("round refused", round=number, problem=refusal.problem.slug, detail=str(refusal))
+                return False
+            self._refused[number] = self._holder.clock() + REFUSED_SECONDS
+            log.error("round refused", round=number, problem=refusal.problem.slug, detail=str(refusal))
             return False
         log.info(DONE[stage], task=self._task.config.name, round=number)
         return True

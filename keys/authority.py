@@ -7,8 +7,9 @@ from typing import Any
 
 import msgspec
 
+from he_protocol import envelope
 from he_protocol.messages import REVOKED_LIMIT, Cnf, Credential, EnrolRequest, Jwk, RevocationList, Role
-from he_protocol.problems import BAD_COMMITTEE, BAD_PLAN, NOT_ADDRESSED, TOO_LARGE, WRONG_ROLE, Refusal
+from he_protocol.problems import BAD_COMMITTEE, BAD_PLAN, MALFORMED, NOT_ADDRESSED, TOO_LARGE, WRONG_ROLE, Refusal
 from he_protocol.revocation import Revocations, key_digest
 from he_protocol.schemes import load_scheme
 from he_protocol.signing import SigningKey, fingerprint, jwk_x, public_from_jwk, read_unverified, verify
@@ -21,11 +22,13 @@ def enrol(authority: SigningKey, request: str, role: Role, *, now: float, days: 
     """A credential for the party that made an enrolment request.
 
     The request is signed with the key that it asks to certify (proof of possession). The role is the
-    authority's decision; a request for another one is refused as `wrong-role`.
+    authority's decision; a request for another one is refused as `wrong-role`. A holder's HPKE key is one that can be
+    sealed to, and signs the request too: `malformed` and `bad-signature`.
     """
     asked = verify(request, EnrolRequest, read_unverified(request, EnrolRequest).key)
     if asked.role != role:
         raise Refusal(WRONG_ROLE, f"{asked.name!r} asks for another role", expected=role, got=asked.role)
+    check_hpke(asked)
     return authority.sign(
         Credential(
             iss=fingerprint(authority.public),
@@ -39,6 +42,20 @@ def enrol(authority: SigningKey, request: str, role: Role, *, now: float, days: 
     )
 
 
+def check_hpke(asked: EnrolRequest) -> None:
+    """The HPKE key of a request is a key, of a key holder, and the requester's own.
+
+    Raises `malformed` or `bad-signature`.
+    """
+    if not asked.hpke:
+        return
+    if asked.role != "holder":
+        raise Refusal(MALFORMED, f"{asked.name!r} needs no HPKE key", expected="none for this role", got=asked.role)
+    envelope.check_key(asked.hpke)
+    message = envelope.possession_message(asked.name, asked.key, asked.hpke)
+    envelope.check_possession(asked.possession, asked.hpke, message)
+
+
 def build_config(
     plan: Mapping[str, Any],
     tensors: Sequence[TensorSpec],
@@ -48,8 +65,9 @@ def build_config(
 ) -> TaskConfig:
     """A checked task configuration from a plan file and the parties' credentials.
 
-    plan: the fields of `TaskConfig` less fingerprint, tensors, server and holders; `scale` may be left
-    out and is then the largest power of two that cannot wrap. Raises what `check_config` raises.
+    plan: the fields of `TaskConfig` less fingerprint, tensors, server and holders. `initial_model` is what
+    `he_protocol.tensors.model_digest` makes; `scale` may be left out and is then the largest power of two that cannot
+    wrap. Raises what `check_config` raises.
     """
     try:
         profile = load_scheme(plan["scheme"], plan["profile"]).profile
@@ -85,18 +103,17 @@ def check_renewal(request: str, credential: str, authority: bytes) -> None:
         raise Refusal(NOT_ADDRESSED, "the request is of another party", expected=before.sub, got=asked.name)
 
 
-def next_epoch(last: TaskConfig, holders: Sequence[str], authority: bytes) -> TaskConfig:
-    """The task's next epoch with the committee of these credentials; everything else stays.
+def next_epoch(last: TaskConfig, holders: Sequence[str], authority: bytes, initial_model: bytes) -> TaskConfig:
+    """The task's next epoch with the committee of these credentials, from this model on; everything else stays.
 
     Raises what `check_config` raises, and `bad-committee` when an HPKE key of the last epoch is listed again: it could
     not be destroyed.
     """
     committee = tuple(_holder(token, authority) for token in holders)
-    used = {holder.hpke for holder in last.holders}
     for holder in committee:
-        if holder.hpke in used:
+        if any(envelope.share_a_half(holder.hpke, before.hpke) for before in last.holders):
             raise Refusal(BAD_COMMITTEE, f"{holder.name!r} lists its key of the last epoch; 'he-keys rotate' makes one")
-    config = msgspec.structs.replace(last, epoch=last.epoch + 1, holders=committee)
+    config = msgspec.structs.replace(last, epoch=last.epoch + 1, holders=committee, initial_model=initial_model)
     check_config(config)
     return config
 

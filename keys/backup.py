@@ -12,7 +12,7 @@ import asyncio
 from pathlib import Path
 
 from he_client.identity import AUTHORITY_FILE, CREDENTIAL_FILE, KEY_FILE
-from he_protocol.keyfile import KeyRecord, read_private, write_private
+from he_protocol.keyfile import KeyRecord, private_directory, read_private, write_durably, write_private
 from he_protocol.messages import Key32, Message
 from he_protocol.problems import BAD_KEY_FILE, Refusal
 from he_protocol.signing import jwk_x
@@ -64,8 +64,8 @@ def _begin(path: Path, directory: Path, passphrase: str) -> Backup:
     if directory.exists() and any(directory.iterdir()):
         raise Refusal(BAD_KEY_FILE, f"{directory} is not empty")
     record = read_private(path, Backup, passphrase, limit=LIMIT)
-    directory.mkdir(parents=True, exist_ok=True)
-    (directory / LEDGER_FILE).write_bytes(record.ledger)
+    private_directory(directory)
+    write_durably(directory / LEDGER_FILE, record.ledger)
     return record
 
 

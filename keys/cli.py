@@ -9,21 +9,25 @@ import tomllib
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
+import numpy.typing as npt
 import typer
-from safetensors import safe_open
+from safetensors.numpy import load_file
 
 from he_client import console
 from he_client.console import command, run_async
 from he_client.identity import AUTHORITY_FILE
+from he_client.tasks import MEMORY_FILE, TaskMemory
 from he_client.transport import Transport
 from he_protocol.committee import describe
 from he_protocol.keyfile import KeyRecord, read_private, write_private
 from he_protocol.messages import Role
 from he_protocol.privacy import epsilon
-from he_protocol.problems import BAD_PLAN, BAD_SETTINGS, Refusal
+from he_protocol.problems import BAD_PLAN, BAD_SETTINGS, BAD_TENSORS, Refusal
 from he_protocol.revocation import Revocations
 from he_protocol.signing import SigningKey, jwk_x
 from he_protocol.task import Task, TaskConfig, TensorSpec, committee_of
+from he_protocol.tensors import model_digest
 from keys.agent import Agent, serve
 from keys.authority import build_config, check_renewal, enrol, next_epoch, revoke
 from keys.epochs import destroy, joined_tasks, state_of
@@ -115,7 +119,10 @@ def task_sign(
     except (OSError, ValueError) as error:  # not there, not UTF-8, not TOML
         raise Refusal(BAD_PLAN, f"{plan}: {error}") from None
     holders = [_text(path) for path in holder]
-    config = build_config(fields, _tensor_specs(model), _text(server), holders, key.public)
+    tensors = _tensors(model)
+    fields["initial_model"] = model_digest(tensors)
+    specs = [TensorSpec(name, value.shape) for name, value in tensors.items()]
+    config = build_config(fields, specs, _text(server), holders, key.public)
     _write(out, key.sign(config))
     _describe(config, out)
 
@@ -125,6 +132,7 @@ def task_sign(
 def task_next(
     last: Annotated[Path, typer.Argument(help="the signed task of the epoch that ends")],
     holder: Annotated[list[Path], typer.Option(help="a key holder's new credential; once for each, in order")],
+    model: Annotated[Path, typer.Option(help="the model to begin with, safetensors: 'he-client model' saves one")],
     out: Annotated[Path, typer.Option(help="where to write the signed task")],
     directory: AuthorityDir = Path("authority"),
     passphrase: Passphrase = "",
@@ -132,7 +140,10 @@ def task_next(
     """Sign a task's next epoch: the same plan, new keys. Its privacy budget adds to those of the epochs before."""
     key = read_private(directory / AUTHORITY_KEY, KeyRecord, passphrase).signing
     before = Task.from_token(_text(last), key.public).config
-    config = next_epoch(before, [_text(path) for path in holder], key.public)
+    tensors = _tensors(model)
+    if {name: value.shape for name, value in tensors.items()} != {spec.name: spec.shape for spec in before.tensors}:
+        raise Refusal(BAD_TENSORS, f"{model} does not have the tensors of {before.name!r}")
+    config = next_epoch(before, [_text(path) for path in holder], key.public, model_digest(tensors))
     _write(out, key.sign(config))
     _describe(config, out)
 
@@ -203,7 +214,10 @@ async def _keygen(settings: Settings, name: str, server: str, patience: float) -
     holder = await open_holder(settings)
     try:
         async with Transport(server, holder.identity, tls=settings.tls) as transport:
-            task = await transport.task(name)
+            memory = TaskMemory(settings.data_dir / MEMORY_FILE, holder.identity.authority)
+            for joined, _ in await joined_tasks(holder):
+                await asyncio.to_thread(memory.learn, joined)
+            task = await transport.task(name, memory)
             await holder.join(task, server)
             console.out.print(f"joined {task.config.name!r} ({task.id[:16]}...)")
             if task.scheme.ceremony:
@@ -305,12 +319,14 @@ def _describe(config: TaskConfig, out: Path) -> None:
     )
 
 
-def _tensor_specs(model: Path) -> list[TensorSpec]:
+def _tensors(model: Path) -> dict[str, npt.NDArray[np.float32]]:
     try:
-        with safe_open(model, "numpy") as file:
-            return [TensorSpec(name, tuple(file.get_slice(name).get_shape())) for name in file.keys()]  # noqa: SIM118
+        found: dict[str, npt.NDArray[np.float32]] = load_file(model)
     except Exception as error:  # safetensors raises its own untyped errors
         raise Refusal(BAD_PLAN, f"cannot read the model {model}: {error}") from None
+    if wrong := [name for name, value in found.items() if value.dtype != np.float32]:
+        raise Refusal(BAD_TENSORS, f"{model}, {', '.join(wrong)[:200]}", expected="float32")
+    return found
 
 
 def _text(path: Path) -> str:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
+import secrets
 from dataclasses import dataclass, field
+from itertools import product
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.hpke import MLKEM768X25519PrivateKey
 
-from he_protocol.envelope import SUITE
-from he_protocol.problems import BAD_KEY_FILE, DIGEST_MISMATCH, Refusal
+from he_protocol.envelope import SUITE, check_possession, edwards
+from he_protocol.problems import BAD_KEY_FILE, BAD_SIGNATURE, DIGEST_MISMATCH, Refusal
 
 MLKEM_SEED_BYTES = 64
 PRIVATE_BYTES = MLKEM_SEED_BYTES + 32
+GROUP_ORDER = 2**252 + 27742317777372353535851937790883648493
+"""Of the base point of Ed25519 (RFC 8032 section 5.1)."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +52,32 @@ class HpkeKey:
         except (InvalidTag, ValueError):
             raise Refusal(DIGEST_MISMATCH, "an envelope does not open with this key in this context") from None
 
+    def prove(self, message: bytes) -> bytes:
+        """An XEdDSA signature of `message` by the X25519 half (Perrin 2016), which shows that somebody has it.
+
+        One is made for each key, when it is made. u-coordinates have no sign: which of the four sums is the signature
+        shows when it is checked.
+        """
+        public, nonce = self.public, secrets.token_bytes(32)
+        point = edwards(X25519PrivateKey.from_private_bytes(nonce).public_key().public_bytes_raw())
+        hashed = hashlib.sha512(point + edwards(public[-32:]) + message).digest()
+        response = int.from_bytes(hashed, "little") * _scalar(self.private[MLKEM_SEED_BYTES:])
+        for sign, other in product((1, -1), repeat=2):
+            proof = point + ((sign * _scalar(nonce) + other * response) % GROUP_ORDER).to_bytes(32, "little")
+            try:
+                check_possession(proof, public, message)
+            except Refusal:
+                continue
+            return proof
+        raise Refusal(BAD_SIGNATURE, "an HPKE key that cannot sign")  # no key that `generate` makes
+
     def _halves(self) -> tuple[MLKEM768PrivateKey, X25519PrivateKey]:
         return (
             MLKEM768PrivateKey.from_seed_bytes(self.private[:MLKEM_SEED_BYTES]),
             X25519PrivateKey.from_private_bytes(self.private[MLKEM_SEED_BYTES:]),
         )
+
+
+def _scalar(private: bytes) -> int:
+    """What X25519 multiplies by (RFC 7748 section 5)."""
+    return int.from_bytes(private, "little") & ((1 << 254) - 8) | 1 << 254

@@ -11,9 +11,9 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from he_client.transport import Transport
-from he_protocol import api, residues
+from he_protocol import api, limits, residues
 from he_protocol.keyfile import read_private, write_private
-from he_protocol.messages import Commitment, Confirmation, Contribution, Reveal
+from he_protocol.messages import Commitment, Confirmation, Contribution, Message, Reveal
 from he_protocol.problems import CEREMONY_CONFLICT, NO_QUORUM, NOT_ADDRESSED, WRONG_EPOCH, WRONG_TASK, Refusal
 from he_protocol.signing import verify
 from he_protocol.task import Task
@@ -96,10 +96,17 @@ class Ceremony:
         self._progress(f"{phase}: posting")
         path = api.post_path(self._task.id, phase, message.holder)
         board = await self._board(phase)
-        if message.holder in board:  # from before a restart; contributions are sealed afresh each time
-            return
+        if self._is_ours(board.get(message.holder), type(message)):
+            return  # from before a restart; contributions are sealed afresh each time
         head = self._holder.identity.key.sign(message).encode()
         await self._transport.put_frame(path, head, [body], self._task.config.server.name)
+
+    def _is_ours(self, token: str | None, kind: type[Message]) -> bool:
+        """Whether a post is one that we have signed, whatever name the board gives it."""
+        try:
+            return token is not None and bool(verify(token, kind, self._holder.identity.key.public))
+        except Refusal:
+            return False
 
     async def _collect(self, phase: api.Phase, kind: type[M]) -> tuple[list[str], list[M]]:
         """Every holder's post of a phase in holder order: as signed, and verified."""
@@ -121,7 +128,8 @@ class Ceremony:
 
     async def _board(self, phase: api.Phase) -> dict[str, str]:
         path = api.board_path(self._task.id, phase)
-        board = await self._transport.document("GET", path, api.Board, audience=self._task.config.server.name)
+        server = self._task.config.server.name
+        board = await self._transport.document("GET", path, api.Board, audience=server, limit=limits.board(self._task))
         committee = {holder.name for holder in self._task.config.holders}
         return {post.holder: post.message for post in board.posts if post.holder in committee}
 

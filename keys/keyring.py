@@ -12,6 +12,7 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from he_client.identity import REQUEST_FILE, Identity, create
+from he_protocol.envelope import possession_message
 from he_protocol.keyfile import read_private, write_private
 from he_protocol.messages import EnrolRequest, Message
 from he_protocol.problems import BAD_COMMITTEE, LEDGER_MISMATCH, Refusal
@@ -71,7 +72,7 @@ def new_holder(directory: Path, name: str, now: float, passphrase: str = "") -> 
     Raises `bad-settings` for a name that no credential could carry, `bad-key-file` rather than overwrite a key.
     """
     key = HpkeKey.generate()
-    request = create(directory, name, "holder", now, passphrase=passphrase, hpke=key.public)
+    request = create(directory, name, "holder", now, passphrase=passphrase, hpke=key.public, prove=key.prove)
     Keyring.of(directory, passphrase).add(key)
     return request
 
@@ -83,7 +84,8 @@ def rotate(directory: Path, now: float, passphrase: str = "") -> str:
     """
     identity, key = Identity.load(directory, passphrase), HpkeKey.generate()
     Keyring.of(directory, passphrase).add(key)
-    request = identity.key.sign(EnrolRequest(identity.name, "holder", identity.key.public, int(now), key.public))
+    proof = key.prove(possession_message(identity.name, identity.key.public, key.public))
+    request = identity.key.sign(EnrolRequest(identity.name, "holder", identity.key.public, int(now), key.public, proof))
     (directory / REQUEST_FILE).write_text(request + "\n")
     return request
 

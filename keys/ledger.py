@@ -39,6 +39,7 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry
 
+from he_protocol.keyfile import close_database, private_directory
 from he_protocol.problems import DATABASE_UNAVAILABLE, Refusal
 from he_protocol.revocation import Revocations
 from he_protocol.signing import token_hash
@@ -147,7 +148,8 @@ class Ledger:
     @classmethod
     async def open(cls, path: Path) -> Ledger:
         """The ledger in a file, made or migrated as needed."""
-        path.parent.mkdir(parents=True, exist_ok=True)
+        private_directory(path.parent)
+        close_database(path)
         url = f"sqlite+aiosqlite:///{path}"
         await upgrade("ledger", url)
         engine = create_async_engine(url)

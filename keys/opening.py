@@ -6,7 +6,7 @@ import asyncio
 from contextlib import aclosing
 
 from he_client.transport import Transport
-from he_protocol import api
+from he_protocol import api, limits
 from he_protocol.messages import Exclusion, Manifest, Message, Objection, Screening, SignedUpdate, UpdateHeader, Vote
 from he_protocol.problems import DIGEST_MISMATCH, MANIFEST_MISMATCH, WRONG_STATE, Refusal
 from he_protocol.revocation import Revocations
@@ -39,10 +39,11 @@ class Openings:
         """
         holder, task = self._holder, self._task
         check_alive(task, task.hash in await holder.ledger.destroyed())
-        opener = await asyncio.to_thread(holder.opener, task)
         path = api.opening_path(task.id, number)
-        asked = await transport.document("GET", path, api.Opening, audience=task.config.server.name)
+        server, limit = task.config.server.name, limits.opening(task)
+        asked = await transport.document("GET", path, api.Opening, audience=server, limit=limit)
         try:
+            opener = await asyncio.to_thread(holder.opener, task)
             request = await self._request(number, asked, transport)
             match asked.stage:
                 case "screen":
@@ -53,7 +54,8 @@ class Openings:
                     await self._release(request, opener, transport)
         except Refusal as refusal:
             if refusal.problem is WRONG_STATE:
-                await holder.ledger.settled(task, number, holder.clock())
+                if asked.stage == "release":  # the others were enough
+                    await holder.ledger.settled(task, number, holder.clock())
             elif refusal.problem.status < SERVICE_FAILURE:
                 await holder.ledger.refused(task, number, refusal, holder.clock(), asked.manifest)
                 await self._object(number, asked, refusal, transport)
@@ -71,7 +73,8 @@ class Openings:
             await holder.ledger.learn_revocations(offered)
         if not all(entry.header in self._heads for entry in manifest.updates):
             path = api.heads_path(task.id, number)
-            heads = await transport.document("GET", path, api.Heads, audience=task.config.server.name)
+            server, limit = task.config.server.name, limits.heads(task)
+            heads = await transport.document("GET", path, api.Heads, audience=server, limit=limit)
             self._heads = {token_hash(update.header): update for update in heads.updates}
         updates = tuple(self._heads[entry.header] for entry in manifest.updates if entry.header in self._heads)
         return Request(
@@ -175,4 +178,5 @@ class Openings:
         path = api.answer_path(task.id, number, identity.name)
         token = identity.key.sign(message).encode()
         headers = {"Content-Type": "application/jose"}
-        await transport.request("PUT", path, audience=task.config.server.name, pieces=[token], headers=headers)
+        server, limit = task.config.server.name, limits.round_status(task)
+        await transport.request("PUT", path, audience=server, pieces=[token], headers=headers, limit=limit)

@@ -32,6 +32,9 @@ SHORT_RUN = (0.2, 1.2)
 LONG_RUN = (0.1, 1.5)
 """Poisson sampling rate and noise multiplier; runs of more than `LONG` rounds take smaller, more protected steps."""
 
+DOWN_ROUNDS, WAIT_SECONDS = 2, 15.0
+"""How long key holders killed by `--outage` are away: so many rounds, or seconds of a round that waits for them."""
+
 console = Console()
 PROFILES = {"kahe": "kahe-30", "ckks": "ckks-8192"}
 
@@ -135,25 +138,40 @@ async def train(deployment: Deployment, phones: Phones, task: Task, rounds: int,
     """Rounds until enough are published; with `outage`, key holders die on the way and come back."""
     results: list[RoundResult] = []
     victims = deployment.holder_names[:outage]
-    down = 0
     with Live(console=console, auto_refresh=False) as live:
         while sum(not row.failure for row in results) < rounds:
             if victims and len(results) == rounds // 3:
                 for name in victims:
                     await deployment.kill(name)
-                down = len(results) + 2
                 live.console.print(f"killed {', '.join(victims)}", style="yellow")
-            if down and len(results) == down:
-                for name in victims:
-                    await deployment.start_holder(name)
-                down = 0
-                live.console.print(f"started {', '.join(victims)} again", style="yellow")
-            result = await phones.round()
+            back = victims and len(results) == rounds // 3 + DOWN_ROUNDS
+            waits = victims and outage > task.committee.away and len(results) == rounds // 3
+            if back and outage <= task.committee.away:
+                await _start(deployment, victims, live.console)
+            async with asyncio.TaskGroup() as group:
+                if waits:
+                    group.create_task(_bring_back(deployment, phones, task, victims, live.console))
+                result = await phones.round()
             results.append(result)
             if result.failure:
                 live.console.print(f"round {result.number} failed: {result.failure}", style="red")
             live.update(report.table(task, results), refresh=True)
     return results
+
+
+async def _start(deployment: Deployment, names: list[str], shown: Console) -> None:
+    for name in names:
+        await deployment.start_holder(name)
+    shown.print(f"started {', '.join(names)} again", style="yellow")
+
+
+async def _bring_back(deployment: Deployment, phones: Phones, task: Task, names: list[str], shown: Console) -> None:
+    """Too many are gone for a round to go on: say for whom it waits, then start them."""
+    await asyncio.sleep(WAIT_SECONDS)
+    waiting = await phones.waiting()
+    for number, missing in waiting.items():
+        shown.print(f"round {number} waits for {', '.join(missing)}", style="yellow")
+    await _start(deployment, names, shown)
 
 
 def finish(task: Task, results: list[RoundResult], path: Path, seconds: float) -> None:

@@ -23,6 +23,7 @@ from he_protocol.messages import Role
 from he_protocol.problems import UNREACHABLE, Refusal
 from he_protocol.signing import SigningKey, jwk_x
 from he_protocol.task import TensorSpec
+from he_protocol.tensors import model_digest
 from keys.authority import build_config, enrol
 from keys.keyring import new_holder
 
@@ -60,6 +61,7 @@ class Deployment:
         (self.root / "server" / KEY_FILE).rename(self.root / "server" / "server.key")
         tensors = [TensorSpec(name, value.shape) for name, value in model.items()]
         server, *holders = (self._credential(name) for name in ("server", *self.holder_names))
+        plan = plan | {"initial_model": model_digest(model)}
         config = build_config(plan, tensors, server, holders, self.authority.public)
         (self.root / "task.jws").write_text(self.authority.sign(config))
         save_file(model, self.root / "initial.safetensors")

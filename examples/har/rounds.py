@@ -79,6 +79,15 @@ class Phones:
         await self._check(clients[0], integers, result)
         return result
 
+    async def waiting(self) -> dict[int, list[str]]:
+        """The rounds that wait for key holders, and the holders of which nothing was heard."""
+        found = {}
+        for status in await self._members[0][0].rounds(self._task):
+            missing = [one.holder for one in status.committee if not one.said]
+            if status.state in {"closed", "opening"}:
+                found[status.round] = missing
+        return found
+
     async def _check(self, client: HushSumClient, integers: list[Integers], result: RoundResult) -> None:
         """The opened sum against the plain one, the server's timings, and the new model on unseen people."""
         opened = await client.opened_sum(self._task, result.number)

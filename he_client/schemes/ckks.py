@@ -21,7 +21,8 @@ import zstandard
 
 from he_client.schemes import Sink, Source
 from he_client.transport import Transport
-from he_protocol import api, residues, seal
+from he_protocol import api, limits, residues, seal
+from he_protocol.keyfile import private_directory, private_opener
 from he_protocol.messages import Confirmation
 from he_protocol.problems import (
     CEREMONY_CONFLICT,
@@ -48,18 +49,27 @@ async def make_sealer(task: Task, transport: Transport, cache: Path) -> CkksSeal
     assert isinstance(scheme, Ckks)
     check_tenseal(scheme.profile)
     audience = task.config.server.name
-    board = await transport.document("GET", api.board_path(task.id, "confirmation"), api.Board, audience=audience)
+    board = await transport.document(
+        "GET", api.board_path(task.id, "confirmation"), api.Board, audience=audience, limit=limits.board(task)
+    )
     digest = check_confirmations(task, {post.holder: post.message for post in board.posts})
     path = cache / f"{digest.hex()}.context"
     if not path.exists():
         first = task.config.holders[0].name
-        answer = await transport.request("GET", api.post_path(task.id, "confirmation", first), audience=audience)
+        answer = await transport.request(
+            "GET", api.post_path(task.id, "confirmation", first), audience=audience, limit=scheme.key_layout().size
+        )
         context = await asyncio.to_thread(joint_context, task, scheme, digest, answer.body)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        private_directory(path.parent)
         partial = path.with_suffix(f".{os.getpid()}")
-        partial.write_bytes(context)
+        await asyncio.to_thread(_write, partial, context)
         partial.replace(path)
     return CkksSealer(scheme.profile, path, task.length)
+
+
+def _write(path: Path, data: bytes) -> None:
+    with open(path, "wb", opener=private_opener) as file:
+        file.write(data)
 
 
 def check_confirmations(task: Task, confirmations: dict[str, str]) -> bytes:

@@ -79,6 +79,14 @@ class Scheme(Protocol):
     def error_std(self) -> float:
         """Standard deviation of the error, in integer units, that every update adds to an opened sum."""
 
+    @property
+    def binding(self) -> bool:
+        """Whether nobody can make a wrong share that opens to what could be a sum."""
+
+    def garbage_bits(self, largest: float, length: int, count: int) -> float:
+        """-log2 of the probability that a random wrong share opens to what could be a sum of `count` updates, of
+        `length` integers up to ±`largest`."""
+
     def body(self, length: int, sharing: Sharing) -> tuple[BodyPart, ...]:
         """The parts of an update of `length` integers, in the order in which they travel."""
 

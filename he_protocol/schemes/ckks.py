@@ -81,6 +81,8 @@ class Ckks:
 
     profile: CkksProfile
     ceremony: bool = True
+    binding: bool = False
+    """A share is a term of the plaintext: a holder that adds an encoded vector to its own adds it to the sum."""
 
     @property
     def capacity(self) -> int:
@@ -92,6 +94,10 @@ class Ckks:
     def error_std(self) -> float:
         """Slots are rounded back to the integers that went in."""
         return 0.0
+
+    def garbage_bits(self, largest: float, length: int, count: int) -> float:
+        """Every slot is close to an integer by chance only."""
+        return self.layout(length).polynomials * self.profile.slots * -log2(2 * LARGEST_RESIDUE_OF_ROUNDING)
 
     def layout(self, length: int) -> ResidueLayout:
         """Layout of c0 (and of c1) of an update of `length` integers."""
@@ -134,7 +140,7 @@ class Ckks:
             block = replace(layout, polynomials=len(total))
             for read in released:
                 add(total, read(first, len(total)), block)
-            values = decode(total, self.profile)[: length - first * slots]
+            values = decode(total, self.profile)
             nearest = np.rint(values)
             off = float(np.abs(values - nearest).max(initial=0.0))
             if not off < LARGEST_RESIDUE_OF_ROUNDING or float(np.abs(nearest).max(initial=0.0)) > self.capacity:
@@ -144,7 +150,7 @@ class Ckks:
                     expected=f"within {LARGEST_RESIDUE_OF_ROUNDING} of integers up to {self.capacity}",
                     got=f"{off:.3g}",
                 )
-            return nearest.astype(np.int64)
+            return nearest[: length - first * slots].astype(np.int64)
 
         return open_block
 

@@ -13,7 +13,7 @@ from he_server.intake import Frame
 from he_server.names import model_blob
 from he_server.server import Server
 from he_server.store.records import TaskRecord
-from he_server.tensors import HEADER_ROOM, keep_model
+from he_server.tensors import keep_model
 
 MODEL_VERSION = "HushSum-Model-Version"
 
@@ -40,7 +40,7 @@ async def post_task(server: Server, request: web.Request) -> web.StreamResponse:
     entry = task.config.server
     if (entry.name, entry.key) != (server.key.name, server.key.public):
         raise Refusal(NOT_ADDRESSED, "the task is for another server", expected=server.key.name, got=entry.name)
-    model = await frame.body(4 * task.parameters + HEADER_ROOM)
+    model = await frame.body(task.model_limit)
     sha256 = await server.thread(keep_model, server.blobs, task, model)
     created = await server.store.add_task(task, sha256, server.clock())
     status = await _status(server, await server.store.task(task.id))

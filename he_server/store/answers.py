@@ -8,7 +8,7 @@ from sqlalchemy import delete, insert, select
 
 from he_protocol.api import Stage, Waiting
 from he_protocol.messages import Objection, Screening
-from he_protocol.problems import MANIFEST_MISMATCH, WRONG_STATE, Refusal
+from he_protocol.problems import WRONG_STATE, Refusal
 from he_protocol.signing import read_unverified
 from he_protocol.task import Task
 from he_server.audit import Event
@@ -30,8 +30,7 @@ class AnswerStore(Database):
         """Keep what a holder says about a round's manifest; False for the same again. A newer word of its kind replaces
         the one before.
 
-        Raises `wrong-state` when the round does not wait for such a word, `manifest-mismatch` when the manifest is
-        another one by now.
+        Raises `wrong-state` when the round does not wait for such a word, or not about that manifest (any more).
         """
         async with self._write() as connection:
             query = select_rounds().where(rounds.c.id == record.id)
@@ -42,7 +41,10 @@ class AnswerStore(Database):
                 raise Refusal(WRONG_STATE, f"the round does not wait for a {said.kind}", got=current.state)
             if said.manifest_hash != current.manifest_hash:
                 raise Refusal(
-                    MANIFEST_MISMATCH, "another manifest", expected=current.manifest_hash, got=said.manifest_hash
+                    WRONG_STATE,
+                    "the round has another manifest by now",
+                    expected=current.manifest_hash,
+                    got=said.manifest_hash,
                 )
             mine = (answers.c.round_id == record.id) & (answers.c.holder == said.holder) & (answers.c.kind == said.kind)
             if (await connection.execute(select(answers.c.token).where(mine))).scalar_one_or_none() == said.token:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, get_args
 
 import msgspec
-from sqlalchemy import Row, RowMapping, RowMapping
+from sqlalchemy import Row, RowMapping
 
 from he_protocol.api import DroppedBucket, ExcludedUpdate, Failure, HolderStatus, RoundState, RoundStatus
 from he_protocol.task import Task

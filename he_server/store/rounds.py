@@ -11,7 +11,7 @@ from sqlalchemy import ColumnElement, Table, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from he_protocol.api import DroppedBucket
+from he_protocol.api import RECENT_ROUNDS, DroppedBucket
 from he_protocol.messages import Manifest, Share
 from he_protocol.problems import ABANDONED, NOT_FOUND, TOO_FEW_CLIENTS, WRONG_SHARE, WRONG_STATE, ProblemType, Refusal
 from he_protocol.signing import payload_hash, read_unverified
@@ -25,8 +25,6 @@ from he_server.store.moves import lock_task, move_round, open_round
 from he_server.store.records import RoundRecord, ShareRecord, round_record
 from he_server.store.schema import accumulators, models, rounds, shares, tasks, updates
 from he_server.store.selects import select_rounds
-
-RECENT_ROUNDS = 50
 
 
 @dataclass(frozen=True)
@@ -204,20 +202,18 @@ class RoundStore(Database):
 
         None while an earlier round of the task is (to be) opened: rounds are opened one after the other.
         """
-        before = select(rounds.c.id).where(
-            rounds.c.task_hash == record.task,
-            rounds.c.number < record.number,
-            rounds.c.state.in_(("closed", "opening")),
-        )
-        used = select(func.max(rounds.c.opening)).where(rounds.c.task_hash == record.task, rounds.c.id != record.id)
+        mine = rounds.c.task_hash == record.task
+        waiting = rounds.c.state.in_(("closed", "opening"))
+        before = select(rounds.c.id).where(mine, rounds.c.number < record.number, waiting)
+        numbered = mine & (rounds.c.opening_deadline > 0)  # one that was only screened has bound nobody
+        used = select(func.max(rounds.c.opening)).where(numbered)
         known = select(tasks.c.opened).where(tasks.c.task_hash == record.task)
         async with self._read() as connection:
             if (await connection.execute(before.limit(1))).first() is not None:
                 return None
-            highest = max(
-                (await connection.execute(used)).scalar() or 0, (await connection.execute(known)).scalar_one()
-            )
-            last = select(rounds.c.manifest).where(rounds.c.task_hash == record.task, rounds.c.opening == highest)
+            by_rounds = (await connection.execute(used)).scalar() or 0
+            highest = max(by_rounds, (await connection.execute(known)).scalar_one())
+            last = select(rounds.c.manifest).where(numbered, rounds.c.opening == highest)
             token = (await connection.execute(last.limit(1))).scalar_one_or_none()
         return highest + 1, read_unverified(token, Manifest).formed if token else 0
 

@@ -173,7 +173,7 @@ async def _known(
 
 async def _bases(connection: AsyncConnection, task: Task, clients: Sequence[str]) -> Sequence[tuple[str, int]]:
     """Clients and base versions of updates that key holders have voted for, or will be asked to."""
-    counted = or_(rounds.c.state != "failed", rounds.c.opening > 0)
+    counted = or_(rounds.c.state != "failed", rounds.c.opening_deadline > 0)
     query = (
         select(updates.c.client, updates.c.base_version)
         .join(rounds, rounds.c.id == updates.c.round_id)

@@ -133,9 +133,9 @@ class Service:
 
     @asynccontextmanager
     async def committee(self) -> AsyncIterator[None]:
-        """As many key holders at work as must be there."""
+        """All key holders at work."""
         async with AsyncExitStack() as stack:
-            holders = [await stack.enter_async_context(self.holder(n)) for n in (1, 2, 3)]
+            holders = [await stack.enter_async_context(self.holder(n)) for n in range(1, HOLDERS + 1)]
             runs = [asyncio.create_task(Agent(h, self.task, self.url, poll_seconds=0.02).run()) for h in holders]
             try:
                 yield

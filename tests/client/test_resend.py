@@ -38,7 +38,7 @@ ONCE = RetryPolicy(first=0.001, longest=0.001, give_up=0.0)
 
 
 def integers(service: Service, value: int) -> Integers:
-    return np.arange(service.task.length, dtype=np.int64) * 1000 * value
+    return np.arange(service.task.length, dtype=np.int64) * 100 * value
 
 
 async def seal(client: HushSumClient, service: Service, value: int = 1, base_version: int = 0) -> SealedUpdate:

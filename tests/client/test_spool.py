@@ -13,6 +13,7 @@ import pytest
 
 from he_client import spool as spool_module
 from he_client.spool import SealedUpdate, Spool
+from he_protocol import keyfile
 from he_protocol.messages import SignedUpdate, encode
 
 HEAD = SignedUpdate("header", "credential")
@@ -164,15 +165,15 @@ def test_the_parts_are_durable_before_the_head_and_the_head_before_its_name(
     steps: list[str] = []
     names: dict[int, str] = {}
 
-    def opened(path: Path, flags: int) -> int:
-        descriptor = os.open(path, flags)
+    def opened(path: Path, flags: int, mode: int = 0o777) -> int:
+        descriptor = os.open(path, flags, mode)
         names[descriptor] = Path(path).name
         return descriptor
 
-    recording = SimpleNamespace(
-        open=opened, close=os.close, fsync=lambda number: steps.append(f"fsync {names[number]}"), O_RDONLY=os.O_RDONLY
-    )
+    recording = SimpleNamespace(**vars(os))
+    recording.open, recording.fsync = opened, lambda number: steps.append(f"fsync {names[number]}")
     monkeypatch.setattr(spool_module, "os", recording)
+    monkeypatch.setattr(keyfile, "os", recording)
     rename = Path.replace
 
     def replaced(path: Path, target: Any) -> Any:

@@ -222,7 +222,7 @@ async def test_every_try_is_signed_anew_for_its_own_request(service: Service, pr
             authority=identity.authority,
             audience=task.config.server.name,
             method="GET",
-            path=path,
+            path=path + "?unused=1",
             now=service.clock(),
         )
         for seen in proxy.seen

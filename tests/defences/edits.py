@@ -81,8 +81,11 @@ def _never(place: str, condition: str, attack: str = "") -> Edit:
 _ENVELOPE = "he_protocol/schemes/kahe.py: envelope_info"
 _REQUEST = "he_protocol/identity.py: check_request"
 _SHARE = "he_server/handlers/openings.py: check_share"
-_RESOLVE = "he_protocol/sharing.py: resolve"
+_CHOICES = "he_protocol/sharing.py: choices"
+_SETTLE = "he_server/choosing.py: settle"
+_MEAN = "he_server/optimiser.py: mean_of"
 _FRAME = "he_server/intake.py: Frame"
+_CHOOSE = "he_client/tasks.py: choose"
 _ADMIT = "he_server/store/updates.py: admit"
 _UNVERIFIED = "from he_protocol.signing import read_unverified; "
 _REVOKED = "check_key(await server.revocations(), party.name, party.public)"
@@ -163,8 +166,34 @@ EDITS = (
         f"{_UNVERIFIED}task = cls(read_unverified(token, TaskConfig)",
     ),
     Edit("he_protocol/schemes/kahe.py: common_key", ", epoch_id)", ")"),
-    Edit("he_client/transport.py: task", "max(tasks, key=lambda task: task.config.epoch)", "tasks[0]"),
-    Edit("he_client/transport.py: task", "max(tasks, key=lambda task: task.config.epoch)", "tasks[-1]"),
+    Edit(
+        _CHOOSE, "newest = max(task.config.epoch for task in named)", "newest = named[0].config.epoch", "an old epoch b"
+    ),
+    Edit(
+        _CHOOSE,
+        "newest = max(task.config.epoch for task in named)",
+        "newest = named[-1].config.epoch",
+        "an old epoch b",
+    ),
+    Edit(_CHOOSE, "if task.config.name == wanted]", "]", "another signed task"),
+    Edit(_CHOOSE, "if task.id == wanted]", "]", "another signed task"),
+    _never(_CHOOSE, "before is not None and newest < before.epoch", "an old epoch alone"),
+    _never(
+        _CHOOSE,
+        "len(hashes) > 1 or (before is not None and newest == before.epoch)",
+        "an old epoch alone",
+    ),
+    Edit("he_client/tasks.py: TaskMemory", "write_durably(self._path,", "(lambda *_: None)(self._path,"),
+    _never(_CHOOSE, "looks_like_hash(wanted)", "a name that looks"),
+    _never("he_protocol/task.py: check_config", "looks_like_hash(config.name)"),
+    Edit("he_client/tasks.py: read", "except Refusal as refusal:", "except KeyboardInterrupt as refusal:"),
+    *_returns("he_client/floors.py", "check_floors"),
+    Edit("he_client/client.py: seal", "await asyncio.to_thread(check_floors, task, self._floors)", "pass"),
+    _never("he_client/client.py: check_version", "int(version) == 0 and etag != signed"),
+    _never("he_server/tensors.py: keep_model", "sha256 != task.config.initial_model.hex()"),
+    *_returns("he_protocol/envelope.py", "check_key"),
+    Edit("he_protocol/signing.py: check_public", "if y in _LOW_ORDER_Y:", "if False:"),
+    Edit("he_protocol/signing.py: check_public", "y >= CURVE_PRIME or ", ""),
     _never("he_client/schemes/ckks.py: check_confirmations", "len(set(read)) != 1"),
     _never("he_client/schemes/ckks.py: joint_context", "hashlib.sha256(packed).digest() != digest"),
     *_returns("he_protocol/seal.py", "refuse_private"),
@@ -184,7 +213,23 @@ EDITS = (
     Edit(
         _REQUEST, "wanted = (audience, method, path)", "wanted = (audience, method, claims.htu)", "a client's request"
     ),
-    _never("he_client/transport.py: _read_capped", "len(body) > limit"),
+    _never("he_client/transport.py: _blocks", "max(read, declared) > limit"),
+    Edit("he_client/transport.py: download", "_remove(file)", "pass"),
+    _never(
+        "he_client/transport.py: check_answer",
+        "status not in ACCEPTED and not (status == 304 and conditional)",
+        "an answer",
+    ),
+    Edit("he_client/transport.py: _response", "allow_redirects=False", "allow_redirects=True"),
+    _never(
+        "he_client/transport.py: check_answer",
+        '(coding := headers.get("Content-Encoding", "identity").lower()) != "identity"',
+        "a compressed",
+    ),
+    Edit("he_client/transport.py: Transport", "auto_decompress=False", "auto_decompress=True", "a compressed"),
+    Edit("he_client/transport.py: Transport", "aiohttp.DummyCookieJar()", "aiohttp.CookieJar(unsafe=True)", "cookies"),
+    Edit("he_client/transport.py: Transport", "max_headers=MAX_HEADERS", "max_headers=1 << 20", "headers"),
+    Edit("he_client/transport.py: Transport", "max_field_size=MAX_HEADER_BYTES", "max_field_size=1 << 20", "headers"),
     _never("he_server/audit.py: verify_chain", "pinned is not None and not contains"),
     _never("he_server/audit.py: verify_chain", "entry != expected"),
     Edit(
@@ -193,7 +238,18 @@ EDITS = (
         "from keys.keyring import HpkeRecord; return read_private(path, HpkeRecord,",
     ),
     # Lying key holders.
-    Edit(_RESOLVE, "if not found:", "if True:", "a wrong share"),
+    Edit(_CHOICES, "combinations(sorted(heard), sharing.threshold)", "[tuple(heard)[: sharing.threshold]]", "a wrong"),
+    Edit(_CHOICES, "frozenset(holder for holder, parts in heard.items() if parts.items() <= said.items())", "answered"),
+    Edit("he_protocol/sharing.py: certain", "2 * sharing.threshold - 1", "sharing.threshold"),
+    Edit(_SETTLE, "len(settled) == 1 and (binding or last)", "True", "shares that open to several"),
+    Edit(_SETTLE, "(binding or last)", "True", "a vector of its choice"),
+    *_returns("he_protocol/schemes/kahe.py", "check_padding"),
+    *_returns("he_server/optimiser.py", "check_range"),
+    Edit("he_server/opening.py: check_buckets", "if not (last or outcome.final):", "if False:", "a wrong share among"),
+    _never(
+        "he_protocol/sums.py: check",
+        "(bits := self.scheme.garbage_bits(needed, self.length, self.max_clients)) < GARBAGE_BITS",
+    ),
     _never("he_protocol/schemes/kahe.py: opened_key", "worst > bound"),
     Edit(_SHARE, "check_binding(task, share.task_hash, share.epoch)", "pass", attack="an old round's share"),
     _never(_SHARE, "share.round != record.number", "an old round's share"),
@@ -213,11 +269,30 @@ EDITS = (
         "tuple(i for i, out in enumerate(self.excluded) if holder not in out)",
         "tuple(range(self.parts))",
     ),
+    *_returns("he_protocol/envelope.py", "check_distinct"),
+    Edit(
+        "he_protocol/envelope.py: share_a_half",
+        "one[:MLKEM_PUBLIC_BYTES] == other[:MLKEM_PUBLIC_BYTES]",
+        "one == other",
+    ),
+    *_returns("he_protocol/envelope.py", "check_possession"),
     # Lying clients.
-    Edit("he_server/opening.py: check_buckets", "if refusal.problem != COMBINE_REFUSED:", "if True:"),
+    Edit(_SETTLE, "if refusal.problem != COMBINE_REFUSED:", "if True:", "wrong key shares"),
+    Edit(_SETTLE, "final |= certain", "final |= False", "wrong key shares, while"),
     Edit("keys/holder.py: BucketSums", "except Refusal as refusal:", "except KeyboardInterrupt as refusal:"),
-    _never(_RESOLVE, "len(vote) > 1", "different seeds"),
-    Edit("he_server/optimiser.py: mean_of", 'if config.combination == "mean":', "if True:"),
+    Edit(
+        _CHOICES, "combinations(sorted(heard), sharing.threshold)", "[tuple(heard)[: sharing.threshold]]", "different"
+    ),
+    Edit(_MEAN, 'if config.combination == "mean":', "if True:", "a huge update, in range"),
+    Edit(
+        _MEAN,
+        "np.clip(dequantise(reduce(np.add, sums), config.scale) / sum(weights), -largest, largest)",
+        "dequantise(reduce(np.add, sums), config.scale) / sum(weights)",
+        "moving the mean",
+    ),
+    Edit(_MEAN, "np.clip(means, -largest, largest, out=means)", "pass", "moving the mean"),
+    _never("he_server/optimiser.py: weight_of", "not max(least, 0.0) < final <= most"),
+    *_returns("he_protocol/sums.py", "check_weight"),
     *_returns("he_server/aggregate.py", "check_vector"),
     _never("he_server/intake.py: check_body", "section.layout is not None"),
     _never(_FRAME, "size is not None and size > limit"),
@@ -257,8 +332,21 @@ EDITS = (
         "read_unverified(proof, RequestProof)",
         attack="a stolen credential",
     ),
+    *_returns("he_protocol/signing.py", "_check_version"),
+    _never("he_protocol/framing.py: head_size", "not prefix.startswith(MAGIC)"),
     Edit("he_client/transport.py: Transport", "ssl=self._tls if self._tls is not None else True", "ssl=False"),
     Edit("he_server/auth.py: authenticate", _REVOKED, "pass"),
+    Edit(
+        "he_client/transport.py: Transport",
+        "ssl=self._tls if self._tls is not None else True",
+        "ssl=False",
+        "an impostor",
+    ),
+    Edit("he_server/auth.py: authenticate", _REVOKED, "pass", "a stolen"),
+    Edit("he_server/auth.py: authenticate", "path=request.raw_path,", "path=request.path,", "a request changed"),
+    Edit("he_protocol/keyfile.py: private_directory", "missing.mkdir(mode=0o700,", "missing.mkdir(mode=0o777,"),
+    *_returns("he_protocol/keyfile.py", "close_database"),
+    Edit("he_protocol/keyfile.py: private_opener", "os.O_CLOEXEC, 0o600)", "os.O_CLOEXEC, 0o666)"),
     Edit("he_server/handlers/updates.py: _accept", _REVOKED, "pass"),
     *_returns("he_protocol/revocation.py", "check_key"),
     Edit("he_server/worker.py: _revoked", "known = await self._server.revocations()", "return []"),

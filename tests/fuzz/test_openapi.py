@@ -61,7 +61,7 @@ class Proof(AuthBase):
                 self.person.credential,
                 audience=self.world.server_key.name,
                 method=str(request.method),
-                path=URL(str(request.url), encoded=True).path,
+                path=URL(str(request.url), encoded=True).raw_path_qs,
                 now=self.world.clock(),
                 jti=secrets.token_hex(16),
             )

@@ -10,7 +10,6 @@ import pytest
 from joserfc.util import urlsafe_b64encode
 from msgspec.structs import replace
 
-from he_client.client import _tensors
 from he_protocol import seal
 from he_protocol.api import TaskStatus
 from he_protocol.keyfile import KeyRecord, read_private
@@ -18,6 +17,7 @@ from he_protocol.messages import decode, encode
 from he_protocol.privacy import PrivacyPlan
 from he_protocol.problems import BAD_KEY_FILE, MALFORMED, TEXT_LIMIT, UNEXPECTED_ANSWER, Refusal
 from he_protocol.task import TaskConfig, check_config
+from tests.fuzz.targets.safetensors_file import read
 from tests.unit.refusals import refused
 
 from .targets.safetensors_file import file
@@ -70,7 +70,7 @@ def test_a_key_file_with_a_short_private_key():
 def test_a_model_that_safetensors_reads_and_numpy_does_not(model):
     """KeyError and ValueError in a client that fetched it."""
     with refused(UNEXPECTED_ANSWER):
-        _tensors(model)
+        read(model)
 
 
 MODULI, HEAD = (97, 113), 73

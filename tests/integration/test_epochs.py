@@ -34,7 +34,10 @@ def turn(processes: Processes, newest: Path) -> Task:
         request = ["he-keys", "enroll", root / name / "enroll-request.jws", "--role", "holder", *authority]
         processes.command(*request, "--renews", credential, "--out", credential)
     listed = [word for credential in credentials for word in ("--holder", credential)]
-    processes.command("he-keys", "task", "next", root / "task.jws", *listed, "--out", root / "next.jws", *authority)
+    first = ["--model", newest]
+    processes.command(
+        "he-keys", "task", "next", root / "task.jws", *listed, *first, "--out", root / "next.jws", *authority
+    )
     processes.command("he-server", "task", "add", root / "next.jws", "--model", newest, "--data-dir", root / "server")
     processes.keygen()
     for name in processes.holders:

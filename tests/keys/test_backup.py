@@ -151,7 +151,7 @@ async def test_a_restored_holder_takes_part_in_the_next_epoch(scene: Scene, tmp_
     request = (again / REQUEST_FILE).read_text().strip()
     check_renewal(request, (again / CREDENTIAL_FILE).read_text().strip(), world.authority.key.public)
     credential = enrol(world.authority.key, request, "holder", now=NOW, days=1)
-    task = world.signed(next_epoch(world.task.config, [credential], world.authority.key.public))
+    task = world.signed(next_epoch(world.task.config, [credential], world.authority.key.public, bytes(32)))
     async with holder_in(again) as clone:
         await clone.join(task, scene.server.url)
         assert await state_of(clone, task) == "open"

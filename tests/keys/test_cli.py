@@ -399,10 +399,13 @@ def renew(out: str = "holder/credential.jws") -> None:
     done("enroll", "holder/enroll-request.jws", "--role", "holder", "--renews", "holder/credential.jws", "--out", out)
 
 
+MODEL = ("--model", "model.safetensors")
+
+
 def following(office: Office) -> Task:
     """The next epoch, after `rotate`."""
     renew()
-    done("task", "next", "task.jws", "--holder", "holder/credential.jws", "--out", "next.jws")
+    done("task", "next", "task.jws", *MODEL, "--holder", "holder/credential.jws", "--out", "next.jws")
     return Task.from_token(Path("next.jws").read_text().strip(), authority())
 
 
@@ -440,8 +443,9 @@ async def test_rotate_next_epoch_keygen_destroy(office: Office, monkeypatch: pyt
     assert [(row["epoch"], row["state"], row["keys"]) for row in rows] == [(1, "destroyed", False), (2, "open", True)]
     async with FakeServer(office.task) as server:
         await asyncio.to_thread(
-            refuses, "epoch-destroyed", "keygen", "demo", "--server", server.url, "--data-dir", "holder"
+            refuses, "epoch-destroyed", "keygen", office.task.id, "--server", server.url, "--data-dir", "holder"
         )
+        await asyncio.to_thread(refuses, "old-epoch", "keygen", "demo", "--server", server.url, "--data-dir", "holder")
 
 
 def test_an_epoch_is_destroyed_only_when_somebody_says_yes(joined: Office) -> None:
@@ -493,9 +497,9 @@ def test_a_table_shows_control_characters_and_does_not_obey_them(capsys: pytest.
 
 
 def test_the_next_epoch_needs_new_keys_of_the_same_parties(office: Office) -> None:
-    reuse = ("task", "next", "task.jws", "--holder", "holder/credential.jws", "--out", "next.jws")
+    reuse = ("task", "next", "task.jws", *MODEL, "--holder", "holder/credential.jws", "--out", "next.jws")
     assert "he-keys rotate" in refuses("bad-committee", *reuse)
-    refuses("wrong-role", "task", "next", "task.jws", "--holder", "client/credential.jws", "--out", "next.jws")
+    refuses("wrong-role", "task", "next", "task.jws", *MODEL, "--holder", "client/credential.jws", "--out", "next.jws")
     asked = ("enroll", "holder/enroll-request.jws", "--role", "holder", "--out", "x", "--renews")
     refuses("not-addressed", *asked, "client/credential.jws")
     refuses("bad-plan", *asked, "missing.jws")

@@ -315,7 +315,7 @@ async def test_a_key_file_open_to_others_is_refused_as_such(tmp_path: Path, worl
 
 async def test_a_stranger_does_not_join(tmp_path: Path, world: World) -> None:
     key = HpkeKey.generate()
-    stranger = world.authority.party("stranger", "holder", hpke=key.public)
+    stranger = world.authority.party("stranger", "holder", hpke=key)
     async with holder_of(world, 0, tmp_path) as holder:
         posing = KeyHolder(stranger, holder.ledger, tmp_path)
         with refused(BAD_COMMITTEE, "'stranger'"):

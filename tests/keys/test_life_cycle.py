@@ -13,7 +13,6 @@ import pytest
 import structlog
 
 from he_protocol.keyfile import read_private
-from he_protocol.messages import EnrolRequest
 from he_protocol.problems import (
     BAD_COMMITTEE,
     BAD_KEY_FILE,
@@ -36,7 +35,7 @@ from keys.ledger import Ledger, OpeningRecord
 from tests.keys.holders import give_key, holder_of, line_to
 from tests.support.fake_server import FakeServer, key_bodies, problem
 from tests.support.openings import Sent, ask, combine, send_kahe
-from tests.support.parties import NOW, PLAN, World, random_integers
+from tests.support.parties import NOW, PLAN, World, enrol_request, random_integers
 from tests.support.rules import without
 from tests.support.seizure import read_one_update
 from tests.unit.refusals import refused
@@ -306,14 +305,14 @@ async def test_an_agent_notices_that_another_process_has_destroyed_its_epoch(sce
 def renewed(world: World, index: int) -> tuple[HpkeKey, str]:
     """A new HPKE key of a holder and its new credential."""
     who, key = world.committee[index], HpkeKey.generate()
-    request = who.key.sign(EnrolRequest(who.name, "holder", who.key.public, int(NOW), key.public))
+    request = enrol_request(who.name, "holder", who.key, key)
     return key, enrol(world.authority.key, request, "holder", now=NOW, days=1)
 
 
 def following(world: World) -> tuple[World, Task]:
     """The same parties with the keys of the next epoch."""
     keys, credentials = zip(*(renewed(world, index) for index in range(3)), strict=True)
-    config = next_epoch(world.task.config, credentials, world.authority.key.public)
+    config = next_epoch(world.task.config, credentials, world.authority.key.public, world.task.config.initial_model)
     after = World(plan=world.plan, tensors=world.tensors, authority=world.authority, clients=world.clients)
     after.committee, after.server, after.hpke = world.committee, world.server, list(keys)
     after.task = world.signed(config)  # type: ignore[misc]
@@ -329,7 +328,7 @@ def test_the_next_epoch_is_the_same_plan_with_other_keys() -> None:
     assert not {h.hpke for h in after.holders} & {h.hpke for h in before.holders}
     old = [holder.credential for holder in world.committee]
     with refused(BAD_COMMITTEE, "'holder-0' lists its key of the last epoch"):
-        next_epoch(before, old, world.authority.key.public)
+        next_epoch(before, old, world.authority.key.public, before.initial_model)
     plan = PLAN | world.plan | {"epoch": 2}
     build_config(plan, world.tensors, world.server.credential, old, world.authority.key.public)
 

@@ -61,7 +61,7 @@ async def test_a_worker_killed_between_blobs_and_row(
     await world.fill(3, 200)
     if method == "publish_round":
         await world.work()
-        for holder in (0, 1):
+        for holder in range(3):
             await world.put_share(holder, 1, await world.share(holder, 1))
     with monkeypatch.context() as patch:
         _kill(patch, method)
@@ -116,7 +116,7 @@ async def test_sweeping_keeps_what_rounds_need(world: World) -> None:
     await sweep(world.server, 3600)
     assert not (root / "partial" / "cut-off").exists()
     assert [len(list((root / folder).iterdir())) for folder in BY_ROUND] == [1, 4, 0, 1, 1]
-    await world.open(1, (1,))
+    await world.open(1, (1, 2))
     await _published_once(world)
 
 
@@ -172,7 +172,7 @@ async def test_bytes_that_were_swept_before_their_row_are_asked_for_again(
     await world.work()
     world.clock.now += world.server.settings.lease_seconds
     await world.work()
-    for holder in (0, 1):
+    for holder in range(3):
         frame = await world.share(holder, 1)
         await _again_after(problems.REQUEST_TIMEOUT, world, partial(world.put_share, holder, 1, frame))
     await world.work()
@@ -260,7 +260,7 @@ async def test_two_workers_do_not_do_the_same_round_twice(world: World) -> None:
     for _ in range(3):
         await asyncio.gather(world.worker.step(), other.step())
     assert (await world.round(1)).state == "opening"
-    for holder in (0, 1):
+    for holder in range(3):
         await world.put_share(holder, 1, await world.share(holder, 1))
     for _ in range(3):
         await asyncio.gather(world.worker.step(), other.step())

@@ -226,7 +226,7 @@ async def test_a_full_disk_puts_a_publication_off(world: World, monkeypatch: pyt
     await world.fill(3)
     await world.work()
     with monkeypatch.context() as patch:
-        for index in (0, 1):
+        for index in range(3):
             assert (await world.put_share(index, 1, await world.share(index, 1))).status == 201
         patch.setattr(os, "fsync", _full)
         await world.work()

@@ -30,7 +30,7 @@ async def test_a_round_from_uploads_to_the_next_model(world: World) -> None:
     assert {entry.header for entry in manifest.updates} == {token_hash(u.signed.header) for u in uploads}
     await world.open(1)
     status = await world.round(1)
-    assert (status.state, status.version, status.shares, status.failure) == ("published", 1, 2, None)
+    assert (status.state, status.version, status.shares, status.failure) == ("published", 1, 3, None)
     assert set(status.seconds) == {"collect", "sum", "wait_shares", "open"}
     response = await world.call(world.holders[0], "GET", api.model_path(task.id))
     data = await response.read()

@@ -21,7 +21,7 @@ from he_protocol.problems import COMBINE_REFUSED, DISK_FULL, MALFORMED, WRONG_SI
 from he_protocol.schemes import blocks
 from he_protocol.task import TensorSpec
 from he_server.names import model_blob, sum_blob, total_blob, velocity_blob
-from he_server.opening import check_buckets, write_version
+from he_server.opening import write_version
 from he_server.tensors import TensorFile, model_file, write_tensors
 from tests.support.closed_round import SCALE, ClosedRound, opened_whole
 from tests.unit.refusals import refused
@@ -31,7 +31,7 @@ OUT_OF_ORDER = (TensorSpec("z", (3, 50_000)), TensorSpec('a/\u00e9"\n', (7,)), T
 
 
 def reference(closed: ClosedRound) -> tuple[bytes, bytes, bytes]:
-    """Model, velocity and sum as they come of whole vectors, written by the safetensors library."""
+    """Model, velocity and sum as they come of whole vectors (value_range 1), written by the safetensors library."""
     config = closed.task.config
     sums = [opened_whole(closed, number) for number in range(closed.buckets)]
     total = np.sum(sums, axis=0)
@@ -41,9 +41,10 @@ def reference(closed: ClosedRound) -> tuple[bytes, bytes, bytes]:
         weights = [one[-1] / SCALE / config.value_range for one in sums]
         values = [one[:-1] for one in sums]
     if config.combination == "mean":
-        mean = np.sum(values, axis=0) / SCALE / sum(weights)
+        mean = np.clip(np.sum(values, axis=0) / SCALE / sum(weights), -1, 1)
     else:
-        means = np.sort([one / SCALE / weight for one, weight in zip(values, weights, strict=True)], axis=0)
+        means = np.clip([one / SCALE / weight for one, weight in zip(values, weights, strict=True)], -1, 1)
+        means.sort(axis=0)
         middle = (closed.buckets - 1) // 2
         trim = middle if config.combination == "median" else min(max(1, closed.buckets // 4), middle)
         mean = means[trim : closed.buckets - trim].mean(axis=0)
@@ -99,10 +100,10 @@ def test_the_first_round_begins_without_velocity(tmp_path: Path) -> None:
 def test_a_bucket_without_weight_is_dropped(tmp_path: Path) -> None:
     closed = ClosedRound(tmp_path, OUT_OF_ORDER, 3, weighting="examples")
     closed.weigh(1, 0)
-    kept, dropped = check_buckets(closed.task, closed.blobs, 1, closed.manifest, closed.released)
-    assert [bucket.total for bucket in kept] == [total_blob(1, 0), total_blob(1, 2)]
-    assert [bucket.bucket for bucket in dropped] == [1]
-    assert "weight is not positive" in dropped[0].failure.detail
+    checked = closed.check()
+    assert [bucket.total for bucket in checked.kept] == [total_blob(1, 0), total_blob(1, 2)]
+    assert [bucket.bucket for bucket in checked.dropped] == [1]
+    assert "summed weight" in checked.dropped[0].failure.detail
     for number in (0, 2):
         closed.weigh(number, -1)
     with refused(COMBINE_REFUSED, "no bucket opens"):
@@ -127,7 +128,7 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     def full(_descriptor: int) -> None:
         raise OSError(errno.ENOSPC, "full")
 
-    kept, _ = check_buckets(closed.task, closed.blobs, 1, closed.manifest, closed.released)
+    kept = closed.check().kept
     with monkeypatch.context() as patch, refused(DISK_FULL):
         patch.setattr(os, "fsync", full)
         write_version(closed.task, closed.blobs, 1, kept, closed.base)

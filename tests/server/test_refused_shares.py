@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import pytest
+from safetensors.numpy import load
 
 from he_protocol import api, problems
 from he_protocol.messages import FailedBucket, ShareVector
 from he_protocol.signing import SigningKey
 
 from .conftest import both
-from .world import World, half_a_unit
+from .world import World, a_unit, half_a_unit
 
 
 @pytest.fixture
@@ -87,7 +88,8 @@ async def test_a_head_that_is_not_ascii(opening: World) -> None:
 
 async def test_a_share_that_comes_too_late(opening: World) -> None:
     late = await opening.share(2, 1)
-    await opening.open(1)
+    opening.clock.now += opening.task.config.opening_seconds
+    await opening.open(1, (0, 1))
     assert await opening.problem(await opening.put_share(2, 1, late)) == problems.WRONG_STATE
 
 
@@ -106,21 +108,36 @@ async def test_no_quorum_says_who_answered(opening: World) -> None:
     assert "(holder-1); missing: holder-0, holder-2" in status.failure.detail
 
 
-async def test_a_share_that_does_not_open_waits_for_the_others_then_fails(opening: World) -> None:
-    world = opening
+async def wrong_at_first(world: World) -> bytes:
+    """Holder 0 lies about a part that holder 1 does not know: the round waits. The vector of its lie."""
     half = half_a_unit(world.task)
     await world.put_share(0, 1, await world.share(0, 1, {1: half}))
     await world.put_share(1, 1, await world.share(1, 1))
     assert await world.work() == 1
     assert (await world.round(1)).state == "opening"
     assert await world.work() == 0  # not tried again with the same shares
-    await world.put_share(2, 1, await world.share(2, 1))
-    await world.work()
-    status = await world.round(1)
+    return half
+
+
+async def test_a_share_that_does_not_open_waits_for_the_others_and_is_contradicted(
+    opening: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    await wrong_at_first(opening)
+    await opening.put_share(2, 1, await opening.share(2, 1))
+    await opening.work()
+    assert (await opening.round(1)).state == "published"
+    assert "suspects=['holder-0']" in capsys.readouterr().out
+
+
+async def test_where_no_honest_quorum_answers_nothing_is_published(opening: World) -> None:
+    half = await wrong_at_first(opening)
+    await opening.put_share(2, 1, await opening.share(2, 1, {0: half}))
+    await opening.work()
+    status = await opening.round(1)
     assert status.state == "failed"
     assert status.failure is not None
     assert status.failure.type == problems.COMBINE_REFUSED.urn
-    assert "part 1" in status.failure.detail
+    assert "integers" in status.failure.detail
 
 
 async def test_a_share_that_does_not_open_fails_at_the_deadline(opening: World) -> None:
@@ -134,3 +151,30 @@ async def test_a_share_that_does_not_open_fails_at_the_deadline(opening: World) 
     status = await world.round(1)
     assert status.failure is not None
     assert status.failure.type == problems.COMBINE_REFUSED.urn
+
+
+@pytest.mark.parametrize("off", [False, True])
+async def test_a_lie_that_is_a_sum_waits_for_agreement(
+    opening: World, off: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Scheme `ckks`: a share is a term of the plaintext, so a holder can add one to every coordinate and nothing shows.
+
+    Off: of two that answered it is believed. On: three must agree; with one against two there are two plausible sums.
+    """
+    world = opening
+    if off:
+        monkeypatch.setitem(vars(world.task.scheme), "binding", True)
+    await world.put_share(0, 1, await world.share(0, 1, {1: a_unit(world.task)}))
+    await world.put_share(1, 1, await world.share(1, 1))
+    await world.work()
+    assert (await world.round(1)).state == ("published" if off else "opening")
+    if off:
+        opened = load(await (await world.call(world.holders[0], "GET", api.sum_path(world.task.id, 1))).read())
+        assert set(opened["sum"].tolist()) == {4}  # 3 were sent
+        return
+    await world.put_share(2, 1, await world.share(2, 1))
+    await world.work()
+    status = await world.round(1)
+    assert (status.state, status.version) == ("failed", 0)
+    assert status.failure is not None
+    assert "different sums" in status.failure.detail

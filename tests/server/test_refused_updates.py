@@ -59,7 +59,7 @@ async def test_a_head_with_an_unknown_field(world: World, ada: Person) -> None:
 
 
 async def test_a_head_longer_than_its_limit(world: World, ada: Person) -> None:
-    frame = (framing.HEAD_LIMIT + 1).to_bytes(4, "little")
+    frame = framing.MAGIC + (framing.HEAD_LIMIT + 1).to_bytes(4, "little")
     assert await _refused_frame(world, ada, world.upload(ada), frame) == problems.TOO_LARGE
 
 

@@ -24,7 +24,7 @@ ELSEWHERE = {
     "duplicate-client", "duplicate-update", "manifest-fork", "update-opened-before", "budget-exhausted",
     "too-many-clients", "tenseal-version", "private-context", "keys-not-ready", "commitment-broken", "bad-settings",
     "bad-key-file", "unreachable", "unexpected-answer", "audit-broken",
-    "ledger-mismatch", "epoch-destroyed",
+    "ledger-mismatch", "epoch-destroyed", "old-epoch", "ambiguous-task", "below-floor",
     # Told as a round's failure.
     "too-few-clients", "no-quorum", "combine-refused",
 }  # fmt: skip

@@ -14,6 +14,7 @@ from he_protocol.messages import Message
 from he_protocol.problems import ProblemType
 from he_protocol.signing import SigningKey
 from he_protocol.task import ServerEntry, TaskConfig, TensorSpec
+from tests.unit.parties import ALICE
 
 from .conftest import both
 from .world import World, initial_model
@@ -30,7 +31,7 @@ async def test_the_same_task_again(empty_world: World) -> None:
     token = empty_world.authority.sign(config)
     assert await _post(empty_world, token, initial_model(config)) == (201, None)
     assert await _post(empty_world, token, initial_model(config)) == (200, None)
-    assert await _post(empty_world, token, initial_model(config, 1.0)) == (400, problems.BAD_TENSORS)
+    assert await _post(empty_world, token, initial_model(config, 1.0)) == (400, problems.DIGEST_MISMATCH)
     listed = await empty_world.get(None, api.TASKS, api.TaskList)
     assert len(listed.tasks) == 1
 
@@ -44,7 +45,7 @@ async def test_the_same_task_again(empty_world: World) -> None:
         ({"threshold": 1}, problems.BAD_COMMITTEE),
         ({"min_clients": 4}, problems.BAD_PLAN),
         ({"scale": 1e30}, problems.SUM_COULD_WRAP),
-        ({"server": ServerEntry("aggregator", bytes(32))}, problems.NOT_ADDRESSED),
+        ({"server": ServerEntry("aggregator", ALICE.public)}, problems.NOT_ADDRESSED),
     ],
     ids=lambda value: value.slug if isinstance(value, ProblemType) else next(iter(value)),
 )

@@ -13,6 +13,7 @@ from aiohttp import ClientResponse
 from aiohttp.test_utils import TestClient, TestServer
 from msgspec.structs import replace
 from safetensors.numpy import save
+from yarl import URL
 
 from he_protocol import api, framing
 from he_protocol.identity import prove_request
@@ -43,6 +44,7 @@ from he_protocol.task import HolderEntry, ServerEntry, Task, TaskConfig, TensorS
 from he_server.app import make_app
 from he_server.server import Server
 from he_server.worker import Worker
+from tests.unit.parties import hpke_key
 
 START = 1_900_000_000.0
 LIFE = 365 * 86400
@@ -138,12 +140,14 @@ class World:
             staleness=1,
             max_openings=10,
             server=ServerEntry(self.server_key.name, self.server_key.public),
-            holders=tuple(HolderEntry(h.name, h.key.public, bytes(1216)) for h in self.holders),
+            holders=tuple(HolderEntry(h.name, h.key.public, hpke_key(n).public) for n, h in enumerate(self.holders)),
             threshold=2,
             agreement=2,
             allow_no_collusion=True,
+            initial_model=bytes(32),
         )
-        return replace(config, **changes)
+        config = replace(config, **changes)
+        return replace(config, **({"initial_model": hashlib.sha256(initial_model(config)).digest()} | changes))
 
     async def add_task(self, **changes: Any) -> Task:
         config = self.config(**changes)
@@ -163,7 +167,7 @@ class World:
                 who.credential,
                 audience=self.server_key.name,
                 method=method,
-                path=path.split("?")[0],
+                path=URL(path).raw_path_qs,
                 now=self.clock(),
                 jti=secrets.token_hex(8),
             )
@@ -329,6 +333,11 @@ def constant(task: Task, value: int) -> bytes:
 def half_a_unit(task: Task) -> bytes:
     """A share's vector that moves every slot by a half: the opened sum is no integer then."""
     return _plaintext(UNIT // 2, task.scheme.share_layout(task.length))
+
+
+def a_unit(task: Task) -> bytes:
+    """A share's vector that moves every slot by one."""
+    return _plaintext(UNIT, task.scheme.share_layout(task.length))
 
 
 def _plaintext(coefficient: int, layout: ResidueLayout) -> bytes:

@@ -209,7 +209,7 @@ class Observer:
     def _may_fail(self, task: str, number: int, failure: str) -> bool:
         sound, unsound = self._sound(task, number)
         if failure == COMBINE_REFUSED.urn:
-            return bool(unsound) or self.world.record.wrong_shares > 0
+            return bool(unsound)
         if failure == TOO_FEW_CLIENTS.urn and not (self._excused or self.world.lean):
             return len(sound) < MIN_CLIENTS
         return failure in EXCUSED
@@ -343,7 +343,7 @@ class Observer:
 
     def _check_dropped(self, task: Task, number: int, lost: set[str]) -> None:
         _, unsound = self._sound(task.id, number)
-        if lost and not lost & set(unsound) and not self.world.record.wrong_shares:
+        if lost and not lost & set(unsound):
             raise Violation("buckets of honest updates open", f"round {number}")
 
     async def _check_excluded(self, task: Task) -> None:

@@ -23,7 +23,8 @@ from sqlalchemy import delete, func, insert, select, update
 from he_client.client import HushSumClient
 from he_protocol.committee import Committee
 from he_protocol.problems import Refusal
-from he_server import forming, worker
+from he_protocol.schemes import kahe
+from he_server import forming, opening, worker
 from he_server import rounds as rules
 from he_server.acceptance import Acceptance
 from he_server.aggregate import merge_sums
@@ -284,6 +285,12 @@ def untold(patch: Patch) -> None:
     patch.setattr(RoundRecord, "failure_of", lambda *_: None)
 
 
+def result_unchecked(patch: Patch) -> None:
+    patch.setattr(opening, "check_range", lambda *_: None)
+    patch.setattr(kahe, "check_padding", lambda *_: None)
+    patch.setattr(kahe, "largest_error", lambda *_: 1 << 40)
+
+
 def unbound(patch: Patch) -> None:
     patch.setattr(rules, "check_binding", lambda *_: None)
 
@@ -310,6 +317,7 @@ MUTANTS = (
     Mutant("number again", "the server uses an opening number twice", number_again),
     Mutant("one word", "one holder's word leaves an update out", one_word),
     Mutant("left in", "an update that was left out stays in the sum", left_in),
+    Mutant("result unchecked", "whatever shares open to is published", result_unchecked),
     Mutant("untold", "a client is not told that its update was left out", untold),
     Mutant("epoch unchecked", "the server takes an update of another epoch", unbound),
 )

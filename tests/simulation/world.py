@@ -51,7 +51,7 @@ from keys.keyring import HpkeRecord
 from keys.ledger import Ledger
 from keys.opening import Openings
 from migrations.run import upgrade
-from tests.support.parties import Authority
+from tests.support.parties import Authority, zeros_digest
 
 from .disk import Disk
 from .machine import ACTIVITY, START, Activity, Crashed, Fate, Machine, VirtualLoop, enter
@@ -85,7 +85,7 @@ PAGE_BYTES = 1024
 """Of the databases: a schedule's rows are few, and every crash copies them."""
 NAME = "simulated"
 PROFILE = "kahe-simulated"
-SMALL = kahe.KaheProfile(PROFILE, "kahe", 64, 1073741441, 30, 6.4, 8.0, 0.0)
+SMALL = kahe.KaheProfile(PROFILE, "kahe", 64, 1073741441, 30, 6.4, 8.0, 0.0, "none")
 """Insecure: a ring so small that a schedule takes milliseconds."""
 QUICK = RetryPolicy(first=0.5, longest=1.0, give_up=3.0)
 SERVER = "server"
@@ -142,13 +142,13 @@ def cast() -> Cast:
     authority = Authority()
     server = authority.party("aggregator", "server", now=now)
     hpke = [HpkeKey.generate() for _ in range(HOLDERS)]
-    holders = [authority.party(f"holder-{i}", "holder", hpke=key.public, now=now) for i, key in enumerate(hpke)]
+    holders = [authority.party(f"holder-{i}", "holder", hpke=key, now=now) for i, key in enumerate(hpke)]
     clients = [authority.party(f"client-{i}", "client", now=now) for i in range(CLIENTS)]
     tensors, credentials = (TensorSpec("w", (COORDINATES,)),), [h.credential for h in holders]
     public = authority.key.public
     tasks = []
     for epoch, special in enumerate(PLANS, start=1):
-        plan = PLAN | special | {"epoch": epoch}
+        plan = PLAN | special | {"epoch": epoch, "initial_model": zeros_digest(tensors)}
         config = build_config(plan, tensors, server.credential, credentials, public)
         tasks.append(Task.from_token(authority.key.sign(config), public))
     model = write_tensors({"w": np.zeros(COORDINATES, dtype=np.float32)})
@@ -201,8 +201,7 @@ class Frame:
 class Record:
     """What an observer of the whole world knows.
 
-    spoilt: updates with envelopes that these holders cannot open. revoked: clients. spent: versions that a client has
-    had an update on, of each task.
+    spoilt: updates with envelopes that these holders cannot open. revoked: clients.
     """
 
     frames: dict[str, Frame] = field(default_factory=dict)
@@ -212,10 +211,8 @@ class Record:
     trace: list[str] = field(default_factory=list)
     spoilt: dict[str, frozenset[int]] = field(default_factory=dict)
     revoked: list[int] = field(default_factory=list)
-    spent: set[tuple[str, int, int]] = field(default_factory=set)
     lies: int = 0
     restored: int = 0
-    wrong_shares: int = 0
     counts: Counter[str] = field(default_factory=Counter)
 
 
@@ -262,7 +259,6 @@ class Device(HushSumClient):
         self._world.record.sent[sealed.update_id] = None
         sent = await super().send(task, sealed, **options)
         self._world.record.acknowledged[task.id, sealed.update_id] = self._client
-        self._world.record.spent.add((task.id, self._client, self._world.record.frames[sealed.update_id].base))
         return sent
 
 
@@ -374,7 +370,7 @@ class World:
                     if await device.resume(task):
                         return "resumed"
                 version = self._version()
-                if (self.task.id, client, version) in self.record.spent:
+                if self._waits(client, version):
                     return "waits for a model"
                 vector = _one_hot(client + CLIENTS * device.sealed(self.task))
                 self.spoils[f"client-{client}"] = spoilt_for
@@ -396,6 +392,14 @@ class World:
         for holder in broken:
             made[first + size * holder] ^= 1
         return bytes(made)
+
+    def _waits(self, client: int, version: int) -> bool:
+        """Whether the server has an update of a device on this version, and would have no second one."""
+        query = (
+            "SELECT 1 FROM updates JOIN rounds ON rounds.id = round_id WHERE updates.task_hash = ? AND client = ?"
+            " AND base_version = ? AND (state != 'failed' OR opening_deadline > 0)"
+        )
+        return bool(self.seen(query, self.task.id, f"client-{client}", version))
 
     async def finish(self, client: int) -> str:
         """A device sends what it has sealed before, and nothing new."""
@@ -442,7 +446,7 @@ class World:
             agent._openings = self._openings.pop(here) if here in self._openings else Openings(holder, task)
             if manner != "honest":
                 agent._openings = Traitor(holder, task, manner)
-                self.record.wrong_shares += manner == "spoils"
+                self.record.counts[f"traitor {manner}"] += 1
             async with agent._transport:
                 for _ in range(looks):
                     if not await agent.step():

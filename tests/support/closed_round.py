@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import secrets
 from hashlib import sha256
+from math import prod
 from pathlib import Path
 
 import numpy as np
 from safetensors.numpy import save
 
 from he_protocol import schemes
+from he_protocol.lanes import LANES, CommonProduct
 from he_protocol.messages import Manifest, ManifestEntry, Share, ShareVector
 from he_protocol.quantise import Integers
 from he_protocol.residues import ResidueLayout, Residues, pack, unpack
 from he_protocol.schemes.ckks import CkksProfile
+from he_protocol.schemes.kahe import common_key
 from he_protocol.task import Optimiser, TensorSpec
 from he_server.aggregate import Released, read_total, stored_type, sum_layout
 from he_server.blobs import Blobs
 from he_server.names import model_blob, share_blob, total_blob, velocity_blob
-from he_server.opening import check_buckets, write_version
+from he_server.opening import Checked, check_buckets, write_version
 from he_server.store.records import ModelRecord
 from he_server.tensors import write_tensors
 from tests.support.parties import World
@@ -87,9 +90,15 @@ class ClosedRound:
 
     def open(self) -> str:
         """The SHA-256 of the next model; every bucket opens, or none."""
-        kept, dropped = check_buckets(self.task, self.blobs, 1, self.manifest, self.released)
-        assert not dropped
-        return write_version(self.task, self.blobs, 1, kept, self.base)
+        checked = self.check()
+        assert not checked.dropped
+        return write_version(self.task, self.blobs, 1, checked.kept, self.base)
+
+    def check(self) -> Checked:
+        """Which buckets open; the one holder of the committee has answered."""
+        checked = check_buckets(self.task, self.blobs, 1, self.manifest, self.released, last=True)
+        assert isinstance(checked, Checked)
+        return checked
 
     def models(self) -> list[str]:
         return sorted(self.blobs.names(f"models/{self.task.id}", -1))
@@ -108,12 +117,23 @@ class ClosedRound:
                 total = (np.array(constants, dtype=np.uint64)[:, :, None] + moduli - released) % moduli
             else:
                 released = self._rng.integers(0, 50, shares.shape, dtype=np.uint64)
-                total = self._rng.integers(0, moduli, layout.shape, dtype=np.uint64)
+                total = self._masked(released.reshape(-1).view(np.int64))
             packed.append(pack(released, shares))
             self._put(bucket, total)
         self.blobs.put(share_blob("share"), b"".join(packed))
         vectors = tuple(ShareVector(bucket, 0, sha256(data).digest()) for bucket, data in enumerate(packed))
         self.released = [Released(0, Share(self.task.hash, 1, 1, bytes(32), "holder-0", vectors, ()), "share")]
+
+    def _masked(self, key: Integers) -> Residues:
+        """A sum under this key of random integers in range (scheme `kahe`); nothing is added to the padding."""
+        layout, length = sum_layout(self.task), self.task.length
+        product = CommonProduct(common_key(self.task.epoch_id), key, layout.moduli[0])
+        rows = product.groups(0, -(-layout.polynomials // LANES)).reshape(-1)[: prod(layout.shape)].astype(np.uint64)
+        largest = int(self.count * SCALE)
+        values = self._rng.integers(-largest, largest, length)
+        rows[:length] += (values + layout.moduli[0]).view(np.uint64)
+        rows[:length] %= np.uint64(layout.moduli[0])
+        return rows.reshape(layout.shape)
 
     def _put(self, bucket: int, total: Residues) -> None:
         self.blobs.put(total_blob(1, bucket), total.astype(stored_type(sum_layout(self.task))).tobytes())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +19,7 @@ from he_client.identity import Identity
 from he_client.schemes.ckks import encrypt, joint_context
 from he_client.schemes.kahe import KaheSealer
 from he_protocol import residues
+from he_protocol.envelope import possession_message
 from he_protocol.messages import (
     EnrolRequest,
     Manifest,
@@ -32,6 +33,7 @@ from he_protocol.quantise import Integers
 from he_protocol.schemes.ckks import Ckks
 from he_protocol.signing import SigningKey, token_hash
 from he_protocol.task import Task, TaskConfig, TensorSpec
+from he_protocol.tensors import model_digest
 from keys import ceremony
 from keys.authority import build_config, enrol
 from keys.hpke_key import HpkeKey
@@ -54,6 +56,7 @@ PLAN: dict[str, Any] = {
     "staleness": 2,
     "max_openings": 10,
     "threshold": 2,
+    "initial_model": bytes(32),
 }
 
 
@@ -63,10 +66,25 @@ class Authority:
 
     key: SigningKey = field(default_factory=SigningKey.generate)
 
-    def party(self, name: str, role: Role, *, hpke: bytes = b"", now: float = NOW, days: float = 30) -> Identity:
+    def party(
+        self, name: str, role: Role, *, hpke: HpkeKey | bytes | None = None, now: float = NOW, days: float = 30
+    ) -> Identity:
         key = SigningKey.generate()
-        request = key.sign(EnrolRequest(name, role, key.public, int(now), hpke))
+        request = enrol_request(name, role, key, hpke, now)
         return Identity(name, key, enrol(self.key, request, role, now=now, days=days), self.key.public)
+
+
+def enrol_request(name: str, role: Role, key: SigningKey, hpke: HpkeKey | bytes | None = None, now: float = NOW) -> str:
+    """What `create` signs, for a key pair that is there already; with a public HPKE key alone it proves nothing."""
+    if hpke is None or isinstance(hpke, bytes):
+        return key.sign(EnrolRequest(name, role, key.public, int(now), hpke or b""))
+    possession = hpke.prove(possession_message(name, key.public, hpke.public))
+    return key.sign(EnrolRequest(name, role, key.public, int(now), hpke.public, possession))
+
+
+def zeros_digest(tensors: Sequence[TensorSpec]) -> bytes:
+    """`TaskConfig.initial_model` of a model that is all zeros."""
+    return model_digest({spec.name: np.broadcast_to(np.float32(0), spec.shape) for spec in tensors})
 
 
 @dataclass
@@ -81,16 +99,14 @@ class World:
 
     def __post_init__(self) -> None:
         self.hpke = [HpkeKey.generate() for _ in range(self.holders)]
-        self.committee = [
-            self.authority.party(f"holder-{i}", "holder", hpke=key.public) for i, key in enumerate(self.hpke)
-        ]
+        self.committee = [self.authority.party(f"holder-{i}", "holder", hpke=key) for i, key in enumerate(self.hpke)]
         self.server = self.authority.party("server", "server")
 
     @cached_property
     def task(self) -> Task:
         everybody = {"agreement": self.holders, "allow_no_collusion": self.plan.get("threshold") == 1}
         config = build_config(
-            PLAN | everybody | self.plan,
+            PLAN | everybody | {"initial_model": zeros_digest(self.tensors)} | self.plan,
             self.tensors,
             self.server.credential,
             [holder.credential for holder in self.committee],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from he_protocol.messages import Cnf, Credential, Jwk, Role
@@ -9,6 +11,7 @@ from he_protocol.privacy import PrivacyPlan
 from he_protocol.schemes import load_scheme
 from he_protocol.signing import SigningKey, fingerprint, jwk_x
 from he_protocol.task import HolderEntry, ServerEntry, TaskConfig, TensorSpec
+from keys.hpke_key import HpkeKey
 
 NOW = 1_800_000_000
 
@@ -20,6 +23,12 @@ def key(number: int) -> SigningKey:
 
 
 AUTHORITY, SERVER, ALICE, BOB, MALLORY = (key(n) for n in range(1, 6))
+
+
+@cache
+def hpke_key(number: int) -> HpkeKey:
+    """The HPKE pair whose private half is 96 times one byte."""
+    return HpkeKey(bytes([number]) * 96)
 
 
 def credential(
@@ -53,6 +62,7 @@ def task_config() -> TaskConfig:
         staleness=2,
         max_openings=100,
         server=ServerEntry("aggregator", SERVER.public),
-        holders=tuple(HolderEntry(f"holder-{n}", key(10 + n).public, bytes([n]) * 1216) for n in range(3)),
+        holders=tuple(HolderEntry(f"holder-{n}", key(10 + n).public, hpke_key(n).public) for n in range(3)),
         threshold=2,
+        initial_model=bytes(32),
     )

@@ -1,35 +1,49 @@
-"""The frame: prefix, head, body."""
+"""The frame: prefix (magic, version, length), head, body."""
 
 from __future__ import annotations
 
 import pytest
 
-from he_protocol.framing import HEAD_LIMIT, PREFIX_BYTES, head_size, split, start
-from he_protocol.problems import MALFORMED, TOO_LARGE
+from he_protocol.framing import HEAD_LIMIT, MAGIC, head_size, split, start
+from he_protocol.problems import MALFORMED, TOO_LARGE, UNKNOWN_PROTOCOL
 
 from .refusals import refused
 
 
 def test_a_frame_is_length_head_body():
-    assert start(b"head") == b"\x04\0\0\0head"
+    assert start(b"head") == b"HSF\x02\x04\0\0\0head"
     head, body = split(start(b"head") + b"body")
     assert (head, bytes(body)) == (b"head", b"body")
     assert split(start(b"")) == (b"", b"")
 
 
 def test_the_limit_is_inclusive():
-    assert head_size(HEAD_LIMIT.to_bytes(PREFIX_BYTES, "little")) == HEAD_LIMIT
+    assert head_size(MAGIC + HEAD_LIMIT.to_bytes(4, "little")) == HEAD_LIMIT
     for size in (HEAD_LIMIT + 1, 2**32 - 1):
         with refused(TOO_LARGE, str(HEAD_LIMIT)):
-            head_size(size.to_bytes(PREFIX_BYTES, "little"))
+            head_size(MAGIC + size.to_bytes(4, "little"))
         with refused(TOO_LARGE):  # before the bytes themselves are looked at
-            split(size.to_bytes(PREFIX_BYTES, "little"))
+            split(MAGIC + size.to_bytes(4, "little"))
 
 
-@pytest.mark.parametrize("cut", range(8))
+@pytest.mark.parametrize("cut", range(12))
 def test_a_cut_frame_is_refused(cut):
-    with refused(MALFORMED, "ends inside its " + ("length" if cut < 4 else "head")):
-        split((start(b"head") + b"body")[:cut])
-    if cut != 4:
+    frame = start(b"head") + b"body"
+    with refused(MALFORMED, "ends inside its " + ("prefix" if cut < 8 else "head")):
+        split(frame[:cut])
+    if cut != 8:
         with refused(MALFORMED):
-            head_size(bytes(cut))
+            head_size(frame[:cut])
+
+
+@pytest.mark.parametrize(
+    "magic", [b"", *(b"HSF" + bytes([v]) for v in (0, 1, 3, 255)), b"hsf\x02", b"HSF2", b"\x02FSH"]
+)
+@pytest.mark.parametrize("length", [b"\x04\0\0\0", b"\xff\xff\xff\xff"])
+def test_a_frame_of_another_version_is_not_read(magic, length):
+    """Also one from before there were versions, whatever length it claims."""
+    frame = magic + length + b"head"
+    with refused(UNKNOWN_PROTOCOL, "expected 2"):
+        head_size(frame[:8])
+    with refused(UNKNOWN_PROTOCOL, "expected 2"):
+        split(frame)

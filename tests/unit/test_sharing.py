@@ -7,8 +7,8 @@ from math import comb
 
 import pytest
 
-from he_protocol.problems import BAD_COMMITTEE, COMBINE_REFUSED
-from he_protocol.sharing import MAX_PARTS, Resolution, Sharing, resolve
+from he_protocol.problems import BAD_COMMITTEE
+from he_protocol.sharing import MAX_PARTS, Resolution, Sharing, choices
 
 from .refusals import refused
 
@@ -71,7 +71,9 @@ def truth(sharing: Sharing) -> tuple[bytes, ...]:
 def test_honest_quorums_agree(n, t):
     sharing = Sharing(n, t)
     for quorum in [*list(combinations(range(n), t)), tuple(range(n))]:
-        assert resolve(sharing, honest(sharing, quorum)) == Resolution(truth(sharing), frozenset())
+        found = choices(sharing, honest(sharing, quorum))
+        assert found == [Resolution(truth(sharing), frozenset(quorum), frozenset())]
+        assert found[0].certain(sharing) == (len(quorum) >= 2 * t - 1)
 
 
 @pytest.mark.parametrize("liar", range(5))
@@ -79,71 +81,40 @@ def test_one_liar_is_outvoted_and_named(liar):
     sharing = Sharing(5, 3)
     claims = honest(sharing, range(5))
     claims[liar] = dict.fromkeys(claims[liar], b"lie")
-    assert resolve(sharing, claims) == Resolution(truth(sharing), frozenset({liar}))
+    assert choices(sharing, claims)[0] == Resolution(truth(sharing), frozenset(range(5)) - {liar}, frozenset({liar}))
 
 
-def test_a_liar_is_not_believed_where_nobody_can_contradict_it():
-    """Holder 0 lies on a part that 1 and 2 know too, and alone speaks for another, which is then missing."""
-    sharing = Sharing(5, 3)
-    claims = honest(sharing, (0, 1, 2))
-    only_zero = sharing.excluded.index((1, 2))
-    shared = sharing.excluded.index((3, 4))
-    claims[0][shared] = b"lie"
-    with refused(COMBINE_REFUSED, f"released part {only_zero}"):
-        resolve(sharing, claims)
-    claims |= honest(sharing, (3,))
-    assert resolve(sharing, claims) == Resolution(truth(sharing), frozenset({0}))
-
-
-def test_a_liar_that_falls_takes_its_votes_along():
-    """Two liars support each other on one part; once one is caught elsewhere, the other stands alone."""
-    sharing = Sharing(7, 4)
-    claims = honest(sharing, range(7))
-    pair = sharing.excluded.index((0, 1, 2))  # known to 3, 4, 5, 6
-    lonely = sharing.excluded.index((0, 1, 6))  # known to 2, 3, 4, 5
-    claims[3][pair] = claims[4][pair] = b"lie"
-    with refused(COMBINE_REFUSED, "contradict"):  # two against two
-        resolve(sharing, claims)
-    claims[3][lonely] = b"other lie"
-    assert resolve(sharing, claims) == Resolution(truth(sharing), frozenset({3, 4}))
-
-
-def test_one_against_one_is_refused():
+def test_one_against_one_leaves_both_choices():
+    """2-of-3: a part is known to two. Only what they open to can tell which is right."""
     sharing = Sharing(3, 2)
     claims = honest(sharing, range(3))
     claims[0][1] = b"lie"
-    with refused(COMBINE_REFUSED, "part 1"):
-        resolve(sharing, claims)
+    found = choices(sharing, claims)
+    assert {choice.support for choice in found} == {frozenset({0, 1}), frozenset({1, 2})}  # 1 does not know part 1
+    assert Resolution(truth(sharing), frozenset({1, 2}), frozenset({0})) in found
+    assert not any(choice.certain(sharing) for choice in found)
 
 
-def test_a_missing_part_is_refused():
+def test_too_few_have_no_choice():
     sharing = Sharing(3, 2)
-    with refused(COMBINE_REFUSED, "released part 0"):
-        resolve(sharing, honest(sharing, (0,)))
-    with refused(COMBINE_REFUSED):
-        resolve(sharing, {})
-    claims = honest(sharing, (0, 1))
-    del claims[1][0]
-    with refused(COMBINE_REFUSED, "released part 0"):
-        resolve(sharing, claims)
+    assert choices(sharing, honest(sharing, (0,))) == []
+    assert choices(sharing, {}) == []
 
 
-def test_liars_cannot_outvote_a_holder_on_a_part_that_they_cannot_know():
-    """Two colluding holders claim the very part that they miss, and would frame its only knower in the quorum."""
+def test_who_leaves_a_part_out_or_claims_a_strange_one_is_not_heard():
+    """Two colluding holders would speak for the very part that they miss; one claims a part that does not exist."""
     sharing = Sharing(5, 3)
     claims = honest(sharing, range(5))
-    for silent in (3, 4):
-        del claims[silent]
     missed = sharing.excluded.index((0, 1))
-    claims[0][missed] = claims[1][missed] = b"lie"
-    with refused(COMBINE_REFUSED):  # rather than believe them
-        resolve(sharing, claims)
-    claims |= honest(sharing, (3, 4))
-    assert resolve(sharing, claims) == Resolution(truth(sharing), frozenset({0, 1}))
+    claims[0][missed] = b"lie"
+    claims[1][99] = b"what?"
+    assert choices(sharing, claims) == [Resolution(truth(sharing), frozenset({2, 3, 4}), frozenset({0, 1}))]
+    del claims[2][missed]
+    assert choices(sharing, claims) == []
 
 
-def test_a_part_that_does_not_exist_makes_its_sender_a_suspect():
+def test_who_released_nothing_is_no_suspect():
+    """It may say that it cannot use an update of the bucket."""
     sharing = Sharing(3, 2)
-    claims = honest(sharing, range(3))
-    claims[2][99] = b"what?"
-    assert resolve(sharing, claims) == Resolution(truth(sharing), frozenset({2}))
+    claims = honest(sharing, (0, 1)) | {2: {}}
+    assert choices(sharing, claims) == [Resolution(truth(sharing), frozenset({0, 1}), frozenset())]

@@ -9,7 +9,15 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from he_protocol.messages import Commitment, Reveal
-from he_protocol.problems import BAD_SIGNATURE, MALFORMED, TOO_LARGE, TRAILING_BYTES, UNKNOWN_FIELD
+from he_protocol.problems import (
+    BAD_SIGNATURE,
+    MALFORMED,
+    TOO_LARGE,
+    TRAILING_BYTES,
+    UNKNOWN_FIELD,
+    UNKNOWN_PROTOCOL,
+    Refusal,
+)
 from he_protocol.signing import (
     TOKEN_LIMIT,
     SigningKey,
@@ -27,7 +35,7 @@ from .refusals import refused
 
 MESSAGE = Commitment(bytes(32), 1, "holder-0", b"\x01" * 32, ())
 TOKEN = ALICE.sign(MESSAGE)
-TYP = "hushsum-commitment+jws"
+TYP = "hushsum-commitment+jws;v=2"
 
 
 def b64(raw: bytes) -> str:
@@ -93,15 +101,74 @@ def test_a_commitment_is_no_reveal_though_their_fields_agree():
         {"alg": "Ed25519", "typ": TYP, "crit": ["exp"]},
         {"alg": "Ed25519", "typ": TYP, "jwk": {"kty": "OKP", "crv": "Ed25519", "x": jwk_x(ALICE.public)}},
         {"alg": "EdDSA", "typ": TYP},
-        {"alg": "Ed25519"},
-        {"alg": "Ed25519", "typ": "JWT"},
-        {"alg": "Ed25519", "typ": TYP.upper()},
-        {"alg": "Ed25519", "typ": [TYP]},
+        {"alg": "Ed25519", "typ": "JWT;v=2"},
+        {"alg": "Ed25519", "typ": ";v=2"},
+        {"alg": "Ed25519", "typ": TYP.replace("hushsum", "HushSum")},
     ],
 )
 def test_any_other_header_is_refused_even_under_a_good_signature(header):
     with refused(BAD_SIGNATURE, "not of this kind"):
         verify(raw_jws(header, payload_of(TOKEN)), Commitment, ALICE.public)
+
+
+KIND = "hushsum-commitment+jws"
+READERS = (
+    lambda token: verify(token, Commitment, ALICE.public),
+    lambda token: read_unverified(token, Commitment),
+    payload_hash,
+)
+
+
+@pytest.mark.parametrize(
+    "typ",
+    [
+        KIND,
+        *(
+            f"{KIND};v={version}"
+            for version in ("1", "3", "20", "12", "02", "2.0", "", " 2", "2 ", "2;v=2", '"2"', "two")
+        ),
+        *(f"{KIND}{rest}" for rest in ("; v=2", " ;v=2;", ";V=2", ";w=1;v=2", ";v=1;v=2", ";;v=2", ",v=2", "\n;v=3")),
+        "v=2",
+        "JWT",
+        "",
+        None,
+        2,
+        [TYP],
+        {"v": 2},
+    ],
+    ids=str,
+)
+def test_a_message_of_another_version_is_not_read(typ):
+    """Signed well or not, whole or not: its fields may mean something else."""
+    header = {"alg": "Ed25519", "typ": typ}
+    good = raw_jws(header, payload_of(TOKEN))
+    for token in (good, raw_jws(header, b"{}"), good.rsplit(".", 1)[0] + "."):
+        for read in READERS:
+            with refused(UNKNOWN_PROTOCOL, "expected 2"):
+                read(token)
+
+
+def test_without_the_check_an_older_message_is_read_as_one_of_ours(monkeypatch):
+    older = raw_jws({"alg": "Ed25519", "typ": KIND}, payload_of(TOKEN))
+    with refused(UNKNOWN_PROTOCOL):
+        read_unverified(older, Commitment)
+    monkeypatch.setattr("he_protocol.signing._check_version", lambda typ: None)
+    assert read_unverified(older, Commitment) == MESSAGE
+    assert payload_hash(older) == payload_hash(TOKEN)
+
+
+def test_a_message_without_a_kind_has_no_version():
+    for read in READERS:
+        with refused(UNKNOWN_PROTOCOL):
+            read(raw_jws({"alg": "Ed25519"}, payload_of(TOKEN)))
+
+
+def test_a_version_of_a_strangers_choice_does_not_come_back_whole():
+    token = raw_jws({"alg": "Ed25519", "typ": f"{KIND};v={'9' * 300}"}, payload_of(TOKEN))
+    with pytest.raises(Refusal) as caught:
+        payload_hash(token)
+    assert caught.value.problem is UNKNOWN_PROTOCOL
+    assert len(caught.value.got) < 100
 
 
 @pytest.mark.parametrize("alg", ["none", "HS256"])

@@ -26,7 +26,7 @@ from he_protocol.schemes import load_scheme
 from he_protocol.signing import verify
 from he_protocol.task import MAX_LENGTH, MAX_VECTORS, Task, TaskConfig, TensorSpec, check_config, sum_plan
 
-from .parties import AUTHORITY, MALLORY, task_config
+from .parties import AUTHORITY, MALLORY, hpke_key, task_config
 from .refusals import refused
 from .test_signing import raw_jws
 
@@ -120,7 +120,7 @@ def test_the_largest_share_of_any_task_fits_into_a_frame():
 
 def test_two_holders_with_one_key_would_break_the_threshold():
     """The attack behind `holder keys must differ`: one person under two names is a quorum of 2-of-3."""
-    two_faced = replace(CONFIG, holders=(FIRST, replace(FIRST, name="other"), THIRD))
+    two_faced = replace(CONFIG, holders=(FIRST, replace(FIRST, name="other", hpke=hpke_key(9).public), THIRD))
     with refused(BAD_PLAN, "holder keys"):
         check_config(two_faced)
 
@@ -153,7 +153,7 @@ def test_values_out_of_range_do_not_decode(change):
 
 def test_a_task_with_an_unknown_field_is_refused():
     """A later version may have added a promise that this one would not keep."""
-    header = {"alg": "Ed25519", "typ": "hushsum-taskconfig+jws"}
+    header = {"alg": "Ed25519", "typ": "hushsum-taskconfig+jws;v=2"}
     assert Task.from_token(raw_jws(header, encode(CONFIG), AUTHORITY), AUTHORITY.public).config == CONFIG
     with refused(UNKNOWN_FIELD, "local_floor"):
         Task.from_token(raw_jws(header, encode(CONFIG)[:-1] + b',"local_floor":9}', AUTHORITY), AUTHORITY.public)

@@ -82,8 +82,28 @@ def good_sharing() -> list[Case]:
 def bad_sharing() -> list[Case]:
     return [
         {"case": f"{t} of {n}", "holders": n, "threshold": t, "problem": "bad-committee"}
-        for n, t in ((3, 0), (3, 4), (2, 1), (4, 2), (10, 6))
+        for n, t in ((3, 0), (3, 4), (10, 6))
     ]
+
+
+def good_committees() -> list[Case]:
+    """threshold/holders/agreement, and how many may collude with the server, be away, and must say so to exclude."""
+    return [
+        {"committee": text, "colluders": f, "away": away, "needed_to_exclude": needed}
+        for text, f, away, needed in (
+            ("2/4/3", 1, 1, 2),
+            ("3/7/5", 2, 2, 3),
+            ("3/5/4", 2, 1, 2),
+            ("2/3/3", 1, 0, 1),
+            ("2/3/2", 0, 1, 1),
+            ("1/1/1", 0, 0, 1),
+        )
+    ]
+
+
+def bad_committees() -> list[Case]:
+    texts = ("", "2/4", "2/4/3/1", "0/4/3", "4/4/3", "2/4/5", "2/4/2", "-2/4/3", "2/4/three")
+    return [{"committee": text, "problem": "bad-committee"} for text in texts]
 
 
 def good_keystream() -> list[Case]:

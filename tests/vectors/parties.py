@@ -65,8 +65,10 @@ def task_config() -> TaskConfig:
         staleness=2,
         max_openings=50,
         server=ServerEntry("aggregator", SERVER.public),
-        holders=tuple(HolderEntry(f"holder-{n}", key(10 + n).public, stream(sha(f"hpke {n}"), 1216)) for n in range(3)),
+        holders=tuple(HolderEntry(f"holder-{n}", key(10 + n).public, hpke_key(n).public) for n in range(3)),
         threshold=2,
+        agreement=3,
+        initial_model=sha("the initial model"),
     )
 
 

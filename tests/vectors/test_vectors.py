@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from msgspec.structs import replace
 
 from he_protocol import framing, messages
+from he_protocol.committee import parse_committee
 from he_protocol.gaussian import Gaussian
 from he_protocol.identity import check_request, prove_request
 from he_protocol.keystream import derive_key, expand_words
@@ -35,7 +36,18 @@ from .kahe import kahe_updates
 KINDS: dict[str, type[Message]] = {
     name: kind for name, kind in vars(messages).items() if isinstance(kind, type) and issubclass(kind, Message)
 } | {"TaskConfig": TaskConfig}
-NESTED = {"Message", "Part", "ManifestEntry", "PartDigest", "ShareVector", "FailedBucket", "SealedSeeds", "Jwk", "Cnf"}
+NESTED = {
+    "Exclusion",
+    "Message",
+    "Part",
+    "ManifestEntry",
+    "PartDigest",
+    "ShareVector",
+    "FailedBucket",
+    "SealedSeeds",
+    "Jwk",
+    "Cnf",
+}
 
 
 def load(name: str) -> list[dict[str, Any]]:
@@ -105,6 +117,19 @@ def test_bad_signature(v):
         verify(spelled(v["token"]), KINDS[v["type"]], *raw(v, "public"))
 
 
+@cases("bad_versions")
+def test_bad_version(v):
+    for read in (lambda: verify(v["token"], KINDS[v["type"]], *raw(v, "public")),
+                 lambda: read_unverified(v["token"], KINDS[v["type"]]),
+                 lambda: payload_hash(v["token"])):  # fmt: skip
+        with refuses(v):
+            read()
+
+
+def test_other_versions_of_every_message_are_refused():
+    assert {v["type"] for v in load("bad_versions")} == set(KINDS) - NESTED
+
+
 @cases("bad_sizes")
 def test_bad_size(v):
     with refuses(v):
@@ -161,6 +186,19 @@ def test_bad_residues(v):
 def test_bad_layout(v):
     with pytest.raises(ValueError, match="multiple of 64"):
         layout(v)
+
+
+@cases("good_committees")
+def test_good_committee(v):
+    committee = parse_committee(v["committee"])
+    found = {name: getattr(committee, name) for name in ("colluders", "away", "needed_to_exclude")}
+    assert found | {"committee": str(committee)} == v
+
+
+@cases("bad_committees")
+def test_bad_committee(v):
+    with refuses(v):
+        parse_committee(v["committee"])
 
 
 @cases("good_sharing")

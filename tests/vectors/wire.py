@@ -35,6 +35,7 @@ def examples() -> list[tuple[Message, SigningKey]]:
     sealed = m.SealedSeeds("holder-1", stream(sha("box"), 80))
     parts = (m.PartDigest(1, sha("part 1")), m.PartDigest(2, sha("part 2")))
     vectors = (m.ShareVector(0, 1, sha("vector 0 1")), m.ShareVector(0, 2, sha("vector 0 2")))
+    excluded = (m.Exclusion(UPDATE, "digest-mismatch"),)
     failed = (m.FailedBucket(1, UPDATE, "digest-mismatch"),)
     whole = (m.Part("c0", 153600, sha("c0")), m.Part("c1", 153600, sha("c1")))
     return [
@@ -43,8 +44,11 @@ def examples() -> list[tuple[Message, SigningKey]]:
         (m.EnrolRequest("phone-1", "client", CLIENT.public, NOW), CLIENT),
         (m.UpdateHeader(TASK_HASH, 1, UPDATE, "phone-1", 3, NOW, whole), CLIENT),
         (m.SignedUpdate("header.payload.signature", "a.credential.token"), CLIENT),
-        (m.Manifest(TASK_HASH, 1, 4, 3, (m.ManifestEntry(UPDATE, "phone-1", sha("header"), 0),)), SERVER),
+        (m.Manifest(TASK_HASH, 1, 4, 5, NOW, 3, (m.ManifestEntry(UPDATE, "phone-1", sha("header"), 0),)), SERVER),
         (m.Receipt(TASK_HASH, UPDATE, "phone-1", sha("header"), NOW), SERVER),
+        (m.Screening(TASK_HASH, 1, 4, sha("manifest"), "holder-0", 4, 3, excluded), HOLDER),
+        (m.Vote(TASK_HASH, 1, 5, sha("manifest"), "holder-0"), HOLDER),
+        (m.Objection(TASK_HASH, 1, 4, sha("manifest"), "holder-0", 4, 3, "number-used", "opening 5"), HOLDER),
         (m.Share(TASK_HASH, 1, 4, sha("manifest"), "holder-0", vectors, failed), HOLDER),
         (m.Contribution(TASK_HASH, 1, "holder-0", (sealed,)), HOLDER),
         (m.Commitment(TASK_HASH, 1, "holder-0", sha("transcript"), parts), HOLDER),
@@ -61,7 +65,7 @@ def b64(raw: bytes) -> str:
 
 
 def typ(kind: str) -> str:
-    return f"hushsum-{kind.lower()}+jws"
+    return f"hushsum-{kind.lower()}+jws;v=2"
 
 
 def jws(signer: SigningKey, payload: bytes, header: dict[str, Any]) -> str:
@@ -182,8 +186,7 @@ def bad_signatures() -> list[Case]:
             jws(signer, payload, {**good, "typ": typ("Reveal")}),
             "bad-signature",
         ),
-        ("typ JWT", jws(signer, payload, {**good, "typ": "JWT"}), "bad-signature"),
-        ("no typ", jws(signer, payload, {"alg": "Ed25519"}), "bad-signature"),
+        ("typ JWT of this version", jws(signer, payload, {**good, "typ": "JWT;v=2"}), "bad-signature"),
         ("alg none", unsigned, "bad-signature"),
         ("alg EdDSA", jws(signer, payload, {**good, "alg": "EdDSA"}), "bad-signature"),
         ("alg HS256", jws(signer, payload, {**good, "alg": "HS256"}), "bad-signature"),
@@ -210,6 +213,28 @@ def bad_signatures() -> list[Case]:
     ]
 
 
+SPELLINGS = ("", ";v=1", ";v=3", ";v=02", ";v=2.0", ";v=", ";V=2", "; v=2", ";v=2 ", ";v=2;v=2", ";w=1;v=2", ",v=2")
+"""What may stand in the place of `;v=2` and is not this version."""
+
+
+def bad_versions() -> list[Case]:
+    """Correctly signed messages of other versions: none of them is read, whoever asks."""
+    cases = []
+    for message, signer in examples():
+        kind = type(message).__name__
+        bare = typ(kind).removesuffix(";v=2")
+        spellings = SPELLINGS if kind == "Commitment" else ("", ";v=1", ";v=3")
+        made: list[tuple[str, Any]] = [(f"typ {bare + spelling!r}", bare + spelling) for spelling in spellings]
+        if kind == "Commitment":
+            made += [("typ JWT", "JWT"), ("typ that is a list", [typ(kind)]), ("no typ", None)]
+        for what, value in made:
+            header = {"alg": "Ed25519"} | ({} if value is None else {"typ": value})
+            token = jws(signer, encode(message), header)
+            cases.append({"case": f"{kind}: {what}", "type": kind, "public": signer.public.hex(), "token": token,
+                          "problem": "unknown-protocol"})  # fmt: skip
+    return cases
+
+
 def bad_tasks() -> list[Case]:
     """Well-formed and signed by the authority, but not to be run."""
     body = json.loads(encode(task_config()))
@@ -218,8 +243,9 @@ def bad_tasks() -> list[Case]:
         ("unknown scheme", {"scheme": "rot13"}, "wrong-scheme"),
         ("unknown profile", {"profile": "ckks-1"}, "wrong-scheme"),
         ("other parameters", {"fingerprint": base64.b64encode(bytes(32)).decode()}, "fingerprint-mismatch"),
-        ("two quorums need not meet", {"threshold": 1}, "bad-committee"),
+        ("one colluding holder is too many", {"threshold": 1}, "bad-committee"),
         ("more than all holders", {"threshold": 4}, "bad-committee"),
+        ("two sets of voters need not meet", {"threshold": 1, "agreement": 1}, "bad-committee"),
         ("one holder key twice", {"holders": twice}, "bad-plan"),
         ("one tensor name twice", {"tensors": [body["tensors"][0]] * 2}, "bad-plan"),
         ("min above max", {"min_clients": 101}, "bad-plan"),
@@ -254,18 +280,22 @@ def good_frames() -> list[Case]:
 
 
 def bad_frames() -> list[Case]:
-    head = struct.pack("<I", 5) + b"hello"
-    return [
-        {"case": "nothing", "frame": "", "problem": "malformed"},
-        {"case": "half a length", "frame": head[:3].hex(), "problem": "malformed"},
-        {"case": "half a head", "frame": head[:-1].hex(), "problem": "malformed"},
-        {"case": "a big-endian length", "frame": (struct.pack(">I", 5) + b"hello").hex(), "problem": "too-large"},
-        {
-            "case": "a head over the limit",
-            "frame": struct.pack("<I", framing.HEAD_LIMIT + 1).hex(),
-            "problem": "too-large",
-        },
+    magic, head = b"HSF\x02", struct.pack("<I", 5) + b"hello"
+    cases = [
+        ("nothing", b"", "malformed"),
+        ("half a magic", magic[:3], "malformed"),
+        ("half a length", (magic + head)[:7], "malformed"),
+        ("half a head", (magic + head)[:-1], "malformed"),
+        ("a big-endian length", magic + struct.pack(">I", 5) + b"hello", "too-large"),
+        ("a head over the limit", magic + struct.pack("<I", framing.HEAD_LIMIT + 1), "too-large"),
+        ("no version, as before there were any", head, "unknown-protocol"),
+        ("an older version", b"HSF\x01" + head, "unknown-protocol"),
+        ("a newer version", b"HSF\x03" + head, "unknown-protocol"),
+        ("the version as text", b"HSF2" + head, "unknown-protocol"),
+        ("another magic", b"hsf\x02" + head, "unknown-protocol"),
+        ("a newer version with a length over the limit", b"HSF\x03" + b"\xff" * 4, "unknown-protocol"),
     ]
+    return [{"case": what, "frame": frame.hex(), "problem": problem} for what, frame, problem in cases]
 
 
 REQUEST = {"audience": "aggregator", "method": "PUT", "path": "/v1/tasks"}

@@ -1,0 +1,14 @@
+"""The protocol's version: one number, in every signed object and in every frame (ADR 26)."""
+
+from __future__ import annotations
+
+from he_protocol.problems import UNKNOWN_PROTOCOL, Refusal
+
+PROTOCOL = 2
+
+
+def unknown(what: str, got: object) -> Refusal:
+    """The refusal of what another version made: none of it is read."""
+    return Refusal(
+        UNKNOWN_PROTOCOL, f"{what} is of a version that this program does not speak", expected=PROTOCOL, got=got
+    )

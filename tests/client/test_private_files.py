@@ -1,0 +1,182 @@
+"""Whatever the umask is, what programs keep is their owner's only; what was open before is closed."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from he_client import HushSumClient
+from he_client.spool import Spool
+from he_client.transport import RetryPolicy
+from he_protocol.keyfile import close_database, close_to_others, private_directory, private_opener, write_durably
+from he_protocol.task import Task
+from he_server.app import open_server
+from he_server.serving import migrate
+from he_server.settings import Settings
+from he_server.uploads import UploadFile
+from keys.backup import backup, restore
+from keys.holder import KeyHolder
+from keys.keyring import Keyring
+from keys.ledger import Ledger
+from migrations.run import upgrade
+from tests.client.service import Service
+from tests.support.parties import NOW, World, random_integers
+
+PASSPHRASE = "a passphrase of some length"
+
+
+@pytest.fixture(autouse=True)
+def _careless() -> Iterator[None]:
+    before = os.umask(0)
+    yield
+    os.umask(before)
+
+
+def open_to_others(root: Path) -> list[str]:
+    """Whatever under `root` somebody else may read, write or enter."""
+    return sorted(
+        f"{path.relative_to(root.parent)} {stat.S_IMODE(path.stat().st_mode):04o}"
+        for path in [root, *root.rglob("*")]
+        if path.stat().st_mode & 0o077
+    )
+
+
+def loosen(root: Path) -> None:
+    for path in [root, *root.rglob("*")]:
+        path.chmod(0o777 if path.is_dir() else 0o666)
+
+
+def databases(root: Path) -> dict[str, int]:
+    return {path.name: stat.S_IMODE(path.stat().st_mode) for path in root.rglob("*.db*")}
+
+
+async def test_a_ledger(tmp_path: Path) -> None:
+    path = tmp_path / "holder" / "ledger.db"
+    ledger = await Ledger.open(path)
+    await ledger.joined()
+    assert set(databases(tmp_path).values()) == {0o600}
+    assert open_to_others(tmp_path / "holder") == []
+    await ledger.close()
+    loosen(tmp_path / "holder")
+    ledger = await Ledger.open(path)
+    assert open_to_others(tmp_path / "holder") == []
+    await ledger.close()
+
+
+async def test_without_it_a_ledger_is_open_to_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("keys.ledger.close_database", lambda path: None)
+    monkeypatch.setattr("keys.ledger.private_directory", lambda path: path.mkdir(parents=True, exist_ok=True))
+    ledger = await Ledger.open(tmp_path / "holder" / "ledger.db")
+    await ledger.close()
+    assert len(open_to_others(tmp_path / "holder")) > 1
+
+
+async def test_a_holders_folder_and_its_backup(tmp_path: Path) -> None:
+    world, home = World(), tmp_path / "holder"
+    holder = KeyHolder(world.committee[0], await Ledger.open(home / "ledger.db"), home, passphrase=PASSPHRASE)
+    Keyring.of(home, PASSPHRASE).add(world.hpke[0])
+    await holder.join(world.task, "http://server")
+    await backup(holder, tmp_path / "backups" / "one")
+    await holder.ledger.close()
+    await restore(tmp_path / "backups" / "one", tmp_path / "again", PASSPHRASE, NOW)
+    assert open_to_others(home) == open_to_others(tmp_path / "backups") == []
+    assert set(databases(tmp_path / "again").values()) == {0o600}
+    assert stat.S_IMODE((tmp_path / "again").stat().st_mode) == 0o700
+
+
+async def test_a_servers_folder(service: Service) -> None:
+    data = service.settings.data_dir
+    service.server.blobs.put("models/x", b"x")
+    UploadFile.create(data / "blobs" / "uploads" / "one")
+    made = [data / "blobs", data / "blobs" / "uploads"]
+    assert [line for folder in made for line in open_to_others(folder)] == []
+    loosen(data)
+    settings = Settings(data_dir=data)
+    await migrate(settings)
+    assert stat.S_IMODE(data.stat().st_mode) == 0o700
+    assert set(databases(data).values()) == {0o600}
+
+
+async def test_a_new_servers_folder(tmp_path: Path, service: Service) -> None:
+    new = tmp_path / "new" / "server"
+    await migrate(Settings(data_dir=new))
+    for name in ("server.key", "authority.pub"):
+        write_durably(new / name, (service.settings.data_dir / name).read_bytes())
+    server = open_server(Settings(data_dir=new))
+    await server.store.ping()
+    assert databases(new).keys() > {"server.db", "server.db-wal"}
+    server.blobs.put("updates/y", b"y")
+    assert open_to_others(tmp_path / "new") == []
+    await server.store.close()
+    await upgrade("server", Settings(data_dir=new).url)
+
+
+async def test_a_clients_state(service: Service, tmp_path: Path) -> None:
+    state = tmp_path / "new" / "state"
+    async with HushSumClient(service.url, service.identity(1), state_dir=state, clock=service.clock) as client:
+        task = await client.task(service.task.id)
+        await client.pull_model(task)
+        values = random_integers(task.length, 1)
+        await client.seal(task, lambda start, stop: values[start:stop], base_version=0)
+        assert len(spool_of(state, task).pending()) == 1
+    assert open_to_others(tmp_path / "new") == []
+    loosen(state)
+    retry = RetryPolicy(give_up=0)
+    async with HushSumClient(
+        service.url, service.identity(1), state_dir=state, clock=service.clock, retry=retry
+    ) as client:
+        await client.seal(task, lambda start, stop: values[start:stop], base_version=0)
+    assert stat.S_IMODE((state / "updates" / task.id).stat().st_mode) == 0o700
+
+
+def spool_of(state: Path, task: Task) -> Spool:
+    return Spool(state / "updates", task.id, tuple(part.name for part in task.body))
+
+
+def test_what_was_open_is_closed(tmp_path: Path) -> None:
+    folder, file = tmp_path / "a" / "b", tmp_path / "a" / "b" / "file"
+    private_directory(folder)
+    assert open_to_others(tmp_path / "a") == []
+    with open(folder / "other", "wb", opener=private_opener):
+        assert open_to_others(folder) == []
+    file.write_bytes(b"old")
+    close_database(folder / "some.db")
+    (folder / "some.db").chmod(0o666)
+    folder.chmod(0o777)
+    assert len(open_to_others(folder)) == 3
+    private_directory(folder)
+    write_durably(file, b"new")
+    close_database(folder / "some.db")
+    assert open_to_others(folder) == []
+
+
+def test_a_shared_folder_and_what_is_not_there_stay_as_they_are(tmp_path: Path) -> None:
+    shared = tmp_path / "tmp"
+    shared.mkdir()
+    shared.chmod(0o1777)
+    close_to_others(shared)
+    close_to_others(tmp_path / "nothing")
+    assert stat.S_IMODE(shared.stat().st_mode) == 0o1777
+
+
+def test_a_folder_of_somebody_else_is_used_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as a volume that was mounted for us."""
+
+    def not_ours(self: Path, mode: int) -> None:
+        raise PermissionError
+
+    (tmp_path / "volume").mkdir(mode=0o777)
+    monkeypatch.setattr(Path, "chmod", not_ours)
+    private_directory(tmp_path / "volume")
+
+
+def test_an_identity_is_made_in_a_closed_folder(tmp_path: Path) -> None:
+    from he_client.identity import create
+
+    create(tmp_path / "phone", "phone-1", "client", NOW)
+    assert stat.S_IMODE((tmp_path / "phone").stat().st_mode) == 0o700
+    assert stat.S_IMODE((tmp_path / "phone" / "identity.key").stat().st_mode) == 0o600

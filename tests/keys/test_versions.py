@@ -1,0 +1,72 @@
+"""A key holder and the authority read nothing of another protocol version, whoever signed it."""
+
+from __future__ import annotations
+
+import pytest
+
+from he_protocol.messages import EnrolRequest, RevocationList, SignedUpdate, UpdateHeader
+from he_protocol.problems import UNKNOWN_PROTOCOL
+from he_protocol.revocation import Revocations
+from he_protocol.signing import SigningKey, read_unverified
+from keys.authority import enrol
+from keys.checks import judge
+from tests.support.openings import ask
+from tests.support.parties import NOW, World
+from tests.support.versions import OTHERS, OtherVersion
+from tests.unit.refusals import refused
+
+other_versions = pytest.mark.parametrize("version", OTHERS, ids=repr)
+
+
+@pytest.fixture(scope="module")
+def world() -> World:
+    return World()
+
+
+def updates(world: World) -> list[SignedUpdate]:
+    body = {part.name: bytes(part.size) for part in world.task.body}
+    return [world.update(name, body) for name in "abc"]
+
+
+@other_versions
+def test_a_manifest(world: World, version: str) -> None:
+    sent = updates(world)
+    judge(ask(world, sent))
+    with refused(UNKNOWN_PROTOCOL):
+        judge(ask(world, sent, signer=OtherVersion.of(world.server.key, version)))
+
+
+@other_versions
+@pytest.mark.parametrize("which", ["header", "credential"])
+def test_an_update_that_the_server_passes_on(world: World, version: str, which: str) -> None:
+    first, *rest = updates(world)
+    client = OtherVersion.of(world.client("a").key, version)
+    old = {
+        "header": SignedUpdate(client.sign(read_unverified(first.header, UpdateHeader)), first.credential),
+        "credential": SignedUpdate(first.header, _enrolled(world, version)),
+    }[which]
+    with refused(UNKNOWN_PROTOCOL):
+        judge(ask(world, [old, *rest]))
+
+
+def _enrolled(world: World, version: str) -> str:
+    key = world.client("a").key
+    request = key.sign(EnrolRequest("a", "client", key.public, int(NOW)))
+    return enrol(OtherVersion.of(world.authority.key, version), request, "client", now=NOW, days=1)
+
+
+@other_versions
+def test_a_revocation_list(world: World, version: str) -> None:
+    newest = RevocationList(1, 0, 2**50, ())
+    assert Revocations.read(world.authority.key.sign(newest), world.authority.key.public).number == 1
+    with refused(UNKNOWN_PROTOCOL):
+        Revocations.read(OtherVersion.of(world.authority.key, version).sign(newest), world.authority.key.public)
+
+
+@other_versions
+def test_an_enrolment_request(world: World, version: str) -> None:
+    key = SigningKey.generate()
+    request = EnrolRequest("new", "client", key.public, int(NOW))
+    assert enrol(world.authority.key, key.sign(request), "client", now=NOW, days=1)
+    with refused(UNKNOWN_PROTOCOL):
+        enrol(world.authority.key, OtherVersion.of(key, version).sign(request), "client", now=NOW, days=1)
