@@ -237,7 +237,7 @@ class Worker:
     async def _fail(
         self, task: Task, lease: Lease, problem: ProblemType, detail: str, seconds: dict[str, float]
     ) -> None:
-        await self._store.fail_round(lease, problem, detail, seconds)
+        await self._store.fail_round(lease, problem, detail, self._server.clock(), seconds)
         self._server.metrics.observe_stages(seconds)
         await self._ended(task, lease.round, "failed", problem.urn)
 
