@@ -16,6 +16,7 @@ from typing import Literal, TypeAlias
 import structlog
 
 from he_protocol.problems import (
+    BUDGET_EXHAUSTED,
     DISK_FULL,
     INTERNAL,
     RESIDUE_RANGE,
@@ -205,7 +206,7 @@ class Worker:
             else:
                 self._server.metrics.observe_stages(await begin_opening(self._server, task, lease))
         except Refusal as refusal:
-            if refusal.problem != TOO_FEW_CLIENTS:
+            if refusal.problem not in {TOO_FEW_CLIENTS, BUDGET_EXHAUSTED}:
                 raise
             await self._fail(task, lease, refusal.problem, refusal.detail, {})
 
