@@ -14,7 +14,7 @@ import numpy as np
 from he_protocol import api, framing
 from he_protocol.api import RoundState
 from he_protocol.messages import Manifest, Share, Vote
-from he_protocol.problems import ABANDONED, COMBINE_REFUSED, TOO_FEW_CLIENTS
+from he_protocol.problems import ABANDONED, BUDGET_EXHAUSTED, COMBINE_REFUSED, TOO_FEW_CLIENTS
 from he_protocol.signing import message_kind, payload_hash, read_unverified
 from he_protocol.task import Task
 from he_server.rounds import TRANSITIONS
@@ -212,7 +212,16 @@ class Observer:
             return bool(unsound)
         if failure == TOO_FEW_CLIENTS.urn and not (self._excused or self.world.lean):
             return len(sound) < MIN_CLIENTS
+        if failure == BUDGET_EXHAUSTED.urn:
+            return self.openings_left(task) == 0
         return failure in EXCUSED
+
+    def openings_left(self, task: str) -> int:
+        """So many numbers has the server not used yet."""
+        most = next(t.config.max_openings for t in self.world.cast.tasks if t.id == task)
+        used = "SELECT max(opening) FROM rounds WHERE task_hash = ? AND opening_deadline > 0"
+        known = "SELECT opened FROM tasks WHERE task_hash = ?"
+        return most - max(self.world.seen(query, task)[0][0] or 0 for query in (used, known))
 
     def _sound(self, task: str, number: int) -> tuple[list[str], list[str]]:
         """The updates of a round that nobody has a reason to leave out, and the others."""
@@ -243,7 +252,7 @@ class Observer:
     # -- at the end ---------------------------------------------------------------------------------
 
     def begin_healing(self) -> None:
-        """Which rounds have no excuse from now on: holders that nobody lied to, and openings that the plan has."""
+        """Which rounds have no excuse from now on: nobody lied to their holders."""
         self._expected = set()
         if not self._excused:
             rows = self.world.seen("SELECT task_hash, number FROM rounds WHERE state IN ('closed', 'opening')")
@@ -255,17 +264,10 @@ class Observer:
         return int(self.world.seen(query, *states)[0][0])
 
     def stuck(self) -> list[tuple[Task, int]]:
-        """Rounds that key holders will never open, oldest first: they have voted for what the server knows nothing of,
-        or the plan has no number left for it."""
-        query = (
-            "SELECT number FROM rounds WHERE task_hash = ? AND state IN ('closed', 'opening') AND manifest != ''"
-            " AND (opening > ? OR ?) ORDER BY number"
-        )
-        return [
-            (task, number)
-            for task in self.world.tasks
-            for (number,) in self.world.seen(query, task.id, task.config.max_openings, self._excused)
-        ]
+        """Rounds that key holders may never open, as they have voted for what the server does not know; oldest first."""
+        query = "SELECT number FROM rounds WHERE task_hash = ? AND state IN ('closed', 'opening') AND manifest != ''"
+        rows = [(task, self.world.seen(f"{query} ORDER BY number", task.id)) for task in self.world.tasks]
+        return [(task, number) for task, found in rows for (number,) in found if self._excused]
 
     def progress(self) -> object:
         """What changes whenever rounds go on."""
@@ -282,13 +284,10 @@ class Observer:
         """What the whole schedule has come to."""
         if not self.quiet():
             raise Violation("every round ends", "; ".join(self.world.record.trace[-12:]))
+        query = "SELECT failure_type FROM rounds WHERE task_hash = ? AND number = ?"
         for task_id, number in self._expected:
-            state, failure, opening = self.world.seen(
-                "SELECT state, failure_type, opening FROM rounds WHERE task_hash = ? AND number = ?", task_id, number
-            )[0]
-            most = next(t.config.max_openings for t in self.world.tasks if t.id == task_id)
-            if failure == ABANDONED.urn and opening <= most:
-                raise Violation("a round with time and holders is published", f"round {number} is {state}")
+            if self.world.seen(query, task_id, number)[0][0] == ABANDONED.urn:
+                raise Violation("a round with holders is published", f"round {number} was abandoned")
         for task in self.world.tasks:
             await self._check_sums(task)
             await self._check_excluded(task)
@@ -338,7 +337,9 @@ class Observer:
             raise Violation("a vector counts once", str(counted.most_common(1)))
         if not np.allclose(pulled.tensors["w"], model, atol=1e-5):
             raise Violation("the model is the sum of its rounds", f"version {pulled.version}")
-        if pulled.version != published and not record.restored:
+        query = "SELECT count(*) FROM rounds WHERE task_hash = ? AND state = 'failed' AND opening_deadline > 0"
+        repeated = seen(query, task.id)[0][0]
+        if pulled.version != published + repeated and not record.restored and not record.lies:
             raise Violation("a version is published once", f"{pulled.version} versions of {published} rounds")
 
     def _check_dropped(self, task: Task, number: int, lost: set[str]) -> None:

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import structlog
 
+from he_protocol.task import Task
 from he_server.sweep import sweep
 
-from .invariants import Observer
+from .invariants import Observer, Violation
 from .liar import NUMBERINGS, PROOFS, certify, make_lie, tell
 from .machine import UNTOUCHED, VirtualLoop, enter
 from .schedules import HOLDERS, Operation, Schedule
@@ -28,6 +29,8 @@ SWEEP_SECONDS = 3600.0
 LOG_LEVEL = 50
 HEALING = 40
 """Times that everybody gets a turn after the last operation, at most."""
+NEXT = 3
+"""Rounds in which the task must go on, whatever happened: a recovery may cost one."""
 PATIENCE = 3
 """Turns without progress, each followed by a wait of a lease, before the operator does something."""
 
@@ -88,6 +91,8 @@ async def _run(world: World, observer: Observer, schedule: Sequence[Operation]) 
     await world.thaw()
     observer.begin_healing()
     await _heal(world, observer)
+    if world.record.restored or world.record.counts["abandon"]:
+        await _go_on(world, observer)
     await _as_nobody(observer.final())
 
 
@@ -117,6 +122,7 @@ async def _step(world: World, observer: Observer, operation: Operation) -> None:
         case "restore":
             if world.restore(pick):
                 observer.forget()
+                await _as_nobody(world.boot())
                 world.record.trace.append("restored an older disk of the server")
         case "resend":
             if frames := world.sent():
@@ -223,7 +229,7 @@ async def _heal(world: World, observer: Observer) -> None:
     world.out.clear()
     world.unsent.update(range(CLIENTS))
     await world.run(world.revoke(None), UNTOUCHED, "heal: revoke")  # a restored server has lost the list
-    idle, before = 0, observer.progress()
+    idle, before, tried = 0, observer.progress(), list[tuple[Task, int]]()
     for _ in range(HEALING):
         await world.thaw()
         for client in sorted(world.unsent):
@@ -240,16 +246,31 @@ async def _heal(world: World, observer: Observer) -> None:
         if idle:
             await asyncio.sleep(LEASE + 1)
         if idle >= PATIENCE:
-            await _intervene(world, observer)
+            tried = await _intervene(world, observer, tried)
 
 
-async def _intervene(world: World, observer: Observer) -> None:
-    """What an operator does about rounds that key holders refuse: go on after what they have seen, or give one up."""
+async def _go_on(world: World, observer: Observer) -> None:
+    """Whatever was lost or given up: devices that train on get their next model."""
+    before = world.version()
+    for _ in range(NEXT):
+        if world.record.lies or world.version() > before or not observer.openings_left(world.task.id):
+            return
+        await world.run(world.gather(), UNTOUCHED, "go on: gather")
+        await _heal(world, observer)
+    if world.version() == before:
+        raise Violation("the task goes on", f"version {before} is the last one")
+
+
+async def _intervene(world: World, observer: Observer, before: list[tuple[Task, int]]) -> list[tuple[Task, int]]:
+    """What an operator does about rounds that key holders refuse: have the server go on after what they have seen, and
+    give one up where that has not helped `before`."""
     stuck = observer.stuck()
-    for task in dict.fromkeys(task for task, _ in stuck):
-        await world.run(world.recover(task), UNTOUCHED, "heal: recover")
     for task, number in stuck[:1]:
-        await world.run(world.abandon(task, number), UNTOUCHED, f"heal: abandon({number})")
+        if stuck == before:
+            await world.run(world.abandon(task, number), UNTOUCHED, f"heal: abandon({number})")
+        else:
+            await world.run(world.recover(task), UNTOUCHED, "heal: recover")
+    return stuck
 
 
 async def _as_nobody(what: object) -> None:

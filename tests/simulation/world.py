@@ -369,7 +369,7 @@ class World:
                 for task in self.tasks:
                     if await device.resume(task):
                         return "resumed"
-                version = self._version()
+                version = self.version()
                 if self._waits(client, version):
                     return "waits for a model"
                 vector = _one_hot(client + CLIENTS * device.sealed(self.task))
@@ -538,7 +538,7 @@ class World:
         self.record.acknowledged = {key: c for key, c in self.record.acknowledged.items() if key in kept}
         return True
 
-    def _version(self) -> int:
+    def version(self) -> int:
         """Of the newest model, which a device would have pulled to train on."""
         return int(self.seen("SELECT max(version) FROM models WHERE task_hash = ?", self.task.id)[0][0])
 
