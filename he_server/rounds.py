@@ -61,20 +61,20 @@ def stage_of(state: RoundState, votes: int, agreement: int) -> Stage:
     return "release" if votes >= agreement else "vote"
 
 
-def enough_shares(committee: Committee, shares: int, *, late: bool) -> bool:
+def enough_shares(committee: Committee, shares: int, whole: int, *, late: bool) -> bool:
     """Whether no further share could change what opens: a bucket that does not open now never will.
 
-    With `colluders` more than the threshold the honest among them are a quorum, however the others lie. After the time
-    for opening the votes' number will do: whoever is still away may be away for ever.
+    whole: those of the shares that leave no bucket closed. With `colluders` more than the threshold the honest among
+    them are a quorum, however the others lie. After the time for opening the votes' number will do: whoever is still
+    away may be away for ever.
     """
-    return shares >= min(committee.holders, committee.threshold + committee.colluders) or (
-        late and shares >= committee.agreement
-    )
+    late_enough = late and shares >= committee.agreement
+    return late_enough or shares >= committee.holders or whole >= committee.threshold + committee.colluders
 
 
 def combining_due(committee: Committee, shares: int, tried: int, *, late: bool) -> bool:
     """Whether to try to open a round, after `tried` shares did not do (0: not tried yet). Time alone ends nothing."""
-    return shares >= committee.threshold and (shares > tried or enough_shares(committee, shares, late=late))
+    return shares >= committee.threshold and (shares > tried or (late and shares >= committee.agreement))
 
 
 def fold_due(waiting: Mapping[int, int], state: RoundState, *, waited: float, filled: float) -> int | None:

@@ -217,7 +217,8 @@ class Worker:
         waited = now - (current.opening_deadline - task.config.opening_seconds)
         released = released_shares(task, await self._store.shares_of(current.id))
         base = await self._store.model(task.id)
-        last = enough_shares(task.committee, len(released), late=now >= current.opening_deadline)
+        whole, late = sum(not item.share.failed for item in released), now >= current.opening_deadline
+        last = enough_shares(task.committee, len(released), whole, late=late)
         outcome = await open_sum(server, task, current, base, released, last=last)
         wrong = [bucket.failure for bucket in outcome.dropped] if isinstance(outcome, Opened) else [outcome]
         for failure in wrong:
