@@ -207,9 +207,9 @@ class Observer:
             self._states[task, number] = state
 
     def _may_fail(self, task: str, number: int, failure: str) -> bool:
-        sound, unsound = self._sound(task, number)
         if failure == COMBINE_REFUSED.urn:
-            return bool(unsound)
+            return bool(self._closed(task, number))
+        sound, _ = self._sound(task, number)
         if failure == TOO_FEW_CLIENTS.urn and not (self._excused or self.world.lean):
             return len(sound) < MIN_CLIENTS
         if failure == BUDGET_EXHAUSTED.urn:
@@ -235,6 +235,21 @@ class Observer:
             frame = record.frames[update]
             stale = frame.base < newest - frame.task.config.staleness
             found[update in record.spoilt or frame.client in record.revoked or stale].append(update)
+        return found
+
+    def _closed(self, task: str, number: int) -> set[str]:
+        """The updates of a round because of which their buckets may stay closed: of revoked clients; and those that too
+        few honest holders can open: one, or two where nobody waits any longer for one that is away."""
+        world, found = self.world, set[str]()
+        rows = world.seen(
+            "SELECT update_id, opening_deadline FROM updates JOIN rounds ON rounds.id = round_id"
+            " WHERE updates.task_hash = ? AND rounds.number = ?", task, number
+        )  # fmt: skip
+        for update, deadline in rows:
+            able = set(world.honest) - world.record.spoilt.get(update, frozenset())
+            late = world.clock() >= deadline
+            if world.record.frames[update].client in world.record.revoked or len(able) < THRESHOLD + late:
+                found.add(update)
         return found
 
     def _newest(self, task: str) -> int:
@@ -264,7 +279,7 @@ class Observer:
         return int(self.world.seen(query, *states)[0][0])
 
     def stuck(self) -> list[tuple[Task, int]]:
-        """Rounds that key holders may never open, as they have voted for what the server does not know; oldest first."""
+        """Rounds that key holders may never open, for they have voted for what the server does not know; oldest first."""
         query = "SELECT number FROM rounds WHERE task_hash = ? AND state IN ('closed', 'opening') AND manifest != ''"
         rows = [(task, self.world.seen(f"{query} ORDER BY number", task.id)) for task in self.world.tasks]
         return [(task, number) for task, found in rows for (number,) in found if self._excused]
@@ -343,8 +358,7 @@ class Observer:
             raise Violation("a version is published once", f"{pulled.version} versions of {published} rounds")
 
     def _check_dropped(self, task: Task, number: int, lost: set[str]) -> None:
-        _, unsound = self._sound(task.id, number)
-        if lost and not lost & set(unsound):
+        if lost and not lost & self._closed(task.id, number):
             raise Violation("buckets of honest updates open", f"round {number}")
 
     async def _check_excluded(self, task: Task) -> None:
