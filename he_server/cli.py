@@ -213,14 +213,14 @@ def recover(
         int | None, typer.Option(min=0, help="The last opening that holders voted for; default: what they say.")
     ] = None,
     version: Annotated[
-        int | None, typer.Option(min=0, help="The newest model version that they have seen; default: what they say.")
+        int | None, typer.Option(min=0, help="The version that the model gets; default: the one after what they say.")
     ] = None,
     config: Config = None,
     data_dir: DataDir = None,
     database_url: DatabaseUrl = None,
 ) -> None:
     """Go on after an older backup was restored: key holders have seen later openings and model versions than this
-    database has. The newest model that is here gets their version, and numbers go on after theirs.
+    database has. The newest model that is here gets the version after theirs, and numbers go on after theirs.
 
     By default the numbers are those that more holders have seen than may lie; 'he-keys status' shows them at each.
     """
@@ -241,7 +241,7 @@ async def _abandon(settings: Settings, wanted: str, number: int) -> None:
     store = Store(make_engine(settings.url))
     try:
         record = await store.round((await _found(store, wanted)).task, number)
-        await store.abandon(record, "an operator gave the round up: its updates are spent")
+        await store.abandon(record, "an operator gave the round up: its updates are spent", time.time())
     finally:
         await store.close()
 
@@ -253,7 +253,8 @@ async def _recover(settings: Settings, wanted: str, opening: int | None, version
         task = Task.from_token(record.token, settings.read_authority())
         seen = await store.seen_by_holders(task)
         opening = seen[0] if opening is None else opening
-        version = max(seen[1], record.model_version) if version is None else version
+        if version is None:  # on the version that holders have seen they may have voted for every client's update
+            version = max(seen[1] + 1 if any(seen) else 0, record.model_version)
         await store.recover(task.id, opening, version, time.time())
         return opening, version
     finally:

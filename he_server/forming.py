@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from he_protocol.api import Failure
 from he_protocol.messages import Manifest, Screening, UpdateHeader
+from he_protocol.problems import BUDGET_EXHAUSTED, Refusal
 from he_protocol.signing import read_unverified
 from he_protocol.task import Task
 from he_server import names
@@ -31,13 +32,16 @@ def screened(task: Task, record: RoundRecord, answers: Sequence[AnswerRecord]) -
 
 
 async def begin_screening(server: Server, task: Task, lease: Lease) -> None:
-    """Show key holders what the server would have them open. Raises `too-few-clients`."""
+    """Show key holders what the server would have them open. Raises `too-few-clients` or `budget-exhausted`."""
     updates = await server.store.updates_of(lease.round.id)
     numbered = await server.store.next_opening(lease.round)
     if numbered is None:  # an earlier round is not over: another worker was wrong about it
         await server.store.release(lease, lease.round.tried)
         return
     opening, after = numbered
+    if opening > (most := task.config.max_openings):
+        spent = "every opening of the epoch has been used; the authority starts a new one"
+        raise Refusal(BUDGET_EXHAUSTED, spent, expected=f"opening {most} at most", got=opening)
     now = await _circumstances(server, task, after)
     found = await server.thread(faults, task, server.authority, updates, now)
     plan = await _plan(server, task, updates, found)

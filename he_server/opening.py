@@ -176,7 +176,8 @@ def write_version(task: Task, blobs: Blobs, round_id: int, kept: Sequence[Bucket
     models, velocities, sums = model_file(task), velocity_file(task), sum_file(task)
     old_model, old_velocity = model_blob(task.id, base.sha256), velocity_blob(task.id, base.sha256)
     models.check(blobs, old_model)
-    if base.round_id is not None:
+    moved = base.sha256 != task.config.initial_model.hex()  # whatever its version is: see `RoundStore.recover`
+    if moved:
         velocities.check(blobs, old_velocity)
     weights = [bucket.weight for bucket in kept]
     with ExitStack() as stack:
@@ -196,7 +197,7 @@ def write_version(task: Task, blobs: Blobs, round_id: int, kept: Sequence[Bucket
                 continue
             model = models.read(blobs, old_model, first, count)
             velocity = np.zeros(count, dtype=np.float32)
-            if base.round_id is not None:
+            if moved:
                 velocity = velocities.read(blobs, old_velocity, first, count)
             model, velocity = step(model, velocity, mean_of(values, weights, task.config), task.config.optimiser)
             models.write(new_model, first, model)

@@ -61,22 +61,22 @@ def stage_of(state: RoundState, votes: int, agreement: int) -> Stage:
     return "release" if votes >= agreement else "vote"
 
 
-def enough_shares(committee: Committee, shares: int, *, binding: bool, late: bool) -> bool:
+def enough_shares(committee: Committee, shares: int, whole: int, *, binding: bool, late: bool) -> bool:
     """Whether no further share could change what opens: a bucket that does not open now never will.
 
-    With `colluders` more than have to agree, the honest among them are enough, however the others lie: that is
-    `threshold` where a wrong share shows by what it opens (`binding`), else 2 * threshold - 1. After the time for
-    opening as many will do as must vote: whoever is still away may be away for ever.
+    whole: those of the shares that leave no bucket closed. With `colluders` more of them than have to agree, the honest
+    are enough, however the others lie: `threshold` have to agree where a wrong share shows by what it opens
+    (`binding`), else 2 * threshold - 1. After the time for opening as many shares will do as must vote: whoever is
+    still away may be away for ever.
     """
     agreeing = committee.threshold if binding else 2 * committee.threshold - 1
-    return shares >= min(committee.holders, agreeing + committee.colluders) or (late and shares >= committee.agreement)
+    in_time = shares >= committee.holders or whole >= agreeing + committee.colluders
+    return in_time or (late and shares >= committee.agreement)
 
 
-def combining_due(committee: Committee, shares: int, tried: int, *, binding: bool, late: bool) -> bool:
+def combining_due(committee: Committee, shares: int, tried: int, *, late: bool) -> bool:
     """Whether to try to open a round, after `tried` shares did not do (0: not tried yet). Time alone ends nothing."""
-    return shares >= committee.threshold and (
-        shares > tried or enough_shares(committee, shares, binding=binding, late=late)
-    )
+    return shares >= committee.threshold and (shares > tried or (late and shares >= committee.agreement))
 
 
 def fold_due(waiting: Mapping[int, int], state: RoundState, *, waited: float, filled: float) -> int | None:

@@ -16,6 +16,7 @@ from typing import Literal, TypeAlias
 import structlog
 
 from he_protocol.problems import (
+    BUDGET_EXHAUSTED,
     DISK_FULL,
     INTERNAL,
     RESIDUE_RANGE,
@@ -105,7 +106,7 @@ class Worker:
         """Whether a round whose updates are added up can be shown to key holders, be put to the vote, or be opened."""
         if record.state == "opening":
             late = now >= record.opening_deadline
-            return combining_due(task.committee, record.shares, record.tried, binding=task.scheme.binding, late=late)
+            return combining_due(task.committee, record.shares, record.tried, late=late)
         if record.manifest and not too_old(task, record, now):
             return screened(task, record, await self._store.answers_of(record.id))
         return await self._store.next_opening(record) is not None
@@ -205,7 +206,7 @@ class Worker:
             else:
                 self._server.metrics.observe_stages(await begin_opening(self._server, task, lease))
         except Refusal as refusal:
-            if refusal.problem != TOO_FEW_CLIENTS:
+            if refusal.problem not in {TOO_FEW_CLIENTS, BUDGET_EXHAUSTED}:
                 raise
             await self._fail(task, lease, refusal.problem, refusal.detail, {})
 
@@ -216,8 +217,8 @@ class Worker:
         waited = now - (current.opening_deadline - task.config.opening_seconds)
         released = released_shares(task, await self._store.shares_of(current.id))
         base = await self._store.model(task.id)
-        late, binding = now >= current.opening_deadline, task.scheme.binding
-        last = enough_shares(task.committee, len(released), binding=binding, late=late)
+        whole, late = sum(not item.share.failed for item in released), now >= current.opening_deadline
+        last = enough_shares(task.committee, len(released), whole, binding=task.scheme.binding, late=late)
         outcome = await open_sum(server, task, current, base, released, last=last)
         wrong = [bucket.failure for bucket in outcome.dropped] if isinstance(outcome, Opened) else [outcome]
         for failure in wrong:
@@ -238,7 +239,7 @@ class Worker:
     async def _fail(
         self, task: Task, lease: Lease, problem: ProblemType, detail: str, seconds: dict[str, float]
     ) -> None:
-        await self._store.fail_round(lease, problem, detail, seconds)
+        await self._store.fail_round(lease, problem, detail, self._server.clock(), seconds)
         self._server.metrics.observe_stages(seconds)
         await self._ended(task, lease.round, "failed", problem.urn)
 

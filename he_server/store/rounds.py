@@ -292,16 +292,18 @@ class RoundStore(Database):
         except IntegrityError:
             raise Refusal(WRONG_STATE, f"model version {version} was published by another round") from None
 
-    async def abandon(self, record: RoundRecord, why: str) -> None:
+    async def abandon(self, record: RoundRecord, why: str, now: float) -> None:
         """closed or opening -> failed because an operator says so: its updates are spent. Raises `wrong-state`."""
         async with self._write() as connection:
             await move_round(connection, record, "failed", failure_type=ABANDONED.urn, failure_detail=why)
+            await _repeat_model(connection, record, now)
             said = {"problem": ABANDONED.urn, "why": why}
             await audit.append(connection, "round-failed", record.task, record.number, **said)
 
     async def recover(self, task: str, opening: int, version: int, now: float) -> None:
-        """Go on after opening number `opening` and model version `version`, which key holders have seen and this
-        database has not: the newest model that is here gets that version. Raises `wrong-state` for smaller ones."""
+        """Go on after opening number `opening`, which key holders have seen and this database has not, with the newest
+        model that is here under the version `version`, which is new to holders. Raises `wrong-state` for smaller ones.
+        """
         async with self._write() as connection:
             await lock_task(connection, task)
             newest = select(models).where(models.c.task_hash == task).order_by(models.c.version.desc()).limit(1)
@@ -320,8 +322,10 @@ class RoundStore(Database):
             said = {"opening": opening, "version": version}
             await audit.append(connection, "numbers-recovered", task, 0, **said)
 
-    async def fail_round(self, lease: Lease, problem: ProblemType, detail: str, seconds: dict[str, float]) -> None:
-        """closed or opening -> failed; its clients see why."""
+    async def fail_round(
+        self, lease: Lease, problem: ProblemType, detail: str, now: float, seconds: dict[str, float]
+    ) -> None:
+        """closed or opening -> failed; its clients see why. See `_repeat_model`."""
         async with self._write() as connection:
             await move_round(
                 connection,
@@ -332,8 +336,21 @@ class RoundStore(Database):
                 failure_type=problem.urn,
                 failure_detail=detail,
             )
+            await _repeat_model(connection, lease.round, now)
             where = (lease.round.task, lease.round.number)
             await audit.append(connection, "round-failed", *where, problem=problem.urn, why=detail)
+
+
+async def _repeat_model(connection: AsyncConnection, ended: RoundRecord, now: float) -> None:
+    """The newest model under one more version, after a round that key holders may have voted for and that gave none.
+
+    Without DP noise they vote for one update of a client on each version: its clients could do nothing ever again.
+    """
+    if ended.state == "opening":
+        newest = select(models).where(models.c.task_hash == ended.task).order_by(models.c.version.desc()).limit(1)
+        model = (await connection.execute(newest)).one()
+        again = {"task_hash": ended.task, "version": model.version + 1, "round_id": None, "sha256": model.sha256}
+        await connection.execute(insert(models).values(**again, created=now))
 
 
 async def _same_share(connection: AsyncConnection, round_id: int, holder: str, token: str) -> bool:

@@ -17,6 +17,7 @@ from he_server.rounds import (
     check_base_version,
     check_transition,
     combining_due,
+    enough_shares,
     fold_due,
     merge_buckets,
     stage_of,
@@ -102,22 +103,37 @@ def test_merging_buckets(sizes: list[int], min_clients: int, expected: int) -> N
 
 
 @pytest.mark.parametrize(
-    ("numbers", "shares", "tried", "binding", "late", "expected"),
+    ("numbers", "shares", "tried", "late", "expected"),
     [
-        ("2/4/3", 1, 0, True, True, False),  # time alone opens nothing, and ends nothing
-        ("2/4/3", 2, 0, True, False, True),
-        ("2/4/3", 2, 2, True, True, False),  # did not open: a third may know better, and nobody gives up before it came
-        ("2/4/3", 3, 2, True, False, True),
-        ("2/4/3", 3, 3, False, False, False),  # where shares prove nothing, three must agree
-        ("2/4/3", 3, 3, False, True, True),
+        ("2/4/3", 1, 0, True, False),  # time alone opens nothing, and ends nothing
+        ("2/4/3", 2, 0, False, True),
+        ("2/4/3", 2, 2, True, False),  # did not open: a third may know better, and nobody gives up before it came
+        ("2/4/3", 3, 2, False, True),
+        ("2/4/3", 3, 3, False, False),
+        ("2/4/3", 3, 3, True, True),  # as many as must vote: whoever is still away may be away for ever
+    ],
+)
+def test_combining_due(numbers: str, shares: int, tried: int, late: bool, expected: bool) -> None:
+    assert combining_due(parse_committee(numbers), shares, tried, late=late) is expected
+
+
+@pytest.mark.parametrize(
+    ("numbers", "shares", "whole", "binding", "late", "expected"),
+    [
+        ("2/4/3", 2, 2, True, False, False),
         ("2/4/3", 3, 3, True, False, True),  # one of them lies at most: what three do not open, nobody opens
+        ("2/4/3", 3, 2, True, False, False),  # one left a bucket closed, and the fourth may open it
+        ("2/4/3", 3, 3, False, False, False),  # where shares prove nothing, three that agree are wanted
+        ("2/4/3", 4, 3, False, False, True),
+        ("2/4/3", 3, 2, False, True, True),
         ("3/7/5", 4, 4, True, True, False),
         ("3/7/5", 5, 5, True, False, True),
         ("2/3/2", 2, 2, True, False, True),
+        ("2/3/2", 2, 2, False, False, False),
     ],
 )
-def test_combining_due(numbers: str, shares: int, tried: int, binding: bool, late: bool, expected: bool) -> None:
-    assert combining_due(parse_committee(numbers), shares, tried, binding=binding, late=late) is expected
+def test_enough_shares(numbers: str, shares: int, whole: int, binding: bool, late: bool, expected: bool) -> None:
+    assert enough_shares(parse_committee(numbers), shares, whole, binding=binding, late=late) is expected
 
 
 @pytest.mark.parametrize(

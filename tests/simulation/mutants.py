@@ -10,6 +10,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from typing import Any
@@ -20,17 +21,21 @@ from rich.table import Table
 from sqlalchemy import delete, func, insert, select, update
 
 from he_client.client import HushSumClient
+from he_protocol.committee import Committee
+from he_protocol.problems import Refusal
+from he_protocol.schemes import kahe
+from he_server import forming, opening, worker
 from he_server import rounds as rules
-from he_server import worker
 from he_server.acceptance import Acceptance
+from he_server.aggregate import merge_sums
 from he_server.blobs import BlobWriter
 from he_server.store import Store
-from he_server.store.records import Accepted
+from he_server.store.records import Accepted, RoundRecord
 from he_server.store.schema import accumulators, models, rounds, updates
 from he_server.sweep import drop_round
 from keys import checks, ledger
-from keys.holder import KeyHolder
 from keys.ledger import Ledger
+from keys.opening import Openings
 
 from .invariants import Violation
 from .operations import run
@@ -168,49 +173,122 @@ def sealed_again(patch: Patch) -> None:
 
 def _without(patch: Patch, *forgotten: Any) -> None:
     """A ledger that judges without these rules, and whose tables do not object."""
-    kept = tuple(rule for rule in checks.RULES if rule not in forgotten)
     record, decide = ledger._record, Ledger.decide
 
     async def recorded(connection: Any, request: Any) -> None:
-        ids = [entry.update_id for entry in request.manifest.updates]
-        for table in (ledger.opened_updates, ledger.openings):
-            mine = (table.c.task_hash == request.task.hash) & (table.c.round == request.manifest.round)
+        ids, task_hash = [entry.update_id for entry in request.manifest.updates], request.task.hash
+        for table in (ledger.voted_updates, ledger.votes):
+            mine = (table.c.task_hash == task_hash) & (table.c.opening == request.manifest.opening)
             await connection.execute(delete(table).where(mine))
-        mine = ledger.opened_updates.c.task_hash == request.task.hash
-        await connection.execute(delete(ledger.opened_updates).where(mine, ledger.opened_updates.c.update_id.in_(ids)))
+        mine = ledger.voted_updates.c.task_hash == task_hash
+        await connection.execute(delete(ledger.voted_updates).where(mine, ledger.voted_updates.c.update_id.in_(ids)))
         await record(connection, request)
 
-    async def decided(self: Ledger, *args: Any, **options: Any) -> Any:
-        return await decide(self, *args, **{**options, "rules": kept})
+    async def decided(self: Ledger, request: Any, rules: Any) -> Any:
+        return await decide(self, request, tuple(rule for rule in rules if rule not in forgotten))
 
     patch.setattr(ledger, "_record", recorded)
     patch.setattr(Ledger, "decide", decided)
 
 
 def forks(patch: Patch) -> None:
-    _without(patch, checks.round_not_forked)
+    _without(patch, checks.number_unused)
 
 
 def overlaps(patch: Patch) -> None:
-    _without(patch, checks.updates_fresh)
+    _without(patch, checks.updates_fresh, checks.bases_fresh)
+
+
+def bases_again(patch: Patch) -> None:
+    _without(patch, checks.bases_fresh)
+
+
+def uncertified(patch: Patch) -> None:
+    _without(patch, checks.certified)
+
+
+def beyond_the_plan(patch: Patch) -> None:
+    _without(patch, checks.number_in_plan)
+
+
+def too_few(patch: Patch) -> None:
+    _without(patch, checks.buckets_large_enough)
+
+
+def counted_twice(patch: Patch) -> None:
+    class Voters(set[str]):
+        def __init__(self) -> None:
+            self.heard = 0
+
+        def add(self, _voter: str) -> None:
+            self.heard += 1
+
+        def __len__(self) -> int:
+            return self.heard
+
+    patch.setattr(checks, "set", Voters, raising=False)
 
 
 def decided_late(patch: Patch) -> None:
     pending: list[Any] = []
-    record, answer = ledger._record, KeyHolder._answer
+    record = ledger._record
 
     async def postponed(connection: Any, request: Any) -> None:
         pending.append(request)
 
-    async def answered(self: KeyHolder, *args: Any) -> Any:
-        share = await answer(self, *args)
-        async with self.ledger._transaction() as connection:
-            while pending:
-                await record(connection, pending.pop())
-        return share
+    def late(step: Any) -> Any:
+        async def stepped(self: Openings, *args: Any) -> None:
+            await step(self, *args)
+            async with self._holder.ledger._transaction() as connection:
+                while pending:
+                    await record(connection, pending.pop())
+
+        return stepped
 
     patch.setattr(ledger, "_record", postponed)
-    patch.setattr(KeyHolder, "_answer", answered)
+    patch.setattr(Openings, "_vote", late(Openings._vote))
+
+
+def binding_screening(patch: Patch) -> None:
+    screen = Openings._screen
+
+    async def screened(self: Openings, request: Any, *rest: Any) -> None:
+        await screen(self, request, *rest)
+        with suppress(Refusal):
+            await self._holder.ledger.decide(request, checks.VOTING)
+
+    patch.setattr(Openings, "_screen", screened)
+
+
+def number_again(patch: Patch) -> None:
+    next_opening = Store.next_opening
+
+    async def numbered(self: Store, record: Any) -> Any:
+        found = await next_opening(self, record)
+        return found and (max(1, found[0] - 1), found[1])
+
+    patch.setattr(Store, "next_opening", numbered)
+
+
+def one_word(patch: Patch) -> None:
+    patch.setattr(Committee, "needed_to_exclude", 1)
+
+
+def left_in(patch: Patch) -> None:
+    def merged(*args: Any) -> None:
+        merge_sums(*args[:4])
+
+    patch.setattr(forming, "merge_sums", merged)
+
+
+def untold(patch: Patch) -> None:
+    patch.setattr(RoundRecord, "failure_of", lambda *_: None)
+
+
+def result_unchecked(patch: Patch) -> None:
+    patch.setattr(opening, "check_range", lambda *_: None)
+    patch.setattr(kahe, "check_padding", lambda *_: None)
+    patch.setattr(kahe, "largest_error", lambda *_: 1 << 40)
 
 
 def unbound(patch: Patch) -> None:
@@ -227,9 +305,20 @@ MUTANTS = (
     Mutant("published twice", "publication does not look at lease and state", published_twice),
     Mutant("folded twice", "a checkpoint does not mark all that it has folded", folded_twice),
     Mutant("sealed again", "a device encrypts again what it may have sent before", sealed_again),
-    Mutant("forks forgotten", "a holder accepts a second manifest of a round", forks),
-    Mutant("overlaps accepted", "a holder opens an update in a second round", overlaps),
-    Mutant("decided late", "a holder's decision is durable after its share has left", decided_late),
+    Mutant("forks forgotten", "a holder votes for a second manifest of a number", forks),
+    Mutant("overlaps accepted", "a holder votes for an update in a second manifest", overlaps),
+    Mutant("bases again", "a holder votes for a second update of a client on one version", bases_again),
+    Mutant("decided late", "a holder's vote is durable after it has left", decided_late),
+    Mutant("uncertified", "a holder releases its share without a certificate", uncertified),
+    Mutant("counted twice", "a certificate counts one voter twice", counted_twice),
+    Mutant("beyond the plan", "a holder votes for any opening number", beyond_the_plan),
+    Mutant("too few", "a holder votes for sums of a single update", too_few),
+    Mutant("binding screening", "a holder records what it only screens", binding_screening),
+    Mutant("number again", "the server uses an opening number twice", number_again),
+    Mutant("one word", "one holder's word leaves an update out", one_word),
+    Mutant("left in", "an update that was left out stays in the sum", left_in),
+    Mutant("result unchecked", "whatever shares open to is published", result_unchecked),
+    Mutant("untold", "a client is not told that its update was left out", untold),
     Mutant("epoch unchecked", "the server takes an update of another epoch", unbound),
 )
 

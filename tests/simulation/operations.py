@@ -12,20 +12,27 @@ from pathlib import Path
 
 import structlog
 
+from he_protocol.task import Task
 from he_server.sweep import sweep
 
-from .invariants import Observer
-from .liar import make_lie, tell
+from .invariants import Observer, Violation
+from .liar import NUMBERINGS, PROOFS, certify, make_lie, tell
 from .machine import UNTOUCHED, VirtualLoop, enter
-from .schedules import Operation, Schedule
+from .schedules import HOLDERS, Operation, Schedule
 from .seams import simulated
-from .world import CLIENTS, COLLECT, HOLDERS, LEASE, OPENING, WORKERS, Record, World
+from .world import CLIENTS, COLLECT, LEASE, OPENING, WORKERS, Record, World
 
 WAITS = (1, LEASE + 1, COLLECT + 1, OPENING + 1, 3700)
+STEPS = ("work", "answers", "work", "answers", "answers", "work")
+"""Of a round that is full: it is shown to the holders, screened, formed, voted for, released, and published."""
 SWEEP_SECONDS = 3600.0
 LOG_LEVEL = 50
-HEALING = 12
-"""Times that everybody gets a turn after the last operation; each is followed by a wait of a lease."""
+HEALING = 40
+"""Times that everybody gets a turn after the last operation, at most."""
+NEXT = 3
+"""Rounds in which the task must go on, whatever happened: a recovery may cost one."""
+PATIENCE = 3
+"""Turns without progress, each followed by a wait of a lease, before the operator does something."""
 
 
 def run(schedule: Schedule) -> Record:
@@ -56,7 +63,7 @@ def _run_once(schedule: Schedule) -> Record:
     try:
         observer = Observer()
         gc.disable()  # one collection afterwards costs less than those on the way
-        world = World(loop, Path(folder), observer.watch)
+        world = World(loop, Path(folder), observer.watch, schedule)
         observer.world = world
         with simulated(world, schedule.number, streamed=schedule.streamed):
             loop.run_until_complete(_run(world, observer, schedule.operations))
@@ -84,6 +91,8 @@ async def _run(world: World, observer: Observer, schedule: Sequence[Operation]) 
     await world.thaw()
     observer.begin_healing()
     await _heal(world, observer)
+    if world.record.restored or world.record.counts["abandon"]:
+        await _go_on(world, observer)
     await _as_nobody(observer.final())
 
 
@@ -97,11 +106,24 @@ async def _step(world: World, observer: Observer, operation: Operation) -> None:
         case "gather":
             await world.run(world.gather(), fate, "gather")
         case "open":
-            if not observer.rounds("opening"):
-                await world.run(world.gather(), UNTOUCHED, "gather")
-            answers = world.answers(who % HOLDERS)
-            await world.run(answers, UNTOUCHED, f"answers(without {who % HOLDERS})")
-            await world.run(world.work(who % WORKERS), fate, f"work({who % WORKERS})")
+            await _open(world, observer, operation)
+        case "straggle":
+            await _straggle(world)
+        case "spoil" if who % CLIENTS not in world.busy:
+            broken = frozenset(index for index in range(HOLDERS) if index == pick % HOLDERS or pick >> (2 + index) & 1)
+            await world.run(world.contribute(who % CLIENTS, broken), fate, f"spoil({who % CLIENTS}, {sorted(broken)})")
+        case "revoke":
+            await world.run(world.revoke(who % CLIENTS), fate, "revoke")
+        case "abandon":
+            live = world.seen("SELECT task_hash, number FROM rounds WHERE state IN ('closed', 'opening') ORDER BY id")
+            for task_hash, number in live[:1]:
+                task = next(task for task in world.tasks if task.id == task_hash)
+                await world.run(world.abandon(task, number), fate, f"abandon({number})")
+        case "restore":
+            if world.restore(pick):
+                observer.forget()
+                await _as_nobody(world.boot())
+                world.record.trace.append("restored an older disk of the server")
         case "resend":
             if frames := world.sent():
                 frame = frames[-1 - pick % len(frames)]
@@ -117,14 +139,7 @@ async def _step(world: World, observer: Observer, operation: Operation) -> None:
             if who % HOLDERS not in world.out:
                 await world.run(world.answer(who % HOLDERS), fate, f"answer({who % HOLDERS})")
         case "lie":
-            invented, unopened = bool(pick % 2), bool(pick // 2 % 2)
-            told = sorted({who % HOLDERS, (who + pick) % HOLDERS})
-            if unopened:
-                await _set_the_stage(world, told)
-            lie = make_lie(world, invented=invented, unopened=unopened, pick=pick // 4)
-            for holder in told:
-                if lie is not None:
-                    await world.run(tell(world, lie, holder), fate, f"lie({holder})")
+            await _lie(world, operation)
         case "wait":
             await asyncio.sleep(WAITS[pick % len(WAITS)])
             world.record.trace.append(f"wait {WAITS[pick % len(WAITS)]}")
@@ -145,12 +160,58 @@ async def _step(world: World, observer: Observer, operation: Operation) -> None:
             await world.thaw()
 
 
-async def _set_the_stage(world: World, holders: Sequence[int]) -> None:
-    """These holders have opened the newest round as it is, and the next one has updates."""
+async def _open(world: World, observer: Observer, operation: Operation) -> None:
+    """A round from its updates to its sum, or for an eighth part the beginning of that. The fate is of one step."""
+    who, pick = operation.who, operation.pick
+    without, worker = who % HOLDERS, who % WORKERS
+    world.back_up()
+    if not observer.rounds("closed", "opening"):
+        await world.run(world.gather(), UNTOUCHED, "gather")
+    steps = STEPS if pick % 4 else STEPS[: 1 + pick // 4 % len(STEPS)]
+    doomed = len(steps) - 1 - pick // 4 % 16 % len(steps) if pick % 4 else len(steps) - 1
+    for number, step in enumerate(steps):
+        fate = operation.fate if number == doomed else UNTOUCHED
+        if step == "work":
+            await world.run(world.work(worker), fate, f"work({worker})")
+        else:
+            await world.run(world.answers(without), fate, f"answers(without {without})")
+
+
+async def _straggle(world: World) -> None:
+    """The newest round waits for its key holders, and devices that have trained on the same model come after it."""
+    for client in range(CLIENTS):
+        if client == CLIENTS // 2:
+            await asyncio.sleep(COLLECT + 1)
+            await world.run(world.work(0), UNTOUCHED, "work(0)")
+        if client not in world.busy:
+            await world.run(world.contribute(client), UNTOUCHED, f"contribute({client})")
+
+
+async def _lie(world: World, operation: Operation) -> None:
+    """A lie, told to some of the honest holders, who are then asked for their shares."""
+    who, pick = operation.who, operation.pick
+    told = [holder for number, holder in enumerate(world.honest) if number != who % len(world.honest) or pick % 2]
+    told = [holder for holder in told if holder not in world.out]
+    if unopened := bool(pick // 2 % 2):
+        await _set_the_stage(world)
+    numbering, proof = NUMBERINGS[pick // 4 % len(NUMBERINGS)], PROOFS[(who // 3 + pick) % len(PROOFS)]
+    lie = make_lie(world, numbering=numbering, unopened=unopened, few=pick % 16 == 9, pick=pick)
+    if lie is None:
+        return
+    what = f"lie {numbering}, opening {lie.manifest.opening}, {len(lie.frames)} updates"
+    for holder in told:
+        await world.run(tell(world, lie, holder), operation.fate, f"{what}: vote({holder})")
+    certify(world, lie, proof)
+    for holder in told:
+        await world.run(tell(world, lie, holder), operation.fate, f"{proof}: release({holder})")
+
+
+async def _set_the_stage(world: World) -> None:
+    """The newest round is opened as it is, and the next one has updates."""
     await world.run(world.gather(), UNTOUCHED, "gather")
-    for holder in holders:
-        if holder not in world.out:
-            await world.run(world.answer(holder), UNTOUCHED, f"answer({holder})")
+    for step in STEPS[1:]:
+        what = world.work(0) if step == "work" else world.answers(HOLDERS)
+        await world.run(what, UNTOUCHED, step)
     for client in range(CLIENTS - 1):  # so that it is not full
         if client not in world.busy:
             await world.run(world.contribute(client), UNTOUCHED, f"contribute({client})")
@@ -164,22 +225,52 @@ async def _sweep(world: World) -> str:
 
 
 async def _heal(world: World, observer: Observer) -> None:
-    """Everybody is back and gets turns until nothing is left to do."""
+    """Everybody is back, but for the traitor, and gets turns until nothing is left to do."""
     world.out.clear()
     world.unsent.update(range(CLIENTS))
+    await world.run(world.revoke(None), UNTOUCHED, "heal: revoke")  # a restored server has lost the list
+    idle, before, tried = 0, observer.progress(), list[tuple[Task, int]]()
     for _ in range(HEALING):
         await world.thaw()
         for client in sorted(world.unsent):
             await world.run(world.finish(client), UNTOUCHED, f"heal: finish({client})")
         await world.run(world.work(0), UNTOUCHED, "heal: work")
-        if observer.rounds("opening"):
-            for holder in range(HOLDERS):
-                await world.run(world.answer(holder), UNTOUCHED, f"heal: answer({holder})")
+        if observer.rounds("closed", "opening"):
+            await world.run(world.answers(HOLDERS), UNTOUCHED, "heal: answers")
             await world.run(world.work(0), UNTOUCHED, "heal: work")
         observer.check()
         if observer.quiet():
             return
-        await asyncio.sleep(LEASE + 1)
+        now = observer.progress()
+        idle, before = idle + 1 if now == before else 0, now
+        if idle:
+            await asyncio.sleep(LEASE + 1)
+        if idle >= PATIENCE:
+            tried = await _intervene(world, observer, tried)
+
+
+async def _go_on(world: World, observer: Observer) -> None:
+    """Whatever was lost or given up: devices that train on get their next model."""
+    before = world.version()
+    for _ in range(NEXT):
+        if world.record.lies or world.version() > before or not observer.openings_left(world.task.id):
+            return
+        await world.run(world.gather(), UNTOUCHED, "go on: gather")
+        await _heal(world, observer)
+    if world.version() == before:
+        raise Violation("the task goes on", f"version {before} is the last one")
+
+
+async def _intervene(world: World, observer: Observer, before: list[tuple[Task, int]]) -> list[tuple[Task, int]]:
+    """What an operator does about rounds that key holders refuse: have the server go on after what they have seen, and
+    give one up where that has not helped `before`."""
+    stuck = observer.stuck()
+    for task, number in stuck[:1]:
+        if stuck == before:
+            await world.run(world.abandon(task, number), UNTOUCHED, f"heal: abandon({number})")
+        else:
+            await world.run(world.recover(task), UNTOUCHED, "heal: recover")
+    return stuck
 
 
 async def _as_nobody(what: object) -> None:

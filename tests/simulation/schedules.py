@@ -20,6 +20,11 @@ Kind = Literal[
     "work",
     "answer",
     "lie",
+    "straggle",
+    "spoil",
+    "revoke",
+    "abandon",
+    "restore",
     "wait",
     "sweep",
     "rotate",
@@ -30,13 +35,18 @@ Kind = Literal[
 # Often what makes rounds go on, now and then what disturbs them. Hypothesis shrinks towards the first.
 _WEIGHTS: dict[Kind, int] = {
     "gather": 6,
-    "open": 6,
+    "open": 7,
     "contribute": 4,
     "resend": 2,
     "misdirect": 2,
     "work": 4,
     "answer": 3,
     "lie": 3,
+    "straggle": 2,
+    "spoil": 2,
+    "revoke": 1,
+    "abandon": 1,
+    "restore": 1,
     "wait": 4,
     "sweep": 3,
     "rotate": 2,
@@ -45,10 +55,11 @@ _WEIGHTS: dict[Kind, int] = {
     "thaw": 2,
 }
 _FATES: dict[FateKind, int] = {"none": 10, "kill": 3, "power": 3, "freeze": 5, "cut": 2}
-_POINTS: dict[Kind, int] = {"gather": 270, "open": 65, "contribute": 50, "work": 70, "answer": 75, "lie": 75}
+_POINTS: dict[Kind, int] = {"gather": 270, "open": 120, "contribute": 50, "work": 70, "answer": 75, "lie": 75}
 """About how many points the longer operations have; the others have at most `_OTHER_POINTS`."""
 _OTHER_POINTS = 12
-LONGEST = 10
+HOLDERS = 4
+LONGEST = 8
 """Operations in a schedule."""
 
 
@@ -64,14 +75,20 @@ class Operation:
 
 @dataclass(frozen=True)
 class Schedule:
-    """`number`: what all randomness in it comes from. streamed: see `simulated`."""
+    """`number`: what all randomness in it comes from. streamed: see `simulated`.
+
+    traitor: the key holder that lies. lean: the server keeps no bytes of updates that it has added up.
+    """
 
     number: int
     operations: tuple[Operation, ...]
     streamed: bool = False
+    traitor: int | None = None
+    lean: bool = False
 
     def __str__(self) -> str:
-        return "\n  ".join([f"schedule {self.number}, streamed: {self.streamed}", *map(repr, self.operations)])
+        flags = f"streamed: {self.streamed}, traitor: {self.traitor}, lean: {self.lean}"
+        return "\n  ".join([f"schedule {self.number}, {flags}", *map(repr, self.operations)])
 
 
 _kinds = st.sampled_from([kind for kind, weight in _WEIGHTS.items() for _ in range(weight)])
@@ -94,7 +111,9 @@ def _operations(draw: st.DrawFn) -> Operation:
 def schedules() -> st.SearchStrategy[Schedule]:
     """Schedules of two to `LONGEST` operations."""
     operations = st.lists(_operations(), min_size=2, max_size=LONGEST).map(tuple)
-    return st.builds(Schedule, st.integers(0, 1 << 20), operations, st.booleans())
+    traitors = st.none() | st.integers(0, HOLDERS - 1)
+    lean = st.sampled_from([False, False, False, True])
+    return st.builds(Schedule, st.integers(0, 1 << 20), operations, st.booleans(), traitors, lean)
 
 
 def explore(check: Callable[[Schedule], object], examples: int, number: int, *, shrink: bool = True) -> None:

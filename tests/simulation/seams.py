@@ -153,7 +153,7 @@ def simulated(world: World, seed: int, *, streamed: bool) -> Iterator[None]:
 
     def shares(self: KaheSealer, update_id: bytes, secret: Integers) -> bytes:
         secrets.extend([secret.astype(kind).tobytes() for kind in ("<i4", "<i8")])
-        return share(self, update_id, secret)
+        return world.spoil(self._client, update_id, share(self, update_id, secret))
 
     share = KaheSealer._shares
     with pytest.MonkeyPatch.context() as patch:

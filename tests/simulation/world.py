@@ -1,4 +1,4 @@
-"""A server, three key holders, four devices and an authority, each on a machine of its own.
+"""A server, four key holders, four devices and an authority, each on a machine of its own.
 
 Every device contributes one-hot vectors: value 1 at a coordinate that no other update has. What a
 round publishes therefore says which updates are in it, and how often.
@@ -7,9 +7,10 @@ round publishes therefore says which updates are in it, and how often.
 from __future__ import annotations
 
 import asyncio
+import random
 import sqlite3
 import tempfile
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, field
@@ -28,12 +29,15 @@ from he_client.spool import SealedUpdate, Spool
 from he_client.transport import RetryPolicy, Transport
 from he_protocol import api, schemes
 from he_protocol.keyfile import KeyRecord
-from he_protocol.messages import Receipt, SignedUpdate, decode, encode
-from he_protocol.problems import Refusal
+from he_protocol.messages import Receipt, RevocationList, SignedUpdate, decode, encode
+from he_protocol.problems import REVOKED_KEY, Refusal
+from he_protocol.revocation import Revocations, key_digest
 from he_protocol.schemes import kahe
+from he_protocol.schemes.kahe import box_bytes
 from he_protocol.signing import fingerprint, jwk_x, verify
 from he_protocol.task import Task, TensorSpec
 from he_server.app import make_app, open_server
+from he_server.cli import _abandon, _recover
 from he_server.server import Server
 from he_server.settings import Settings
 from he_server.store.database import sqlite_url
@@ -45,21 +49,36 @@ from keys.holder import KeyHolder
 from keys.hpke_key import HpkeKey
 from keys.keyring import HpkeRecord
 from keys.ledger import Ledger
+from keys.opening import Openings
 from migrations.run import upgrade
 from tests.support.parties import Authority, zeros_digest
 
 from .disk import Disk
 from .machine import ACTIVITY, START, Activity, Crashed, Fate, Machine, VirtualLoop, enter
+from .schedules import HOLDERS, Schedule
+from .traitor import MANNERS, Traitor
 from .wire import Network, Watch
 
-HOLDERS, CLIENTS, THRESHOLD, WORKERS = 3, 4, 2, 2
+CLIENTS, THRESHOLD, AGREEMENT, WORKERS = 4, 2, 3, 2
+MIN_CLIENTS = 2
 COORDINATES = 64
 SCALE = 2.0**16
 """The scheme's error, at most 52 integer units an update, is far below one half of it."""
 COLLECT, OPENING, LEASE = 60, 600, 60
-BUCKETS = (2, 1)
-"""Of each epoch of the task: so many epochs there are."""
-EPOCHS = len(BUCKETS)
+PLANS: tuple[dict[str, Any], ...] = (
+    {"buckets": 2, "staleness": 0, "max_openings": 4},
+    {"buckets": 1, "staleness": 1000, "max_openings": 1000},
+)
+"""What the epochs of the task differ in."""
+EPOCHS = len(PLANS)
+LOOKS = 1
+"""That a key holder takes at most, as long as it finds something to do: it polls faster then."""
+IMAGES = 3
+"""Of the server's disk that are kept."""
+MAX_REVOKED = 2
+"""Clients at most: the others are enough for a round."""
+LIST_SECONDS = 30 * 86_400
+"""How long a revocation list is good for: longer than any schedule."""
 RESUMING = 0
 """The device that uploads in pieces (tus)."""
 PAGE_BYTES = 1024
@@ -78,13 +97,12 @@ PLAN: dict[str, Any] = {
     "value_range": 1.0,
     "scale": SCALE,
     "privacy": {"unit": "none"},
-    "min_clients": 2,
+    "min_clients": MIN_CLIENTS,
     "max_clients": CLIENTS,
     "collect_seconds": COLLECT,
     "opening_seconds": OPENING,
-    "staleness": 1000,
-    "max_openings": 1000,
     "threshold": THRESHOLD,
+    "agreement": AGREEMENT,
 }
 
 
@@ -129,8 +147,8 @@ def cast() -> Cast:
     tensors, credentials = (TensorSpec("w", (COORDINATES,)),), [h.credential for h in holders]
     public = authority.key.public
     tasks = []
-    for epoch, buckets in enumerate(BUCKETS, start=1):
-        plan = PLAN | {"epoch": epoch, "buckets": buckets, "initial_model": zeros_digest(tensors)}
+    for epoch, special in enumerate(PLANS, start=1):
+        plan = PLAN | special | {"epoch": epoch, "initial_model": zeros_digest(tensors)}
         config = build_config(plan, tensors, server.credential, credentials, public)
         tasks.append(Task.from_token(authority.key.sign(config), public))
     model = write_tensors({"w": np.zeros(COORDINATES, dtype=np.float32)})
@@ -170,6 +188,7 @@ class Frame:
     task: Task
     update_id: str
     coordinate: int
+    base: int
     head: bytes
     body: bytes
 
@@ -180,14 +199,20 @@ class Frame:
 
 @dataclass
 class Record:
-    """What an observer of the whole world knows."""
+    """What an observer of the whole world knows.
+
+    spoilt: updates with envelopes that these holders cannot open. revoked: clients.
+    """
 
     frames: dict[str, Frame] = field(default_factory=dict)
     sent: dict[str, None] = field(default_factory=dict)  # what ever left a device, in order
     acknowledged: dict[tuple[str, str], int] = field(default_factory=dict)  # (task, update): client
     secrets: list[bytes] = field(default_factory=list)
     trace: list[str] = field(default_factory=list)
+    spoilt: dict[str, frozenset[int]] = field(default_factory=dict)
+    revoked: list[int] = field(default_factory=list)
     lies: int = 0
+    restored: int = 0
     counts: Counter[str] = field(default_factory=Counter)
 
 
@@ -208,7 +233,7 @@ class Device(HushSumClient):
 
     async def seal(self, task: Task, source: Source, *, base_version: int) -> SealedUpdate:
         vector = source(0, task.length)
-        self._coordinate = int(np.argmax(vector))
+        self._coordinate, self._base = int(np.argmax(vector)), base_version
         self._world.record.secrets.append(vector.astype("<i8").tobytes())
         return await super().seal(task, source, base_version=base_version)
 
@@ -218,7 +243,7 @@ class Device(HushSumClient):
 
         def noted(sealed: SealedUpdate, head: SignedUpdate) -> None:
             body = b"".join(path.read_bytes() for path in sealed.parts)
-            frame = Frame(self._client, task, sealed.update_id, self._coordinate, encode(head), body)
+            frame = Frame(self._client, task, sealed.update_id, self._coordinate, self._base, encode(head), body)
             self._world.record.frames[sealed.update_id] = frame
             commit(sealed, head)
 
@@ -240,7 +265,7 @@ class Device(HushSumClient):
 class World:
     """All machines of one schedule. `run` executes one operation under a fate."""
 
-    def __init__(self, loop: VirtualLoop, root: Path, watch: Watch) -> None:
+    def __init__(self, loop: VirtualLoop, root: Path, watch: Watch, schedule: Schedule) -> None:
         self.loop = loop
         loop.wake = self._release
         self.cast = cast()
@@ -260,6 +285,12 @@ class World:
         self.busy: set[int] = set()
         self.out: set[int] = set()
         self.unsent: set[int] = set()
+        self.traitor = schedule.traitor
+        self.lean = schedule.lean
+        self.spoils: dict[str, frozenset[int]] = {}
+        self._mood = random.Random(schedule.number)
+        self._openings: dict[tuple[Machine, str], Openings] = {}
+        self._images: deque[tuple[int, Disk]] = deque(maxlen=IMAGES)
 
     def clock(self) -> float:
         return START + self.loop.time()
@@ -272,6 +303,11 @@ class World:
     def tasks(self) -> list[Task]:
         """Of all epochs so far."""
         return self.cast.tasks[: self.epoch + 1]
+
+    @property
+    def honest(self) -> list[int]:
+        """The numbers of the key holders that keep to the rules."""
+        return [index for index in range(HOLDERS) if index != self.traitor]
 
     def sent(self) -> list[Frame]:
         """What ever left a device, in order."""
@@ -288,12 +324,16 @@ class World:
         else:
             self.server = self.server.booted()
         enter(self.server)
-        self.running = open_server(Settings(data_dir=self.server.disk.root, lease_seconds=LEASE), self.clock)
+        self.running = open_server(self.settings(), self.clock)
         runner = web.AppRunner(make_app(self.running, work=False), handle_signals=False, access_log=None)
         await runner.setup()
         assert runner.server is not None
         self.network.hosts[SERVER] = self.server, runner.server
         self.workers = [Worker(self.running) for _ in range(WORKERS)]
+
+    def settings(self) -> Settings:
+        settings = Settings(data_dir=self.server.disk.root, lease_seconds=LEASE)
+        return settings.model_copy(update={"retain_bytes": 0}) if self.lean else settings
 
     @asynccontextmanager
     async def device(self, client: int) -> AsyncIterator[Device]:
@@ -318,21 +358,48 @@ class World:
 
     # -- what parties do ----------------------------------------------------------------------------
 
-    async def contribute(self, client: int) -> str:
-        """A device sends what it has sealed before, or trains and sends something new."""
+    async def contribute(self, client: int, spoilt_for: frozenset[int] = frozenset()) -> str:
+        """A device sends what it has sealed before, or trains on a model that is new to it and sends that.
+
+        spoilt_for: holders that cannot open their envelopes of a new update.
+        """
         self.busy.add(client)  # one application at a time has a device's spool
         async with self.device(client) as device:
             try:
                 for task in self.tasks:
                     if await device.resume(task):
                         return "resumed"
+                version = self.version()
+                if self._waits(client, version):
+                    return "waits for a model"
                 vector = _one_hot(client + CLIENTS * device.sealed(self.task))
-                await device.submit(self.task, {"w": vector}, base_version=self._version())
+                self.spoils[f"client-{client}"] = spoilt_for
+                await device.submit(self.task, {"w": vector}, base_version=version)
             except Refusal as refusal:
                 return refusal.problem.slug
             finally:
                 self.busy.discard(client)
         return "acknowledged"
+
+    def spoil(self, client: str, update_id: bytes, shares: bytes) -> bytes:
+        """The envelopes of an update, those to some holders made useless where `contribute` was told so."""
+        broken = self.spoils.pop(client, frozenset())
+        if not broken:
+            return shares
+        self.record.spoilt[update_id.hex()] = broken
+        size, made = box_bytes(self.task.sharing), bytearray(shares)
+        first = len(shares) - size * HOLDERS
+        for holder in broken:
+            made[first + size * holder] ^= 1
+        return bytes(made)
+
+    def _waits(self, client: int, version: int) -> bool:
+        """Whether the server has an update of a device on this version, and would have no second one."""
+        query = (
+            "SELECT 1 FROM updates JOIN rounds ON rounds.id = round_id WHERE updates.task_hash = ? AND client = ?"
+            " AND base_version = ? AND (state != 'failed' OR opening_deadline > 0)"
+        )
+        return bool(self.seen(query, self.task.id, f"client-{client}", version))
 
     async def finish(self, client: int) -> str:
         """A device sends what it has sealed before, and nothing new."""
@@ -342,7 +409,8 @@ class World:
                 for task in self.tasks:
                     await device.resume(task)
             except Refusal as refusal:
-                self.unsent.add(client)
+                if refusal.problem is not REVOKED_KEY:
+                    self.unsent.add(client)
                 return refusal.problem.slug
         return "finished"
 
@@ -364,15 +432,28 @@ class World:
         self.record.acknowledged[task.id, frame.update_id] = frame.client
         return "acknowledged"
 
-    async def answer(self, index: int, host: str = SERVER) -> str:
-        """A key holder looks once at what waits for it, in every epoch."""
+    async def answer(self, index: int, host: str = SERVER, looks: int = LOOKS) -> str:
+        """A key holder looks at what waits for it, in every epoch."""
         holder = await self.holder(index)
+        manner = self._mood.choice(MANNERS) if index == self.traitor else "honest"
+        if manner == "silent":
+            return manner
         for task in self.tasks:
             agent = Agent(holder, task, f"http://{host}", poll_seconds=1.0)
             agent._transport.clock = self.clock
+            here = self.holders[index], task.id
+            # What it has in memory; not if somebody else of this program is at it.
+            agent._openings = self._openings.pop(here) if here in self._openings else Openings(holder, task)
+            if manner != "honest":
+                agent._openings = Traitor(holder, task, manner)
+                self.record.counts[f"traitor {manner}"] += 1
             async with agent._transport:
-                await agent.step()
-        return "looked"
+                for _ in range(looks):
+                    if not await agent.step():
+                        break
+            if manner == "honest":
+                self._openings[here] = agent._openings
+        return manner
 
     async def work(self, worker: int) -> str:
         """A worker does what is due now, until nothing is."""
@@ -397,9 +478,7 @@ class World:
 
     async def answers(self, without: int) -> str:
         """All holders but one look at what waits for them."""
-        for index in set(range(HOLDERS)) - {without} - self.out:
-            await self.answer(index)
-        return "looked"
+        return ", ".join([await self.answer(index) for index in sorted(set(range(HOLDERS)) - {without} - self.out)])
 
     async def rotate(self) -> str:
         """The authority starts the next epoch of the task."""
@@ -414,7 +493,52 @@ class World:
         self.epoch = max(self.epoch, epoch)  # somebody may have done it meanwhile
         return "rotated"
 
-    def _version(self) -> int:
+    async def revoke(self, client: int | None) -> str:
+        """The authority revokes one more client, if any is given, and its list comes to the server."""
+        if client is not None and client not in self.record.revoked and len(self.record.revoked) < MAX_REVOKED:
+            self.record.revoked.append(client)
+        if not self.record.revoked:
+            return "nobody"
+        await self.boot()
+        enter(self.server)
+        keys = sorted(key_digest(self.cast.clients[client].key.public) for client in self.record.revoked)
+        signed = RevocationList(len(keys), int(START), int(START) + LIST_SECONDS, tuple(keys))
+        found = Revocations.read(self.cast.authority.key.sign(signed), self.cast.authority.key.public)
+        await self.running.store.learn_revocations(found, self.clock())
+        self.running.revocations_due = 0.0
+        return f"client-{client}"
+
+    async def abandon(self, task: Task, number: int) -> str:
+        """The operator gives a round up."""
+        await self.boot()
+        enter(self.server)
+        await _abandon(self.settings(), task.id, number)
+        return "abandoned"
+
+    async def recover(self, task: Task) -> str:
+        """The operator has the server go on where key holders are."""
+        await self.boot()
+        enter(self.server)
+        return "opening {}, version {}".format(*await _recover(self.settings(), task.id, None, None))
+
+    def back_up(self) -> None:
+        """Keep an image of the server's disk."""
+        self._images.append((self.epoch, self.server.disk.survivor(power=False)))
+
+    def restore(self, pick: int) -> bool:
+        """The server's machine goes on with an older image of its disk. Whether there is one."""
+        if not self._images:
+            return False
+        epoch, image = self._images[-1 - pick % len(self._images)]
+        self.server.stop()
+        self.server.disk = image.survivor(power=False)
+        self.epoch = epoch
+        self.record.restored += 1
+        kept = {(task, update) for task, update in self.seen("SELECT task_hash, update_id FROM updates")}
+        self.record.acknowledged = {key: c for key, c in self.record.acknowledged.items() if key in kept}
+        return True
+
+    def version(self) -> int:
         """Of the newest model, which a device would have pulled to train on."""
         return int(self.seen("SELECT max(version) FROM models WHERE task_hash = ?", self.task.id)[0][0])
 
