@@ -97,10 +97,10 @@ class Agent:
             if refusal.problem.status >= SERVICE_FAILURE:
                 log.warning("round interrupted", round=number, problem=refusal.problem.slug, detail=str(refusal))
                 return False
-            if refusal.problem is WRONG_STATE:
-                log.info("round went on without us", round=number)
-                return False
             self._refused[waiting] = self._holder.clock() + REFUSED_SECONDS
+            if refusal.problem is WRONG_STATE:
+                log.info("round went on without us", round=number, stage=waiting.stage)
+                return False
             log.error("round refused", round=number, problem=refusal.problem.slug, detail=str(refusal))
             return False
         log.info(DONE[stage], task=self._task.config.name, round=number)

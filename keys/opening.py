@@ -55,7 +55,7 @@ class Openings:
                     await self._release(request, opener, transport)
         except Refusal as refusal:
             if refusal.problem is WRONG_STATE:
-                if asked.stage == "release":  # the others were enough
+                if asked.stage != "screen":  # the others were enough
                     await holder.ledger.settled(task, number, holder.clock())
             elif refusal.problem.status < SERVICE_FAILURE:
                 await holder.ledger.refused(task, number, refusal, holder.clock(), asked.manifest)

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from he_client import Floors, HushSumClient
 from he_client import client as client_module
 from he_client.cli import app
-from he_client.floors import check_floors, collusion_bound
+from he_client.floors import check_floors
 from he_client.settings import SETTINGS_FILE, ClientSettings
 from he_client.transport import RetryPolicy
 from he_protocol.problems import BAD_SETTINGS, BELOW_FLOOR
@@ -51,7 +51,7 @@ WEAK = {
     "no_unit": ({"privacy": {"unit": "none"}}, Floors(20, "none", inf, 1e-5, 0)),
     "epsilon": ({"privacy": {"noise_multiplier": 1.0, "epsilon_budget": 99.0}}, Floors(20, "client", 99.0, 1e-5, 0)),
     "delta": ({"privacy": {"delta": 1e-4}}, Floors(20, "client", 3.0, 1e-4, 0)),
-    "holders": ({"holders": 4, "threshold": 3}, Floors(20, "client", 3.0, 1e-5, 1)),
+    "holders": ({"holders": 4, "threshold": 2}, Floors(20, "client", 3.0, 1e-5, 1)),
 }
 
 
@@ -70,11 +70,6 @@ def test_more_than_was_asked_for_is_fine() -> None:
     check_floors(made(privacy={"unit": "none"}), Floors())
     with refused(BELOW_FLOOR, "inf"):
         check_floors(made(privacy={"unit": "none"}), Floors(epsilon=1e9))
-
-
-@pytest.mark.parametrize(("n", "t", "f"), [(3, 2, 0), (4, 3, 1), (5, 4, 2), (3, 3, 2)])
-def test_how_many_holders_may_side_with_the_server(n: int, t: int, f: int) -> None:
-    assert collusion_bound(made(holders=n, threshold=t).config) == f
 
 
 @pytest.mark.parametrize(

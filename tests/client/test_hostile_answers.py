@@ -18,10 +18,10 @@ from msgspec.structs import replace
 from safetensors.numpy import save
 
 from he_client import HushSumClient, transport
-from he_client import client as client_module
+from he_client import published as published_module
 from he_client.transport import MAX_HEADERS, RetryPolicy, Transport
 from he_protocol import api, limits
-from he_protocol.messages import encode
+from he_protocol.messages import Vote, encode
 from he_protocol.problems import DIGEST_MISMATCH, TOO_LARGE, UNEXPECTED_ANSWER, UNREACHABLE, Refusal
 from he_protocol.task import Task
 from tests.support.fake_server import FakeServer
@@ -244,7 +244,7 @@ async def test_version_0_is_the_model_that_the_authority_signed(
         with refused(DIGEST_MISMATCH, "initial model"):
             await client.pull_model(world.task)
         with monkeypatch.context() as off:
-            off.setattr(client_module, "check_version", lambda task, version, etag: None)
+            off.setattr(published_module, "check_version", lambda task, version, etag: None)
             assert (await client.pull_model(world.task)).tensors["w"].max() == 1.0
 
 
@@ -290,7 +290,9 @@ def test_honest_answers_fit() -> None:
     world = World(5, {"scheme": "kahe", "profile": "kahe-14", "scale": 4.0, "max_clients": 50, "threshold": 3})
     updates = [world.update(f"client-{i}") for i in range(50)]
     manifest, ordered = world.manifest(updates)
-    assert len(encode(api.Opening(manifest, ordered))) < limits.opening(world.task) - limits.revocations()
+    votes = tuple(world.committee[i].key.sign(Vote(world.task.hash, 1, 1, bytes(32), f"holder-{i}")) for i in range(5))
+    assert len(encode(api.Opening("vote", manifest, votes))) < limits.opening(world.task) - limits.revocations()
+    assert len(encode(api.Heads(ordered))) < limits.heads(world.task)
 
 
 async def test_a_post_of_the_key_ceremony_is_bounded(tmp_path: Path) -> None:

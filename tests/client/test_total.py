@@ -38,7 +38,7 @@ def task_of(unit: str, weighting: str = "") -> Task:
     plan = {"unit": unit, "clip_norm": 1.0, "noise_multiplier": 10.0, "delta": 1e-6, "epsilon_budget": 100.0}
     privacy: dict[str, Any] = plan if unit != "none" else {"unit": "none"}
     how = weighting or ("fixed" if unit == "record" else "uniform")
-    numbers = {"scheme": "kahe", "profile": "kahe-30", "value_range": 1.0, "scale": 4096.0, "weight_cap": 100.0}
+    numbers = {"scheme": "kahe", "profile": "kahe-30", "value_range": 1.0, "scale": 4096.0, "weight_cap": 10.0}
     return World(plan=numbers | {"weighting": how, "privacy": privacy}, tensors=tensor_specs(NET)).task
 
 
@@ -198,7 +198,7 @@ def test_any_number_of_examples_is_an_answer(examples: Any) -> None:
     task = task_of("client", "examples")
     flat = flatten(task, {name: np.full_like(value, 0.1) for name, value in HONEST.items()})
     encoded = encode(task, flat, examples)
-    usable = isinstance(examples, int | float) and examples >= 100
+    usable = isinstance(examples, int | float) and examples >= 10
     assert abs(encoded[-1] - (4096 if usable else 0)) < 12 * task.noise_std
     with refused(BAD_PLAN):
         encode(task_of("client"), flat, 3.0)

@@ -290,11 +290,14 @@ async def test_a_manifest_in_the_place_of_another_round(scene: Scene) -> None:
     assert scene.server.put_shares == []
 
 
-async def test_before_the_ceremony_nothing_is_asked(tmp_path: Path, world: World, scene: Scene) -> None:
+async def test_before_the_ceremony_nothing_is_fetched_and_the_server_is_told(
+    tmp_path: Path, world: World, scene: Scene
+) -> None:
     async with holder_of(world, 1, tmp_path) as other:
         with refused(KEYS_NOT_READY):
             await scene.open(holder=other)
-        assert scene.server.seen == []
+        asked = [(method, path.rsplit("/", 2)[-2:]) for method, path in scene.server.seen]
+        assert asked == [("GET", ["1", "opening"]), ("PUT", ["answers", "holder-1"])]
 
 
 async def test_a_secret_of_another_epoch_is_not_used(tmp_path: Path, world: World, scene: Scene) -> None:

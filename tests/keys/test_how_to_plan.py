@@ -24,12 +24,14 @@ def signed() -> Task:
     [command] = re.findall(r"^he-keys task sign .*?(?<!\\)$", TEXT, re.DOTALL | re.MULTILINE)
     authority = Authority()
     holders = [
-        authority.party(f"holder-{number}", "holder", hpke=HpkeKey.generate().public).credential
+        authority.party(f"holder-{number}", "holder", hpke=HpkeKey.generate()).credential
         for number in range(command.count("--holder "))
     ]
     server = authority.party("server", "server").credential
     tensors = (TensorSpec("w", (1000, 1000)),)
-    config = build_config(tomllib.loads(plan), tensors, server, holders, authority.key.public)
+    config = build_config(
+        tomllib.loads(plan) | {"initial_model": bytes(32)}, tensors, server, holders, authority.key.public
+    )
     return Task.from_token(authority.key.sign(config), authority.key.public)
 
 

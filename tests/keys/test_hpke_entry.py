@@ -26,7 +26,7 @@ from keys.hpke_key import HpkeKey
 from keys.keyring import new_holder, rotate
 from keys.schemes import make_opener
 from tests.support.openings import send_kahe
-from tests.support.parties import NOW, PLAN, Authority, World, enrol_request
+from tests.support.parties import NOW, PLAN, Authority, World, enrol_request, zeros_digest
 from tests.unit.refusals import refused
 
 KEY, OTHER = HpkeKey.generate(), HpkeKey.generate()
@@ -122,7 +122,8 @@ def test_two_holders_with_one_key_are_one_holder(third, monkeypatch: pytest.Monk
     world = World(plan={"scheme": "kahe", "profile": "kahe-14", "scale": 16.0}, tensors=(TensorSpec("w", (70,)),))
     keys = [key.public for key in world.hpke]
     credentials = committee(world, [keys[0], keys[1], third(keys)])
-    asked = (PLAN | world.plan, world.tensors, world.server.credential, credentials, world.authority.key.public)
+    plan = PLAN | world.plan | {"agreement": 3, "initial_model": zeros_digest(world.tensors)}
+    asked = (plan, world.tensors, world.server.credential, credentials, world.authority.key.public)
     with refused(BAD_COMMITTEE):
         build_config(*asked)
     with monkeypatch.context() as off:
