@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from he_protocol.accountant import Spent
+from he_protocol.committee import describe, parse_committee
 from he_protocol.privacy import PrivacyPlan, check_plan, spent
 from he_protocol.problems import BAD_PLAN, SUM_COULD_WRAP, Refusal
 from he_protocol.sharing import Sharing
@@ -30,8 +31,9 @@ def plan(
     delta: Annotated[float, typer.Option(min=0, max=1, help="Delta of the DP promise.")] = 1e-5,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds to open in an epoch.")] = 100,
     buckets: Annotated[int, typer.Option(min=1, help="Sums that a round is opened in.")] = 1,
-    holders: Annotated[int, typer.Option(min=1, help="Key holders.")] = 5,
-    threshold: Annotated[int, typer.Option(min=1, help="Key holders needed to open.")] = 3,
+    committee: Annotated[
+        str, typer.Option(help="Key holders: threshold/holders/agreement, that open, that there are, that must vote.")
+    ] = "2/4/3",
     value_range: Annotated[
         float | None, typer.Option(min=0, help="Largest coordinate of an update; unit client has a default.")
     ] = None,
@@ -48,7 +50,8 @@ def plan(
     fewest = min_clients or clients // buckets
     if buckets * fewest > clients:
         raise Refusal(BAD_PLAN, "buckets * min_clients exceeds clients", got=f"{buckets * fewest} > {clients}")
-    sharing = Sharing(holders, threshold)
+    holders = parse_committee(committee)
+    sharing = Sharing(holders.holders, holders.threshold)
     offers = plan_sums(
         privacy,
         length=parameters,
@@ -66,11 +69,18 @@ def plan(
             "epsilon": cost.epsilon if cost else None,
             "method": cost.method if cost else "none",
             "neighbours": privacy.neighbours,
+            "committee": {
+                "holders": holders.holders,
+                "threshold": holders.threshold,
+                "agreement": holders.agreement,
+                "f": holders.colluders,
+            },
             "profiles": offers,
         }
         typer.echo(msgspec.json.encode(document))
     else:
         _show(offers, cost, privacy, rounds)
+        Console().print(describe(holders))
     if offers[0].refusal:
         raise Refusal(SUM_COULD_WRAP, "no profile fits", got=f"{offers[0].profile}: {offers[0].refusal}")
 

@@ -12,7 +12,7 @@ from he_server.cli import app
 
 
 def offers(*options: str) -> dict[str, dict[str, object]]:
-    sizes = ["--parameters", "1000000", "--clients", "1000", "--holders", "3", "--threshold", "2"]
+    sizes = ["--parameters", "1000000", "--clients", "1000", "--committee", "2/4/3"]
     result = CliRunner().invoke(app, ["plan", *sizes, "--format", "json", *options])
     assert result.exception is None, result.output
     return {offer["profile"]: offer for offer in json.loads(result.stdout)["profiles"]}
