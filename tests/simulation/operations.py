@@ -161,14 +161,15 @@ async def _step(world: World, observer: Observer, operation: Operation) -> None:
 
 
 async def _open(world: World, observer: Observer, operation: Operation) -> None:
-    """A round from its updates to its sum, or for an eighth part the beginning of that. The fate is of one step."""
+    """A round from its updates to its sum, or one time in four the beginning of that. The fate is of one step."""
     who, pick = operation.who, operation.pick
     without, worker = who % HOLDERS, who % WORKERS
     world.back_up()
     if not observer.rounds("closed", "opening"):
         await world.run(world.gather(), UNTOUCHED, "gather")
-    steps = STEPS if pick % 4 else STEPS[: 1 + pick // 4 % len(STEPS)]
-    doomed = len(steps) - 1 - pick // 4 % 16 % len(steps) if pick % 4 else len(steps) - 1
+    partial = pick % 4 == 3
+    steps = STEPS[: 1 + pick // 4 % len(STEPS)] if partial else STEPS
+    doomed = len(steps) - 1 if partial else len(steps) - 1 - pick // 4 % len(steps)
     for number, step in enumerate(steps):
         fate = operation.fate if number == doomed else UNTOUCHED
         if step == "work":
