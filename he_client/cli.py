@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
 import time
-from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
-import numpy.typing as npt
 import typer
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from he_client import console
+from he_client.attempt import Train
 from he_client.client import HushSumClient, Submission
 from he_client.console import Format, command, run_async
 from he_client.identity import REQUEST_FILE, Identity, create
 from he_client.settings import ClientSettings
-from he_client.tensors import Tensors
 from he_protocol.problems import BAD_SETTINGS, BAD_TENSORS, Refusal
 from he_protocol.task import Task
 
@@ -36,9 +32,6 @@ Passphrase = Annotated[str, typer.Option(envvar="HUSHSUM_PASSPHRASE", help="open
 OutputFormat = Annotated[Format, typer.Option("--format", help="text or json")]
 
 WAIT = 3600.0
-
-Update = Tensors | tuple[Tensors, float]
-Train = Callable[[dict[str, npt.NDArray[np.float32]]], Update]
 
 
 @app.command("init")
@@ -155,6 +148,9 @@ def submit(
 def train(
     function: Annotated[str, typer.Argument(help="MODULE:FUNCTION, from the model to the update")],
     rounds: Annotated[int, typer.Option(min=1, help="how many rounds to take part in")] = 1,
+    raise_errors: Annotated[
+        bool, typer.Option("--raise-errors", help="stop when FUNCTION fails; for trying it out on public data")
+    ] = False,
     task: TaskName = None,
     server: ServerUrl = None,
     data_dir: DataDir = None,
@@ -166,13 +162,14 @@ def train(
     """Pull the model, train, submit, wait for the round; as often as asked.
 
     FUNCTION gets a dict of float32 arrays and returns the update of the same names and shapes, or a pair of it
-    and the number of examples.
+    and the number of examples. Under a DP plan an update of zeros is sent when it fails: that nothing comes would tell
+    something of the data. What went wrong is logged here.
     """
     settings = _settings(config, data_dir, server, task, tls_ca, passphrase)
-    console.show(run_async(_train(settings, _import(function), rounds)), form, "rounds")
+    console.show(run_async(_train(settings, _import(function), rounds, raise_errors)), form, "rounds")
 
 
-async def _train(settings: ClientSettings, function: Train, rounds: int) -> list[dict[str, object]]:
+async def _train(settings: ClientSettings, function: Train, rounds: int, raise_errors: bool) -> list[dict[str, object]]:
     rows = []
     async with _client(settings) as client:
         task = await client.task(settings.task)
@@ -181,12 +178,10 @@ async def _train(settings: ClientSettings, function: Train, rounds: int) -> list
             await client.wait(task, sent)
         for _ in range(rounds):
             model = await client.pull_model(task)
-            result = await asyncio.to_thread(function, model.tensors)
-            update, examples = result if isinstance(result, tuple) else (result, None)
-            sent = await client.submit(task, update, base_version=model.version, examples=examples, within=WAIT)
+            sent = await client.submit_from(task, function, model, within=WAIT, raise_errors=raise_errors)
             with console.err.status(f"round {sent.round}: waiting for the committee"):
                 version = await client.wait(task, sent)
-            rows.append(_row(sent) | {"model_version": version, "epsilon_spent": round(client.privacy_spent(task), 4)})
+            rows.append(_row(sent) | {"model_version": version, **_spent(client, task)})
     return rows
 
 
@@ -199,10 +194,16 @@ async def _status(settings: ClientSettings) -> dict[str, object]:
             "scheme": f"{task.config.scheme}/{task.config.profile}",
             "parameters": task.parameters,
             "model_version": model.version,
-            "epsilon_spent": round(client.privacy_spent(task), 4),
+            **_spent(client, task),
             "epsilon_planned": round(client.privacy_planned(task), 4),
             "delta": task.config.privacy.delta,
+            "neighbours": task.config.privacy.neighbours,
         }
+
+
+def _spent(client: HushSumClient, task: Task) -> dict[str, object]:
+    account = client.privacy_account(task)
+    return {"epsilon_spent": round(account.epsilon, 4), "accountant": account.method}
 
 
 async def _save_model(settings: ClientSettings, out: Path) -> dict[str, object]:
@@ -221,7 +222,7 @@ def _warn(client: HushSumClient, task: Task) -> None:
     if plan.noisy:
         console.err.print(
             f"{task.config.name}: {plan.unit}-level epsilon {client.privacy_planned(task):.3f} at delta {plan.delta:g}"
-            f" if all {task.config.max_openings} openings are used"
+            f" if all {task.config.max_openings} openings are used; neighbours: {plan.neighbours}"
         )
     else:
         console.err.print(f"{task.config.name}: sums are opened [bold]without[/bold] differential privacy")

@@ -12,30 +12,28 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Self
+from typing import BinaryIO, Self
 
-import numpy as np
-import numpy.typing as npt
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
-
+from he_client.attempt import Train, attempt
 from he_client.encode import Encoder
 from he_client.floors import Floors, check_floors
 from he_client.identity import Identity
+from he_client.published import Model, opened_sum, pull_model
 from he_client.resumable import ResumableUpload
 from he_client.revocations import REVOCATIONS_FILE, RevocationFile
 from he_client.schemes import Sealer, Source, make_sealer
+from he_client.spending import Spending
 from he_client.spool import SealedUpdate, Spool
 from he_client.tasks import MEMORY_FILE, TaskMemory
-from he_client.tensors import Tensors, check_shapes, flatten
+from he_client.tensors import Tensors, flatten
 from he_client.transport import RetryPolicy, Transport
 from he_protocol import api, framing, limits
+from he_protocol.accountant import Spent
 from he_protocol.keyfile import private_opener
 from he_protocol.messages import Part, Receipt, SignedUpdate, UpdateHeader, decode
 from he_protocol.privacy import epsilon
 from he_protocol.problems import (
     ALREADY_IN_ROUND,
-    BAD_TENSORS,
     DIGEST_MISMATCH,
     PROBLEMS,
     REPEATED_BASE,
@@ -58,8 +56,7 @@ from he_protocol.task import Task
 
 log = logging.getLogger("he-client")
 
-VERSION_HEADER = "HushSum-Model-Version"
-VERSION_DIGITS = 15
+SPENDING_FILE = "privacy-spent.jsonl"
 RESUMABLE_ABOVE = 8 << 20
 NEXT_ROUND_SECONDS = 5.0
 """The longest pause between two questions whether the next round has begun."""
@@ -77,14 +74,6 @@ FINAL = frozenset(
     }
 )
 """Refusals that the same bytes will always meet: the sealed update is dropped. After any other it is kept."""
-
-
-@dataclass(frozen=True)
-class Model:
-    """A published model: float32 tensors by name."""
-
-    version: int
-    tensors: dict[str, npt.NDArray[np.float32]]
 
 
 @dataclass(frozen=True)
@@ -127,6 +116,7 @@ class HushSumClient:
         self._state = Path(state_dir)
         self._floors = floors or Floors()
         self._transport = Transport(url, identity, tls=tls, retry=retry, clock=clock)
+        self._spending = Spending(self._state / SPENDING_FILE, self._floors.epsilon)
         self._sealers: dict[str, Sealer] = {}
         self._clock = clock
         self._resumable_above = resumable_above
@@ -158,37 +148,8 @@ class HushSumClient:
         return task
 
     async def pull_model(self, task: Task) -> Model:
-        """The newest published model; not downloaded again when it has not changed.
-
-        Version 0 is the model that the authority signed. Of later ones the server's word is all that there is.
-        """
-        kept = self._state / f"{task.id}.safetensors"
-        known = await asyncio.to_thread(_file_etag, kept)
-        fresh = kept.with_suffix(f".{secrets.token_hex(8)}")
-        try:
-            answer = await self._transport.download(
-                api.model_path(task.id),
-                fresh,
-                audience=task.config.server.name,
-                limit=task.model_limit,
-                headers={"If-None-Match": known} if known else {},
-            )
-            etag = known if answer.status == 304 else f'"{answer.sha256.hex()}"'
-            if answer.headers.get("ETag") != etag:
-                raise Refusal(
-                    DIGEST_MISMATCH, "the model's ETag", expected=etag, got=answer.headers.get("ETag", "none")
-                )
-            version = answer.headers.get(VERSION_HEADER, "")
-            check_version(task, version, etag)
-            tensors = await asyncio.to_thread(_tensors_of, kept if answer.status == 304 else fresh)
-            check_shapes(task, tensors)
-            if wrong := [name for name, value in tensors.items() if value.dtype != np.float32]:
-                raise Refusal(BAD_TENSORS, f"the model's {wrong[0]!r}", expected="float32", got=tensors[wrong[0]].dtype)
-            if answer.status != 304:
-                await asyncio.to_thread(fresh.replace, kept)
-        finally:
-            fresh.unlink(missing_ok=True)
-        return Model(int(version), tensors)
+        """The newest published model; not downloaded again when it has not changed. See `he_client.published`."""
+        return await pull_model(self._transport, task, self._state)
 
     async def submit(
         self, task: Task, update: Tensors, *, base_version: int, examples: float | None = None, within: float = 0.0
@@ -196,9 +157,9 @@ class HushSumClient:
         """Clip, quantise, add noise, encrypt, store, upload.
 
         update: float32 tensors of the task's names and shapes: the change of the model (or, at record
-        level, the sum of clipped gradients times -1). `within` is as in `send`. Raises the refusal that
-        names what is wrong; when the server cannot be reached the sealed update stays in the state
-        directory and `resume` sends the same bytes again.
+        level, the sum of clipped gradients times -1). `within` is as in `send`. Under a DP plan values that cannot be
+        used become zero (see `he_client.encode.Encoder`). Raises the refusal that names what is wrong; when the server
+        cannot be reached the sealed update stays in the state directory and `resume` sends the same bytes again.
         """
         started = time.perf_counter()
         encoder = Encoder(task, flatten(task, update), examples)
@@ -213,9 +174,24 @@ class HushSumClient:
             {"encrypt": encrypted - started} | sent.seconds,
         )
 
+    async def submit_from(
+        self, task: Task, train: Train, model: Model, *, within: float = 0.0, raise_errors: bool = False
+    ) -> Submission:
+        """Train on a pulled model, in another thread, and `submit` what comes of it.
+
+        Under a DP plan a `train` that raises sends a zero update (see `he_client.attempt`), unless `raise_errors`.
+        """
+        update, examples = await asyncio.to_thread(attempt, task, train, model.tensors, raise_errors=raise_errors)
+        return await self.submit(task, update, base_version=model.version, examples=examples, within=within)
+
     async def seal(self, task: Task, source: Source, *, base_version: int) -> SealedUpdate:
-        """Encrypt the task.length integers of `source` (see `he_client.encode.Encoder`) and store them durably."""
+        """Encrypt the task.length integers of `source` (see `he_client.encode.Encoder`) and store them durably.
+
+        Raises `below-floor`, or `budget-exhausted` when with it our updates to the job could cost more than the task
+        promises.
+        """
         await asyncio.to_thread(check_floors, task, self._floors)
+        self._spending.check_next(task, [waiting.update_id for waiting in self._spool(task).pending()])
         sealer = await self._sealer(task)
         with self._spool(task).sealing() as spool:
             return await self._seal(task, sealer, spool, source, base_version)
@@ -254,6 +230,7 @@ class HushSumClient:
     async def send(self, task: Task, sealed: SealedUpdate, *, within: float = 0.0) -> Submission:
         """Upload a sealed update, byte for byte the same however often, and keep the receipt.
 
+        From here on it counts as opened, whatever the server says (`privacy_spent`).
         When this client has another update in the open round, the next round is waited for, up to
         `within` seconds; then `already-in-round` is raised. The update is kept, as after every
         refusal that is not final.
@@ -261,6 +238,7 @@ class HushSumClient:
         started = time.perf_counter()
         spool = self._spool(task)
         head = sealed.head
+        await asyncio.to_thread(self._spending.count, task, sealed.update_id)
         try:
             receipt = await self._upload(task, sealed, within)
         except Refusal as refusal:
@@ -331,21 +309,18 @@ class HushSumClient:
 
     async def opened_sum(self, task: Task, number: int) -> Integers:
         """The integer sum that the committee opened for a published round, shape (task.length,)."""
-        file = self._state / f"{task.id}.{secrets.token_hex(8)}.sum"
-        try:
-            await self._transport.download(
-                api.sum_path(task.id, number), file, audience=task.config.server.name, limit=task.sum_limit
-            )
-            total = (await asyncio.to_thread(_tensors_of, file)).get("sum")
-        finally:
-            file.unlink(missing_ok=True)
-        if total is None or total.shape != (task.length,) or total.dtype != np.int64:
-            raise Refusal(UNEXPECTED_ANSWER, "the opened sum", expected=f"int64, shape ({task.length},)")
-        return total
+        return await opened_sum(self._transport, task, number, self._state)
 
     def privacy_spent(self, task: Task) -> float:
-        """Epsilon (at the plan's delta) that this client's acknowledged updates can have cost so far."""
-        return epsilon(task.config.privacy, self._spool(task).acknowledged())
+        """Epsilon (at the plan's delta) that this client's updates to the job can have cost so far, all epochs of it.
+
+        An update counts from before its first sending, also when the server refused it or never answered.
+        """
+        return self.privacy_account(task).epsilon
+
+    def privacy_account(self, task: Task) -> Spent:
+        """`privacy_spent`, and the accountant's method behind it."""
+        return self._spending.account(task)
 
     def privacy_planned(self, task: Task) -> float:
         """Epsilon if the task uses its whole budget of openings: known before training starts."""
@@ -379,37 +354,3 @@ class HushSumClient:
 def _open_parts(task: Task, sealed: SealedUpdate) -> dict[str, BinaryIO]:
     paths = zip(task.body, sealed.parts, strict=True)
     return {part.name: open(path, "wb", opener=private_opener) for part, path in paths}
-
-
-def check_version(task: Task, version: str, etag: str) -> None:
-    """A published model's number is one, and version 0 is what the authority signed.
-
-    Raises `unexpected-answer` or `digest-mismatch`.
-    """
-    if not (version.isascii() and version.isdigit() and len(version) <= VERSION_DIGITS):
-        raise Refusal(UNEXPECTED_ANSWER, VERSION_HEADER, expected="a number", got=version[:80])
-    signed = f'"{task.config.initial_model.hex()}"'
-    if int(version) == 0 and etag != signed:
-        raise Refusal(DIGEST_MISMATCH, "the initial model", expected=signed, got=etag)
-
-
-def _file_etag(path: Path) -> str:
-    """The ETag of a model that we have, "" without one."""
-    if not path.exists():
-        return ""
-    with path.open("rb") as file:
-        return f'"{hashlib.file_digest(file, "sha256").hexdigest()}"'
-
-
-def _tensors_of(path: Path) -> dict[str, npt.NDArray[Any]]:
-    """The tensors of a safetensors file, mapped and copied one by one."""
-    try:
-        return dict(load_file(path))
-    except (
-        SafetensorError,
-        KeyError,
-        TypeError,
-        ValueError,
-        OSError,
-    ) as error:  # a type or a shape that numpy does not have
-        raise Refusal(UNEXPECTED_ANSWER, f"not safetensors: {error}") from None

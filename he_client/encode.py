@@ -5,8 +5,10 @@ Everything random here is secret, so it comes from the operating system's CSPRNG
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
+from math import isfinite
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +18,8 @@ from he_protocol.keystream import KEY_BYTES, expand_words
 from he_protocol.problems import BAD_PLAN, BAD_TENSORS, Refusal
 from he_protocol.quantise import Floats, Integers, clip_factor, l2_norm, quantise, shrink
 from he_protocol.task import Task
+
+log = logging.getLogger("he-client")
 
 Words = Callable[[int], npt.NDArray[np.uint64]]
 BLOCK = 1 << 15
@@ -31,23 +35,28 @@ class Encoder:
     """The integers that a client encrypts for one update, made block by block.
 
     update: float32, shape (task.parameters,); for unit "record" it is the sum of already clipped
-    gradients (`he_client.training.clipped_gradient_sum`). examples: this client's number of
-    examples, needed exactly where the task weights by them. Every block may be made once, in any
-    order and from any thread.
+    gradients (`he_client.training.clipped_gradient_sum`), however many: such a sum has no norm that could be checked
+    here. examples: this client's number of examples, needed exactly where the task weights by them. Every block may be
+    made once, in any order and from any thread.
 
-    Raises `bad-tensors` or `bad-plan`.
+    Under a DP plan whether there is an update must not depend on data: one that cannot be used becomes zero, which
+    is said in the local log only, and is noised like any other. Without DP it is refused.
+
+    Raises `bad-tensors` for another shape and `bad-plan` for examples that the task does not weight by: they do not
+    depend on data. Without DP also for values.
     """
 
     def __init__(self, task: Task, update: Floats, examples: float | None, words: Words = secret_words) -> None:
         config = task.config
         if update.shape != (task.parameters,):
             raise Refusal(BAD_TENSORS, "the update has another shape", expected=(task.parameters,), got=update.shape)
+        if examples is not None and config.weighting != "examples":
+            raise Refusal(BAD_PLAN, "a number of examples goes with weighting 'examples' only", got=config.weighting)
         self._config = config
         self._update = update
-        self._weight = _weight(task, examples)
-        length = l2_norm(update)  # also finds what is not finite
-        clip = clip_factor(length, config.privacy.clip_norm) if config.privacy.unit == "client" else 1.0
-        self._factor = clip * self._weight
+        self._weight, self._factor = (
+            _total(task, update, examples) if config.privacy.noisy else (_checked(task, update, examples))
+        )
         self._noise = Gaussian(task.noise_std) if task.noise_std > 0 else None
         self._words = words
 
@@ -73,12 +82,38 @@ def encode(task: Task, update: Floats, examples: float | None, words: Words = se
     return np.concatenate([encoder.block(at, at + BLOCK) for at in range(0, task.length, BLOCK)])
 
 
-def _weight(task: Task, examples: float | None) -> float:
-    """The update's weight as a fraction of the largest; 1 where the task does not weight by examples."""
-    if (task.config.weighting == "examples") != (examples is not None):
-        raise Refusal(BAD_PLAN, "a number of examples goes with weighting 'examples' and only with it", got=examples)
-    if examples is None:
-        return 1.0
-    if not examples > 0:
+def _checked(task: Task, update: Floats, examples: float | None) -> tuple[float, float]:
+    """Without DP: the weight as a fraction of the largest, and what to multiply the update by. Raises for nonsense."""
+    if task.config.weighting == "examples" and examples is None:
+        raise Refusal(BAD_PLAN, "a number of examples goes with weighting 'examples'")
+    if examples is not None and not examples > 0:
         raise Refusal(BAD_PLAN, "the number of examples must be positive", got=examples)
-    return min(examples, task.config.weight_cap) / task.config.weight_cap
+    if not isfinite(l2_norm(update)):
+        raise Refusal(BAD_TENSORS, "the update has a value that is not finite")
+    weight = _fraction(task, examples)
+    return weight, weight
+
+
+def _total(task: Task, update: Floats, examples: float | None) -> tuple[float, float]:
+    """Under DP: the same, for anything. An update or a weight that cannot be used makes both zero."""
+    plan, length = task.config.privacy, l2_norm(update)
+    weight = _fraction(task, examples)
+    if not isfinite(length):
+        log.warning("the update has a value that is not finite: a zero update takes its place")
+        weight = 0.0
+    elif weight == 0:
+        log.warning("the update has no usable number of examples: a zero update takes its place")
+    clip = clip_factor(length, plan.clip_norm) if plan.unit == "client" and isfinite(length) else 1.0
+    return weight, clip * weight
+
+
+def _fraction(task: Task, examples: float | None) -> float:
+    """The weight as a fraction of the largest: 1 where the task does not weight, 0 where there is no number above 0."""
+    config = task.config
+    if config.weighting != "examples":
+        return 1.0
+    try:
+        given = 0.0 if examples is None else float(min(examples, config.weight_cap))
+    except (TypeError, ValueError, OverflowError, ArithmeticError):  # what a training function gave may be anything
+        return 0.0
+    return given / config.weight_cap if given > 0 else 0.0

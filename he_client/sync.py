@@ -9,9 +9,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from he_client.client import HushSumClient, Model, Submission
+from he_client.attempt import Train
+from he_client.client import HushSumClient, Submission
 from he_client.floors import Floors
 from he_client.identity import Identity
+from he_client.published import Model
 from he_client.tensors import Tensors
 from he_protocol.task import Task
 
@@ -55,6 +57,11 @@ class SyncClient:
         self, task: Task, update: Tensors, *, base_version: int, examples: float | None = None, within: float = 0.0
     ) -> Submission:
         return self._run(self._client.submit(task, update, base_version=base_version, examples=examples, within=within))
+
+    def submit_from(
+        self, task: Task, train: Train, model: Model, *, within: float = 0.0, raise_errors: bool = False
+    ) -> Submission:
+        return self._run(self._client.submit_from(task, train, model, within=within, raise_errors=raise_errors))
 
     def resume(self, task: Task) -> list[Submission]:
         return self._run(self._client.resume(task))

@@ -20,9 +20,9 @@ def flatten(task: Task, tensors: Tensors) -> Floats:
     Raises `bad-tensors` when names or shapes are not the task's.
     """
     check_shapes(task, tensors)
-    return np.concatenate(
-        [np.asarray(tensors[spec.name], dtype=np.float32).reshape(-1) for spec in task.config.tensors]
-    )
+    specs = task.config.tensors
+    with np.errstate(all="ignore"):  # what does not fit into float32 becomes infinite, and is judged with the rest
+        return np.concatenate([np.asarray(tensors[spec.name], dtype=np.float32).reshape(-1) for spec in specs])
 
 
 def check_shapes(task: Task, tensors: Tensors) -> None:

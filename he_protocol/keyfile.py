@@ -120,7 +120,7 @@ def erase_private(path: Path) -> None:
     except FileNotFoundError:
         return
     _overwrite(descriptor)
-    path.unlink()
+    path.unlink(missing_ok=True)  # two processes may be at it
     _sync_directory(path.parent)
 
 

@@ -194,6 +194,9 @@ BAD_TENSORS = _define("bad-tensors", 400, "The tensors are not those of the task
 BAD_KEY_FILE = _define("bad-key-file", 400, "A key file cannot be used")
 
 # Service
+TOO_MANY_CONNECTIONS = _define("too-many-connections", 429, "There are too many connections")
+TOO_MANY_STREAMS = _define("too-many-streams", 429, "There are too many event streams")
+UNKNOWN_CODING = _define("unknown-coding", 415, "The body is encoded in a way that is not taken here")
 OVERLOADED = _define("overloaded", 429, "The server takes no more at the moment; try again")
 REQUEST_TIMEOUT = _define("request-timeout", 408, "The request came too slowly")
 AUDIT_BROKEN = _define("audit-broken", 409, "The audit log is not the one that was written")

@@ -8,7 +8,6 @@ import numpy as np
 import numpy.typing as npt
 
 from he_protocol.kernel import kernel
-from he_protocol.problems import BAD_TENSORS, Refusal
 
 Integers = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
@@ -17,11 +16,8 @@ COLUMNS = 1024
 
 
 def l2_norm(update: Floats) -> float:
-    """The update's L2 norm, in float64. Raises `bad-tensors` for a value that is not finite."""
-    squares = _squares(np.ascontiguousarray(update, dtype=np.float32))
-    if not np.isfinite(squares):  # squares of float32 values cannot overflow here
-        raise Refusal(BAD_TENSORS, "the update has a value that is not finite")
-    return sqrt(squares)
+    """The update's L2 norm, in float64; not finite exactly where a value of it is not (squares cannot overflow)."""
+    return sqrt(_squares(np.ascontiguousarray(update, dtype=np.float32)))
 
 
 def clip_factor(length: float, norm: float) -> float:
@@ -33,8 +29,12 @@ def clip_factor(length: float, norm: float) -> float:
 
 
 def shrink(update: Floats, factor: float) -> Floats:
-    """The update times a factor, rounded once to float32."""
-    return update if factor == 1.0 else (update.astype(np.float64) * factor).astype(np.float32)
+    """The update times a factor, rounded once to float32; zeros for a factor of 0, whatever the update is.
+
+    As much work for every factor: how long it takes does not tell what was clipped.
+    """
+    usable = np.where(factor > 0, update, np.float32(0))
+    return (usable.astype(np.float64) * factor).astype(np.float32)
 
 
 def quantise(update: Floats, scale: float, value_range: float, words: npt.NDArray[np.uint32]) -> Integers:

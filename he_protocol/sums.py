@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import hypot, log2, sqrt
 
-from he_protocol.privacy import PrivacyPlan, noise_std
+from he_protocol.privacy import PrivacyPlan, check_noise, noise_std
 from he_protocol.problems import BAD_PLAN, SUM_COULD_WRAP, Refusal
 from he_protocol.schemes import Scheme, all_profiles, load_scheme
 from he_protocol.sharing import Sharing
@@ -68,12 +68,20 @@ class SumPlan:
         return sqrt(count) * hypot(self.noise_std(scale), self.scheme.error_std)
 
     def check(self, scale: float) -> None:
+        """Refuse a scale at which sums do not hold what they must, or clients' noise is too narrow.
+
+        Raises `sum-could-wrap` or `bad-plan`.
+        """
+        self.check_capacity(scale)
+        check_noise(self.privacy, self.noise_std(scale))
+
+    def check_capacity(self, scale: float) -> None:
         """Refuse a scale under which sums could wrap around the modulus, or so fill it that a wrong sum could be one.
 
         Raises `sum-could-wrap`.
         """
         needed = self.largest(scale)
-        if needed > self.scheme.capacity:
+        if not needed <= self.scheme.capacity:
             raise Refusal(
                 SUM_COULD_WRAP,
                 "lower scale, value_range or max_clients",
@@ -104,7 +112,7 @@ class SumPlan:
             )
 
     def largest_scale(self) -> float:
-        """The largest power of two that `check` accepts. Raises `sum-could-wrap` where even 1 is too large."""
+        """The largest power of two at which sums cannot wrap. Raises `sum-could-wrap` where even 1 is too large."""
         scale = 2.0 ** int(log2(self.scheme.capacity))
         while not self._fits(scale):
             scale /= 2
@@ -114,7 +122,7 @@ class SumPlan:
 
     def _fits(self, scale: float) -> bool:
         try:
-            self.check(scale)
+            self.check_capacity(scale)
         except Refusal:
             return False
         return True
@@ -183,6 +191,7 @@ def _offer(plan: SumPlan, sharing: Sharing, openings: int, accuracy: float | Non
     refusal = ""
     try:
         scale = plan.largest_scale()
+        plan.check(scale)
         plan.scheme.check_openings(openings, plan.max_clients, plan.length)
         error, noise = plan.mean_error(scale, plan.max_clients), plan.mean_noise(scale, plan.max_clients)
         wanted = accuracy or (SILENT_SHARE * noise if noise else DEFAULT_ERROR * plan.value_range)

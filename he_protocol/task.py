@@ -217,6 +217,9 @@ def check_config(config: TaskConfig) -> None:
             expected=f"at least {ROBUST_BUCKETS} buckets",
             got=config.buckets,
         )
+    for field in ("scale", "value_range", "weight_cap"):
+        if not privacy.ordinary(value := getattr(config, field)):
+            raise Refusal(BAD_PLAN, field, expected="> 0 and finite", got=value)
     privacy.check_plan(config.privacy)
     if config.privacy.unit == "record" and config.weighting == "examples":
         raise Refusal(

@@ -5,6 +5,7 @@ Everything blocks and runs in threads. Ciphertexts are only ever added, modulo t
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -120,6 +121,18 @@ def _opened_at(blobs: Blobs, name: str, position: int, size: int) -> BinaryIO:
     file = blobs.open(name)
     file.seek(position * size)
     return file
+
+
+def is_intact(task: Task, blobs: Blobs, name: str, position: int, sha256: bytes) -> bool:
+    """Whether an update's "sum" part is still stored as it was signed."""
+    layout, hasher = sum_layout(task), hashlib.sha256()
+    try:
+        with _opened_at(blobs, name, position, layout.size) as file:
+            for _, block in row_blocks(file, layout):
+                hasher.update(block)
+    except (FileNotFoundError, Refusal):  # gone, or cut short
+        return False
+    return hasher.digest() == sha256
 
 
 def merge_sums(task: Task, blobs: Blobs, names: Sequence[str], into: str, without: Sequence[Term] = ()) -> None:

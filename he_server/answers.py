@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from typing import BinaryIO
 
 import msgspec
@@ -44,35 +45,49 @@ async def stream_blob(
 
 
 async def stream_pieces(
-    server: Server, request: web.Request, pieces: Sequence[Piece], *, headers: Mapping[str, str] | None = None
+    server: Server,
+    request: web.Request,
+    pieces: Sequence[Piece],
+    *,
+    headers: Mapping[str, str] | None = None,
+    zeros: bool = False,
 ) -> web.StreamResponse:
-    """Pieces of blobs, one after the other. Raises `not-found` when the first is gone."""
+    """Pieces of blobs, one after the other. Raises `not-found` when the first is gone.
+
+    With `zeros`, these stand for bytes that are gone: one lost piece keeps nobody from the others, and whoever knows
+    its hash sees what happened.
+    """
     length = str(sum(piece.size for piece in pieces))
     response = web.StreamResponse(headers={"Content-Type": BYTES, "Content-Length": length, **(headers or {})})
     for number, piece in enumerate(pieces):
         try:
             file = await server.thread(server.blobs.open, piece.name)
         except FileNotFoundError:
-            if number:
+            if zeros:
+                file = BytesIO()
+            elif number:
                 raise EOFError(f"blob {piece.name} went while it was sent") from None
-            raise _gone() from None
+            else:
+                raise _gone() from None
         if not number:
             request[STREAMING] = response
             await response.prepare(request)
         try:
-            await _send(server, response, file, piece)
+            await _send(server, response, file, piece, zeros=zeros)
         finally:
             await server.thread(file.close)
     await response.write_eof()
     return response
 
 
-async def _send(server: Server, response: web.StreamResponse, file: BinaryIO, piece: Piece) -> None:
+async def _send(server: Server, response: web.StreamResponse, file: BinaryIO, piece: Piece, *, zeros: bool) -> None:
     await server.thread(file.seek, piece.offset)
     left = piece.size
     while left:
         block = await server.thread(file.read, min(BLOCK_BYTES, left))
-        if not block:
+        if not block and zeros:
+            block = bytes(min(BLOCK_BYTES, left))
+        elif not block:
             raise EOFError(f"blob {piece.name} is shorter than it was")
         await response.write(block)
         left -= len(block)

@@ -10,10 +10,11 @@ from importlib.metadata import version
 
 from aiohttp import web
 
-from he_protocol.problems import BAD_SETTINGS, TOO_LARGE, Refusal
+from he_protocol.problems import BAD_SETTINGS, Refusal
 from he_server import openapi
-from he_server.auth import authenticate
+from he_server.auth import CONNECTION, authenticate
 from he_server.blobs import Blobs
+from he_server.bodies import check_declared, check_empty
 from he_server.handlers import uploads
 from he_server.middleware import observe
 from he_server.pressure import paced
@@ -22,6 +23,7 @@ from he_server.server import Server
 from he_server.settings import Settings
 from he_server.store import Store
 from he_server.store.database import make_engine
+from he_server.strangers import PACE_RATE, PACE_SECONDS
 from he_server.worker import Worker
 
 SERVER = web.AppKey("server", Server)
@@ -69,25 +71,35 @@ async def drain(server: Server) -> None:
 def begin_draining(server: Server) -> None:
     """From now on: no new work, readiness fails, event streams end, the worker stops after its step."""
     server.stopping.set()
-    server.notifier.notify_all()
+    server.streams.end()
 
 
 def _guarded(server: Server, route: Route) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
     async def handle(request: web.Request) -> web.StreamResponse:
+        check_empty(request)
         await authenticate(server, request, route.access)
         return await route.handler(server, request)
 
-    async def handle_upload(request: web.Request) -> web.StreamResponse:
+    async def handle_stranger(request: web.Request) -> web.StreamResponse:
         limit = server.settings.max_update_bytes
-        if request.content_length is not None and request.content_length > limit:
-            raise Refusal(TOO_LARGE, "the body", expected=f"at most {limit} bytes", got=request.content_length)
-        async with server.pressure.admit(request.content_length):  # before the signatures: they cost more
-            await authenticate(server, request, route.access)
+        held = min(route.held, check_declared(request.content_length, limit))
+        async with server.stranger_bodies.admit(request[CONNECTION].address, held):
+            await _let_send(request)
+            async with paced(request, max(server.settings.min_rate, PACE_RATE), PACE_SECONDS):
+                return await route.handler(server, request)
+
+    async def handle_upload(request: web.Request) -> web.StreamResponse:
+        await authenticate(server, request, route.access)
+        sender = await route.sender(server, request)
+        most = min(sender.most, server.settings.max_update_bytes)
+        async with server.pressure.admit(check_declared(request.content_length, most), sender.party):
             await _let_send(request)
             async with paced(request, server.settings.min_rate):
                 return await route.handler(server, request)
 
-    return handle if route.takes is None else handle_upload
+    if route.takes is None:
+        return handle
+    return handle_stranger if route.held else handle_upload
 
 
 async def _name_no_versions(_request: web.Request, response: web.StreamResponse) -> None:
@@ -99,6 +111,7 @@ async def _expected(request: web.Request) -> None:
 
 
 async def _let_send(request: web.Request) -> None:
+    request[CONNECTION].reading = True
     if request.headers.get("Expect", "").lower() == "100-continue":
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         request.writer.output_size = 0  # the answer itself has not begun

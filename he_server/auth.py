@@ -11,10 +11,12 @@ from he_protocol.identity import Party, check_request
 from he_protocol.problems import NOT_ADDRESSED, NOT_FOUND, UNAUTHENTICATED, WRONG_ROLE, Refusal
 from he_protocol.revocation import check_key
 from he_protocol.task import HolderEntry, Task
+from he_server.door import Connection
 from he_server.server import Server
 
 Access: TypeAlias = Literal["public", "any", "client", "holder"]
 PARTY = web.RequestKey("party", Party)
+CONNECTION = web.RequestKey("connection", Connection)
 
 
 @dataclass(frozen=True)
@@ -27,11 +29,26 @@ class Member:
 
 async def authenticate(server: Server, request: web.Request, access: Access) -> None:
     """Check who sends a request and keep the `Party` in it. Raises what `check_request` raises, and
-    `revoked-key`, `replayed-request` or `wrong-role`."""
+    `revoked-key`, `replayed-request`, `too-many-connections` or `wrong-role`."""
     if access == "public":
         return
+    connection = request[CONNECTION]
+    try:
+        party = await _checked(server, request)
+    except Refusal:
+        server.door.doubt(connection)
+        raise
+    server.door.prove(connection, party.public)
+    request[PARTY] = party
+    if access not in {"any", party.role}:
+        raise Refusal(WRONG_ROLE, f"{party.name!r} may not do this", expected=access, got=party.role)
+
+
+async def _checked(server: Server, request: web.Request) -> Party:
+    """Who proves to have sent a request. Signatures of strangers never keep those of known parties waiting."""
     now = server.clock()
-    party, proof = await server.signatures(
+    check = server.unproved if request[CONNECTION].stranger else server.signatures
+    party, proof = await check(
         lambda: check_request(
             request.headers.get("Authorization", ""),
             request.headers.get("DPoP", ""),
@@ -44,9 +61,7 @@ async def authenticate(server: Server, request: web.Request, access: Access) -> 
     )
     check_key(await server.revocations(), party.name, party.public)
     server.replays.use(party.public, proof, now)
-    request[PARTY] = party
-    if access not in {"any", party.role}:
-        raise Refusal(WRONG_ROLE, f"{party.name!r} may not do this", expected=access, got=party.role)
+    return party
 
 
 def party_of(request: web.Request) -> Party:

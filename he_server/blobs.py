@@ -61,7 +61,7 @@ class BlobWriter:
             self._file.seek(offset)
 
     def rename(self, final: Path) -> None:
-        """Give it another name in the same folder: one that is known when the bytes are, such as their hash."""
+        """Give it another name, in a folder that is there: one that is known when the bytes are, such as their hash."""
         self._final = final
 
     def reread(self, offset: int) -> BufferedRandom:
@@ -101,10 +101,14 @@ class Blobs:
 
     def writer(self, name: str) -> BlobWriter:
         """Start a blob; several writers of one name do not disturb each other, the last commit wins."""
+        return BlobWriter(self._partials / secrets.token_hex(16), self.place(name))
+
+    def place(self, name: str) -> Path:
+        """Where a blob may be put: its folder is there. Raises `disk-full`."""
         final = self._path(name)
         with room():
             self._make_directory(final.parent)
-        return BlobWriter(self._partials / secrets.token_hex(16), final)
+        return final
 
     def put(self, name: str, data: bytes | memoryview) -> None:
         """Write a whole blob durably."""
@@ -124,10 +128,6 @@ class Blobs:
         for name in names:
             if not self._path(name).exists():
                 raise Refusal(problem, "the bytes waited so long that they were swept", got=name)
-
-    def exists(self, name: str) -> bool:
-        """Whether there is a blob of this name."""
-        return self._path(name).exists()
 
     def size(self, name: str) -> int:
         """Bytes of a blob. Raises FileNotFoundError."""

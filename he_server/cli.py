@@ -24,7 +24,6 @@ from he_protocol.signing import SigningKey, jwk_x
 from he_protocol.task import Task
 from he_server import log
 from he_server.app import open_server
-from he_server.handlers.rounds import statuses
 from he_server.inspection import audit, doctor
 from he_server.planning import plan
 from he_server.serving import migrate as migrate_database
@@ -32,7 +31,7 @@ from he_server.serving import run
 from he_server.settings import Settings, load_settings
 from he_server.store import Store
 from he_server.store.database import make_engine, sqlite_file
-from he_server.store.records import TaskRecord
+from he_server.store.records import TaskRecord, waiting_for
 from he_server.tensors import keep_model
 
 Form = Literal["table", "json"]
@@ -301,7 +300,7 @@ async def _read(settings: Settings) -> list[tuple[TaskRecord, list[RoundStatus]]
         found = []
         for record in await store.tasks():
             task = Task.from_token(record.token, authority)
-            found.append((record, await statuses(store, task, await store.recent_rounds(task.id))))
+            found.append((record, await store.statuses(task, await store.recent_rounds(task.id))))
         return found
     finally:
         await store.close()
@@ -328,16 +327,6 @@ def _show(found: list[tuple[TaskRecord, list[RoundStatus]]], form: Form) -> None
             why = r.failure.detail if r.failure is not None else waiting_for(r)
             table.add_row("", "", str(r.version), str(r.round), r.state, str(r.updates), str(r.shares), why)
     Console().print(table)
-
-
-def waiting_for(status: RoundStatus) -> str:
-    """What key holders said about a round that waits for them."""
-    if status.state not in {"closed", "opening"}:
-        return ""
-    return "; ".join(
-        f"{one.holder}: {f'refused ({one.detail})' if one.problem else one.said or 'missing'}"
-        for one in status.committee
-    )
 
 
 def _settings(config: Path | None, **flags: str | int | float | Path | None) -> Settings:

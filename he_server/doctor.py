@@ -14,13 +14,15 @@ from sqlalchemy.exc import SQLAlchemyError
 from he_protocol.problems import Refusal
 from he_protocol.residues import ResidueLayout, fold
 from he_protocol.revocation import Revocations
+from he_protocol.task import Task
 from he_server.audit import verify_chain
 from he_server.blobs import Blobs
 from he_server.pressure import free_bytes
 from he_server.settings import Settings
 from he_server.store import Store
 from he_server.store.database import make_engine
-from he_server.sweep import SWEPT, orphans
+from he_server.store.records import waiting_for
+from he_server.sweep import SWEPT, SWEPT_OF_TASKS, orphans
 
 SLOW_SYNC_SECONDS = 0.5
 SKEW_SECONDS = 5.0
@@ -138,16 +140,33 @@ async def _orphans(settings: Settings, store: Store) -> Finding:
     if found:
         advice = "a running worker removes them every hour: is one running? They hold nothing that is needed"
         return Finding("orphans", "warning", f"{len(found)} blobs without a row, {found[0]} for one", advice)
-    return Finding("orphans", "ok", f"none in {', '.join(SWEPT)}")
+    return Finding("orphans", "ok", f"none in {', '.join(SWEPT + SWEPT_OF_TASKS)}")
 
 
-async def _rounds(_settings: Settings, store: Store) -> Finding:
+async def _rounds(settings: Settings, store: Store) -> Finding:
     standing = await store.standing(time.time() - LATE_SECONDS)
     found = ", ".join(f"{count} {state}" for state, count in standing.rounds.items())
+    waiting = await _waiting(settings, store)
+    if waiting:
+        advice = (
+            "start the holders that are missing; see what the others refuse in docs/operations.md, HushSumRoundOverdue"
+        )
+        return Finding("rounds", "warning", "; ".join(waiting), advice)
     if standing.overdue or standing.stuck:
         late = f"{standing.overdue} rounds overdue, {standing.stuck} leases expired"
         return Finding("rounds", "wrong", late, "no worker does its work: start a server, or read its log")
     return Finding("rounds", "ok", found)
+
+
+async def _waiting(settings: Settings, store: Store) -> list[str]:
+    """The rounds that wait for key holders longer than they should, each with what these said last."""
+    late = [r for r in await store.live_rounds() if r.manifest and r.opening_deadline <= time.time() - LATE_SECONDS]
+    found = []
+    for record in late:
+        task = Task.from_token((await store.task(record.task)).token, await asyncio.to_thread(settings.read_authority))
+        (status,) = await store.statuses(task, [record])
+        found.append(f"round {record.number} of {task.config.name!r} waits: {waiting_for(status)}")
+    return found
 
 
 async def _audit(_settings: Settings, store: Store) -> Finding:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class Notifier:
@@ -16,21 +18,14 @@ class Notifier:
         for event in self._waiting.get(task, ()):
             event.set()
 
-    def notify_all(self) -> None:
-        """Wake everybody: the server is going away."""
-        for task in self._waiting:
-            self.notify(task)
-
-    async def wait(self, task: str, seconds: float) -> None:
-        """Return at the next notification, or after so many seconds."""
+    @contextmanager
+    def listening(self, task: str) -> Iterator[asyncio.Event]:
+        """Around waiting for a task: an event that is set at every notification."""
         event = asyncio.Event()
         events = self._waiting.setdefault(task, set())
         events.add(event)
         try:
-            async with asyncio.timeout(seconds):
-                await event.wait()
-        except TimeoutError:
-            pass
+            yield event
         finally:
             events.discard(event)
             if not events:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from functools import partial
 
 from he_protocol.api import Failure
-from he_protocol.messages import Manifest, Screening
+from he_protocol.messages import Manifest, Screening, UpdateHeader
 from he_protocol.problems import BUDGET_EXHAUSTED, Refusal
 from he_protocol.signing import read_unverified
 from he_protocol.task import Task
 from he_server import names
-from he_server.aggregate import Term, merge_sums
+from he_server.aggregate import Term, is_intact, merge_sums
 from he_server.intake import discard
 from he_server.manifests import Circumstances, Plan, excluded_by_holders, faults, form, plan_round
 from he_server.server import Server
@@ -48,7 +47,8 @@ async def begin_screening(server: Server, task: Task, lease: Lease) -> None:
     plan = await _plan(server, task, updates, found)
     manifest = form(task, lease.round.number, opening, now, plan, updates)
     token = await server.thread(server.key.signing.sign, manifest)
-    await server.store.begin_screening(lease, opening, token, plan)
+    deadline = lease.round.opening_deadline or server.clock() + task.config.opening_seconds
+    await server.store.begin_screening(lease, opening, token, plan, deadline)
 
 
 async def begin_opening(server: Server, task: Task, lease: Lease) -> dict[str, float]:
@@ -58,12 +58,14 @@ async def begin_opening(server: Server, task: Task, lease: Lease) -> dict[str, f
     draft = read_unverified(record.manifest, Manifest)
     said = [a for a in await server.store.answers_of(record.id) if a.kind == "screening"]
     current = [read_unverified(a.token, Screening) for a in said if a.manifest_hash == record.manifest_hash]
-    excluded = {one.update: one.failure for one in record.excluded}
+    # The moment stays: later, a credential could have expired that holders have found in order. Revocations are news.
+    now = Circumstances(draft.formed, draft.model_version, await server.revocations())
+    found = await server.thread(faults, task, server.authority, updates, now)
+    before = {one.update: one.failure for one in record.excluded}
     said_by_holders = excluded_by_holders(task, current)
     more = {u.update_id: said_by_holders[u.update_id] for u in updates if u.update_id in said_by_holders}
-    plan, token = await _plan(server, task, updates, more | excluded), record.manifest
+    plan, token = await _plan(server, task, updates, more | found | before), record.manifest
     if plan.documents != record.excluded:
-        now = await _circumstances(server, task, draft.formed)
         manifest = form(task, record.number, draft.opening, now, plan, updates)
         token = await server.thread(server.key.signing.sign, manifest)
     sums = await server.store.accumulators_of(record.id)
@@ -87,15 +89,20 @@ async def _circumstances(server: Server, task: Task, after: int) -> Circumstance
 
 
 async def _plan(server: Server, task: Task, updates: Sequence[UpdateRecord], excluded: Mapping[str, Failure]) -> Plan:
-    """The round's plan, given what is left out; the bytes of these are looked for only where there are any."""
+    """The round's plan, given what is left out; the bytes of these are looked at only where there are any."""
     gone = [u for u in updates if u.update_id in excluded]
-    exists = partial(_missing, server)
-    lost = frozenset(u.update_id for u in await server.thread(exists, gone)) if gone else frozenset()
+    lost = frozenset(await server.thread(_lost, server, task, gone)) if gone else frozenset()
     return plan_round(task, updates, excluded, lost)
 
 
-def _missing(server: Server, updates: Sequence[UpdateRecord]) -> list[UpdateRecord]:
-    return [u for u in updates if not server.blobs.exists(names.update_blob(u.blob))]
+def _lost(server: Server, task: Task, updates: Sequence[UpdateRecord]) -> list[str]:
+    """Those whose bytes are not there, or not what was added up."""
+    return [u.update_id for u in updates if not is_intact(task, server.blobs, *_term(u), _signed(task, u))]
+
+
+def _signed(task: Task, update: UpdateRecord) -> bytes:
+    name = task.part("sum").name
+    return next(part.sha256 for part in read_unverified(update.header, UpdateHeader).parts if part.name == name)
 
 
 def _term(update: UpdateRecord) -> Term:

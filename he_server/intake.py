@@ -63,8 +63,8 @@ class Frame:
 
     async def head(self) -> bytes:
         """The head's bytes. Raises `malformed`, `unknown-protocol` or `too-large`."""
-        size = framing.head_size(await self._exactly(framing.PREFIX_BYTES))
-        return await self._exactly(size)
+        size = framing.head_size(await self.exactly(framing.PREFIX_BYTES))
+        return await self.exactly(size)
 
     async def token(self) -> str:
         """The head, where it is a compact JWS. Raises what `head` does."""
@@ -93,16 +93,24 @@ class Frame:
             held += block
         return held
 
-    async def body(self, limit: int) -> bytes:
-        """A body of at most `limit` bytes, in memory. Raises `too-large`."""
-        held = bytearray()
+    async def pieces(self, limit: int) -> AsyncIterator[bytes]:
+        """A body of at most `limit` bytes as it arrives. Raises `too-large`."""
+        got = 0
         async for block in self._content.iter_any():
+            got += len(block)
+            if got > limit:
+                raise Refusal(TOO_LARGE, "the body", expected=f"at most {limit} bytes", got=f"at least {got}")
+            yield block
+
+    async def body(self, limit: int) -> bytes:
+        """The same in memory."""
+        held = bytearray()
+        async for block in self.pieces(limit):
             held += block
-            if len(held) > limit:
-                raise Refusal(TOO_LARGE, "the body", expected=f"at most {limit} bytes", got=f"at least {len(held)}")
         return bytes(held)
 
-    async def _exactly(self, size: int) -> bytes:
+    async def exactly(self, size: int) -> bytes:
+        """The next `size` bytes. Raises `malformed`."""
         try:
             return await self._content.readexactly(size)
         except asyncio.IncompleteReadError as error:
@@ -209,6 +217,23 @@ async def discard(server: Server, blobs: Iterable[str]) -> None:
     """Remove blobs that no row refers to."""
     for name in blobs:
         await server.thread(server.blobs.delete, name)
+
+
+async def keep_body(server: Server, frame: Frame, name: str, limit: int) -> int:
+    """Make a body of at most `limit` bytes durable as it arrives, or leave nothing behind; its size.
+
+    Raises `too-large` or `disk-full`.
+    """
+    writer, size = await server.thread(server.blobs.writer, name), 0
+    try:
+        async for block in gathered(frame.pieces(limit)):
+            server.metrics.received.inc(len(block))
+            size += len(block)
+            await server.thread(writer.write, block)
+        await server.thread(writer.commit)
+    finally:
+        await server.thread(writer.close)
+    return size
 
 
 async def receive(server: Server, frame: Frame, sections: Sequence[Section]) -> None:

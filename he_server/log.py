@@ -7,6 +7,12 @@ import sys
 from typing import Literal
 
 import structlog
+from aiohttp.http import HttpProcessingError
+
+from he_protocol.problems import printable
+
+SHOWN = 200
+"""Characters of what a stranger made the HTTP library say."""
 
 
 def configure(form: Literal["json", "console"], level: str) -> None:
@@ -26,3 +32,25 @@ def configure(form: Literal["json", "console"], level: str) -> None:
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
         logger_factory=structlog.WriteLoggerFactory(sys.stderr),
     )
+
+
+def http_log() -> logging.Logger:
+    """The HTTP library's logger: what never reached the application is one line of the log, and no traceback."""
+    logger = logging.getLogger("he_server.http")
+    logger.propagate = False
+    logger.setLevel(logging.DEBUG)
+    logger.handlers = [_OneLine()]
+    return logger
+
+
+class _OneLine(logging.Handler):
+    """Hands the library's records to structlog. Only a failure of our own has a traceback."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        error = record.exc_info[1] if record.exc_info else None
+        said = printable(record.getMessage())[:SHOWN]
+        if error is None or isinstance(error, HttpProcessingError):
+            why = printable(str(error or "")).strip()[:SHOWN]
+            structlog.get_logger().info("rejected before it was a request", said=said, why=why)
+        else:
+            structlog.get_logger().error("unexpected failure", said=said, exc_info=error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from asyncio import IncompleteReadError
 
@@ -21,13 +22,17 @@ from he_protocol.problems import (
     Refusal,
 )
 from he_server.answers import STREAMING
-from he_server.auth import PARTY
+from he_server.auth import CONNECTION, PARTY
+from he_server.bodies import check_codings
+from he_server.door import Connection, Guarded
 from he_server.openapi import PROBLEM
 from he_server.pressure import retry_after
 from he_server.server import Server
 
 RETRY_SECONDS = "1"
 CONTINUE = "100-continue"
+LINGER_BYTES = 1 << 20
+"""Of a stranger's refused body so many bytes are still read, so that its sender sees the answer."""
 _HTTP = {404: NOT_FOUND, 405: METHOD_NOT_ALLOWED, 413: TOO_LARGE}
 _PROBES = frozenset({"/healthz", "/readyz", "/metrics"})
 
@@ -41,12 +46,18 @@ def observe(server: Server) -> Middleware:
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
         start = time.monotonic()
         server.enter()
+        connection = request[CONNECTION] = connection_of(request)
+        connection.busy = True
         status = 0
         try:
             response = await _answer(server, request, handler)
+            if connection.stranger and not request.content.is_eof():
+                _read_no_more(request, response)
             status = response.status
             return response
         finally:
+            connection.busy = connection.reading = False
+            server.door.consumed(connection, head_bytes(request) + request.content.total_bytes)
             server.leave()
             _record(server, request, status, time.monotonic() - start)
 
@@ -72,7 +83,8 @@ async def _answer(server: Server, request: web.Request, handler: Handler) -> web
         expected = request.headers.get("Expect", CONTINUE)
         if expected.lower() != CONTINUE:
             raise Refusal(EXPECTATION_FAILED, "Expect", expected=CONTINUE, got=expected[:80])
-        return await handler(request)
+        check_codings(request.headers.getall("Content-Encoding", ()), request.headers.getall("Transfer-Encoding", ()))
+        return await _in_turn(server, request, handler)
     except Refusal as refusal:
         if refusal.__cause__ is not None:
             log.warning("refused for a failure", problem=refusal.problem.slug, cause=repr(refusal.__cause__))
@@ -90,6 +102,42 @@ async def _answer(server: Server, request: web.Request, handler: Handler) -> web
     except Exception:
         log.exception("unexpected failure", method=request.method, route=route_of(request))
         return _refuse(server, request, Refusal(INTERNAL, "see the server's log"))
+
+
+async def _in_turn(server: Server, request: web.Request, handler: Handler) -> web.StreamResponse:
+    connection = request[CONNECTION]
+    if not connection.stranger:
+        return await handler(request)
+    await server.turnstile.take(connection.asked)
+    connection.asked += 1
+    try:
+        return await handler(request)
+    finally:
+        if not connection.stranger:
+            server.turnstile.give_back()
+
+
+def _read_no_more(request: web.Request, response: web.StreamResponse) -> None:
+    """End the connection with this answer; if much of the body is still to come, none of it is read."""
+    response.force_close()
+    left = (request.content_length or LINGER_BYTES) - request.content.total_bytes
+    if left >= LINGER_BYTES and isinstance(request.transport, asyncio.ReadTransport):
+        request.transport.pause_reading()
+
+
+def connection_of(request: web.Request) -> Connection:
+    """The connection that a request came on; one that the server's own listener did not see is a stranger's."""
+    protocol = request.transport.get_protocol() if request.transport is not None else None
+    return protocol.connection if isinstance(protocol, Guarded) else Connection(request.remote or "")
+
+
+def head_bytes(request: web.Request) -> int:
+    """About how many bytes a request's head had."""
+    return (
+        len(request.method)
+        + len(request.raw_path)
+        + sum(len(name) + len(value) + 4 for name, value in request.raw_headers)
+    )
 
 
 def _refuse(server: Server, request: web.Request, refusal: Refusal) -> web.StreamResponse:

@@ -11,6 +11,8 @@ ACCUMULATORS = "accumulators"
 SHARES = "shares"
 TOTALS = "totals"
 UPLOADS = "uploads"
+MODELS = "models"
+BOARD = "board"
 
 
 def fresh() -> str:
@@ -47,19 +49,19 @@ def upload_blob(upload: str) -> str:
 
 
 def post_blob(task: str, blob: str) -> str:
-    return f"board/{task}/{blob}"
+    return f"{BOARD}/{task}/{blob}"
 
 
 def model_blob(task: str, sha256: str) -> str:
     """Published tensors, safetensors bytes named by their own hash."""
-    return f"models/{task}/{sha256}"
+    return f"{MODELS}/{task}/{sha256}"
 
 
 def velocity_blob(task: str, sha256: str) -> str:
     """The optimiser's state that belongs to the model of that hash."""
-    return f"models/{task}/velocity-{sha256}"
+    return f"{MODELS}/{task}/velocity-{sha256}"
 
 
 def sum_blob(task: str, round_id: int) -> str:
     """The opened integer sum of a published round."""
-    return f"models/{task}/sum-{round_id}"
+    return f"{MODELS}/{task}/sum-{round_id}"

@@ -16,7 +16,17 @@ from he_server.routes import JSON, Content, Route
 
 Json: TypeAlias = dict[str, Any]
 PROBLEM = "application/problem+json"
-_ALWAYS = (p.NOT_FOUND, p.EXPECTATION_FAILED, p.INTERNAL, p.DATABASE_UNAVAILABLE, p.SHUTTING_DOWN)
+_ALWAYS = (
+    p.NOT_FOUND,
+    p.TOO_LARGE,
+    p.UNKNOWN_CODING,
+    p.EXPECTATION_FAILED,
+    p.OVERLOADED,
+    p.TOO_MANY_CONNECTIONS,
+    p.INTERNAL,
+    p.DATABASE_UNAVAILABLE,
+    p.SHUTTING_DOWN,
+)
 _CREDENTIAL = (
     p.UNKNOWN_PROTOCOL,
     p.MALFORMED,
@@ -71,7 +81,7 @@ def problems_of(route: Route) -> tuple[ProblemType, ...]:
     if route.access != "public":
         found |= {*_CREDENTIAL}
     if route.takes is not None:
-        found |= {p.OVERLOADED, p.REQUEST_TIMEOUT}
+        found |= {p.REQUEST_TIMEOUT}
     if route.access in {"client", "holder"}:
         found |= {p.WRONG_ROLE, p.NOT_ADDRESSED}
     return tuple(sorted(found, key=lambda problem: (problem.status, problem.slug)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated, Literal
 
 import msgspec
@@ -9,7 +10,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from he_protocol.privacy import PrivacyPlan, check_plan, epsilon
+from he_protocol.accountant import Spent
+from he_protocol.privacy import PrivacyPlan, check_plan, spent
 from he_protocol.problems import BAD_PLAN, SUM_COULD_WRAP, Refusal
 from he_protocol.sharing import Sharing
 from he_protocol.sums import Candidate, plan_sums
@@ -41,7 +43,7 @@ def plan(
     """Recommend a profile, scale and value range; refuse what would wrap."""
     privacy = PrivacyPlan("none", clip_norm)
     if unit != "none":
-        privacy = PrivacyPlan(unit, clip_norm, noise, sampling_rate, delta, epsilon_budget=float("inf"))
+        privacy = PrivacyPlan(unit, clip_norm, noise, sampling_rate, delta, epsilon_budget=sys.float_info.max)
     check_plan(privacy)
     fewest = min_clients or clients // buckets
     if buckets * fewest > clients:
@@ -57,17 +59,23 @@ def plan(
         value_range=value_range,
         accuracy=accuracy,
     )
-    cost = epsilon(privacy, rounds) if privacy.noisy else None
+    cost = spent(privacy, rounds) if privacy.noisy else None
     if form == "json":
-        document = {"recommended": offers[0] if not offers[0].refusal else None, "epsilon": cost, "profiles": offers}
+        document = {
+            "recommended": offers[0] if not offers[0].refusal else None,
+            "epsilon": cost.epsilon if cost else None,
+            "method": cost.method if cost else "none",
+            "neighbours": privacy.neighbours,
+            "profiles": offers,
+        }
         typer.echo(msgspec.json.encode(document))
     else:
-        _show(offers, cost, delta, rounds)
+        _show(offers, cost, privacy, rounds)
     if offers[0].refusal:
         raise Refusal(SUM_COULD_WRAP, "no profile fits", got=f"{offers[0].profile}: {offers[0].refusal}")
 
 
-def _show(offers: list[Candidate], cost: float | None, delta: float, rounds: int) -> None:
+def _show(offers: list[Candidate], cost: Spent | None, privacy: PrivacyPlan, rounds: int) -> None:
     table = Table("profile", "scale", "value range", "bytes/param", "error of mean", "DP noise of mean", "verdict")
     for number, offer in enumerate(offers):
         verdict = offer.refusal or ("recommended" if number == 0 else "fits")
@@ -75,5 +83,10 @@ def _show(offers: list[Candidate], cost: float | None, delta: float, rounds: int
         table.add_row(offer.profile, *(f"{value:.4g}" for value in numbers), verdict)
     console = Console()
     console.print(table)
-    spent = "no differential privacy" if cost is None else f"epsilon {cost:.3f} at delta {delta:g}"
-    console.print(f"{spent} after {rounds} opened rounds")
+    if cost is None:
+        console.print(f"no differential privacy after {rounds} opened rounds")
+        return
+    console.print(
+        f"{privacy.unit}-level epsilon {cost.epsilon:.3f} at delta {privacy.delta:g} after {rounds} opened rounds\n"
+        f"neighbours: {privacy.neighbours}; accountant: {cost.method}"
+    )

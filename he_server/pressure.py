@@ -1,8 +1,8 @@
 """Back-pressure: uploads are put off (429) before memory, or the disk, runs out.
 
-An upload holds one of a fixed number of slots from its first byte to its answer, and its bytes count
-until they are folded into a round's running sum. What finds no room waits a little, its body unread and, with
-"Expect: 100-continue", unsent; then it is refused.
+Only parties that have proved who they are come here. An upload holds one of a fixed number of slots from its first
+byte to its answer, and its bytes count until they are folded into a round's running sum. What finds no room waits a
+little, its body unread and, with "Expect: 100-continue", unsent; then it is refused.
 """
 
 from __future__ import annotations
@@ -25,8 +25,6 @@ REFRESH_SECONDS = 0.2
 RETRY_SECONDS = 5
 """The longest Retry-After; each is drawn between 1 and this, so that those who were refused together
 do not come back together."""
-UNKNOWN_SHARE = 8
-"""An upload of unknown size counts for this part of `ingest_bytes`."""
 FEW = 16
 """Large updates that may be under way or wait to be folded, where `ingest_bytes` has room for more."""
 LOOK_SECONDS = 0.005
@@ -37,12 +35,13 @@ PACE_SECONDS = 30.0
 
 @dataclass(frozen=True)
 class Limits:
-    """What an upload may not exceed: bytes waiting to be folded, bytes that stay free on disk, uploads at once, and
-    seconds that it waits for them."""
+    """What an upload may not exceed: bytes waiting to be folded, bytes that stay free on disk, uploads at once, those
+    of one party, and seconds that it waits for them."""
 
     ingest_bytes: int
     min_free_bytes: int
     max_uploads: int
+    max_uploads_of_party: int
     max_wait: float
 
 
@@ -126,6 +125,7 @@ class Pressure:
         self._landed = 0  # bytes of uploads that ended after the last measurement began
         self._uploads = 0
         self._arriving = 0
+        self._parties: dict[bytes, tuple[asyncio.Semaphore, int]] = {}  # with how many hold it or wait for it
 
     async def load(self) -> Load:
         """How busy the server is; what has to be asked for is at most `REFRESH_SECONDS` old.
@@ -148,14 +148,43 @@ class Pressure:
         self._measured_at = float("-inf")
 
     @asynccontextmanager
-    async def admit(self, size: int | None) -> AsyncIterator[None]:
-        """Around all of an upload of `size` bytes; None, for some of the room, where the sender did not say how many.
+    async def admit(self, size: int, party: bytes) -> AsyncIterator[None]:
+        """Around all of an upload of `size` bytes by a party that has proved who it is.
 
         Those that find no room wait, first come first served, until `max_wait` is over. Raises `overloaded` or
         `database-unavailable`.
         """
-        size = self._limits.ingest_bytes // UNKNOWN_SHARE if size is None else size
-        await self._room(size)
+        async with self._turn_of(party):
+            await self._room(size)
+            async with self._under_way(size):
+                yield
+
+    @asynccontextmanager
+    async def _turn_of(self, party: bytes) -> AsyncIterator[None]:
+        """Around an upload: one party cannot take the slots, and the bytes, of all others."""
+        slots, count = self._parties.get(party, (asyncio.Semaphore(self._limits.max_uploads_of_party), 0))
+        self._parties[party] = slots, count + 1
+        entered = False
+        try:
+            async with asyncio.timeout(self._limits.max_wait):
+                await slots.acquire()
+            entered = True
+            yield
+        except TimeoutError:
+            if entered:
+                raise
+            expected = f"at most {self._limits.max_uploads_of_party}"
+            raise Refusal(OVERLOADED, "this party has too many uploads under way", expected=expected) from None
+        finally:
+            if entered:
+                slots.release()
+            count = self._parties[party][1]
+            self._parties[party] = slots, count - 1
+            if count == 1:
+                del self._parties[party]
+
+    @asynccontextmanager
+    async def _under_way(self, size: int) -> AsyncIterator[None]:
         self._uploads += 1
         self._arriving += size
         try:
@@ -187,10 +216,10 @@ class Pressure:
             return refusal
         return None
 
-    async def check_disk(self) -> None:
-        """Raises `overloaded` when even an empty upload would be refused for the disk."""
+    async def check_disk(self, size: int = 0) -> None:
+        """Raises `overloaded` when `size` more bytes, beside the uploads under way, would be refused for the disk."""
         load = await self.load()
-        check_room(Load(0, 0, 0, load.free), 0, self._limits)
+        check_room(Load(0, 0, 0, load.free - load.arriving), size, self._limits)
 
     def _load(self) -> Load:
         return Load(self._uploads, self._arriving, self._measured.unfolded + self._landed, self._measured.free)

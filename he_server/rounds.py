@@ -61,15 +61,17 @@ def stage_of(state: RoundState, votes: int, agreement: int) -> Stage:
     return "release" if votes >= agreement else "vote"
 
 
-def enough_shares(committee: Committee, shares: int, whole: int, *, late: bool) -> bool:
+def enough_shares(committee: Committee, shares: int, whole: int, *, binding: bool, late: bool) -> bool:
     """Whether no further share could change what opens: a bucket that does not open now never will.
 
-    whole: those of the shares that leave no bucket closed. With `colluders` more than the threshold the honest among
-    them are a quorum, however the others lie. After the time for opening the votes' number will do: whoever is still
-    away may be away for ever.
+    whole: those of the shares that leave no bucket closed. With `colluders` more of them than have to agree, the honest
+    are enough, however the others lie: `threshold` have to agree where a wrong share shows by what it opens
+    (`binding`), else 2 * threshold - 1. After the time for opening as many shares will do as must vote: whoever is
+    still away may be away for ever.
     """
-    late_enough = late and shares >= committee.agreement
-    return late_enough or shares >= committee.holders or whole >= committee.threshold + committee.colluders
+    agreeing = committee.threshold if binding else 2 * committee.threshold - 1
+    in_time = shares >= committee.holders or whole >= agreeing + committee.colluders
+    return in_time or (late and shares >= committee.agreement)
 
 
 def combining_due(committee: Committee, shares: int, tried: int, *, late: bool) -> bool:

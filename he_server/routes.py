@@ -28,12 +28,15 @@ from he_protocol.api import (
 )
 from he_protocol.framing import CONTENT_TYPE as FRAME
 from he_protocol.problems import ProblemType
+from he_protocol.signing import TOKEN_LIMIT
 from he_server.answers import BYTES
 from he_server.auth import Access
+from he_server.bodies import FRAME_ROOM, Sender
 from he_server.handlers import board, health, openings, revocations, rounds, tasks, updates, uploads
 from he_server.server import Server
 
 Handler: TypeAlias = Callable[[Server, web.Request], Awaitable[web.StreamResponse]]
+SenderOf: TypeAlias = Callable[[Server, web.Request], Awaitable[Sender]]
 
 JSON = "application/json"
 TASK = "/v1/tasks/{task}"
@@ -50,7 +53,11 @@ class Content:
 
 @dataclass(frozen=True)
 class Route:
-    """One method of one path."""
+    """One method of one path.
+
+    Of a body that it `takes`, `sender` tells whose it is and how large it may be; where anybody may send it, `held`
+    bytes of it are in memory at once.
+    """
 
     method: str
     path: str
@@ -62,6 +69,8 @@ class Route:
     problems: tuple[ProblemType, ...] = ()
     query: Mapping[str, str] = field(default_factory=dict)
     headers: Mapping[str, str] = field(default_factory=dict)
+    sender: SenderOf = updates.sender_of_update
+    held: int = 0
 
 
 _FRAME = (p.UNKNOWN_PROTOCOL, p.MALFORMED, p.TOO_LARGE, p.DISK_FULL)
@@ -108,6 +117,7 @@ HEALTH = (
         {201: Content(JSON, Revoked), 200: Content(JSON, Revoked)},
         Content("application/jose", text="The RevocationList's compact JWS."),
         (*_REVOCATIONS, p.OLD_REVOCATIONS),
+        held=TOKEN_LIMIT,
     ),
     Route("GET", "/v1/openapi.json", health.get_openapi, "public", "This document", {200: Content(JSON, dict)}),
 )
@@ -166,6 +176,7 @@ UPLOADS = (
         _CHUNK,
         _PATCH,
         headers=_TUS | _OFFSET,
+        sender=uploads.sender_of_chunk,
     ),
     Route(
         "POST",
@@ -177,6 +188,7 @@ UPLOADS = (
         _CHUNK,
         (*_PATCH, p.METHOD_NOT_ALLOWED),
         headers=_TUS | _OFFSET | {"X-HTTP-Method-Override": "PATCH or DELETE"},
+        sender=uploads.sender_of_chunk,
     ),
     Route(
         "GET",
@@ -224,6 +236,7 @@ ROUTES: tuple[Route, ...] = (
             p.BAD_PLAN,
             p.SUM_COULD_WRAP,
         ),
+        held=FRAME_ROOM,
     ),
     Route("GET", TASK, tasks.get_task, "public", "One task and where it stands", {200: Content(JSON, TaskStatus)}),
     Route(
@@ -294,6 +307,7 @@ ROUTES: tuple[Route, ...] = (
         "any",
         "Server-sent events `round`, each a RoundStatus: the newest round, then every change of state",
         {200: Content("text/event-stream", str)},
+        problems=(p.TOO_MANY_STREAMS,),
     ),
     Route(
         "GET",
@@ -329,7 +343,8 @@ ROUTES: tuple[Route, ...] = (
         "What a holder says about a round's manifest; idempotent",
         {201: Content(JSON, RoundStatus), 200: Content(JSON, RoundStatus)},
         Content("application/jose", text="The compact JWS of a Screening, a Vote or an Objection."),
-        (p.MALFORMED, p.TOO_LARGE, *_SIGNED, p.WRONG_STATE),
+        (p.UNKNOWN_PROTOCOL, p.MALFORMED, p.TOO_LARGE, *_SIGNED, p.WRONG_STATE),
+        sender=openings.sender_of_answer,
     ),
     Route(
         "PUT",
@@ -340,6 +355,7 @@ ROUTES: tuple[Route, ...] = (
         {201: Content(JSON, RoundStatus), 200: Content(JSON, RoundStatus)},
         Content(FRAME, text="Head: the Share's JWS. Body: one packed vector for each of its parts, in order."),
         (*_FRAME, *_SIGNED, *_PARTS, p.WRONG_STATE, p.MANIFEST_MISMATCH, p.NOT_CERTIFIED, p.WRONG_SHARE),
+        sender=openings.sender_of_share,
     ),
     Route(
         "GET",
@@ -366,5 +382,6 @@ ROUTES: tuple[Route, ...] = (
         {201: Content(JSON, BoardEntry), 200: Content(JSON, BoardEntry)},
         Content(FRAME, text="Head: the JWS of the phase's message. Body: its bytes, if it has any."),
         (*_FRAME, *_SIGNED, p.CEREMONY_CONFLICT),
+        sender=board.sender_of_post,
     ),
 )

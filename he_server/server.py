@@ -8,25 +8,33 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import ParamSpec, TypeVar
 
+from he_protocol.api import RoundStatus
 from he_protocol.keyfile import KeyRecord
-from he_protocol.problems import ProblemType
+from he_protocol.problems import ProblemType, Refusal
 from he_protocol.revocation import Revocations
 from he_protocol.task import Task
 from he_server.acceptance import Acceptance, keep_together
 from he_server.aggregate import load_kernels
 from he_server.blobs import Blobs
+from he_server.door import Door, Places
 from he_server.events import Notifier
 from he_server.grouped import Together
 from he_server.metrics import Metrics
 from he_server.pressure import Limits, Measured, Pressure, free_bytes
 from he_server.replay import ReplayCache
+from he_server.seldom import Seldom
 from he_server.settings import Settings
 from he_server.store import Store
 from he_server.store.updates import NewUpdate
+from he_server.strangers import Bodies, Turnstile
+from he_server.streams import Streams
 
 THREADS = 4
 REVOCATIONS_SECONDS = 5.0
 """How late another process's revocation list may be seen."""
+
+PROBE_SECONDS, METRICS_SECONDS = 1.0, 0.2
+"""How old the last look at the disk, and the metrics, may be."""
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -36,7 +44,7 @@ R = TypeVar("R")
 class Server:
     """The server's state in memory. `authority` is the authority's Ed25519 public key, `clock` gives Unix seconds.
 
-    `signatures` and `bodies` check these in threads; the former never wait for the latter.
+    `signatures` and `bodies` check these in threads, `unproved` what strangers send; none waits for another.
     """
 
     settings: Settings
@@ -59,16 +67,37 @@ class Server:
     accept: Acceptance = field(init=False)
     signatures: Together = field(init=False)
     bodies: Together = field(init=False)
+    unproved: Together = field(init=False)
+    door: Door = field(init=False)
+    turnstile: Turnstile = field(init=False)
+    stranger_bodies: Bodies = field(default_factory=Bodies)
+    streams: Streams = field(init=False)
+    adding: set[str] = field(default_factory=set)
+    probe: Seldom[None] = field(init=False)
+    exposition: Seldom[bytes] = field(init=False)
     in_flight: int = 0
     idle: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __post_init__(self) -> None:
         self.idle.set()
         settings = self.settings
-        limits = Limits(settings.ingest_bytes, settings.min_free_bytes, settings.max_uploads, settings.max_wait)
+        limits = Limits(
+            settings.ingest_bytes,
+            settings.min_free_bytes,
+            settings.max_uploads,
+            settings.max_uploads_per_client,
+            settings.max_wait,
+        )
         self.accept = Acceptance(self.store, self.clock, self._keep)
-        self.signatures, self.bodies = Together(self.thread), Together(self.thread)
+        self.signatures, self.bodies, self.unproved = (Together(self.thread) for _ in range(3))
         self.pressure = Pressure(limits, self.measure)
+        places = (settings.max_connections, settings.max_connections_per_address, settings.max_connections_per_party)
+        self.door = Door(Places(*places))
+        self.probe = Seldom(lambda: self.thread(self.blobs.probe), PROBE_SECONDS)
+        self.exposition = Seldom(self._expose, METRICS_SECONDS)
+        self.turnstile = Turnstile(settings.stranger_rate)
+        streams = (settings.max_streams, settings.max_streams_per_party)
+        self.streams = Streams(*streams, self.notifier, self._rounds)
 
     @property
     def draining(self) -> bool:
@@ -82,12 +111,28 @@ class Server:
         sizes = {task: (await self.task(task)).part("sum").size for task in waiting}
         return Measured(sum(count * sizes[task] for task, count in waiting.items()), free)
 
+    async def _rounds(self, task_id: str) -> list[RoundStatus]:
+        """A task's newest rounds, newest first."""
+        return await self.store.statuses(await self.task(task_id), await self.store.recent_rounds(task_id))
+
     async def retains(self) -> bool:
         """Whether updates stay on the disk after they were added up, so that they can be taken out again."""
         taken = await self.store.taken()
         held = sum([count * (await self.task(task)).part("sum").size for task, count in taken.items()])
         free = (await self.pressure.load()).free
         return held <= self.settings.retain_bytes and free >= 2 * self.settings.min_free_bytes
+
+    async def _expose(self) -> bytes:
+        """The metrics, also while the database is down: that is when they are wanted most."""
+        metrics, now = self.metrics, self.clock()
+        try:
+            seq, _ = await self.store.audit_head()
+            load, standing = await self.pressure.load(), await self.store.standing(now)
+            metrics.show(load, standing, now, seq, (await self.revocations()).valid_until)
+            metrics.database_up.set(1)
+        except Refusal:
+            metrics.database_up.set(0)
+        return metrics.render()
 
     async def task(self, task_id: str) -> Task:
         """A task by its hash in hex; the first time it is verified again, and what its uploads need is loaded.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import resource
 import signal
 import ssl
 from pathlib import Path
@@ -15,14 +16,19 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from he_protocol.keyfile import close_database, private_directory
 from he_protocol.problems import BAD_SETTINGS, DATABASE_UNAVAILABLE, Refusal
 from he_server.app import drain, make_app, open_server
+from he_server.listening import Listener
+from he_server.log import http_log
+from he_server.server import Server
 from he_server.settings import Settings
 from he_server.store.database import sqlite_file, translated
 
 KEEPALIVE_SECONDS = 20.0
 """How long a connection may take for a request's head, or stay idle: longer than aiohttp's clients keep one (15 s)."""
-LINGER_SECONDS = 10.0
+LINGER_SECONDS = 5.0
 """How long the rest of a refused body is read, so that its sender sees the answer."""
 MAX_HEADERS, MAX_HEADER_BYTES = 64, 8190
+SPARE_FILES = 512
+"""Open files beside one for every connection: blobs, the database, those that are told that they are too many."""
 
 log = structlog.get_logger()
 
@@ -53,28 +59,19 @@ async def run(settings: Settings, port_file: Path | None = None) -> None:
     context = _tls(settings)
     await migrate(settings)
     server = open_server(settings)
-    runner = web.AppRunner(
-        make_app(server),
-        handle_signals=False,
-        access_log=None,
-        shutdown_timeout=settings.drain_seconds,
-        keepalive_timeout=KEEPALIVE_SECONDS,
-        lingering_time=LINGER_SECONDS,
-        max_headers=MAX_HEADERS,
-        max_line_size=MAX_HEADER_BYTES,
-        max_field_size=MAX_HEADER_BYTES,
-    )
+    runner = make_runner(make_app(server), settings.drain_seconds)
     stop = asyncio.Event()
     for name in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(name, stop.set)
+    allow_files(settings.max_connections + SPARE_FILES)
     await runner.setup()
+    listener = make_listener(runner, server, context)
     try:
         try:
-            await web.TCPSite(runner, settings.host, settings.port, ssl_context=context).start()
+            port = await listener.start(settings.host, settings.port)
         except OSError as error:
             where = f"{settings.host}:{settings.port}"
             raise Refusal(BAD_SETTINGS, f"cannot listen on {where}: {error.strerror or error}") from None
-        port = runner.addresses[0][1]
         log.info("ready", url=f"{'https' if context else 'http'}://{settings.host}:{port}", name=server.key.name)
         if port_file is not None:
             await asyncio.to_thread(_write_port, port_file, port)
@@ -84,8 +81,41 @@ async def run(settings: Settings, port_file: Path | None = None) -> None:
         log.info("draining", in_flight=server.in_flight)
         await drain(server)
     finally:
+        await listener.stop()
         await runner.cleanup()
     log.info("stopped")
+
+
+def make_runner(app: web.Application, shutdown_seconds: float = 60.0) -> web.AppRunner:
+    """HTTP for the application, within bounds. Bodies are not decompressed: the application refuses such as are."""
+    return web.AppRunner(
+        app,
+        handle_signals=False,
+        access_log=None,
+        logger=http_log(),
+        shutdown_timeout=shutdown_seconds,
+        keepalive_timeout=KEEPALIVE_SECONDS,
+        lingering_time=LINGER_SECONDS,
+        max_headers=MAX_HEADERS,
+        max_line_size=MAX_HEADER_BYTES,
+        max_field_size=MAX_HEADER_BYTES,
+        auto_decompress=False,
+    )
+
+
+def make_listener(runner: web.AppRunner, server: Server, context: ssl.SSLContext | None = None) -> Listener:
+    """What accepts connections for a runner that was set up."""
+    protocols = runner.server
+    assert protocols is not None
+    return Listener(protocols, server.door, context)
+
+
+def allow_files(wanted: int) -> None:
+    """Raise this process's limit of open files, as far as the system allows."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def _write_port(path: Path, port: int) -> None:

@@ -49,7 +49,15 @@ class Settings(BaseSettings):
     max_uploads: int = Field(default=256, gt=0, description="uploads at once")
     max_wait: float = Field(default=10.0, ge=0, description="how long an upload waits for room before it is refused")
     min_rate: float = Field(default=1024.0, ge=0, description="bytes per second of an upload, over 30 s")
-    max_uploads_per_client: int = Field(default=4, gt=0, description="unfinished resumable ones of a client in a task")
+    max_uploads_per_client: int = Field(
+        default=4, gt=0, description="of a client: at once, and resumable ones unfinished in a task"
+    )
+    max_connections: int = Field(default=4096, gt=0, description="connections at once")
+    max_connections_per_address: int = Field(default=512, gt=0, description="those of one address without a proof")
+    max_connections_per_party: int = Field(default=32, gt=0, description="those of one client or key holder")
+    max_streams: int = Field(default=1024, gt=0, description="event streams at once")
+    max_streams_per_party: int = Field(default=8, gt=0, description="event streams of one client or key holder")
+    stranger_rate: float = Field(default=200.0, gt=0, description="requests per second without a proof, in all")
     upload_seconds: float = Field(default=86400.0, gt=0, description="how long a resumable upload is kept")
     lease_seconds: float = Field(default=60.0, gt=0)
     poll_seconds: float = Field(default=0.1, gt=0)

@@ -7,7 +7,9 @@ import asyncio
 from he_server.blobs import Blobs
 from he_server.names import (
     ACCUMULATORS,
+    BOARD,
     KEYS,
+    MODELS,
     SHARES,
     TOTALS,
     UPDATES,
@@ -23,6 +25,8 @@ from he_server.store import Store
 
 SWEPT = (UPDATES, KEYS, ACCUMULATORS, SHARES, TOTALS)
 """Folders of blobs that belong to rounds under way, and to nothing else."""
+SWEPT_OF_TASKS = (MODELS, BOARD)
+"""Folders with one of each task's in them, for what stays."""
 
 
 async def drop_round(server: Server, round_id: int) -> None:
@@ -51,9 +55,14 @@ async def sweep(server: Server, older_than: float) -> None:
 
 
 async def orphans(blobs: Blobs, store: Store, older_than: float) -> list[str]:
-    """Blobs last written more than `older_than` seconds ago that no round needs (any longer)."""
+    """Blobs last written more than `older_than` seconds ago that no round, or no task, needs (any longer)."""
     found: list[str] = []
     for folder in SWEPT:
         found += await asyncio.to_thread(blobs.names, folder, older_than)
     needed = await store.needed_blobs() if found else frozenset()
-    return [name for name in found if name not in needed]
+    kept: list[str] = []
+    for folder in SWEPT_OF_TASKS:
+        for task in await asyncio.to_thread(blobs.names, folder, 0.0):
+            kept += await asyncio.to_thread(blobs.names, task, older_than)
+    needed |= await store.kept_blobs() if kept else frozenset()
+    return [name for name in found + kept if name not in needed]

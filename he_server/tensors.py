@@ -8,14 +8,15 @@ from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
 from math import prod
-from typing import Any
+from typing import Any, BinaryIO
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError
 from safetensors.numpy import load
 
-from he_protocol.problems import DIGEST_MISMATCH, MALFORMED, Refusal
+from he_protocol.problems import BAD_TENSORS, DIGEST_MISMATCH, MALFORMED, Refusal
 from he_protocol.quantise import Floats
 from he_protocol.task import Task, TensorSpec
 from he_protocol.tensors import header
@@ -45,6 +46,40 @@ def keep_model(blobs: Blobs, task: Task, data: bytes) -> str:
         raise Refusal(DIGEST_MISMATCH, "the initial model", expected=task.config.initial_model.hex(), got=sha256)
     blobs.put(model_blob(task.id, sha256), model)
     return sha256
+
+
+def header_size(prefix: bytes, limit: int) -> int:
+    """Bytes of the JSON header, from a safetensors file's first eight. Raises `malformed`."""
+    size = int.from_bytes(prefix, "little")
+    if size > limit:
+        raise Refusal(
+            MALFORMED, "not a safetensors file: its header is too long", expected=f"at most {limit}", got=size
+        )
+    return size
+
+
+def check_header(got: bytes, task: Task) -> None:
+    """Raises `malformed` or `bad-tensors` unless a file begins as a model of this task does, as stored here."""
+    wanted = model_file(task).header
+    if got == wanted:
+        return
+    try:
+        entries = msgspec.json.decode(got[8:], type=dict[str, Any])
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise Refusal(MALFORMED, f"not a safetensors file: {error}") from None
+    for name, entry in msgspec.json.decode(wanted[8:], type=dict[str, Any]).items():
+        if entries.pop(name, None) != entry:
+            raise Refusal(BAD_TENSORS, f"tensor {name!r}", expected=entry, got=entries.get(name, "another, or none"))
+    extra = next(iter(entries), "")
+    detail = f"{extra!r} does not belong there" if extra else "the tensors are not sorted by their names"
+    raise Refusal(BAD_TENSORS, detail, expected="the task's tensors, sorted by their names, and no metadata")
+
+
+def check_finite(file: BinaryIO) -> None:
+    """Raises `bad-tensors` when one of the float32 values up to the end of a file is not finite. Blocks."""
+    while block := file.read(1 << 20):
+        if not np.isfinite(np.frombuffer(block, dtype="<f4")).all():
+            raise Refusal(BAD_TENSORS, "a tensor has a value that is not finite")
 
 
 def write_tensors(tensors: Mapping[str, Floats]) -> bytes:

@@ -218,7 +218,7 @@ class Worker:
         released = released_shares(task, await self._store.shares_of(current.id))
         base = await self._store.model(task.id)
         whole, late = sum(not item.share.failed for item in released), now >= current.opening_deadline
-        last = enough_shares(task.committee, len(released), whole, late=late)
+        last = enough_shares(task.committee, len(released), whole, binding=task.scheme.binding, late=late)
         outcome = await open_sum(server, task, current, base, released, last=last)
         wrong = [bucket.failure for bucket in outcome.dropped] if isinstance(outcome, Opened) else [outcome]
         for failure in wrong:

@@ -18,7 +18,7 @@ from keys.holder import KeyHolder
 from keys.opening import SERVICE_FAILURE, Openings
 
 REFUSED_SECONDS = 30.0
-"""How long a refused round is left alone before it is judged again."""
+"""How long a round is left alone at a stage at which it was refused."""
 QUICK = 16
 """After something was done, the next look comes this many times sooner: others are at work on the same round."""
 
@@ -45,9 +45,11 @@ class Agent:
         self._poll = poll_seconds
         self._destroy_after = destroy_after
         # The next poll is the retry: waiting longer inside one call would only delay other rounds.
-        self._transport = Transport(server_url, holder.identity, tls=tls, retry=RetryPolicy(give_up=5.0))
+        self._transport = Transport(
+            server_url, holder.identity, tls=tls, retry=RetryPolicy(give_up=5.0), clock=holder.clock
+        )
         self._openings = Openings(holder, task)
-        self._refused: dict[int, float] = {}
+        self._refused: dict[api.Waiting, float] = {}
 
     async def run(self) -> None:
         """Poll while the epoch lives. A server that cannot be reached, or misbehaves, is logged and asked again."""
@@ -83,11 +85,12 @@ class Agent:
             return False
         done = False
         for waiting in pending.rounds:
-            if self._holder.clock() >= self._refused.get(waiting.round, 0.0):
-                done |= await self._serve(waiting.round)
+            if self._holder.clock() >= self._refused.get(waiting, 0.0):
+                done |= await self._serve(waiting)
         return done
 
-    async def _serve(self, number: int) -> bool:
+    async def _serve(self, waiting: api.Waiting) -> bool:
+        number = waiting.round
         try:
             stage = await self._openings.serve(number, self._transport)
         except Refusal as refusal:
@@ -97,7 +100,7 @@ class Agent:
             if refusal.problem is WRONG_STATE:
                 log.info("round went on without us", round=number)
                 return False
-            self._refused[number] = self._holder.clock() + REFUSED_SECONDS
+            self._refused[waiting] = self._holder.clock() + REFUSED_SECONDS
             log.error("round refused", round=number, problem=refusal.problem.slug, detail=str(refusal))
             return False
         log.info(DONE[stage], task=self._task.config.name, round=number)

@@ -197,7 +197,11 @@ def run(
 @app.command("status")
 @command
 def status(data_dir: DataDir = None, passphrase: Passphrase = "", form: OutputFormat = "text") -> None:
-    """Joined tasks, their keys, and how much of their budgets is used."""
+    """Joined tasks, their committees and keys, and how much of their budgets is used, as far as this holder has seen.
+
+    openings: the highest number of an opening in this holder's votes. votes: how many of them it has voted for itself,
+    or released a share of; it may have been away for the others.
+    """
     settings = Settings.load(data_dir=data_dir, passphrase=passphrase or None)
     console.show(run_async(_status(settings)), form, "joined tasks")
 
@@ -205,7 +209,7 @@ def status(data_dir: DataDir = None, passphrase: Passphrase = "", form: OutputFo
 @app.command("ledger")
 @command
 def ledger(data_dir: DataDir = None, passphrase: Passphrase = "", form: OutputFormat = "text") -> None:
-    """Every manifest that this holder accepted or refused."""
+    """Every manifest that this holder voted for or refused, and whether its share has left."""
     settings = Settings.load(data_dir=data_dir, passphrase=passphrase or None)
     console.show(run_async(_ledger(settings)), form, "decisions")
 
@@ -219,7 +223,7 @@ async def _keygen(settings: Settings, name: str, server: str, patience: float) -
                 await asyncio.to_thread(memory.learn, joined)
             task = await transport.task(name, memory)
             await holder.join(task, server)
-            console.out.print(f"joined {task.config.name!r} ({task.id[:16]}...)")
+            console.out.print(f"joined {task.config.name!r} ({task.id[:16]}...)\n{describe(task.committee)}")
             if task.scheme.ceremony:
                 work = Ceremony(holder, task, transport, patience=patience, progress=console.err.print)
                 console.out.print(f"joint key {(await work.run()).hex()}")
@@ -281,6 +285,7 @@ async def _status(settings: Settings) -> list[dict[str, object]]:
                 "committee": str(task.committee),
                 "f": task.committee.colluders,
                 "openings": used,
+                "votes": len(votes),
                 "max_openings": task.config.max_openings,
                 "model_version": votes[-1].model_version if votes else 0,
                 "epsilon": round(epsilon(task.config.privacy, used), 4),
@@ -297,7 +302,8 @@ async def _ledger(settings: Settings) -> list[dict[str, object]]:
     for task, _ in await joined_tasks(holder):
         name = task.config.name
         for vote in await holder.ledger.votes(task.hash):
-            text = f"opening {vote.opening}: {vote.updates} updates on model {vote.model_version}"
+            left = "not settled" if vote.settled is None else "settled"
+            text = f"opening {vote.opening}: {vote.updates} updates on model {vote.model_version}, {left}"
             rows.append((vote.decided, _decision(name, vote.round, "voted", vote.manifest_hash, text)))
         for refusal in await holder.ledger.refusals(task.hash):
             rows.append(

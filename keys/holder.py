@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from he_client.identity import Identity
+from he_protocol.committee import describe
 from he_protocol.keyfile import read_private
 from he_protocol.messages import Count, Digest, Key32, Message
 from he_protocol.privacy import epsilon
@@ -52,6 +53,7 @@ class EpochSecret(Message, frozen=True):
 class KeyHolder:
     """A holder's identity, ledger and secrets. `floor` is its own minimum of clients per sum.
 
+    least_f: it joins no committee that keeps its promises against fewer colluding holders; see `Committee.colluders`.
     require_revocations: it opens nothing before it has seen a revocation list of the authority.
     """
 
@@ -59,6 +61,7 @@ class KeyHolder:
     ledger: Ledger
     directory: Path
     floor: int = 2
+    least_f: int = 1
     passphrase: str = field(default="", repr=False)
     clock: Callable[[], float] = time.time
     require_revocations: bool = False
@@ -84,11 +87,19 @@ class KeyHolder:
     async def join(self, task: Task, server_url: str) -> None:
         """Agree to open this task's sums, once its promise is checked.
 
-        Raises `epoch-destroyed`, `bad-committee`, `ledger-mismatch`, `too-few-clients` when the task's minimum is
-        below our floor, or `budget-exhausted` when its openings would cost more epsilon than it promises.
+        Raises `epoch-destroyed`, `bad-committee` when we are not in it, or fewer colluders than `least_f` would break
+        it, `ledger-mismatch`, `too-few-clients` when the task's minimum is below our floor, or `budget-exhausted` when
+        its openings would cost more epsilon than it promises.
         """
         check_alive(task, task.hash in await self.ledger.destroyed())
         await asyncio.to_thread(self.hpke, task)
+        if task.committee.colluders < self.least_f:
+            raise Refusal(
+                BAD_COMMITTEE,
+                f"task {task.config.name!r}: {describe(task.committee)}",
+                expected=f"f at least {self.least_f} (least_f)",
+                got=task.committee.colluders,
+            )
         if task.config.min_clients < self.floor:
             raise Refusal(
                 TOO_FEW_CLIENTS,

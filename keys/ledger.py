@@ -44,7 +44,8 @@ from he_protocol.problems import DATABASE_UNAVAILABLE, Refusal
 from he_protocol.revocation import Revocations
 from he_protocol.signing import token_hash
 from he_protocol.task import Task
-from keys.checks import VOTING, History, Request, Rule, check_alive, judge
+from keys.checks import VOTING, Rule, check_alive, judge
+from keys.request import History, Request
 from migrations.run import upgrade
 
 LEDGER_FILE = "ledger.db"

@@ -12,8 +12,9 @@ from he_protocol.problems import DIGEST_MISMATCH, MANIFEST_MISMATCH, WRONG_STATE
 from he_protocol.revocation import Revocations
 from he_protocol.signing import payload_hash, read_unverified, token_hash
 from he_protocol.task import Task
-from keys.checks import RELEASING, VOTING, History, Request, check_alive, screen
+from keys.checks import RELEASING, VOTING, check_alive, screen
 from keys.holder import KeyHolder
+from keys.request import History, Request
 from keys.schemes import Opener
 from keys.sums import BucketSums, check_part, make_share
 

@@ -30,6 +30,7 @@ async def open_holder(settings: Settings) -> KeyHolder:
         ledger=await Ledger.open(settings.data_dir / LEDGER_FILE),
         directory=settings.data_dir,
         floor=settings.floor,
+        least_f=settings.least_f,
         passphrase=secret,
         require_revocations=settings.require_revocations,
     )

@@ -17,6 +17,9 @@ class Settings(PartySettings):
 
     data_dir: Path = Field(default=Path("holder"), description="identity, epoch secrets and ledger")
     floor: int = Field(default=2, ge=1, description="our own minimum of clients per sum, whatever a task says")
+    least_f: int = Field(
+        default=1, ge=0, description="join no committee whose promises fewer colluding holders than this break; 0: any"
+    )
     require_revocations: bool = Field(default=False, description="open nothing before a revocation list was seen")
     poll_seconds: float = Field(default=0.5, gt=0)
     destroy_after: float = Field(

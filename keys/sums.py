@@ -7,7 +7,8 @@ from collections.abc import Iterator
 
 from he_protocol.messages import FailedBucket, Manifest, Share, ShareVector, UpdateHeader
 from he_protocol.problems import DIGEST_MISMATCH, REVOKED_KEY, Refusal
-from keys.checks import Request, revoked_buckets
+from keys.checks import revoked_buckets
+from keys.request import Request
 from keys.schemes import Opener
 
 
@@ -18,15 +19,15 @@ class BucketSums:
     """
 
     def __init__(self, opener: Opener, manifest: Manifest) -> None:
-        self._bucket = {entry.update_id: entry.bucket for entry in manifest.updates}
-        self._sums = {bucket: opener.begin() for bucket in sorted(set(self._bucket.values()))}
+        self._listed = {entry.update_id: entry for entry in manifest.updates}
+        self._sums = {bucket: opener.begin() for bucket in sorted({entry.bucket for entry in manifest.updates})}
         self._added: dict[int, set[bytes]] = {bucket: set() for bucket in self._sums}
         self.unusable: dict[bytes, str] = {}
 
     def add(self, header: UpdateHeader, body: bytes) -> None:
         """Add one update to its bucket's sum; note it, and leave the sum as it was, if its client signed something
         that no one can use."""
-        bucket = self._bucket[header.update_id]
+        bucket = self._listed[header.update_id].bucket
         try:
             self._sums[bucket].add(header, body)
         except Refusal as refusal:
@@ -35,15 +36,13 @@ class BucketSums:
             self._added[bucket].add(header.update_id)
 
     def covers(self, manifest: Manifest) -> bool:
-        """Whether these are the sums of a manifest's buckets too, less what is of no use."""
-        members: dict[int, set[bytes]] = {}
+        """Whether these are the sums of a manifest's buckets too, less what is of no use: of the very same headers."""
+        members: dict[int, set[bytes]] = {entry.bucket: set() for entry in manifest.updates}
         for entry in manifest.updates:
-            members.setdefault(entry.bucket, set()).add(entry.update_id)
-        return all(
-            bucket in self._added
-            and {update for update in ids if update not in self.unusable} == self._added[bucket]
-            and all(self._bucket.get(update) == bucket for update in ids)
-            for bucket, ids in members.items()
+            if entry.update_id not in self.unusable:
+                members[entry.bucket].add(entry.update_id)
+        return all(self._listed.get(entry.update_id) == entry for entry in manifest.updates) and all(
+            self._added[bucket] == ids for bucket, ids in members.items()
         )
 
     def failed(self, manifest: Manifest) -> dict[int, FailedBucket]:

@@ -13,8 +13,9 @@ from torch.nn.functional import cross_entropy
 
 from examples.har.data import Records
 from examples.har.model import accuracy, network
-from he_client.client import HushSumClient, Model
+from he_client.client import HushSumClient
 from he_client.encode import encode
+from he_client.published import Model
 from he_client.tensors import flatten
 from he_client.training import Arrays, clipped_gradient_sum, load_arrays, poisson_sample
 from he_protocol.problems import Refusal

@@ -12,12 +12,14 @@ from he_protocol.messages import Commitment, Confirmation, Contribution, Reveal
 from he_protocol.problems import NOT_FOUND, Refusal
 from he_server.answers import answer, stream_blob
 from he_server.auth import check_member, check_self, party_of
+from he_server.bodies import FRAME_ROOM, Sender
 from he_server.handlers.tasks import task_of
-from he_server.intake import Frame, recording
+from he_server.intake import Frame, keep_body, recording
 from he_server.names import fresh, post_blob
 from he_server.rounds import check_binding
 from he_server.server import Server
 from he_server.store.records import PostRecord
+from he_server.store.tasks import check_same_post
 
 POST_LIMIT = 64 * 1024 * 1024
 """Bytes of one post's body: the key parts of the largest committee fit."""
@@ -54,6 +56,12 @@ async def get_post(server: Server, request: web.Request) -> web.StreamResponse:
     return await stream_blob(server, request, post_blob(task.id, post.blob))
 
 
+async def sender_of_post(server: Server, request: web.Request) -> Sender:
+    party = party_of(request)
+    check_member(await task_of(server, request), party)
+    return Sender(party.public, FRAME_ROOM + POST_LIMIT)
+
+
 async def put_post(server: Server, request: web.Request) -> web.StreamResponse:
     task = await task_of(server, request)
     phase = phase_of(request)
@@ -66,11 +74,13 @@ async def put_post(server: Server, request: web.Request) -> web.StreamResponse:
     token = await frame.token()
     message = read_post(phase, token, party)
     check_binding(task, message.task_hash, message.epoch)
-    body = await frame.body(POST_LIMIT)
-    server.metrics.received.inc(len(body))
-    post = PostRecord(party.name, token, len(body), fresh())
-    name = post_blob(task.id, post.blob)
-    await server.thread(server.blobs.put, name, body)
+    before = [post for post in await server.store.posts(task.id, phase) if post.holder == party.name]
+    if before:
+        check_same_post(before[0].message, token, phase)
+        return answer(BoardEntry(party.name, token, before[0].size))
+    blob = fresh()
+    name = post_blob(task.id, blob)
+    post = PostRecord(party.name, token, await keep_body(server, frame, name, POST_LIMIT), blob)
     async with recording(server, name):
         created = await server.store.post_to_board(task.id, phase, post)
     if not created:

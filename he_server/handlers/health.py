@@ -29,24 +29,14 @@ async def get_ready(server: Server, _request: web.Request) -> web.StreamResponse
         raise Refusal(SHUTTING_DOWN, "requests in flight are being finished")
     await server.store.ping()
     await server.pressure.check_disk()
-    await server.thread(server.blobs.probe)
+    await server.probe()
     if not server.working():
         raise Refusal(INTERNAL, "the worker has stopped")
     return answer(Health("ready"))
 
 
 async def get_metrics(server: Server, _request: web.Request) -> web.StreamResponse:
-    """Answers also while the database is down: that is when it is wanted most."""
-    metrics = server.metrics
-    try:
-        now = server.clock()
-        seq, _ = await server.store.audit_head()
-        load, standing = await server.pressure.load(), await server.store.standing(now)
-        metrics.show(load, standing, now, seq, (await server.revocations()).valid_until)
-        metrics.database_up.set(1)
-    except Refusal:
-        metrics.database_up.set(0)
-    return web.Response(body=server.metrics.render(), headers={"Content-Type": EXPOSITION})
+    return web.Response(body=await server.exposition(), headers={"Content-Type": EXPOSITION})
 
 
 async def get_audit_head(server: Server, _request: web.Request) -> web.StreamResponse:

@@ -25,6 +25,7 @@ from he_protocol.signing import TOKEN_LIMIT, message_kind, read_unverified
 from he_protocol.task import Task
 from he_server.answers import Piece, answer, stream_pieces
 from he_server.auth import Member, check_member, check_self, party_of
+from he_server.bodies import Sender, share_frame
 from he_server.handlers.rounds import round_number
 from he_server.handlers.tasks import task_of
 from he_server.intake import Frame, Section, receive, recording
@@ -57,7 +58,13 @@ async def get_key_parts(server: Server, request: web.Request) -> web.StreamRespo
     part = task.part("key")
     listed = await _listed(server, record)
     pieces = [Piece(key_blob(update.blob), update.position * part.size, part.size) for update in listed]
-    return await stream_pieces(server, request, pieces)
+    return await stream_pieces(server, request, pieces, zeros=True)  # holders leave out what is not as it was signed
+
+
+async def sender_of_answer(server: Server, request: web.Request) -> Sender:
+    task, party = await task_of(server, request), party_of(request)
+    check_member(task, party)
+    return Sender(party.public, TOKEN_LIMIT)
 
 
 async def put_answer(server: Server, request: web.Request) -> web.StreamResponse:
@@ -133,6 +140,12 @@ async def _waiting(server: Server, request: web.Request) -> tuple[Task, RoundRec
     if not record.manifest or record.state not in {"closed", "opening"}:
         raise Refusal(WRONG_STATE, "the round does not wait for key holders", got=record.state)
     return task, record
+
+
+async def sender_of_share(server: Server, request: web.Request) -> Sender:
+    task, party = await task_of(server, request), party_of(request)
+    known = task.sharing.parts_of(check_member(task, party).index)
+    return Sender(party.public, share_frame(task, len(known)))
 
 
 async def put_share(server: Server, request: web.Request) -> web.StreamResponse:

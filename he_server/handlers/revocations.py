@@ -6,11 +6,12 @@ from aiohttp import web
 
 from he_protocol.api import Revoked
 from he_protocol.problems import MALFORMED, Refusal
-from he_protocol.revocation import Revocations
+from he_protocol.revocation import Revocations, check_newer
 from he_protocol.signing import TOKEN_LIMIT
 from he_server.answers import answer
 from he_server.intake import Frame
 from he_server.server import Server
+from he_server.strangers import in_time
 
 
 async def get_revocations(server: Server, _request: web.Request) -> web.StreamResponse:
@@ -18,12 +19,16 @@ async def get_revocations(server: Server, _request: web.Request) -> web.StreamRe
 
 
 async def put_revocations(server: Server, request: web.Request) -> web.StreamResponse:
-    body = await Frame(request.content, TOKEN_LIMIT, request.content_length).body(TOKEN_LIMIT)
+    async with in_time():
+        body = await Frame(request.content, TOKEN_LIMIT, request.content_length).body(TOKEN_LIMIT)
     try:
         token = body.decode("ascii").strip()
     except UnicodeDecodeError:
         raise Refusal(MALFORMED, "the revocation list is not ASCII") from None
-    offered = await server.thread(Revocations.read, token, server.authority)
+    if token and token == (await server.revocations()).token:
+        return answer(Revoked(token))
+    offered = await server.unproved(lambda: Revocations.read(token, server.authority))
+    check_newer(await server.revocations(), offered)  # before anybody waits for the database
     created = await server.store.learn_revocations(offered, server.clock())
     server.revocations_due = 0.0
     return answer(Revoked(token), 201 if created else 200)

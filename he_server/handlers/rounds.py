@@ -2,24 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import msgspec
 from aiohttp import web
 
-from he_protocol.api import RoundStatus
 from he_protocol.problems import NOT_FOUND, WRONG_STATE, Refusal
-from he_protocol.task import Task
 from he_server.answers import STREAMING, answer, stream_blob
+from he_server.auth import party_of
 from he_server.handlers.tasks import task_of
 from he_server.names import sum_blob
 from he_server.server import Server
-from he_server.store import Store
-from he_server.store.records import RoundRecord, committee_status
-
-EVENT_SECONDS = 1.0
-"""How often the database is asked for news that another process made."""
-EVENT_ROUNDS_KEPT = 200
 
 
 def round_number(request: web.Request) -> int:
@@ -32,19 +22,13 @@ def round_number(request: web.Request) -> int:
 
 async def list_rounds(server: Server, request: web.Request) -> web.StreamResponse:
     task = await task_of(server, request)
-    return answer(await statuses(server.store, task, await server.store.recent_rounds(task.id)))
+    return answer(await server.store.statuses(task, await server.store.recent_rounds(task.id)))
 
 
 async def get_round(server: Server, request: web.Request) -> web.StreamResponse:
     task = await task_of(server, request)
-    (status,) = await statuses(server.store, task, [await server.store.round(task.id, round_number(request))])
+    (status,) = await server.store.statuses(task, [await server.store.round(task.id, round_number(request))])
     return answer(status)
-
-
-async def statuses(store: Store, task: Task, records: Sequence[RoundRecord]) -> list[RoundStatus]:
-    """Rounds with what their key holders said."""
-    said = await store.said_about(records)
-    return [record.status(committee_status(task, record, *said[record.id])) for record in records]
 
 
 async def get_sum(server: Server, request: web.Request) -> web.StreamResponse:
@@ -58,21 +42,10 @@ async def get_sum(server: Server, request: web.Request) -> web.StreamResponse:
 async def get_events(server: Server, request: web.Request) -> web.StreamResponse:
     """Server-sent events (WHATWG HTML section 9.2): the newest round first, then every change of state."""
     task = await task_of(server, request)
-    recent = await server.store.recent_rounds(task.id)
-    told = {record.number: record.state for record in recent[1:]}
-    response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache"})
-    request[STREAMING] = response
-    await response.prepare(request)
-    while True:
-        for record in reversed(recent):
-            if told.get(record.number) != record.state:
-                told[record.number] = record.state
-                (status,) = await statuses(server.store, task, [record])
-                data = msgspec.json.encode(status).decode()
-                await response.write(f"event: round\nid: {record.number}\ndata: {data}\n\n".encode())
-        if server.draining:
-            return response
-        await server.notifier.wait(task.id, EVENT_SECONDS)
-        await response.write(b": still here\n\n")  # finds out when the reader has gone
-        recent = await server.store.recent_rounds(task.id)
-        told = {number: state for number, state in told.items() if number > recent[0].number - EVENT_ROUNDS_KEPT}
+    with server.streams.listening(task.id, party_of(request).public) as watch:
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache"})
+        request[STREAMING] = response
+        await response.prepare(request)
+        async for text in watch.texts():
+            await response.write(text)
+    return response

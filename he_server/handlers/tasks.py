@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from aiohttp import web
 
+from he_protocol import framing
 from he_protocol.api import TaskList, TaskStatus
 from he_protocol.problems import NOT_ADDRESSED, NOT_FOUND, Refusal
 from he_protocol.task import Task
 from he_server.answers import answer, stream_blob
 from he_server.auth import hex_id
-from he_server.intake import Frame
+from he_server.bodies import check_declared
+from he_server.initial import adding, check_model, keep_incoming, read_model
+from he_server.intake import Frame, recording
 from he_server.names import model_blob
 from he_server.server import Server
 from he_server.store.records import TaskRecord
-from he_server.tensors import keep_model
+from he_server.strangers import in_time
 
 MODEL_VERSION = "HushSum-Model-Version"
 
@@ -34,17 +37,23 @@ async def get_task(server: Server, request: web.Request) -> web.StreamResponse:
 
 
 async def post_task(server: Server, request: web.Request) -> web.StreamResponse:
+    """Anybody may send it: the signed head comes first, and says how large the body is, and whether it is wanted."""
     frame = Frame(request.content, server.settings.max_update_bytes, request.content_length)
-    token = await frame.token()
-    task = Task.from_token(token, server.authority)
+    async with in_time():
+        token = await frame.token()
+    task = await server.unproved(lambda: Task.from_token(token, server.authority))
     entry = task.config.server
     if (entry.name, entry.key) != (server.key.name, server.key.public):
         raise Refusal(NOT_ADDRESSED, "the task is for another server", expected=server.key.name, got=entry.name)
-    model = await frame.body(task.model_limit)
-    sha256 = await server.thread(keep_model, server.blobs, task, model)
-    created = await server.store.add_task(task, sha256, server.clock())
-    status = await _status(server, await server.store.task(task.id))
-    return answer(status, 201 if created else 200)
+    check_declared(request.content_length, framing.PREFIX_BYTES + len(token) + task.model_limit)
+    if await server.store.has_task(task.id):
+        check_model(task, await read_model(server, frame, task))
+        return answer(await _status(server, await server.store.task(task.id)))
+    with adding(server, task):
+        sha256 = await keep_incoming(server, frame, task)
+        async with recording(server, model_blob(task.id, sha256)):
+            created = await server.store.add_task(task, sha256, server.clock())
+    return answer(await _status(server, await server.store.task(task.id)), 201 if created else 200)
 
 
 async def get_model(server: Server, request: web.Request) -> web.StreamResponse:

@@ -17,6 +17,7 @@ from he_protocol.task import Task
 from he_server.acceptance import TOGETHER_BYTES
 from he_server.answers import answer
 from he_server.auth import hex_id, party_of
+from he_server.bodies import Sender, update_frame
 from he_server.handlers.tasks import task_of
 from he_server.intake import Frame, Section, check_body, discard, receive, recording
 from he_server.names import fresh, key_blob, update_blob
@@ -32,6 +33,10 @@ async def put_update(server: Server, request: web.Request) -> web.StreamResponse
     frame = Frame(request.content, server.settings.max_update_bytes, request.content_length)
     accepted = await accept(server, task, update_id, party_of(request), frame)
     return answer(UpdateReceipt(accepted.receipt, accepted.round), 201 if accepted.created else 200)
+
+
+async def sender_of_update(server: Server, request: web.Request) -> Sender:
+    return Sender(party_of(request).public, update_frame(await task_of(server, request)))
 
 
 async def get_update(server: Server, request: web.Request) -> web.StreamResponse:

@@ -19,7 +19,8 @@ from he_protocol import tus
 from he_protocol.api import UpdateReceipt, upload_path
 from he_protocol.problems import METHOD_NOT_ALLOWED, NOT_FOUND, Refusal
 from he_server.answers import answer
-from he_server.auth import hex_id, party_of
+from he_server.auth import CONNECTION, hex_id, party_of
+from he_server.bodies import Sender
 from he_server.handlers.tasks import task_of
 from he_server.handlers.updates import accept
 from he_server.intake import Frame
@@ -95,6 +96,14 @@ async def get_upload(server: Server, request: web.Request) -> web.StreamResponse
     return answer(_receipt(ended))
 
 
+async def sender_of_chunk(server: Server, request: web.Request) -> Sender:
+    """Whoever knows an upload's URL is the client that began it."""
+    _check_version(request)
+    upload = await server.store.upload(hex_id(request.match_info["upload"], 16, "upload").hex(), server.clock())
+    server.door.prove(request[CONNECTION], upload.party.public)
+    return Sender(upload.party.public, upload.length)
+
+
 async def patch_upload(server: Server, request: web.Request) -> web.StreamResponse:
     check_media_type(request.content_type)
     named = tus.number(request.headers.get("Upload-Offset", ""), "Upload-Offset")
@@ -155,6 +164,7 @@ async def _opened(server: Server, request: web.Request) -> AsyncIterator[tuple[U
         upload = await server.store.upload(upload_id, server.clock())  # under the lock nobody else ends it
         if not found and not upload.ended:
             raise Refusal(NOT_FOUND, "the upload's bytes are gone")
+        server.door.prove(request[CONNECTION], upload.party.public)
         yield upload, None if upload.ended else file
     finally:
         await server.thread(file.close)

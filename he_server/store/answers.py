@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from sqlalchemy import delete, insert, select
 
-from he_protocol.api import Stage, Waiting
+from he_protocol.api import RoundStatus, Stage, Waiting
 from he_protocol.messages import Objection, Screening
 from he_protocol.problems import WRONG_STATE, Refusal
 from he_protocol.signing import read_unverified
@@ -15,7 +15,14 @@ from he_server.audit import Event
 from he_server.rounds import stage_of
 from he_server.store import audit
 from he_server.store.database import Database
-from he_server.store.records import AnswerRecord, RoundRecord, ShareRecord, answer_record, round_record
+from he_server.store.records import (
+    AnswerRecord,
+    RoundRecord,
+    ShareRecord,
+    answer_record,
+    committee_status,
+    round_record,
+)
 from he_server.store.schema import answers, rounds, shares
 from he_server.store.selects import select_rounds
 
@@ -101,6 +108,11 @@ class AnswerStore(Database):
             for share in await connection.execute(released):
                 said[share.round_id][1].append(ShareRecord(share.holder, "", share.blob, share.received))
         return said
+
+    async def statuses(self, task: Task, records: Sequence[RoundRecord]) -> list[RoundStatus]:
+        """Rounds with what their key holders said."""
+        said = await self.said_about(records)
+        return [record.status(committee_status(task, record, *said[record.id])) for record in records]
 
     async def waiting_for(self, task: Task, holder: str) -> tuple[Waiting, ...]:
         """The rounds that wait for this holder, and for what."""

@@ -137,7 +137,8 @@ class PostRecord:
 
 @dataclass(frozen=True)
 class ModelRecord:
-    """One published model version; `round_id` is None for the initial model."""
+    """One published model version; `round_id` is None for the initial model, and for one that was recovered: the next
+    step begins without momentum."""
 
     version: int
     round_id: int | None
@@ -199,6 +200,16 @@ def committee_status(
         else:
             found.append(HolderStatus(holder.name, ""))
     return tuple(found)
+
+
+def waiting_for(status: RoundStatus) -> str:
+    """What key holders said about a round that waits for them."""
+    if status.state not in {"closed", "opening"}:
+        return ""
+    return "; ".join(
+        f"{one.holder}: {f'refused ({one.detail})' if one.problem else one.said or 'missing'}"
+        for one in status.committee
+    )
 
 
 def round_record(row: Row[Any]) -> RoundRecord:

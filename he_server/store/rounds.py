@@ -152,8 +152,9 @@ class RoundStore(Database):
                 .values(lease_token="", lease_until=0.0, tried=tried)
             )
 
-    async def begin_screening(self, lease: Lease, opening: int, manifest: str, plan: Plan) -> None:
-        """Show holders a manifest that is not final: the round stays closed, and the lease is given back."""
+    async def begin_screening(self, lease: Lease, opening: int, manifest: str, plan: Plan, deadline: float) -> None:
+        """Show holders a manifest that is not final: the round stays closed, and the lease is given back. It is late
+        from `deadline` on."""
         async with self._write() as connection:
             changed = await connection.execute(
                 update(rounds)
@@ -162,6 +163,7 @@ class RoundStore(Database):
                     manifest=manifest,
                     manifest_hash=payload_hash(manifest).hex(),
                     opening=opening,
+                    opening_deadline=deadline,
                     excluded=msgspec.json.encode(plan.documents).decode(),
                     lease_token="",
                     lease_until=0.0,

@@ -18,7 +18,8 @@ class Standing:
     """Rounds that have not ended. Times are Unix seconds, 0 where there is no such round.
 
     `oldest` is when the first update of the oldest of them may have come, `stuck` counts leases that ran out
-    before their holder gave them back, and `overdue` rounds whose deadline has passed.
+    before their holder gave them back, and `overdue` rounds whose deadline has passed: those that still collect, and
+    those that wait for key holders longer than a round should take to open.
     """
 
     rounds: dict[str, int]
@@ -60,7 +61,8 @@ class StandingStore(Database):
         ).subquery()
         stuck = select(func.count()).select_from(leased).where(leased.c.lease_until <= now)
         collecting = (rounds.c.state == "open") & (rounds.c.deadline > 0) & (rounds.c.deadline <= now)
-        opening = (rounds.c.state == "opening") & (rounds.c.opening_deadline <= now)
+        waiting = rounds.c.state.in_(("closed", "opening")) & (rounds.c.manifest != "")
+        opening = waiting & (rounds.c.opening_deadline <= now)
         overdue = select(func.count()).where(or_(collecting, opening))
         async with self._read() as connection:
             states = await connection.execute(live)

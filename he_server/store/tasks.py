@@ -11,6 +11,7 @@ from he_protocol.api import Phase
 from he_protocol.problems import BAD_TENSORS, CEREMONY_CONFLICT, NOT_FOUND, Refusal
 from he_protocol.signing import payload_hash
 from he_protocol.task import Task
+from he_server.names import model_blob, post_blob, sum_blob, velocity_blob
 from he_server.store import audit
 from he_server.store.database import Database
 from he_server.store.records import ModelRecord, PostRecord, TaskRecord
@@ -51,6 +52,23 @@ class TaskStore(Database):
                 ) from None
             return False
         return True
+
+    async def has_task(self, task: str) -> bool:
+        """Whether a task was added."""
+        query = select(tasks.c.task_hash).where(tasks.c.task_hash == task)
+        async with self._read() as connection:
+            return (await connection.execute(query)).first() is not None
+
+    async def kept_blobs(self) -> frozenset[str]:
+        """Names of all blobs that belong to model versions and posts, for as long as their tasks are kept."""
+        names: set[str] = set()
+        async with self._read() as connection:
+            for row in await connection.execute(select(models.c.task_hash, models.c.sha256, models.c.round_id)):
+                names |= {model_blob(row.task_hash, row.sha256), velocity_blob(row.task_hash, row.sha256)}
+                names |= {sum_blob(row.task_hash, row.round_id)} if row.round_id is not None else set()
+            posts = await connection.execute(select(board.c.task_hash, board.c.blob))
+            names.update(post_blob(post.task_hash, post.blob) for post in posts)
+        return frozenset(names)
 
     async def tasks(self) -> tuple[TaskRecord, ...]:
         """All tasks, oldest first."""
@@ -98,8 +116,7 @@ class TaskStore(Database):
                 await audit.append(connection, "board-post", task, 0, **said)
         except IntegrityError:
             before = await self.post(task, phase, post.holder)
-            if before.message != post.message:
-                raise Refusal(CEREMONY_CONFLICT, f"{post.holder} posted another {phase} before") from None
+            check_same_post(before.message, post.message, phase)
             return False
         return True
 
@@ -117,6 +134,12 @@ class TaskStore(Database):
         if row is None:
             raise Refusal(NOT_FOUND, f"{holder} has not posted its {phase}")
         return _post_record(row)
+
+
+def check_same_post(before: str, offered: str, phase: Phase) -> None:
+    """Raises `ceremony-conflict` when a holder posts something else than before."""
+    if before != offered:
+        raise Refusal(CEREMONY_CONFLICT, f"this holder posted another {phase} before")
 
 
 def _tasks() -> Select[Any]:

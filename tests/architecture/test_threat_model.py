@@ -10,11 +10,11 @@ from functools import cache
 
 import pytest
 
-from keys.checks import RULES
 from tests.architecture.source import ROOT
 from tests.defences.edits import EDITS, Edit
 from tests.defences.rows import ROWS, TEST, TEXT, Row
-from tests.keys.test_checks import ATTACKS
+from tests.keys.test_checks import ATTACKS, STAGES
+from tests.support.rules import EVERY_RULE
 
 
 @cache
@@ -41,7 +41,7 @@ def test_a_row_names_a_place_and_a_test_that_exist(row: Row) -> None:
 
 
 def test_every_test_that_is_mentioned_anywhere_exists() -> None:
-    cases = {f"{attack.rule.__name__}-{attack.what}".replace(" ", "_") for attack in ATTACKS}
+    cases = {f"{stage}-{a.name}" for a in ATTACKS for stage, rules in STAGES.items() if a.rule in rules}
     for path, name, case in TEST.findall(TEXT):
         assert name in defined(path), path
         assert not case or case in cases
@@ -58,7 +58,7 @@ def test_an_edit_applies_to_the_source_of_a_place_that_is_listed(edit: Edit) -> 
 
 def test_every_rule_of_a_key_holder_is_listed() -> None:
     listed = {place for row in ROWS for place in row.places}
-    assert {f"keys/checks.py: {rule.__name__}" for rule in RULES} <= listed
+    assert {f"keys/checks.py: {rule.__name__}" for rule in EVERY_RULE} <= listed
 
 
 def test_every_hostile_test_file_is_used() -> None:

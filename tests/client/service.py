@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, Self
@@ -80,10 +80,10 @@ class Service:
         self.task = Task.from_token((root / "task.jws").read_text(), authority)
 
     @classmethod
-    async def provision(cls, root: Path, scheme: str, profile: str) -> None:
-        """Fill `root`: identities, the task in the server's database, the committee's keys."""
-        deployment = Deployment(root, CLIENTS, HOLDERS)
-        deployment.provision(plan(scheme, profile), dict(MODEL))
+    async def provision(cls, root: Path, scheme: str, profile: str, clients: int = CLIENTS, **changes: Any) -> None:
+        """Fill `root`: identities, the task in the server's database, the committee's keys. `changes` to the plan."""
+        deployment = Deployment(root, clients, HOLDERS)
+        deployment.provision(plan(scheme, profile) | changes, dict(MODEL))
         service = cls(root)
         await upgrade("server", service.settings.url)
         server = open_server(service.settings)
@@ -132,10 +132,10 @@ class Service:
             await ledger.close()
 
     @asynccontextmanager
-    async def committee(self) -> AsyncIterator[None]:
-        """All key holders at work."""
+    async def committee(self, numbers: Sequence[int] = range(1, HOLDERS + 1)) -> AsyncIterator[None]:
+        """Key holders at work; by default all."""
         async with AsyncExitStack() as stack:
-            holders = [await stack.enter_async_context(self.holder(n)) for n in range(1, HOLDERS + 1)]
+            holders = [await stack.enter_async_context(self.holder(n)) for n in numbers]
             runs = [asyncio.create_task(Agent(h, self.task, self.url, poll_seconds=0.02).run()) for h in holders]
             try:
                 yield

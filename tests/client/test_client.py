@@ -12,7 +12,7 @@ from aiohttp import web
 from safetensors.numpy import save
 
 from he_client import HushSumClient, Submission, SyncClient
-from he_client.client import VERSION_HEADER
+from he_client.published import VERSION_HEADER
 from he_protocol import api
 from he_protocol.privacy import epsilon
 from he_protocol.problems import (
@@ -20,7 +20,6 @@ from he_protocol.problems import (
     BAD_TENSORS,
     COMBINE_REFUSED,
     DIGEST_MISMATCH,
-    NO_QUORUM,
     TOO_FEW_CLIENTS,
     UNEXPECTED_ANSWER,
     UNREACHABLE,
@@ -173,16 +172,19 @@ async def test_wait_tells_that_too_few_clients_came(service: Service) -> None:
             await client.opened_sum(service.task, sent.round)
 
 
-async def test_wait_tells_that_no_quorum_came(service: Service) -> None:
+async def test_a_round_waits_for_its_key_holders_as_long_as_it_takes(service: Service) -> None:
     async with service.client(1) as one, service.client(2) as two:
         sent = await submit(one, service)
         await submit(two, service)
         async with asyncio.timeout(10):
-            while (await one.round(service.task, sent.round)).state != "opening":
+            while not (await one.round(service.task, sent.round)).opening:
                 await asyncio.sleep(0.01)
-        service.clock.ahead = 61
-        with refused(NO_QUORUM, "holder-1, holder-2, holder-3"):
-            await one.wait(service.task, sent)
+        service.clock.ahead = 10 * service.task.config.opening_seconds
+        with refused(UNREACHABLE, "still closed"):
+            await one.wait(service.task, sent, within=0.2)
+        assert [status.said for status in (await one.round(service.task, sent.round)).committee] == [""] * 4
+        async with service.committee():
+            assert await one.wait(service.task, sent) == 1
 
 
 async def test_wait_tells_that_the_updates_bucket_was_dropped_from_a_published_round(service: Service) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import sqrt
+from math import hypot, sqrt
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,9 @@ from he_protocol.task import Task, TensorSpec
 from tests.support.parties import World
 from tests.unit.refusals import refused
 
-CLIENT_LEVEL = {"unit": "client", "clip_norm": 1.0, "noise_multiplier": 1e-9, "delta": 1e-5, "epsilon_budget": 1e12}
+CLIENT_LEVEL = {"unit": "client", "clip_norm": 1.0, "noise_multiplier": 0.006, "delta": 1e-5, "epsilon_budget": 1e12}
+SLIGHT = 45
+"""Integers: twelve deviations of the noise that no plan may go below, and so of `CLIENT_LEVEL`'s."""
 
 
 def task_of(world: World, length: int = 10, **changes: Any) -> Task:
@@ -68,15 +70,15 @@ def test_rounding_up_and_down_happens_in_proportion(world: World) -> None:
 
 def test_a_client_level_update_is_clipped_to_its_norm(world: World) -> None:
     task = task_of(world, 2, privacy=CLIENT_LEVEL)
-    assert np.abs(encode(task, floats(3.0, 4.0), None, Words(1)) - [614.4, 819.2]).max() <= 1
-    assert np.abs(encode(task, floats(0.3, 0.4), None, Words(1)) - [307.2, 409.6]).max() <= 1
+    assert np.abs(encode(task, floats(3.0, 4.0), None, Words(1)) - [614.4, 819.2]).max() <= SLIGHT
+    assert np.abs(encode(task, floats(0.3, 0.4), None, Words(1)) - [307.2, 409.6]).max() <= SLIGHT
 
 
 def test_a_record_level_sum_is_left_alone(world: World) -> None:
     """Its records were clipped one by one; many of them sum to more than the norm."""
     plan = CLIENT_LEVEL | {"unit": "record", "sampling_rate": 0.5}
     task = task_of(world, 2, privacy=plan, weighting="fixed", weight_cap=8.0)
-    assert np.abs(encode(task, floats(3.0, 4.0), None, Words(1)) - [3072, 4096]).max() <= 1
+    assert np.abs(encode(task, floats(3.0, 4.0), None, Words(1)) - [3072, 4096]).max() <= SLIGHT
 
 
 def test_the_weight_rides_along_and_scales_the_update(world: World) -> None:
@@ -96,7 +98,7 @@ def test_two_weighted_updates_sum_to_a_weighted_mean(world: World) -> None:
 def test_a_clipped_update_keeps_its_bound_under_its_weight(world: World) -> None:
     task = task_of(world, 2, privacy=CLIENT_LEVEL, weighting="examples", weight_cap=10.0)
     encoded = encode(task, floats(30.0, 40.0), 5, Words(3))
-    assert np.abs(encoded - [307.2, 409.6, 2048]).max() <= 1
+    assert np.abs(encoded - [307.2, 409.6, 2048]).max() <= 2 * SLIGHT
 
 
 @pytest.mark.parametrize("unit", ["client", "record"])
@@ -104,7 +106,7 @@ def test_the_noise_is_what_the_task_promises(world: World, unit: str) -> None:
     plan = CLIENT_LEVEL | {"unit": unit, "noise_multiplier": 0.5}
     count = 40_000
     task = task_of(world, count, privacy=plan, weighting="fixed" if unit == "record" else "uniform")
-    promised = 0.5 * (1.0 * 1024 + sqrt(count)) / sqrt(task.config.min_clients)
+    promised = hypot(0.5 * (1.0 * 1024 + sqrt(count)), 2) / sqrt(task.config.min_clients)
     assert task.noise_std == pytest.approx(promised)
     encoded = encode(task, np.zeros(count, dtype=np.float32), None)
     assert abs(encoded.std() / promised - 1) < 6 / sqrt(2 * count)
@@ -147,10 +149,9 @@ def test_blocks_join_to_the_whole_and_each_draws_its_own_words(world: World) -> 
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("privacy", [{"unit": "none"}, CLIENT_LEVEL], ids=["none", "client"])
-def test_what_is_not_finite_is_refused(world: World, bad: float, privacy: dict[str, Any]) -> None:
+def test_without_a_dp_plan_what_is_not_finite_is_refused(world: World, bad: float) -> None:
     with refused(BAD_TENSORS, "finite"):
-        encode(task_of(world, 3, privacy=privacy), floats(0.0, bad, 1.0), None)
+        encode(task_of(world, 3), floats(0.0, bad, 1.0), None)
 
 
 def test_another_length_is_refused(world: World) -> None:

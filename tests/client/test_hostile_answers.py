@@ -197,6 +197,13 @@ async def test_ten_parameters_take_no_gigabytes(world: World, tmp_path: Path) ->
     assert left(tmp_path) == []
 
 
+async def test_a_download_that_is_refused_leaves_no_file(world: World, tmp_path: Path) -> None:
+    async with serving(endless) as url, Transport(url, world.committee[0], retry=ONCE) as line:
+        with refused(TOO_LARGE):
+            await line.download("/x", tmp_path / "file", audience="server", limit=2 * MIB)
+    assert left(tmp_path) == []
+
+
 async def test_a_list_of_tasks_is_bounded(world: World, tmp_path: Path) -> None:
     async with serving(endless) as url, device(url, world, tmp_path) as client:
         with refused(TOO_LARGE, str(limits.TASK_LIST)):

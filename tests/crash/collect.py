@@ -1,4 +1,4 @@
-"""Collects the evidence: receipts from clients' spools, answers from the server, openings from holders' ledgers."""
+"""Collects the evidence: receipts from clients' spools, answers from the server, votes from holders' ledgers."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ async def collect(world: World) -> Evidence:
     manifests, refusals = [], []
     for holder in world.processes.holders:
         with closing(sqlite3.connect(world.processes.root / holder / "ledger.db")) as ledger:
-            accepted = ledger.execute("SELECT round, hex(manifest_hash) FROM openings")
+            accepted = ledger.execute("SELECT round, hex(manifest_hash) FROM votes")
             manifests += [(holder, number, manifest) for number, manifest in accepted]
             refused = ledger.execute("SELECT round, problem, detail FROM refusals")
             refusals += [f"{holder}, round {number}: {problem}: {detail}" for number, problem, detail in refused]

@@ -1,4 +1,4 @@
-"""The programs under fire: a server, three key holders and five clients, on SQLite or PostgreSQL."""
+"""The programs under fire: a server, four key holders and five clients, on SQLite or PostgreSQL."""
 
 from __future__ import annotations
 

@@ -90,6 +90,18 @@ _ADMIT = "he_server/store/updates.py: admit"
 _UNVERIFIED = "from he_protocol.signing import read_unverified; "
 _REVOKED = "check_key(await server.revocations(), party.name, party.public)"
 
+_JUDGED = (
+    "await holder.ledger.informed(request); from keys.checks import judge;"
+    " await asyncio.to_thread(judge, request, RELEASING)"
+)
+_UNRECORDED = (
+    "await self._holder.ledger.informed(request); from keys.checks import judge;"
+    " await asyncio.to_thread(judge, request, VOTING)"
+)
+_BINDING = "await self._holder.ledger.decide(request, ())"
+
+_POINT = "he_protocol/signing.py: _check_point"
+
 EDITS = (
     # A server that lies to key holders.
     *_returns(
@@ -99,7 +111,12 @@ EDITS = (
         "headers_bound",
         "manifest_signed",
         "manifest_bound",
-        "round_not_forked",
+        "number_in_plan",
+        "number_unused",
+        "time_moves_on",
+        "model_moves_on",
+        "bases_fresh",
+        "certified",
         "updates_fresh",
         "buckets_large_enough",
         "buckets_numbered",
@@ -108,23 +125,29 @@ EDITS = (
         "sums_fit",
         "versions_recent",
         "sizes_exact",
-        "within_budget",
         "epoch_alive",
         "clients_not_revoked",
         "server_not_revoked",
         "revocations_fresh",
     ),
     _never("keys/checks.py: judge", "len(request.updates) != len(request.manifest.updates)"),
-    Edit("keys/checks.py: revoked", "known.covers_credential(update.credential)", "False"),
-    Edit("keys/holder.py: _answer", "Manifest).round) != number:", "Manifest).round) < 0:"),
-    _never("he_protocol/sharing.py: Sharing", "2 * t <= n"),
+    Edit("keys/checks.py: revoked_buckets", "except Refusal:", "except Refusal:\n            continue"),
+    _never("keys/opening.py: _request", "manifest.round != number"),
+    Edit("he_protocol/committee.py: colluders", "2 * self.agreement - self.holders - 1", "self.agreement"),
+    *_returns("he_protocol/committee.py", "check_collusion"),
+    Edit("keys/opening.py: _vote", "await self._holder.ledger.decide(request, VOTING)", _UNRECORDED),
+    Edit("keys/opening.py: _release", "await holder.ledger.decide(request, RELEASING)", _JUDGED),
+    Edit("keys/opening.py: _screen", "await self._holder.ledger.informed(request)", _BINDING),
+    Edit("keys/sums.py: covers", "self._listed.get(entry.update_id) == entry", "entry.update_id in self._listed"),
+    Edit("keys/sums.py: covers", "self._added[bucket] == ids", "self._added[bucket] >= ids"),
     Edit(
-        "keys/ledger.py: opened_updates",
-        '"update_id", sa.LargeBinary, primary_key=True),\n        sa.Column("round", sa.Integer, nullable=False)',
-        '"update_id", sa.LargeBinary, primary_key=True),\n        sa.Column("round", sa.Integer, primary_key=True)',
-        at="migrations/ledger/versions/0001_joined_opened_refused.py: upgrade",
+        "keys/ledger.py: voted_updates",
+        '"update_id", sa.LargeBinary, primary_key=True),\n        sa.Column("opening", sa.Integer, nullable=False)',
+        '"update_id", sa.LargeBinary, primary_key=True),\n        sa.Column("opening", sa.Integer, primary_key=True)',
+        at="migrations/ledger/versions/0001_votes.py: upgrade",
     ),
-    _never("keys/holder.py: join", "task.config.min_clients < self.floor"),
+    _never("keys/holder.py: join", "task.config.min_clients < self.floor", "a manifest of one"),
+    _never("keys/holder.py: join", "task.committee.colluders < self.least_f", "a committee"),
     *_returns("keys/holder.py", "check_promise"),
     Edit(
         "keys/epochs.py: destroy",
@@ -133,7 +156,7 @@ EDITS = (
         attack="an old epoch",
     ),
     Edit("keys/epochs.py: destroy", "await asyncio.to_thread(erase_private, path)", "pass", attack="an old epoch"),
-    _never("keys/holder.py: add_checked", "hashlib.sha256(body).digest() != signed"),
+    _never("keys/sums.py: check_part", "hashlib.sha256(body).digest() != signed"),
     Edit(_ENVELOPE, "epoch_id, client.encode()", "client.encode()"),
     Edit(_ENVELOPE, "client.encode(), ", ""),
     Edit(_ENVELOPE, "update_id, holder.encode()", "holder.encode()"),
@@ -153,7 +176,7 @@ EDITS = (
         "{(other.key, other.transcript) for other in others} != {(mine.key, mine.transcript)}",
     ),
     Edit("keys/agent.py: step", "except Refusal as refusal:", "except KeyboardInterrupt as refusal:"),
-    Edit("keys/agent.py: _open", "except Refusal as refusal:", "except KeyboardInterrupt as refusal:"),
+    Edit("keys/agent.py: _serve", "except Refusal as refusal:", "except KeyboardInterrupt as refusal:"),
     Edit(
         "keys/ledger.py: refused",
         "same = refusals.c.problem == refusal.problem.slug",
@@ -189,11 +212,11 @@ EDITS = (
     Edit("he_client/tasks.py: read", "except Refusal as refusal:", "except KeyboardInterrupt as refusal:"),
     *_returns("he_client/floors.py", "check_floors"),
     Edit("he_client/client.py: seal", "await asyncio.to_thread(check_floors, task, self._floors)", "pass"),
-    _never("he_client/client.py: check_version", "int(version) == 0 and etag != signed"),
+    _never("he_client/published.py: check_version", "int(version) == 0 and etag != signed"),
     _never("he_server/tensors.py: keep_model", "sha256 != task.config.initial_model.hex()"),
     *_returns("he_protocol/envelope.py", "check_key"),
-    Edit("he_protocol/signing.py: check_public", "if y in _LOW_ORDER_Y:", "if False:"),
-    Edit("he_protocol/signing.py: check_public", "y >= CURVE_PRIME or ", ""),
+    Edit("he_protocol/signing.py: check_public", "if y in _LOW_ORDER_Y:", "if False:", at=_POINT),
+    Edit("he_protocol/signing.py: check_public", "y >= CURVE_PRIME or ", "", at=_POINT),
     _never("he_client/schemes/ckks.py: check_confirmations", "len(set(read)) != 1"),
     _never("he_client/schemes/ckks.py: joint_context", "hashlib.sha256(packed).digest() != digest"),
     *_returns("he_protocol/seal.py", "refuse_private"),
@@ -207,6 +230,20 @@ EDITS = (
         "he_client/client.py: send",
         "(signed.update_id.hex(), signed.header) != (sealed.update_id, token_hash(spool.header(sealed).header))",
     ),
+    Edit("he_client/training.py: _clipped_sum", "finite = norms.isfinite()", "finite = torch.ones_like(norms).bool()"),
+    Edit("he_client/training.py: add", "if raise_errors:", "if True:"),
+    Edit(
+        "he_client/encode.py: _total",
+        "    if not isfinite(length):",
+        "    _checked(task, update, examples)\n    if False:",
+    ),
+    _never(
+        "he_client/attempt.py: attempt",
+        "task.config.privacy.noisy and not raise_errors and not (isinstance(update, Mapping) and update)",
+    ),
+    Edit("he_client/client.py: send", "await asyncio.to_thread(self._spending.count, task, sealed.update_id)", "pass"),
+    *_returns("he_client/spending.py", "count", "_check"),
+    *_returns("he_protocol/privacy.py", "check_noise"),
     Edit("he_client/spool.py: Spool", "found.append(self._sealed(folder.name))", "shutil.rmtree(folder)"),
     Edit(_REQUEST, "wanted = (audience,", "wanted = (claims.aud,", attack="a client's request"),
     Edit(_REQUEST, "wanted = (audience, method,", "wanted = (audience, claims.htm,", attack="a client's request"),
@@ -247,7 +284,7 @@ EDITS = (
     *_returns("he_server/optimiser.py", "check_range"),
     Edit("he_server/opening.py: check_buckets", "if not (last or outcome.final):", "if False:", "a wrong share among"),
     _never(
-        "he_protocol/sums.py: check",
+        "he_protocol/sums.py: check_capacity",
         "(bits := self.scheme.garbage_bits(needed, self.length, self.max_clients)) < GARBAGE_BITS",
     ),
     _never("he_protocol/schemes/kahe.py: opened_key", "worst > bound"),
@@ -256,8 +293,11 @@ EDITS = (
     _never(_SHARE, "share.manifest.hex() != record.manifest_hash", "an old round's share"),
     _never(_SHARE, "got != [(bucket, part) for bucket in opened for part in known]", "a share without"),
     _never("he_server/store/rounds.py: _same_share", "payload_hash(before) != payload_hash(token)"),
-    Edit("he_server/rounds.py: opening_due", "shares >= threshold", "shares > threshold"),
-    Edit("he_server/rounds.py: opening_due", '"give-up" if now >= deadline else "wait"', '"wait"'),
+    Edit("he_server/rounds.py: combining_due", "shares >= committee.threshold", "shares > committee.threshold"),
+    Edit("he_server/manifests.py: excluded_by_holders", "len(by_holder) >= needed", "by_holder"),
+    Edit("he_server/handlers/openings.py: put_share", "< task.committee.agreement", "< 0"),
+    Edit("he_server/aggregate.py: is_intact", "hasher.digest() == sha256", "True"),
+    Edit("he_server/manifests.py: plan_round", "and u.update_id in lost", "and False"),
     Edit(
         "he_server/auth.py: check_member",
         "if index is None or task.config.holders[index].key != party.public:",
@@ -279,7 +319,7 @@ EDITS = (
     # Lying clients.
     Edit(_SETTLE, "if refusal.problem != COMBINE_REFUSED:", "if True:", "wrong key shares"),
     Edit(_SETTLE, "final |= certain", "final |= False", "wrong key shares, while"),
-    Edit("keys/holder.py: BucketSums", "except Refusal as refusal:", "except KeyboardInterrupt as refusal:"),
+    Edit("keys/sums.py: BucketSums", "except Refusal as refusal:", "except KeyboardInterrupt as refusal:"),
     Edit(
         _CHOICES, "combinations(sorted(heard), sharing.threshold)", "[tuple(heard)[: sharing.threshold]]", "different"
     ),
@@ -319,6 +359,49 @@ EDITS = (
         'return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)',
         "return text",
     ),
+    # Strangers.
+    Edit(
+        "he_server/app.py: _guarded",
+        "        await authenticate(server, request, route.access)\n"
+        "        sender = await route.sender(server, request)\n"
+        "        most = min(sender.most, server.settings.max_update_bytes)\n"
+        "        async with server.pressure.admit(check_declared(request.content_length, most), sender.party):\n",
+        '        async with server.pressure.admit(request.content_length or 0, b""):\n'
+        "            await authenticate(server, request, route.access)\n",
+    ),
+    Edit("he_server/strangers.py: has_slot", "and of_address < SLOTS_OF_ADDRESS ", ""),
+    Edit("he_server/strangers.py: has_slot", " and size <= BODY_BYTES", ""),
+    Edit("he_server/strangers.py: has_slot", "bodies < SLOTS and ", ""),
+    Edit("he_server/strangers.py: in_time", "asyncio.timeout(PROOF_SECONDS)", "asyncio.timeout(None)"),
+    _never("he_server/bodies.py: check_declared", "declared is not None and declared > most"),
+    *_returns("he_server/initial.py", "check_model"),
+    Edit("he_server/initial.py: _finish", "check_finite(writer.reread(len(model_file(task).header)))", "pass"),
+    Edit("he_server/intake.py: recording", "await discard(server, blobs)", "pass", "a new task"),
+    Edit("he_server/sweep.py: orphans", "in SWEPT_OF_TASKS", "in ()"),
+    *_returns("he_server/bodies.py", "check_codings", "check_empty"),
+    Edit("he_server/middleware.py: _read_no_more", "request.transport.pause_reading()", "pass"),
+    Edit("he_server/door.py: _shut_out", "if idle is None:", "if True:"),
+    _never("he_server/door.py: enter", "len(self._all) >= self._places.in_all and not self._shut_out(self._strangers)"),
+    _never("he_server/door.py: enter", "len(same) >= self._places.address and not self._shut_out(same)"),
+    Edit("he_server/door.py: received", "while self._held > HELD_BYTES:", "while False:"),
+    *_returns("he_server/strangers.py", "take"),
+    *_returns("he_server/door.py", "doubt"),
+    Edit("he_server/handlers/revocations.py: put_revocations", "if token and token == ", "if not token and token == "),
+    Edit(
+        "he_server/handlers/revocations.py: put_revocations", "check_newer(await server.revocations(), offered)", "pass"
+    ),
+    Edit("he_server/seldom.py: Seldom", "if not self._found or ", "if True or "),
+    Edit("he_server/log.py: emit", "error is None or isinstance(error, HttpProcessingError)", "error is None"),
+    Edit("he_server/serving.py: make_runner", "auto_decompress=False", "auto_decompress=True"),
+    Edit(
+        "he_server/pressure.py: _turn_of",
+        "asyncio.Semaphore(self._limits.max_uploads_of_party)",
+        "asyncio.Semaphore(99)",
+    ),
+    _never("he_server/door.py: prove", "connection.open and len(self._parties.get(party, ())) >= self._places.party"),
+    *_returns("he_server/streams.py", "check_streams"),
+    Edit("he_server/streams.py: listening", "if watch.looking is None:", "if True:"),
+    *_returns("he_server/replay.py", "check_share"),
     # The wire, and stolen keys.
     _never("he_server/replay.py: ReplayCache", "name in self._seen"),
     _never(
@@ -334,22 +417,26 @@ EDITS = (
     ),
     *_returns("he_protocol/signing.py", "_check_version"),
     _never("he_protocol/framing.py: head_size", "not prefix.startswith(MAGIC)"),
-    Edit("he_client/transport.py: Transport", "ssl=self._tls if self._tls is not None else True", "ssl=False"),
-    Edit("he_server/auth.py: authenticate", _REVOKED, "pass"),
     Edit(
         "he_client/transport.py: Transport",
         "ssl=self._tls if self._tls is not None else True",
         "ssl=False",
         "an impostor",
     ),
-    Edit("he_server/auth.py: authenticate", _REVOKED, "pass", "a stolen"),
-    Edit("he_server/auth.py: authenticate", "path=request.raw_path,", "path=request.path,", "a request changed"),
+    Edit("he_server/auth.py: _checked", _REVOKED, "pass", "a stolen"),
+    Edit("he_server/auth.py: _checked", "path=request.raw_path,", "path=request.path,", "a request changed"),
     Edit("he_protocol/keyfile.py: private_directory", "missing.mkdir(mode=0o700,", "missing.mkdir(mode=0o777,"),
     *_returns("he_protocol/keyfile.py", "close_database"),
     Edit("he_protocol/keyfile.py: private_opener", "os.O_CLOEXEC, 0o600)", "os.O_CLOEXEC, 0o666)"),
     Edit("he_server/handlers/updates.py: _accept", _REVOKED, "pass"),
     *_returns("he_protocol/revocation.py", "check_key"),
-    Edit("he_server/worker.py: _revoked", "known = await self._server.revocations()", "return []"),
+    Edit("he_server/manifests.py: check_update", "check_key(now.revocations, update.client, key)", "pass", "a thief's"),
+    Edit(
+        "he_server/manifests.py: check_update",
+        "check_base_version(update.base_version, now.version, task.config.staleness)",
+        "pass",
+        "an update that becomes",
+    ),
     Edit("he_client/client.py: task", "check_key(known, task.config.server.name, task.config.server.key)", "pass"),
     *_returns("he_protocol/revocation.py", "check_newer"),
     Edit(

@@ -36,7 +36,7 @@ def record(request: Request) -> RoundRecord:
     hashed = request.manifest_hash.hex()
     return RoundRecord(
         1, request.task.id, request.manifest.round, "opening", 3, 0.0, 0.0, 0.0, 0.0, request.manifest_token, hashed, 0,
-        "", "", {}, 0, 0.0, (), 0,
+        "", "", {}, 0, 0.0, (), request.manifest.opening, (), 0,
     )  # fmt: skip
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from msgspec.structs import replace
 
-from he_protocol.problems import BAD_SIGNATURE, MANIFEST_FORK, UPDATE_OPENED_BEFORE, ProblemType
+from he_protocol.problems import BAD_SIGNATURE, NUMBER_USED, UPDATE_OPENED_BEFORE, ProblemType
 from he_protocol.quantise import Integers
 from he_protocol.residues import unpack
 from he_protocol.schemes.kahe import PROFILES
@@ -37,8 +37,8 @@ def send(world: World, name: str, seed: int) -> Sent:
 
 @pytest.mark.parametrize(
     ("number", "rule", "problem"),
-    [(2, checks.updates_fresh, UPDATE_OPENED_BEFORE), (1, checks.round_not_forked, MANIFEST_FORK)],
-    ids=["another_round", "forked_round"],
+    [(2, checks.updates_fresh, UPDATE_OPENED_BEFORE), (1, checks.number_unused, NUMBER_USED)],
+    ids=["another_number", "same_number"],
 )
 def test_a_manifest_that_shrinks_by_one_gives_the_victim_away(
     world: World, number: int, rule: Rule, problem: ProblemType

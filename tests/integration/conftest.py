@@ -15,7 +15,7 @@ from tests.integration.processes import CLIENTS, Processes
 
 @pytest.fixture(scope="session", params=SCHEMES, ids=[scheme for scheme, _ in SCHEMES])
 def deployment(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Processes]:
-    """Server and three key holders on SQLite; 2 of 3 open."""
+    """Server and four key holders on SQLite; 2 open once 3 have voted."""
     processes = Processes(tmp_path_factory.mktemp("deployment"), *request.param)
     try:
         processes.start()

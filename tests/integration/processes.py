@@ -23,7 +23,7 @@ from he_client.transport import RetryPolicy
 from he_protocol.task import Task
 from tests.client.schemes import assert_opens_to
 
-CLIENTS, HOLDERS, THRESHOLD = 4, 3, 2
+CLIENTS, HOLDERS, THRESHOLD, AGREEMENT = 4, 4, 2, 3
 TASK = "test-task"
 MODEL = {"w": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.zeros(2, dtype=np.float32)}
 COLLECT_SECONDS = 8
@@ -53,6 +53,7 @@ def plan(scheme: str, profile: str) -> dict[str, Any]:
         "staleness": 2,
         "max_openings": 30,
         "threshold": THRESHOLD,
+        "agreement": AGREEMENT,
     }
 
 

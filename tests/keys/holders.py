@@ -8,8 +8,10 @@ from pathlib import Path
 
 from he_client.transport import RetryPolicy, Transport
 from he_protocol.keyfile import write_private
+from he_protocol.task import Task
 from keys.holder import EpochSecret, KeyHolder, PartSeed
 from keys.ledger import Ledger
+from keys.opening import Openings
 from tests.support.parties import NOW, World
 
 QUICK = RetryPolicy(first=0.01, longest=0.02, give_up=1.0)
@@ -43,6 +45,13 @@ def give_key(world: World, index: int, holder: KeyHolder, *, epoch: int | None =
     task = world.task
     secret = EpochSecret(task.hash, task.config.epoch if epoch is None else epoch, seeds)
     write_private(holder.secret_path(task, "key"), secret, holder.passphrase)
+
+
+async def open_round(holder: KeyHolder, task: Task, number: int, line: Transport) -> None:
+    """Do whatever a server asks of one round, until the share has left."""
+    openings = Openings(holder, task)
+    while await openings.serve(number, line) != "release":
+        pass
 
 
 def line_to(url: str, holder: KeyHolder) -> Transport:

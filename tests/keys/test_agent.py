@@ -60,7 +60,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 async def server(world: World) -> AsyncIterator[FakeServer]:
-    async with FakeServer(world.task) as running:
+    async with FakeServer(world.task, committee=world.committee) as running:
         yield running
 
 
@@ -120,12 +120,12 @@ async def test_every_round_that_waits_is_opened_once(
 async def test_a_server_that_is_down_is_asked_until_it_is_there(
     world: World, holder: KeyHolder, bodies: list[bytes]
 ) -> None:
-    async with FakeServer(world.task) as first:
+    async with FakeServer(world.task, committee=world.committee) as first:
         port = int(first.url.rsplit(":", 1)[1])
     async with serving(holder, world, first.url) as work:
         await asyncio.sleep(0.3)
         assert not work.done()
-        async with FakeServer(world.task, port=port) as back:
+        async with FakeServer(world.task, committee=world.committee, port=port) as back:
             offer(world, back, bodies)
             await back.until(lambda: bool(back.shares))
 
@@ -199,6 +199,20 @@ async def test_a_refused_round_is_left_alone_for_a_while(
         clock.now += 1
         await server.until(lambda: server.count(*opening(world, 1)) == 2)
     assert (1, "holder-0") not in server.shares
+
+
+async def test_a_refused_screening_blocks_no_vote(
+    world: World, server: FakeServer, holder: KeyHolder, bodies: list[bytes]
+) -> None:
+    """The others were faster; what they ask for next does not wait until the refusal is forgotten."""
+    key = ("PUT", api.answer_path(world.task.id, 1, "holder-0"))
+    server.replaced[key] = problem(WRONG_STATE)
+    offer(world, server, bodies)
+    async with serving(holder, world, server.url):
+        await server.until(lambda: server.count(*key) == 1)
+        del server.replaced[key]
+        server.stages[1] = "vote"
+        await server.until(lambda: (1, "holder-0", "vote") in server.answers)
 
 
 async def test_refusals_are_in_the_ledger_once(

@@ -18,14 +18,14 @@ from he_protocol.problems import (
     BAD_SIGNATURE,
     DUPLICATE_CLIENT,
     DUPLICATE_UPDATE,
-    MANIFEST_FORK,
+    NUMBER_USED,
     TOO_FEW_CLIENTS,
     UPDATE_OPENED_BEFORE,
     ProblemType,
 )
 from he_protocol.schemes.ckks import Ckks
 from keys import checks
-from keys.checks import RULES, Request, Rule, judge
+from keys.checks import Rule, judge
 from keys.ledger import Ledger
 from keys.schemes import make_opener
 from tests.support.openings import Sent, after, ask, open_sum, send
@@ -62,12 +62,6 @@ def summed(sent: list[Sent]) -> np.ndarray:
     return np.sum([one.integers for one in sent], axis=0)
 
 
-async def decide(ledger: Ledger, request: Request, rules: tuple[Rule, ...] = RULES) -> Request:
-    return await ledger.decide(
-        request.task, request.authority, request.manifest_token, request.updates, floor=1, now=request.now, rules=rules
-    )
-
-
 def test_without_an_attack_only_the_sum_is_seen(world: World, victim: Sent, others: list[Sent]) -> None:
     request = ask(world, heads([*others, victim]))
     judge(request)
@@ -76,13 +70,13 @@ def test_without_an_attack_only_the_sum_is_seen(world: World, victim: Sent, othe
 
 @pytest.mark.parametrize(
     ("number", "rule", "problem"),
-    [(2, checks.updates_fresh, UPDATE_OPENED_BEFORE), (1, checks.round_not_forked, MANIFEST_FORK)],
-    ids=["another_round", "forked_round"],
+    [(2, checks.updates_fresh, UPDATE_OPENED_BEFORE), (1, checks.number_unused, NUMBER_USED)],
+    ids=["another_number", "same_number"],
 )
 def test_two_openings_that_differ_in_one_client_give_it_away(
     world: World, victim: Sent, others: list[Sent], number: int, rule: Rule, problem: ProblemType
 ) -> None:
-    """Once as another round, once as a fork of the same round."""
+    """Once under another opening number, once under the same."""
     everybody = [*others, victim]
     first = ask(world, heads(everybody))
     judge(first)
@@ -96,21 +90,21 @@ def test_two_openings_that_differ_in_one_client_give_it_away(
 
 @pytest.mark.parametrize(
     ("number", "rule", "problem"),
-    [(2, checks.updates_fresh, UPDATE_OPENED_BEFORE), (1, checks.round_not_forked, MANIFEST_FORK)],
-    ids=["another_round", "forked_round"],
+    [(2, checks.updates_fresh, UPDATE_OPENED_BEFORE), (1, checks.number_unused, NUMBER_USED)],
+    ids=["another_number", "same_number"],
 )
 async def test_the_ledgers_primary_keys_are_the_second_line(
     tmp_path: Path, world: World, victim: Sent, others: list[Sent], number: int, rule: Rule, problem: ProblemType
 ) -> None:
     ledger = await Ledger.open(tmp_path / "ledger.db")
     await ledger.join(world.task, "http://server", 0.0)
-    first = await decide(ledger, ask(world, heads([*others, victim])))
+    first = await ledger.decide(ask(world, heads([*others, victim])))
     second = ask(world, heads(others), number=number)
     with refused(problem):
-        await decide(ledger, second)
+        await ledger.decide(second)
     with pytest.raises(IntegrityError, match="UNIQUE"):
-        await decide(ledger, second, without(rule))
-    assert [o.manifest_hash for o in await ledger.openings(world.task.hash)] == [first.manifest_hash]
+        await ledger.decide(second, without(rule, checks.bases_fresh))
+    assert [vote.manifest_hash for vote in await ledger.votes(world.task.hash)] == [first.manifest_hash]
     await ledger.close()
 
 
@@ -136,8 +130,8 @@ async def test_the_victims_own_update_as_its_crowd(tmp_path: Path, world: World,
     ledger = await Ledger.open(tmp_path / "ledger.db")
     await ledger.join(world.task, "http://server", 0.0)
     with pytest.raises(IntegrityError, match="UNIQUE"):
-        await decide(ledger, request, without(checks.clients_distinct, checks.updates_distinct))
-    assert await ledger.openings(world.task.hash) == []
+        await ledger.decide(request, without(checks.clients_distinct, checks.updates_distinct))
+    assert await ledger.votes(world.task.hash) == []
     await ledger.close()
 
 

@@ -22,10 +22,12 @@ from he_protocol.schemes import load_scheme
 from he_protocol.signing import SigningKey, verify
 from he_protocol.task import check_config, sum_plan
 from keys.authority import build_config, enrol
-from tests.support.parties import NOW, PLAN, Authority, World
+from tests.support.parties import NOW, Authority, World
+from tests.support.parties import PLAN as SHAPE
 from tests.unit.refusals import refused
 
 KEY = SigningKey.generate()
+PLAN = SHAPE | {"agreement": 3}
 
 
 def request(role: Role = "client", *, signer: SigningKey = KEY) -> str:
@@ -100,6 +102,9 @@ def test_a_scale_that_is_left_out_is_the_largest_that_cannot_wrap(world: World) 
         ({"name": "Not A Name"}, BAD_PLAN),
         ({"threshold": 1}, BAD_COMMITTEE),
         ({"threshold": 4}, BAD_COMMITTEE),
+        ({"agreement": 1}, BAD_COMMITTEE),
+        ({"agreement": 2}, BAD_COMMITTEE),
+        ({"agreement": 4}, BAD_COMMITTEE),
         ({"max_openings": 10**9}, BAD_PLAN),
         ({"scale": 2.0**60}, SUM_COULD_WRAP),
     ],
@@ -110,7 +115,14 @@ def test_plans_that_are_refused(world: World, change: dict[str, Any], problem: P
         build(world, PLAN | change)
 
 
-@pytest.mark.parametrize("name", ["scheme", "profile", "min_clients", "threshold", "privacy"])
+def test_a_committee_that_one_holder_breaks_must_be_asked_for(world: World) -> None:
+    weak = PLAN | {"agreement": 2}
+    with refused(BAD_COMMITTEE, "allow_no_collusion"):
+        build(world, weak)
+    assert build(world, weak | {"allow_no_collusion": True}).agreement == 2
+
+
+@pytest.mark.parametrize("name", ["scheme", "profile", "min_clients", "threshold", "agreement", "privacy"])
 def test_what_a_plan_lacks_is_named(world: World, name: str) -> None:
     with refused(BAD_PLAN, name):
         build(world, {key: value for key, value in PLAN.items() if key != name})

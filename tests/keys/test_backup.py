@@ -34,7 +34,7 @@ from keys.backup import Backup, backup, restore
 from keys.epochs import state_of
 from keys.holder import KeyHolder
 from keys.ledger import Ledger
-from tests.keys.holders import line_to
+from tests.keys.holders import line_to, open_round
 from tests.support.fake_server import FakeServer, key_bodies
 from tests.support.openings import Sent, ask, combine, send_kahe
 from tests.support.parties import NOW, World, random_integers
@@ -55,7 +55,7 @@ def _few_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
 async def holder_in(directory: Path) -> AsyncIterator[KeyHolder]:
     identity, ledger = Identity.load(directory, PASSPHRASE), await Ledger.open(directory / "ledger.db")
     try:
-        yield KeyHolder(identity, ledger, directory, passphrase=PASSPHRASE, clock=lambda: NOW)
+        yield KeyHolder(identity, ledger, directory, least_f=0, passphrase=PASSPHRASE, clock=lambda: NOW)
     finally:
         await ledger.close()
 
@@ -75,7 +75,7 @@ class Scene:
     async def open(self, holder: KeyHolder, sent: list[Sent], number: int) -> Integers:
         """What the server reads of one round."""
         async with line_to(self.server.url, holder) as line:
-            await holder.open_round(self.world.task, number, line)
+            await open_round(holder, self.world.task, number, line)
         _, body = self.server.shares[number, holder.identity.name]
         return combine(self.world, {0: body}, sent)
 
@@ -88,7 +88,7 @@ async def scene(tmp_path: Path) -> AsyncIterator[Scene]:
     write_private(home / KEY_FILE, KeyRecord(who.name, who.key.public, who.key.private), PASSPHRASE)
     (home / CREDENTIAL_FILE).write_text(who.credential)
     (home / AUTHORITY_FILE).write_text(jwk_x(who.authority))
-    async with FakeServer(world.task) as server:
+    async with FakeServer(world.task, committee=world.committee) as server:
         async with holder_in(home) as holder:
             holder.keyring.add(world.hpke[0])
             await holder.join(world.task, server.url)
@@ -185,7 +185,7 @@ async def test_a_backup_opens_nothing_and_has_the_history(scene: Scene, tmp_path
     assert scene.world.hpke[0] not in keys_in(again)
     async with holder_in(again) as clone:
         assert clone.ledger.name != name
-        assert [opening.round for opening in await clone.ledger.openings(scene.world.task.hash)] == [1]
+        assert [vote.round for vote in await clone.ledger.votes(scene.world.task.hash)] == [1]
         assert [refusal.round for refusal in await clone.ledger.refusals(scene.world.task.hash)] == [7]
         assert clone.identity.key == scene.world.committee[0].key
 

@@ -1,4 +1,7 @@
-"""Every rule of `keys.checks`: the attack that it alone stops passes when the rule is off."""
+"""Every rule of `keys.checks`: the attack that it alone stops passes when the rule is off.
+
+Before a vote, before anything binds, before a share leaves: wherever the rule stands.
+"""
 
 from __future__ import annotations
 
@@ -21,10 +24,12 @@ from he_protocol.problems import (
     EXPIRED_CREDENTIAL,
     FOREIGN_CREDENTIAL,
     MALFORMED,
-    MANIFEST_FORK,
     MANIFEST_MISMATCH,
     NOT_ADDRESSED,
+    NOT_CERTIFIED,
+    NUMBER_USED,
     OLD_REVOCATIONS,
+    REPEATED_BASE,
     REVOKED_KEY,
     STALE_UPDATE,
     TOO_FEW_CLIENTS,
@@ -39,14 +44,17 @@ from he_protocol.problems import (
 )
 from he_protocol.signing import SigningKey, read_unverified
 from keys import checks
-from keys.checks import RULES, Request, Rule, judge
-from tests.support.openings import FRESH, ask
+from keys.checks import RELEASING, SCREENING, VOTING, Rule, UpdateRule, judge, revoked_buckets, screen
+from keys.request import Request
+from tests.support.openings import FRESH, ask, certify, vote
 from tests.support.parties import NOW, Authority, World
 from tests.support.revocations import DAY, revoked
-from tests.support.rules import without
+from tests.support.rules import EVERY_RULE, without
 from tests.unit.refusals import refused
 
 OTHER = b"\x77" * 32
+LIFETIME = 30 * 86_400
+STAGES = {"screening": SCREENING, "voting": VOTING, "releasing": RELEASING}
 
 
 @pytest.fixture(scope="module")
@@ -137,6 +145,23 @@ def opened_before(world: World) -> Request:
     return ask(world, updates, history=replace(FRESH, opened_before=frozenset({of(world, updates[1]).update_id})))
 
 
+def repeated(world: World) -> Request:
+    """Carol's second update on one model version, after one with her first was voted for."""
+    return ask(world, three(world), history=replace(FRESH, repeated=frozenset({("carol", 0)})))
+
+
+def voted(world: World, *holders: int, **changes: object) -> Request:
+    """A manifest with the votes of these holders; `changes` are to their last one."""
+    request = ask(world, three(world))
+    certified = certify(world, request, holders[:-1])
+    return replace(certified, votes=(*certified.votes, *(vote(world, one, request, **changes) for one in holders[-1:])))
+
+
+def at(stage: str, world: World, request: Request, rule: Rule | None = None) -> Request:
+    """The request with what the stage needs besides: a certificate, unless that is what is attacked."""
+    return certify(world, request) if stage == "releasing" and rule is not checks.certified else request
+
+
 def knowing(world: World, request: Request, *stolen: Identity, age: float = 0.0) -> Request:
     """The request as a holder judges it that has seen these keys revoked, `age` seconds ago, for a day."""
     known = revoked(world.authority.key, *(one.credential for one in stolen), now=NOW - age)
@@ -158,12 +183,21 @@ def resized(parts: tuple[Part, ...]) -> tuple[Part, ...]:
 
 @dataclass(frozen=True)
 class Attack:
-    """A request that exactly one rule refuses."""
+    """A request that exactly one rule refuses; in screening, `also` is a second that would."""
 
     rule: Rule
     problem: ProblemType
     what: str
     make: Callable[[World], Request]
+    also: Rule | None = None
+
+    def others(self, rules: tuple[Rule, ...]) -> tuple[Rule, ...]:
+        """The rules, with what stops the attack switched off."""
+        return without(*(rule for rule in (self.rule, self.also) if rule in rules), rules=rules)
+
+    @property
+    def name(self) -> str:
+        return f"{self.rule.__name__}-{self.what}".replace(" ", "_")
 
 
 ATTACKS = [
@@ -179,10 +213,40 @@ ATTACKS = [
     Attack(checks.manifest_bound, WRONG_TASK, "other task", lambda w: ask(w, three(w), task_hash=OTHER)),
     Attack(checks.manifest_bound, WRONG_EPOCH, "other epoch", lambda w: ask(w, three(w), epoch=2)),
     Attack(
-        checks.round_not_forked,
-        MANIFEST_FORK,
+        checks.number_in_plan,
+        BUDGET_EXHAUSTED,
+        "one opening too many",
+        lambda w: ask(w, three(w), opening=11),
+    ),
+    Attack(
+        checks.number_unused,
+        NUMBER_USED,
         "second manifest",
-        lambda w: ask(w, three(w), history=replace(FRESH, manifest_hash=OTHER)),
+        lambda w: ask(w, three(w), history=replace(FRESH, voted=OTHER)),
+    ),
+    Attack(
+        checks.time_moves_on,
+        CLOCK_SKEW,
+        "formed in the future",
+        lambda w: ask(w, three(w), formed=int(NOW) + CLOCK_SKEW_SECONDS + 1),
+    ),
+    Attack(
+        checks.time_moves_on,
+        CLOCK_SKEW,
+        "formed before the one before",
+        lambda w: ask(w, three(w), history=replace(FRESH, formed=int(NOW) + 1)),
+    ),
+    Attack(
+        checks.time_moves_on,
+        CLOCK_SKEW,
+        "formed so long ago that credentials were valid then",
+        lambda w: ask(w, three(w), now=NOW + LIFETIME + 1),
+    ),
+    Attack(
+        checks.model_moves_on,
+        STALE_UPDATE,
+        "the model goes back",
+        lambda w: ask(w, three(w), history=replace(FRESH, model_version=1)),
     ),
     Attack(
         checks.headers_complete,
@@ -203,7 +267,13 @@ ATTACKS = [
         lambda w: (lambda r: replace(r, updates=r.updates[::-1]))(ask(w, three(w))),
     ),
     Attack(checks.headers_signed, BAD_SIGNATURE, "forged by the server", lambda w: with_signed(w, forged)),
-    Attack(checks.headers_signed, FOREIGN_CREDENTIAL, "other authority", lambda w: with_signed(w, self_enrolled)),
+    Attack(
+        checks.headers_signed,
+        FOREIGN_CREDENTIAL,
+        "other authority",
+        lambda w: with_signed(w, self_enrolled),
+        checks.clients_not_revoked,
+    ),
     Attack(checks.headers_signed, EXPIRED_CREDENTIAL, "expired", lambda w: with_signed(w, expired)),
     Attack(checks.headers_signed, EXPIRED_CREDENTIAL, "not yet valid", lambda w: with_signed(w, not_yet_valid)),
     Attack(checks.headers_signed, WRONG_ROLE, "a holder's credential", lambda w: with_signed(w, by_a_holder)),
@@ -215,6 +285,12 @@ ATTACKS = [
         CLOCK_SKEW,
         "from the future",
         lambda w: ask(w, three(w, created=int(NOW) + CLOCK_SKEW_SECONDS + 1)),
+    ),
+    Attack(
+        checks.headers_bound,
+        STALE_UPDATE,
+        "from another age",
+        lambda w: ask(w, three(w, created=int(NOW) - LIFETIME - 1)),
     ),
     Attack(checks.clients_distinct, DUPLICATE_CLIENT, "twice", lambda w: ask(w, [*three(w), w.update("alice")])),
     Attack(checks.updates_distinct, DUPLICATE_UPDATE, "one id, two clients", colliding),
@@ -228,12 +304,7 @@ ATTACKS = [
     Attack(checks.buckets_large_enough, TOO_FEW_CLIENTS, "floor of a bucket", lambda w: split(w, 3, 4, floor=4)),
     Attack(checks.sums_fit, TOO_MANY_CLIENTS, "sum could wrap", lambda w: ask(w, crowd(w, 10))),
     Attack(checks.updates_fresh, UPDATE_OPENED_BEFORE, "in two openings", opened_before),
-    Attack(
-        checks.versions_recent,
-        STALE_UPDATE,
-        "the model goes back",
-        lambda w: ask(w, three(w), history=replace(FRESH, model_version=1)),
-    ),
+    Attack(checks.bases_fresh, REPEATED_BASE, "the same data in another crowd", repeated),
     Attack(
         checks.versions_recent,
         STALE_UPDATE,
@@ -245,12 +316,6 @@ ATTACKS = [
     Attack(checks.sizes_exact, WRONG_SIZE, "missing part", lambda w: parts(w, lambda p: p[:1])),
     Attack(checks.sizes_exact, WRONG_SIZE, "part twice", lambda w: parts(w, lambda p: (*p, p[-1]))),
     Attack(checks.sizes_exact, WRONG_SIZE, "wrong name", lambda w: parts(w, relabelled)),
-    Attack(
-        checks.within_budget,
-        BUDGET_EXHAUSTED,
-        "one opening too many",
-        lambda w: ask(w, three(w), history=replace(FRESH, openings=10)),
-    ),
     Attack(
         checks.epoch_alive,
         EPOCH_DESTROYED,
@@ -285,25 +350,95 @@ ATTACKS = [
         checks.clients_not_revoked,
         REVOKED_KEY,
         "one that signs an old date",
-        lambda w: knowing(w, ask(w, three(w, created=0)), w.client("carol")),
+        lambda w: knowing(w, ask(w, three(w, created=int(NOW) - 86_400)), w.client("carol")),
     ),
     Attack(checks.clients_not_revoked, REVOKED_KEY, "one in every bucket", lambda w: stolen_in(w, 0, 1)),
+    Attack(checks.certified, NOT_CERTIFIED, "no vote", lambda w: voted(w)),
+    Attack(checks.certified, NOT_CERTIFIED, "too few votes", lambda w: voted(w, 0, 1)),
+    Attack(checks.certified, NOT_CERTIFIED, "one voter twice", lambda w: voted(w, 0, 1, 1)),
+    Attack(checks.certified, NOT_CERTIFIED, "for another manifest", lambda w: voted(w, 0, 1, 2, manifest=OTHER)),
+    Attack(checks.certified, NOT_CERTIFIED, "for another number", lambda w: voted(w, 0, 1, 2, opening=2)),
+    Attack(checks.certified, WRONG_EPOCH, "of another epoch", lambda w: voted(w, 0, 1, 2, epoch=2)),
+    Attack(checks.certified, WRONG_TASK, "of another task", lambda w: voted(w, 0, 1, 2, task_hash=OTHER)),
+    Attack(checks.certified, NOT_ADDRESSED, "of a stranger", lambda w: voted(w, 0, 1, 2, holder="eve")),
+    Attack(
+        checks.certified,
+        BAD_SIGNATURE,
+        "forged by the server",
+        lambda w: voted(w, 0, 1, 2, signer=w.server.key),
+    ),
+    Attack(
+        checks.certified,
+        BAD_SIGNATURE,
+        "by one holder in the names of all",
+        lambda w: voted(w, 0, 1, 2, signer=w.committee[0].key),
+    ),
 ]
 
 
 def test_every_rule_has_an_attack_that_it_alone_stops() -> None:
-    assert {attack.rule for attack in ATTACKS} == set(RULES)
-    assert len(set(RULES)) == len(RULES)
+    assert {attack.rule for attack in ATTACKS} == set(EVERY_RULE)
+    assert all(len(set(rules)) == len(rules) for rules in STAGES.values())
 
 
-@pytest.mark.parametrize("attack", ATTACKS, ids=lambda a: f"{a.rule.__name__}-{a.what}".replace(" ", "_"))
-def test_the_rule_stops_the_attack_and_nothing_else_does(world: World, attack: Attack) -> None:
-    request = attack.make(world)
+CASES = [
+    pytest.param(stage, attack, id=f"{stage}-{attack.name}")
+    for attack in ATTACKS
+    for stage, rules in STAGES.items()
+    if attack.rule in rules
+]
+
+
+@pytest.mark.parametrize(("stage", "attack"), CASES)
+def test_the_rule_stops_the_attack_and_nothing_else_does(world: World, stage: str, attack: Attack) -> None:
+    request = at(stage, world, attack.make(world), attack.rule)
     with refused(attack.problem):
-        judge(request)
+        judge(request, STAGES[stage])
     with refused(attack.problem):
         attack.rule(request)
-    judge(request, without(attack.rule))
+    judge(request, attack.others(STAGES[stage]))
+
+
+@pytest.mark.parametrize("attack", [a for a in ATTACKS if a.rule in SCREENING], ids=lambda a: a.name)
+def test_screening_leaves_single_updates_out_and_refuses_everything_else(world: World, attack: Attack) -> None:
+    request = attack.make(world)
+    if isinstance(attack.rule, UpdateRule):
+        excluded = screen(request)
+        assert {one.problem for one in excluded} == {attack.problem.slug}
+        assert 0 < len(excluded) < len(request.updates)
+        assert {one.update_id for one in excluded} < {header.update_id for header in request.headers}
+    else:
+        with refused(attack.problem):
+            screen(request)
+    assert screen(request, attack.others(SCREENING)) == ()
+
+
+def test_what_several_rules_find_is_left_out_once(world: World) -> None:
+    request = knowing(world, ask(world, three(world, created=int(NOW) + 3600, base_version=9)), world.client("carol"))
+    (one,) = screen(request)
+    assert one.problem == CLOCK_SKEW.slug
+
+
+def test_a_list_that_comes_after_votes_blocks_none_and_keeps_its_buckets_closed(world: World) -> None:
+    """Otherwise holders with the list and holders without it could never agree on the manifest."""
+    request = certify(world, stolen_in(world, 1))
+    judge(request, VOTING)
+    judge(request, RELEASING)
+    (stolen,) = [h.update_id for h in request.headers if h.client == "client-3"]
+    assert revoked_buckets(request) == {1: stolen}
+
+
+def test_with_noise_a_base_version_may_come_again() -> None:
+    """Every sum carries noise of its own, and the plan counts it."""
+    noisy = {"unit": "client", "clip_norm": 1.0, "noise_multiplier": 4.0, "delta": 1e-5, "epsilon_budget": 100.0}
+    world = World(plan={"privacy": noisy})
+    judge(repeated(world))
+
+
+def test_a_vote_more_than_needed_does_not_hurt() -> None:
+    world = World(4, {"agreement": 3})
+    for holders in ((0, 1, 2), (3, 1, 0), (0, 1, 2, 3)):
+        judge(certify(world, ask(world, three(world)), holders), RELEASING)
 
 
 HONEST: dict[str, Callable[[World], Request]] = {
@@ -311,28 +446,32 @@ HONEST: dict[str, Callable[[World], Request]] = {
     "exactly our floor": lambda w: ask(w, three(w), floor=3),
     "as many as the task allows": lambda w: ask(w, crowd(w, 9)),
     "as many buckets as the task allows": lambda w: split(w, 3, 3),
-    "last opening of the budget": lambda w: ask(w, three(w), history=replace(FRESH, openings=9)),
+    "last opening of the budget": lambda w: ask(w, three(w), opening=10),
+    "at the same moment as the one before": lambda w: ask(w, three(w), history=replace(FRESH, formed=int(NOW))),
+    "a server's clock ahead by the allowance": lambda w: ask(w, three(w), formed=int(NOW) + CLOCK_SKEW_SECONDS),
+    "as old as allowed": lambda w: ask(w, three(w), now=NOW + LIFETIME),
+    "an update as old as allowed": lambda w: ask(w, three(w, created=int(NOW) - LIFETIME)),
     "as stale as allowed, and as new as the model": lambda w: ask(
         w, [w.update(n, base_version=v) for n, v in (("a", 1), ("b", 2), ("c", 3))], model_version=3
     ),
     "the model stands still": lambda w: ask(w, three(w), history=replace(FRESH, model_version=0)),
     "clock ahead by the allowance": lambda w: ask(w, three(w, created=int(NOW) + CLOCK_SKEW_SECONDS)),
-    "a revoked client in one bucket of two": lambda w: stolen_in(w, 1),
     "somebody else was revoked": lambda w: knowing(w, ask(w, three(w)), w.client("eve")),
     "the last second of a list": lambda w: knowing(w, ask(w, three(w)), age=DAY - 1),
     "a list where one is needed": lambda w: replace(knowing(w, ask(w, three(w))), require_revocations=True),
-    "a retry": lambda w: (lambda r: replace(r, history=replace(FRESH, manifest_hash=r.manifest_hash)))(
-        ask(w, three(w))
-    ),
+    "a retry": lambda w: (lambda r: replace(r, history=replace(FRESH, voted=r.manifest_hash)))(ask(w, three(w))),
+    "a retry long after": lambda w: (
+        lambda r: replace(r, now=NOW + 2 * LIFETIME, history=replace(FRESH, voted=r.manifest_hash))
+    )(ask(w, three(w))),
 }
 
 
+@pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("make", HONEST.values(), ids=[name.replace(" ", "_") for name in HONEST])
-def test_an_honest_request_passes_every_rule(world: World, make: Callable[[World], Request]) -> None:
-    request = make(world)
-    judge(request)
-    for rule in RULES:
-        rule(request)
+def test_an_honest_request_passes_every_rule(world: World, make: Callable[[World], Request], stage: str) -> None:
+    request = at(stage, world, make(world))
+    judge(request, STAGES[stage])
+    assert screen(request) == ()
 
 
 @pytest.mark.parametrize("count", [0, 2, 4])

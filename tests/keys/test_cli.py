@@ -46,6 +46,8 @@ opening_seconds = 60
 staleness = 2
 max_openings = 10
 threshold = 1
+agreement = 1
+allow_no_collusion = true
 
 [privacy]
 unit = "client"
@@ -64,6 +66,7 @@ def _plain(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in list(os.environ):
         if name.startswith("HUSHSUM"):
             monkeypatch.delenv(name)
+    monkeypatch.setenv("HUSHSUM_KEYS_LEAST_F", "0")  # these are committees of one
 
 
 def run(*args: object) -> Result:
@@ -157,7 +160,8 @@ def test_a_signed_task_is_the_plan_and_the_model(office: Office) -> None:
     assert config.scale == 2.0 ** int(np.log2(config.scale))
     said = done(*sign(out="again.jws"))
     assert "task 'demo', epoch 1, ckks/ckks-8192" in said
-    assert "privacy holds against 0 colluding holders" in said
+    assert "1 of 1 key holders open a sum once 1 voted for it" in said
+    assert "(f = 0)" in said
     assert f"scale 2^+{int(np.log2(config.scale))}" in said
 
 
@@ -264,8 +268,12 @@ def test_status_shows_budgets(joined: Office) -> None:
         "state": "open",
         "server": "http://127.0.0.1:9",
         "keys": False,
+        "committee": "1/1/1",
+        "f": 0,
         "openings": 0,
+        "votes": 0,
         "max_openings": 10,
+        "model_version": 0,
         "epsilon": 0.0,
         "epsilon_budget": 100.0,
     }
@@ -282,22 +290,20 @@ def test_the_ledger_is_shown_in_order(joined: Office) -> None:
         world.task = joined.task  # type: ignore[misc]
         ledger = await Ledger.open(joined.holder / "ledger.db")
         await ledger.refused(joined.task, 2, Refusal(STALE_UPDATE, "too old [sic]"), 5.0, "a.b.c")
-        request = ask(world, [world.update(name) for name in "abc"])
-        made = await ledger.decide(
-            joined.task, b"", request.manifest_token, request.updates, floor=1, now=3.0, rules=()
-        )
+        request = ask(world, [world.update(name) for name in "abc"], now=3.0, opening=4, model_version=2)
+        made = await ledger.decide(request, ())
         await ledger.close()
         return made.manifest_hash
 
     manifest = asyncio.run(fill())
     first, second = json.loads(done("ledger", "--data-dir", "holder", "--format", "json"))
-    assert (first["task"], first["round"], first["decision"]) == ("demo", 1, "accepted")
-    assert (first["manifest"], first["detail"]) == (manifest.hex(), "3 updates on model 0")
+    assert (first["task"], first["round"], first["decision"]) == ("demo", 1, "voted")
+    assert (first["manifest"], first["detail"]) == (manifest.hex(), "opening 4: 3 updates on model 2, not settled")
     assert (second["round"], second["decision"]) == (2, "stale-update")
     text = done("ledger", "--data-dir", "holder")
-    assert all(word in text for word in ("decisions", "accepted", "stale-update", "3 updates"))
+    assert all(word in text for word in ("decisions", "voted", "stale-update", "opening 4", "3 updates"))
     (row,) = json.loads(done("status", "--data-dir", "holder", "--format", "json"))
-    assert row["openings"] == 1
+    assert (row["openings"], row["votes"], row["model_version"]) == (4, 1, 2)
     assert 0 < row["epsilon"] < 100
 
 
@@ -336,6 +342,7 @@ async def test_keygen_then_run_until_told_to_stop(office: Office, monkeypatch: p
     async with FakeServer(office.task) as server:
         said = await asyncio.to_thread(done, "keygen", "demo", "--server", server.url, "--data-dir", "holder")
         assert "joined 'demo'" in said
+        assert "promises hold while at most 0 of them collude with the server (f = 0)" in said
         assert "joint key " in said
         assert (office.holder / "epochs" / f"{office.task.id}-1.key").stat().st_mode & 0o777 == 0o600
         (row,) = json.loads(await asyncio.to_thread(done, "status", "--data-dir", "holder", "--format", "json"))
@@ -348,6 +355,18 @@ async def test_keygen_then_run_until_told_to_stop(office: Office, monkeypatch: p
         await server.until(lambda: any(path.endswith("/openings") for _, path in server.seen))
         os.kill(os.getpid(), signal.SIGTERM)
         await asyncio.wait_for(work, 5)
+
+
+async def test_a_committee_of_one_is_not_joined_unless_its_holder_says_so(
+    office: Office, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("HUSHSUM_KEYS_LEAST_F")
+    async with FakeServer(office.task) as server:
+        joining = ("keygen", "demo", "--server", server.url, "--data-dir", "holder")
+        line = await asyncio.to_thread(refuses, "bad-committee", *joining)
+        assert "expected f at least 1 (least_f), got 0" in line
+        Path("keys.toml").write_text("least_f = 0\n")
+        assert "joined" in await asyncio.to_thread(done, *joining, "--config", "keys.toml")
 
 
 async def test_keygen_of_a_task_that_the_server_does_not_have(office: Office) -> None:

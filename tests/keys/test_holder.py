@@ -22,8 +22,8 @@ from he_protocol.problems import (
     DIGEST_MISMATCH,
     INTERNAL,
     KEYS_NOT_READY,
-    MANIFEST_FORK,
     MANIFEST_MISMATCH,
+    NUMBER_USED,
     RESIDUE_RANGE,
     TOO_FEW_CLIENTS,
     TRAILING_BYTES,
@@ -33,11 +33,11 @@ from he_protocol.problems import (
     WRONG_SIZE,
 )
 from he_protocol.signing import SigningKey, token_hash, verify
-from keys.checks import Request
 from keys.holder import KeyHolder, check_promise
 from keys.hpke_key import HpkeKey
 from keys.ledger import Ledger
-from tests.keys.holders import give_key, holder_of, line_to
+from keys.request import Request
+from tests.keys.holders import give_key, holder_of, line_to, open_round
 from tests.support.fake_server import FakeServer, key_bodies, problem
 from tests.support.openings import ask, share
 from tests.support.parties import NOW, World, random_integers
@@ -80,18 +80,18 @@ class Scene:
     async def open(self, number: int = 1, holder: KeyHolder | None = None) -> None:
         holder = holder or self.holder
         async with line_to(self.server.url, holder) as line:
-            await holder.open_round(self.world.task, number, line)
+            await open_round(holder, self.world.task, number, line)
 
     async def problems(self) -> list[str]:
         return [one.problem for one in await self.holder.ledger.refusals(self.world.task.hash)]
 
     async def rounds(self) -> list[int]:
-        return [one.round for one in await self.holder.ledger.openings(self.world.task.hash)]
+        return [one.round for one in await self.holder.ledger.votes(self.world.task.hash)]
 
 
 @pytest.fixture
 async def scene(tmp_path: Path, world: World, bodies: list[dict[str, bytes]]) -> AsyncIterator[Scene]:
-    async with FakeServer(world.task) as server, holder_of(world, 0, tmp_path) as holder:
+    async with FakeServer(world.task, committee=world.committee) as server, holder_of(world, 0, tmp_path) as holder:
         give_key(world, 0, holder)
         await holder.join(world.task, server.url)
         updates = [world.update(name, body) for name, body in zip("abc", bodies, strict=True)]
@@ -124,10 +124,10 @@ async def test_the_decision_is_written_before_anything_leaves(scene: Scene) -> N
     found: list[tuple[str, int, int]] = []
 
     async def look(request: web.Request) -> None:
-        found.append((request.method, rows(scene.ledger_file, "openings"), rows(scene.ledger_file, "opened_updates")))
+        found.append((request.method, rows(scene.ledger_file, "votes"), rows(scene.ledger_file, "voted_updates")))
 
     scene.server.on_share = look
-    assert rows(scene.ledger_file, "openings") == 0
+    assert rows(scene.ledger_file, "votes") == 0
     await scene.open()
     assert found == [("PUT", 1, 3)]
 
@@ -150,15 +150,20 @@ async def test_a_crash_between_decision_and_release_then_the_same_bytes(
         first = scene.server.shares[1, "holder-0"]
         await scene.open(holder=again)
         assert scene.server.shares[1, "holder-0"] == first
-        assert len(await again.ledger.openings(world.task.hash)) == 1
+        assert len(await again.ledger.votes(world.task.hash)) == 1
 
 
 async def test_a_failure_of_the_service_is_not_a_refusal(scene: Scene) -> None:
     scene.server.replaced["GET", api.key_parts_path(scene.world.task.id, 1)] = problem(UNREACHABLE)
     with refused(UNREACHABLE):
         await scene.open()
-    assert await scene.problems() == []
+    assert await scene.rounds() == []  # while it screened
+    scene.server.stages[1] = "release"
+    with refused(UNREACHABLE):
+        await scene.open()
     assert await scene.rounds() == [1]
+    assert await scene.problems() == []
+    assert [kind for _, _, kind in scene.server.answers] == []
     assert scene.server.put_shares == []
 
 
@@ -194,6 +199,7 @@ async def test_a_key_part_that_does_not_end(scene: Scene, place: int) -> None:
     """Parts come one after the other: a byte too many shifts the next one, which is then not what its client signed."""
     update = scene.request.headers[place].update_id.hex()
     scene.server.bodies[update] += b"\0"
+    scene.server.stages[1] = "release"
     with refused(DIGEST_MISMATCH, scene.request.headers[place + 1].update_id.hex()):
         await scene.open()
     assert scene.server.put_shares == []
@@ -202,6 +208,7 @@ async def test_a_key_part_that_does_not_end(scene: Scene, place: int) -> None:
 async def test_bytes_behind_the_last_key_part_are_refused(scene: Scene) -> None:
     update = scene.request.headers[-1].update_id.hex()
     scene.server.bodies[update] += b"\0"
+    scene.server.stages[1] = "release"
     with refused(TRAILING_BYTES):
         await scene.open()
     assert scene.server.put_shares == []
@@ -211,6 +218,7 @@ async def test_bytes_behind_the_last_key_part_are_refused(scene: Scene) -> None:
 async def test_a_stream_of_key_parts_that_ends_early(scene: Scene, place: int) -> None:
     update = scene.request.headers[place].update_id.hex()
     scene.server.bodies[update] = scene.server.bodies[update][:-1]
+    scene.server.stages[1] = "release"
     with refused(WRONG_SIZE if place else DIGEST_MISMATCH):
         await scene.open()
     assert scene.server.put_shares == []
@@ -225,14 +233,14 @@ async def test_a_signed_key_part_that_is_of_no_use_keeps_its_bucket_closed_and_n
     sent = {name: wild if name == "wild" else bodies[i % 3] for i, name in enumerate(["a", "b", "c", "wild"])}
     updates = {name: world.update(name, body) for name, body in sent.items()}
     request = ask(world, list(updates.values()), buckets={"c": 1, "wild": 1})
-    async with FakeServer(world.task) as server, holder_of(world, 0, tmp_path) as holder:
+    async with FakeServer(world.task, committee=world.committee) as server, holder_of(world, 0, tmp_path) as holder:
         give_key(world, 0, holder)
         await holder.join(world.task, server.url)
         server.offer(request, key_bodies([(updates[name], body["c1"]) for name, body in sent.items()]))
         async with line_to(server.url, holder) as line:
-            await holder.open_round(world.task, 1, line)
+            await open_round(holder, world.task, 1, line)
             first = server.shares[1, "holder-0"]
-            await holder.open_round(world.task, 1, line)
+            await open_round(holder, world.task, 1, line)
         assert server.shares[1, "holder-0"] == first
         said = verify(first[0], Share, holder.identity.key.public)
         (named,) = (h.update_id for h in request.headers if h.client == "wild")
@@ -240,7 +248,7 @@ async def test_a_signed_key_part_that_is_of_no_use_keeps_its_bucket_closed_and_n
         assert [(entry.bucket, entry.part) for entry in said.parts] == [(0, 1), (0, 2)]
         assert len(first[1]) == 2 * world.task.scheme.share_layout(world.task.length).size
         assert await holder.ledger.refusals(world.task.hash) == []
-        assert [one.round for one in await holder.ledger.openings(world.task.hash)] == [1]
+        assert [one.round for one in await holder.ledger.votes(world.task.hash)] == [1]
 
 
 async def test_too_small_a_round_is_refused_recorded_and_leaves_the_updates_usable(scene: Scene) -> None:
@@ -263,18 +271,19 @@ async def test_after_one_opening_neither_forks_nor_subsets_are_opened(scene: Sce
     scene.server.put_shares.clear()
     more = scene.world.update("d", scene.bodies[0])
     scene.server.offer(ask(scene.world, [*scene.updates, more]), {})
-    with refused(MANIFEST_FORK):
+    scene.server.stages |= {1: "vote", 2: "vote"}
+    with refused(NUMBER_USED):
         await scene.open(1)
     scene.server.offer(ask(scene.world, [*scene.updates, more], number=2), {})
     with refused(UPDATE_OPENED_BEFORE):
         await scene.open(2)
-    assert await scene.problems() == ["manifest-fork", "update-opened-before"]
+    assert await scene.problems() == ["number-used", "update-opened-before"]
     assert scene.server.put_shares == []
 
 
 async def test_a_manifest_in_the_place_of_another_round(scene: Scene) -> None:
     """Round 2's path must not serve round 1's manifest: what is judged is what was asked for."""
-    scene.server.openings[2] = scene.server.openings[1]
+    scene.server.manifests[2] = scene.server.manifests[1]
     with refused(MANIFEST_MISMATCH, "round"):
         await scene.open(2)
     assert (await scene.problems(), await scene.rounds()) == (["manifest-mismatch"], [])
@@ -367,6 +376,20 @@ async def test_a_task_below_our_floor_is_not_joined(tmp_path: Path, world: World
         await holder.join(world.task, "http://server")
 
 
+@pytest.mark.parametrize(("text", "f"), [("2/3/2", 0), ("2/3/3", 1), ("2/4/3", 1), ("3/7/5", 2)])
+async def test_a_committee_below_our_least_f_is_not_joined(tmp_path: Path, text: str, f: int) -> None:
+    """Whatever the authority allows: a server and one holder would break every promise of the first."""
+    threshold, holders, agreement = (int(number) for number in text.split("/"))
+    world = World(holders, {"threshold": threshold, "agreement": agreement, "allow_no_collusion": not f})
+    async with holder_of(world, 0, tmp_path) as holder:
+        holder.least_f = f + 1
+        with refused(BAD_COMMITTEE, f"f at least {f + 1}"):
+            await holder.join(world.task, "http://server")
+        assert await holder.ledger.joined() == []
+        holder.least_f = f
+        await holder.join(world.task, "http://server")
+
+
 async def test_a_holder_shows_no_secrets(tmp_path: Path, world: World) -> None:
     async with holder_of(world, 0, tmp_path, passphrase="correct horse battery") as holder:
         shown = repr(holder)
@@ -378,5 +401,5 @@ async def test_a_holder_shows_no_secrets(tmp_path: Path, world: World) -> None:
 async def test_ledgers_of_two_holders_are_their_own(tmp_path: Path, world: World, scene: Scene) -> None:
     await scene.open()
     other = await Ledger.open(tmp_path / "other.db")
-    assert await other.openings(world.task.hash) == []
+    assert await other.votes(world.task.hash) == []
     await other.close()

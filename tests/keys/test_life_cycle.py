@@ -31,8 +31,9 @@ from keys.epochs import check_finished, destroy, due, secrets_of, state_of
 from keys.holder import KeyHolder
 from keys.hpke_key import HpkeKey
 from keys.keyring import HpkeRecord, Keyring, check_ledger
-from keys.ledger import Ledger, OpeningRecord
-from tests.keys.holders import give_key, holder_of, line_to
+from keys.ledger import Ledger, VoteRecord
+from keys.request import Request
+from tests.keys.holders import give_key, holder_of, line_to, open_round
 from tests.support.fake_server import FakeServer, key_bodies, problem
 from tests.support.openings import Sent, ask, combine, send_kahe
 from tests.support.parties import NOW, PLAN, World, enrol_request, random_integers
@@ -63,10 +64,10 @@ class Scene:
 
     async def open(self, holder: KeyHolder, number: int = 1) -> None:
         async with line_to(self.server.url, holder) as line:
-            await holder.open_round(self.world.task, number, line)
+            await open_round(holder, self.world.task, number, line)
 
 
-def offer(world: World, server: FakeServer, sent: list[Sent], number: int = 1) -> checks.Request:
+def offer(world: World, server: FakeServer, sent: list[Sent], number: int = 1) -> Request:
     request = ask(world, [one.update for one in sent], number=number)
     server.offer(request, key_bodies([(one.update, one.body["shares"]) for one in sent]))
     return request
@@ -75,7 +76,7 @@ def offer(world: World, server: FakeServer, sent: list[Sent], number: int = 1) -
 @pytest.fixture
 async def scene(tmp_path: Path) -> AsyncIterator[Scene]:
     world = kahe()
-    async with FakeServer(world.task) as server, AsyncExitStack() as stack:
+    async with FakeServer(world.task, committee=world.committee) as server, AsyncExitStack() as stack:
         holders = [await stack.enter_async_context(holder_of(world, i, tmp_path)) for i in range(3)]
         for holder in holders:
             await holder.join(world.task, server.url)
@@ -164,10 +165,9 @@ async def test_a_destroyed_epoch_stays_closed_when_its_key_file_comes_back(scene
     with refused(EPOCH_DESTROYED):
         await holder.ledger.join(task, scene.server.url, NOW)
     request = ask(scene.world, [send_kahe(scene.world, n, random_integers(D, 9, 9)).update for n in "xyz"], number=2)
-    manifest = (task, request.authority, request.manifest_token, request.updates)
     with refused(EPOCH_DESTROYED):
-        await holder.ledger.decide(*manifest, floor=2, now=NOW)
-    await holder.ledger.decide(*manifest, floor=2, now=NOW, rules=without(checks.epoch_alive))
+        await holder.ledger.decide(request)
+    await holder.ledger.decide(request, without(checks.epoch_alive))
 
 
 async def test_the_ledger_knows_before_the_first_key_goes(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -230,14 +230,14 @@ async def test_nothing_is_destroyed_while_something_waits(scene: Scene) -> None:
         scene.server.replaced[key] = problem(INTERNAL)
         with refused(INTERNAL):
             await scene.open(holder)
-        del scene.server.openings[1]
+        scene.server.withdraw(1)
         with refused(WRONG_STATE, "rounds 1"):  # decided, and its share has not left
             await check_finished(holder, task, line)
         scene.server.replaced[key] = problem(WRONG_STATE)
         offer(scene.world, scene.server, scene.sent)
         with refused(WRONG_STATE):
             await scene.open(holder)  # the others were faster
-        del scene.server.openings[1]
+        scene.server.withdraw(1)
         await check_finished(holder, task, line)
     async with line_to("http://127.0.0.1:9", holder) as nowhere:
         with refused(UNREACHABLE):
@@ -246,19 +246,21 @@ async def test_nothing_is_destroyed_while_something_waits(scene: Scene) -> None:
 
 async def test_a_share_that_has_left_is_settled(scene: Scene) -> None:
     await scene.open(scene.holders[0])
-    (opening,) = await scene.holders[0].ledger.openings(scene.world.task.hash)
-    assert opening.settled == NOW
+    (vote,) = await scene.holders[0].ledger.votes(scene.world.task.hash)
+    assert vote.settled == NOW
 
 
-def opened(decided: float) -> OpeningRecord:
-    return OpeningRecord(1, bytes(32), 0, 3, decided, None)
+def voted(opening: int, decided: float) -> VoteRecord:
+    return VoteRecord(opening, opening, bytes(32), 0, 3, decided, None)
 
 
 def test_an_epoch_is_due_when_its_budget_is_spent_and_the_grace_is_over() -> None:
-    spent = [opened(10.0), opened(30.0), opened(20.0)]
+    spent = [voted(1, 10.0), voted(2, 30.0), voted(3, 20.0)]
     assert due(spent, 3, 5.0, 35.0)
     assert not due(spent, 3, 5.0, 34.9)
     assert not due(spent[:2], 3, 5.0, 1e9)
+    assert due(spent[1:], 3, 5.0, 35.0)  # it was away when the first was opened
+    assert not due([], 3, 5.0, 1e9)
     assert not due(spent, 3, float("inf"), 1e9)
 
 
@@ -329,7 +331,7 @@ def test_the_next_epoch_is_the_same_plan_with_other_keys() -> None:
     old = [holder.credential for holder in world.committee]
     with refused(BAD_COMMITTEE, "'holder-0' lists its key of the last epoch"):
         next_epoch(before, old, world.authority.key.public, before.initial_model)
-    plan = PLAN | world.plan | {"epoch": 2}
+    plan = PLAN | world.plan | {"epoch": 2, "agreement": 3}
     build_config(plan, world.tensors, world.server.credential, old, world.authority.key.public)
 
 
@@ -339,13 +341,13 @@ async def test_after_the_rotation_a_round_of_the_next_epoch_opens_and_the_old_on
     for index, holder in enumerate(scene.holders):
         holder.keyring.add(world.hpke[index])
         await holder.join(task, scene.server.url)
-    async with FakeServer(task) as server:
+    async with FakeServer(task, committee=world.committee) as server:
         sent = [send_kahe(world, name, random_integers(D, seed, 1000)) for seed, name in enumerate("abc")]
         offer(world, server, sent)
         for holder in scene.holders:
             await destroy(holder, scene.world.task)
             async with line_to(server.url, holder) as line:
-                await holder.open_round(task, 1, line)
+                await open_round(holder, task, 1, line)
             with refused(EPOCH_DESTROYED):
                 await scene.open(holder)
         parts: dict[int, bytes] = {}

@@ -86,7 +86,7 @@ def test_a_pinned_head_finds_what_a_chain_alone_cannot(how: Callable[[list[Entry
 @both
 async def test_what_happens_to_rounds_is_written(world: World) -> None:
     await world.fill(3)
-    await world.work()
+    await world.form(1)
     manifest, _ = await world.manifest(1)
     await world.open(1)
     await world.fill(1, first=7, base_version=1)
@@ -96,7 +96,10 @@ async def test_what_happens_to_rounds_is_written(world: World) -> None:
     assert [(entry.event, entry.round) for entry in entries] == [
         ("task-added", 0),
         ("round-closed", 1),
+        ("round-screened", 1),
         ("round-opening", 1),
+        ("vote-cast", 1),
+        ("vote-cast", 1),
         ("share-accepted", 1),
         ("share-accepted", 1),
         ("round-published", 1),
@@ -104,15 +107,17 @@ async def test_what_happens_to_rounds_is_written(world: World) -> None:
     ]
     details = [json.loads(entry.detail) for entry in entries]
     assert details[1] == {"updates": 3}
-    assert details[2]["manifest"] == (await world.server.store.round(world.task.id, 1)).manifest_hash
-    assert details[5]["model"] == (await world.server.store.model(world.task.id, 1)).sha256
-    assert details[6]["problem"] == problems.TOO_FEW_CLIENTS.urn
+    for said in details[2:6]:
+        assert said["manifest"] == (await world.server.store.round(world.task.id, 1)).manifest_hash
+    assert [said["holder"] for said in details[4:6]] == ["holder-0", "holder-1"]
+    assert details[8]["model"] == (await world.server.store.model(world.task.id, 1)).sha256
+    assert details[9]["problem"] == problems.TOO_FEW_CLIENTS.urn
     assert manifest
     answer = await world.get(None, api.AUDIT_HEAD, api.AuditStatus)
     head = verify(answer.head, AuditHead, world.server_key.public)
     assert (head.seq, head.hash) == verify_chain(entries)
     assert (head.server, head.time) == ("aggregator", int(world.clock()))
-    assert "hushsum_audit_entries 7.0" in await (await world.call(None, "GET", "/metrics")).text()
+    assert "hushsum_audit_entries 10.0" in await (await world.call(None, "GET", "/metrics")).text()
 
 
 @both

@@ -63,13 +63,18 @@ def _proof(jti: str, exp: int = 100) -> RequestProof:
 
 
 def test_the_replay_cache_is_bounded_and_forgets_what_expired() -> None:
-    cache = ReplayCache(capacity=2)
+    cache = ReplayCache(capacity=4, share=2)
     cache.use(b"a", _proof("1"), 0)
     cache.use(b"b", _proof("1"), 0)  # another key
     with pytest.raises(Refusal) as caught:
         cache.use(b"a", _proof("1"), 99)
     assert caught.value.problem == problems.REPLAYED_REQUEST
     cache.use(b"a", _proof("2"), 99)
-    assert len(cache._seen) <= 2
+    for party in (b"a", b"c"):
+        if party == b"c":
+            cache.use(b"c", _proof("1"), 99)
+        with pytest.raises(Refusal) as caught:
+            cache.use(party, _proof("3"), 99)
+        assert caught.value.problem == problems.OVERLOADED
     cache.use(b"a", _proof("3", 300), 200)
     assert len(cache._seen) == 1

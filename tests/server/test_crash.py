@@ -18,8 +18,10 @@ from safetensors.numpy import load
 
 from he_protocol import api, problems
 from he_protocol.problems import ProblemType, Refusal
+from he_server.manifests import Plan
 from he_server.store import Store
 from he_server.store.records import RoundRecord
+from he_server.store.rounds import Lease
 from he_server.store.updates import NewUpdate
 from he_server.sweep import sweep
 from he_server.worker import Worker
@@ -59,14 +61,16 @@ async def test_a_worker_killed_between_blobs_and_row(
     world: World, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
     await world.fill(3, 200)
-    if method == "publish_round":
+    if method == "begin_opening":
         await world.work()
+    else:
+        await world.certify(1)
         for holder in range(3):
             await world.put_share(holder, 1, await world.share(holder, 1))
     with monkeypatch.context() as patch:
         _kill(patch, method)
         with pytest.raises(Killed):
-            await world.work()
+            await (world.screen(1) if method == "begin_opening" else world.work())
     assert await world.work() == 0  # the dead worker's lease holds
     world.clock.now += world.server.settings.lease_seconds
     await world.work()
@@ -105,7 +109,7 @@ def _age(root: Path) -> None:
 
 async def test_sweeping_keeps_what_rounds_need(world: World) -> None:
     await world.fill(3, 200)
-    await world.work()
+    await world.certify(1)
     await world.put_share(0, 1, await world.share(0, 1))
     await world.fill(1, first=5)
     root = world.server.settings.data_dir / "blobs"
@@ -171,7 +175,7 @@ async def test_bytes_that_were_swept_before_their_row_are_asked_for_again(
         await _again_after(problems.REQUEST_TIMEOUT, world, partial(world.put, client, upload))
     await world.work()
     world.clock.now += world.server.settings.lease_seconds
-    await world.work()
+    await world.certify(1)
     for holder in range(3):
         frame = await world.share(holder, 1)
         await _again_after(problems.REQUEST_TIMEOUT, world, partial(world.put_share, holder, 1, frame))
@@ -241,7 +245,7 @@ async def test_a_lease_keeps_others_out_and_a_lost_one_changes_nothing(world: Wo
     assert second is not None
     assert not await store.renew(first, now + 91, 60)
     with pytest.raises(Refusal) as caught:
-        await store.begin_opening(first, world.server_key.signing.sign(world.config()), 1, now, {})
+        await store.begin_opening(first, world.server_key.signing.sign(world.config()), Plan({0: 0}, {}), now, {})
     assert caught.value.problem == problems.WRONG_STATE
     await store.release(first, 0)
     assert await store.lease(closed, now + 92, 60) is None  # a lost lease releases nothing
@@ -259,7 +263,9 @@ async def test_two_workers_do_not_do_the_same_round_twice(world: World) -> None:
     other = Worker(world.server)
     for _ in range(3):
         await asyncio.gather(world.worker.step(), other.step())
+    await world.screen(1)
     assert (await world.round(1)).state == "opening"
+    await world.vote(1)
     for holder in range(3):
         await world.put_share(holder, 1, await world.share(holder, 1))
     for _ in range(3):
@@ -269,20 +275,20 @@ async def test_two_workers_do_not_do_the_same_round_twice(world: World) -> None:
 
 @both
 async def test_a_version_is_published_once(world: World) -> None:
-    await world.fill(3)
-    await world.work()
-    await world.fill(3, first=3)
-    await world.work()
+    """Also by a worker that took up the next round and knows of the version before only."""
     store = world.server.store
-    leases = []
-    for record in await store.live_rounds():
-        if record.state == "opening":
-            lease = await store.lease(record, world.clock(), 60)
-            assert lease is not None
-            leases.append(lease)
-    await store.publish_round(leases[0], 1, "0" * 64, world.clock(), {})
+
+    async def lease_of(number: int) -> Lease:
+        await world.fill(3, first=3 * number, base_version=number - 1)
+        await world.form(number)
+        lease = await store.lease(await store.round(world.task.id, number), world.clock(), 60)
+        assert lease is not None
+        return lease
+
+    await store.publish_round(await lease_of(1), 1, "0" * 64, world.clock(), {})
+    second = await lease_of(2)
     with pytest.raises(Refusal) as caught:
-        await store.publish_round(leases[1], 1, "1" * 64, world.clock(), {})
+        await store.publish_round(second, 1, "1" * 64, world.clock(), {})
     assert caught.value.problem == problems.WRONG_STATE
     assert (await world.round(2)).state == "opening"
 

@@ -70,6 +70,12 @@ async def test_a_full_disk_puts_a_round_off(world: World, monkeypatch: pytest.Mo
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", _full)
         await world.work()
+    assert (await world.round(1)).opening == 0
+    world.clock.now += world.server.settings.lease_seconds
+    await world.work()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", _full)
+        await world.screen(1)
     assert (await world.round(1)).state == "closed"
     world.clock.now += world.server.settings.lease_seconds
     await world.work()
@@ -190,9 +196,14 @@ async def test_a_full_disk_at_every_durable_write(world: World, monkeypatch: pyt
         while (answer := await world.put(person, upload)).status != 201:
             assert await world.problem(answer) == problems.DISK_FULL
     async with asyncio.timeout(20):
-        while (await world.round(1)).state == "closed":
-            await world.work()
+        await world.work()
+        while not (await world.round(1)).opening:
             world.clock.now += world.server.settings.lease_seconds
+            await world.work()
+        await world.screen(1)
+        while (await world.round(1)).state == "closed":
+            world.clock.now += world.server.settings.lease_seconds
+            await world.work()
     _, manifest = await world.manifest(1)
     assert {entry.update_id for entry in manifest.updates} == {upload.id for upload in uploads}
 
@@ -200,7 +211,7 @@ async def test_a_full_disk_at_every_durable_write(world: World, monkeypatch: pyt
 async def test_a_full_disk_refuses_shares_posts_and_models(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each is refused by name, leaves nothing behind, and succeeds when sent again."""
     await world.fill(3)
-    await world.work()
+    await world.certify(1)
     holder = world.holders[0]
     share = await world.share(0, 1)
     task = framing.start(world.authority.sign(world.config(epoch=2)).encode()) + initial_model(world.config())
@@ -224,7 +235,7 @@ async def test_a_full_disk_refuses_shares_posts_and_models(world: World, monkeyp
 
 async def test_a_full_disk_puts_a_publication_off(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     await world.fill(3)
-    await world.work()
+    await world.certify(1)
     with monkeypatch.context() as patch:
         for index in range(3):
             assert (await world.put_share(index, 1, await world.share(index, 1))).status == 201

@@ -23,7 +23,7 @@ async def test_a_round_from_uploads_to_the_next_model(world: World) -> None:
     uploads = await world.fill(3, value=200)
     assert (await world.round(1)).state == "closed"
     assert (await world.round(2)).state == "open"
-    assert await world.work() == 2  # folded, merged
+    assert await world.work() == 2  # folded, shown to key holders
     token, _ = await world.manifest(1)
     manifest = verify(token, Manifest, world.server_key.public)
     assert [entry.update_id for entry in manifest.updates] == sorted(upload.id for upload in uploads)
@@ -31,7 +31,7 @@ async def test_a_round_from_uploads_to_the_next_model(world: World) -> None:
     await world.open(1)
     status = await world.round(1)
     assert (status.state, status.version, status.shares, status.failure) == ("published", 1, 3, None)
-    assert set(status.seconds) == {"collect", "sum", "wait_shares", "open"}
+    assert set(status.seconds) == {"collect", "screen", "sum", "wait_shares", "open"}
     response = await world.call(world.holders[0], "GET", api.model_path(task.id))
     data = await response.read()
     assert response.headers["HushSum-Model-Version"] == "1"
@@ -125,12 +125,12 @@ async def test_where_an_update_is(world: World) -> None:
 @both
 async def test_a_bucket_that_does_not_open_is_dropped_and_named(empty_world: World) -> None:
     world = empty_world
-    task = await world.add_task(min_clients=1, max_clients=3, buckets=3)
+    task = await world.add_task_of_four(min_clients=1, max_clients=3, buckets=3)
     people = [world.person(f"client-{i}", "client") for i in range(3)]
     uploads = [world.upload(person, 100 * (i + 1)) for i, person in enumerate(people)]
     for person, upload in zip(people, uploads, strict=True):
         assert (await world.put(person, upload)).status == 201
-    await world.work()
+    await world.certify(1)
     _, manifest = await world.manifest(1)
     assert {entry.client: entry.bucket for entry in manifest.updates} == {p.name: i for i, p in enumerate(people)}
     failed = (FailedBucket(1, uploads[1].id, "digest-mismatch"),)
@@ -160,9 +160,9 @@ async def test_a_bucket_that_does_not_open_is_dropped_and_named(empty_world: Wor
 
 async def test_a_round_without_a_bucket_that_opens_fails(empty_world: World) -> None:
     world = empty_world
-    task = await world.add_task(min_clients=1, buckets=3)
+    task = await world.add_task_of_four(min_clients=1, buckets=3)
     await world.fill(3)
-    await world.work()
+    await world.certify(1)
     for holder in range(3):
         await world.put_share(holder, 1, await world.share(holder, 1, {0: half_a_unit(task)}))
     await world.work()
@@ -203,10 +203,14 @@ async def test_a_holder_downloads_the_key_parts(world: World) -> None:
     uploads = await world.fill(3)
     await world.work()
     pending = await world.get(world.holders[2], api.openings_path(world.task.id), api.PendingOpenings)
-    assert pending.rounds == (1,)
+    assert pending.rounds == (api.Waiting(1, "screen"),)
     response = await world.call(world.holders[2], "GET", api.key_parts_path(world.task.id, 1))
     ordered = sorted(uploads, key=lambda upload: upload.id)
     assert await response.read() == b"".join(upload.body[world.task.part("sum").size :] for upload in ordered)
+    for stage in ("vote", "release"):
+        await (world.screen if stage == "vote" else world.vote)(1)
+        pending = await world.get(world.holders[2], api.openings_path(world.task.id), api.PendingOpenings)
+        assert pending.rounds == (api.Waiting(1, stage),)
     await world.put_share(2, 1, await world.share(2, 1))
     pending = await world.get(world.holders[2], api.openings_path(world.task.id), api.PendingOpenings)
     assert pending.rounds == ()

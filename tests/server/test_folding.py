@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import shutil
 import threading
 import tracemalloc
 from pathlib import Path
@@ -20,6 +21,7 @@ from he_protocol.problems import Refusal
 from he_protocol.residues import pack
 from he_protocol.schemes import load_scheme
 from he_protocol.task import Task, TensorSpec
+from he_server import forming
 from he_server import worker as worker_module
 from he_server.aggregate import fold_updates, read_total, stored_type, sum_layout
 from he_server.app import open_server
@@ -52,6 +54,11 @@ async def _send(world: World, first: int, count: int) -> None:
 
 def _digits(total: int, count: int) -> list[int]:
     return [total // 4**i % 4 for i in range(count)]
+
+
+def _keep_nothing(world: World) -> None:
+    """Updates go as soon as they are added up."""
+    world.server.settings = world.server.settings.model_copy(update={"retain_bytes": 0})
 
 
 async def _counted(world: World, clients: int) -> list[int]:
@@ -94,8 +101,10 @@ def _kill(patch: pytest.MonkeyPatch, owner: Any, name: str, when: str) -> None:
         (Store, "checkpoint"),
         (Blobs, "delete"),
         (worker_module, "discard"),
-        (worker_module, "merge_sums"),
+        (Store, "begin_screening"),
+        (forming, "merge_sums"),
         (Store, "begin_opening"),
+        (forming, "discard"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -103,17 +112,21 @@ async def test_a_crash_at_every_step(
     empty_world: World, monkeypatch: pytest.MonkeyPatch, owner: Any, step: str, when: str
 ) -> None:
     world, clients = empty_world, 10
+    if owner is Blobs:
+        _keep_nothing(world)
     await _task(world, clients)
     await _send(world, 0, FOLD_BATCH)
-    merging = step in {"merge_sums", "begin_opening"}
-    if merging:
+    folding = step != "begin_screening" and owner is not forming and step != "begin_opening"
+    if not folding:
         await world.work()
         await _send(world, FOLD_BATCH, clients - FOLD_BATCH)
+    if step == "begin_opening" or owner is forming:
+        await world.work()
     with monkeypatch.context() as patch:
         _kill(patch, owner, step, when)
         with pytest.raises(Killed):
-            await world.work()
-    if not merging:
+            await (world.screen(1) if step == "begin_opening" or owner is forming else world.work())
+    if folding:
         await _send(world, FOLD_BATCH, clients - FOLD_BATCH)
     world.clock.now += world.server.settings.lease_seconds
     world.worker = Worker(world.server)
@@ -227,8 +240,10 @@ def _sizes(world: World, folder: str) -> list[int]:
 async def test_the_disk_holds_a_few_updates_and_accumulators(
     empty_world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What key holders fetch stays until the round ends, and is not counted."""
+    """Where nothing is kept to be taken out again. What key holders fetch stays until the round ends, and is not
+    counted."""
     world, clients, seen = empty_world, 60, []
+    _keep_nothing(world)
     await _task(world, clients)
     checkpoint = Store.checkpoint
 
@@ -246,11 +261,36 @@ async def test_the_disk_holds_a_few_updates_and_accumulators(
 
 
 async def test_what_waits_too_long_is_folded_before_a_batch_is_full(world: World) -> None:
+    _keep_nothing(world)
     await world.fill(2)
     assert await world.work() == 0
     world.clock.now += 3
     assert await world.work() == 1
     assert _sizes(world, "updates") == []
+
+
+async def test_updates_are_kept_to_be_taken_out_again_while_there_is_room(
+    empty_world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of all tasks together as many bytes as the setting says, and only while the disk is far from full."""
+    world = empty_world
+    await _task(world, 3 * FOLD_BATCH)
+    size = world.task.part("sum").size
+    room = {"retain_bytes": FOLD_BATCH * size}
+    world.server.settings = world.server.settings.model_copy(update=room)
+    await _send(world, 0, FOLD_BATCH)
+    await world.work()
+    assert sum(_sizes(world, "updates")) == FOLD_BATCH * size
+    await _send(world, FOLD_BATCH, FOLD_BATCH)
+    await world.work()
+    assert sum(_sizes(world, "updates")) == FOLD_BATCH * size  # the second batch is not kept
+    free = shutil.disk_usage(world.server.settings.data_dir).free
+    assert not await world.server.retains()
+    more = {"retain_bytes": 2**40}
+    world.server.settings = world.server.settings.model_copy(update=more)
+    assert await world.server.retains()
+    world.server.settings = world.server.settings.model_copy(update=more | {"min_free_bytes": free})
+    assert not await world.server.retains()
 
 
 @both
@@ -261,7 +301,7 @@ async def test_buckets_are_merged_at_the_deadline(empty_world: World) -> None:
     for i in range(5):
         await world.fill(1, 4**i, first=i)
     world.clock.now += 60
-    await world.work()
+    await world.form(1)
     _, manifest = await world.manifest(1)
     assert {entry.client: entry.bucket for entry in manifest.updates} == {
         f"client-{i}": bucket for i, bucket in enumerate([0, 1, 0, 0, 1])

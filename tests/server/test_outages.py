@@ -70,7 +70,7 @@ async def test_a_worker_whose_connection_is_cut_at_every_message(empty_world: Wo
     await world.fill(3, 200)
     cuts, messages = 0, PINGS
     async with asyncio.timeout(60):
-        while (await world.round(1)).state == "closed":
+        while not (await world.round(1)).opening:
             gate.after = messages
             outcome = (await asyncio.gather(world.worker.step(), return_exceptions=True))[0]
             if gate.after is None:

@@ -138,7 +138,7 @@ async def test_an_update_on_a_model_that_is_not_published(world: World, ada: Per
 
 async def test_an_update_on_a_model_that_is_too_old(world: World) -> None:
     for number in (1, 2):
-        await world.fill(3, first=10 * number)
+        await world.fill(3, first=10 * number, base_version=number - 1)
         await world.work()
         await world.open(number)
     ada = world.person("ada", "client")
@@ -164,7 +164,11 @@ async def test_a_second_update_in_one_round(world: World) -> None:
     assert await world.problem(await world.put(ada, world.upload(ada))) == problems.ALREADY_IN_ROUND
     assert len(blobs(world)) == 1
     await world.fill(2)
-    assert (await world.put(ada, world.upload(ada))).status == 201  # the next round is open
+    await world.work()
+    await world.open(1)
+    again = world.upload(ada)  # the next round is open
+    assert await world.problem(await world.put(ada, again)) == problems.REPEATED_BASE
+    assert (await world.put(ada, world.upload(ada, base_version=1))).status == 201
 
 
 async def test_nothing_is_read_of_a_body_that_cannot_be_accepted(world: World, ada: Person) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from he_protocol import problems
 from he_protocol.api import RoundState
+from he_protocol.committee import parse_committee
 from he_protocol.problems import Refusal
 from he_server.rounds import (
     TERMINAL,
@@ -15,9 +16,11 @@ from he_server.rounds import (
     at_deadline,
     check_base_version,
     check_transition,
+    combining_due,
+    enough_shares,
     fold_due,
     merge_buckets,
-    opening_due,
+    stage_of,
 )
 
 from .conftest import both
@@ -100,18 +103,45 @@ def test_merging_buckets(sizes: list[int], min_clients: int, expected: int) -> N
 
 
 @pytest.mark.parametrize(
-    ("shares", "tried", "now", "expected"),
+    ("numbers", "shares", "tried", "late", "expected"),
     [
-        (1, 0, 5.0, "wait"),
-        (2, 0, 5.0, "combine"),
-        (2, 2, 5.0, "wait"),
-        (3, 2, 5.0, "combine"),
-        (2, 2, 10.0, "give-up"),
-        (1, 0, 10.0, "give-up"),
+        ("2/4/3", 1, 0, True, False),  # time alone opens nothing, and ends nothing
+        ("2/4/3", 2, 0, False, True),
+        ("2/4/3", 2, 2, True, False),  # did not open: a third may know better, and nobody gives up before it came
+        ("2/4/3", 3, 2, False, True),
+        ("2/4/3", 3, 3, False, False),
+        ("2/4/3", 3, 3, True, True),  # as many as must vote: whoever is still away may be away for ever
     ],
 )
-def test_opening_due(shares: int, tried: int, now: float, expected: str) -> None:
-    assert opening_due(shares, tried, 2, 10.0, now) == expected
+def test_combining_due(numbers: str, shares: int, tried: int, late: bool, expected: bool) -> None:
+    assert combining_due(parse_committee(numbers), shares, tried, late=late) is expected
+
+
+@pytest.mark.parametrize(
+    ("numbers", "shares", "whole", "binding", "late", "expected"),
+    [
+        ("2/4/3", 2, 2, True, False, False),
+        ("2/4/3", 3, 3, True, False, True),  # one of them lies at most: what three do not open, nobody opens
+        ("2/4/3", 3, 2, True, False, False),  # one left a bucket closed, and the fourth may open it
+        ("2/4/3", 3, 3, False, False, False),  # where shares prove nothing, three that agree are wanted
+        ("2/4/3", 4, 3, False, False, True),
+        ("2/4/3", 3, 2, False, True, True),
+        ("3/7/5", 4, 4, True, True, False),
+        ("3/7/5", 5, 5, True, False, True),
+        ("2/3/2", 2, 2, True, False, True),
+        ("2/3/2", 2, 2, False, False, False),
+    ],
+)
+def test_enough_shares(numbers: str, shares: int, whole: int, binding: bool, late: bool, expected: bool) -> None:
+    assert enough_shares(parse_committee(numbers), shares, whole, binding=binding, late=late) is expected
+
+
+@pytest.mark.parametrize(
+    ("state", "votes", "stage"),
+    [("closed", 0, "screen"), ("opening", 0, "vote"), ("opening", 2, "vote"), ("opening", 3, "release")],
+)
+def test_stages(state: RoundState, votes: int, stage: str) -> None:
+    assert stage_of(state, votes, agreement=3) == stage
 
 
 @pytest.mark.parametrize(("base", "fits"), [(2, False), (3, True), (5, True), (6, False)])
@@ -144,7 +174,7 @@ async def test_the_first_update_sets_the_deadline_and_the_round_closes_then(worl
     world.clock.now = deadline - 0.5
     assert await world.work() == 1  # folded
     world.clock.now = deadline
-    await world.work()
+    await world.form(1)
     status = await world.round(1)
     assert (status.state, status.updates) == ("opening", 2)
     assert status.seconds["collect"] == world.task.config.collect_seconds
@@ -166,29 +196,30 @@ async def test_too_few_clients(world: World) -> None:
 
 
 async def test_the_next_round_collects_while_one_is_opened(world: World) -> None:
+    """And waits for its turn: rounds are opened one after the other."""
     await world.fill(3)
-    await world.work()
+    await world.form(1)
     await world.fill(3, first=3)
     await world.work()
-    assert [(await world.round(n)).state for n in (1, 2, 3)] == ["opening", "opening", "open"]
-    await world.open(2)
+    assert [(await world.round(n)).state for n in (1, 2, 3)] == ["opening", "closed", "open"]
+    assert [(await world.round(n)).opening for n in (1, 2)] == [1, 0]
     await world.open(1)
-    assert [(await world.round(n)).version for n in (1, 2)] == [2, 1]
+    await world.open(2)
+    assert [(await world.round(n)).version for n in (1, 2)] == [1, 2]
+    assert [(await world.round(n)).opening for n in (1, 2)] == [1, 2]
 
 
 async def test_a_majority_names_the_holder_that_lies(empty_world: World) -> None:
     from .world import half_a_unit
 
     world = empty_world
-    world.holders += [world.person(f"holder-{i}", "holder") for i in (3, 4)]
-    await world.add_task(threshold=3)
+    await world.add_task_of_four()
     await world.fill(3, 200)
-    await world.work()
-    lie = {part: half_a_unit(world.task) for part in world.task.sharing.parts_of(0)}
+    await world.certify(1)
+    lie: dict[int | tuple[int, int], bytes] = {part: half_a_unit(world.task) for part in world.task.sharing.parts_of(0)}
     await world.put_share(0, 1, await world.share(0, 1, lie))
-    for holder in (1, 2):
-        await world.put_share(holder, 1, await world.share(holder, 1))
+    await world.put_share(1, 1, await world.share(1, 1))
     await world.work()
     assert (await world.round(1)).state == "opening"
-    await world.open(1, (3, 4))
+    await world.open(1, (2,))
     assert (await world.round(1)).state == "published"

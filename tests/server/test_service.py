@@ -21,12 +21,12 @@ from .world import World
 
 ELSEWHERE = {
     # Raised only by other parties, or at start; everything else must be documented for some route.
-    "duplicate-client", "duplicate-update", "manifest-fork", "update-opened-before", "budget-exhausted",
+    "duplicate-client", "duplicate-update", "number-used", "update-opened-before", "budget-exhausted",
     "too-many-clients", "tenseal-version", "private-context", "keys-not-ready", "commitment-broken", "bad-settings",
     "bad-key-file", "unreachable", "unexpected-answer", "audit-broken",
     "ledger-mismatch", "epoch-destroyed", "old-epoch", "ambiguous-task", "below-floor",
     # Told as a round's failure.
-    "too-few-clients", "no-quorum", "combine-refused",
+    "too-few-clients", "no-quorum", "combine-refused", "excluded-update", "abandoned",
 }  # fmt: skip
 
 
@@ -63,7 +63,7 @@ def _check(description: dict[str, Any], path: str, method: str, status: int, med
 
 async def test_answers_are_as_described(world: World, description: dict[str, Any]) -> None:
     uploads = await world.fill(3)
-    await world.work()
+    await world.certify(1)
     await world.put_share(0, 1, await world.share(0, 1))
     values = {
         "{task}": world.task.id,
@@ -115,7 +115,7 @@ async def test_events_tell_every_change_of_state(world: World) -> None:
         (1, "closed"),
         (2, "open"),
     ]
-    await world.work()
+    await world.form(1)
     assert (await _event(response)).state == "opening"
     await world.open(1)
     assert (await _event(response)).state == "published"

@@ -455,15 +455,18 @@ async def test_a_refusal_for_good_is_repeated_and_frees_the_bytes(world: World, 
 
 @both
 async def test_what_has_to_wait_is_kept_and_accepted_later(world: World, ada: Person) -> None:
+    await world.fill(3)
+    await world.work()
+    await world.open(1)
     assert (await world.put(ada, world.upload(ada))).status == 201
-    upload = world.upload(ada)
+    upload = world.upload(ada, base_version=1)
     path = await begun(world, ada, upload)
     assert await world.problem(await append(world, path, 0, upload.frame)) == problems.ALREADY_IN_ROUND
     assert await world.problem(await ask(world, path, "GET")) == problems.ALREADY_IN_ROUND
     assert len(files(world)) == 1
-    await world.fill(2)
+    await world.fill(2, first=3)
     assert (await receipt(world, path)).update_id == upload.id
-    assert (await world.round(2)).updates == 1
+    assert (await world.round(3)).updates == 1
     assert files(world) == []
 
 
@@ -599,7 +602,7 @@ async def test_a_chunk_waits_for_room_like_an_update(world: World, ada: Person) 
     upload = world.upload(ada)
     path = await begun(world, ada, upload)
     relaxed = world.server.pressure
-    world.server.pressure = Pressure(Limits(1 << 30, 0, 0, 0.0), world.server.measure)  # no slot at all
+    world.server.pressure = Pressure(Limits(1 << 30, 0, 0, 4, 0.0), world.server.measure)  # no slot at all
     assert await world.problem(await append(world, path, 0, upload.frame)) == problems.OVERLOADED
     assert await offset(world, path) == 0
     world.server.pressure = relaxed

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 from dataclasses import dataclass, field
+from io import BytesIO
 from typing import Any
 
 import msgspec
@@ -42,7 +43,9 @@ from he_protocol.schemes import load_scheme
 from he_protocol.signing import SigningKey, fingerprint, jwk_x, payload_hash, read_unverified
 from he_protocol.task import HolderEntry, ServerEntry, Task, TaskConfig, TensorSpec
 from he_server.app import make_app
+from he_server.listening import Listener
 from he_server.server import Server
+from he_server.serving import make_listener, make_runner
 from he_server.worker import Worker
 from tests.unit.parties import hpke_key
 
@@ -84,6 +87,29 @@ class Upload:
         return framing.start(encode(self.signed)) + self.body
 
 
+class Front(TestServer):
+    """The application behind the server's own listener and door, as `he-server serve` has it."""
+
+    def __init__(self, server: Server) -> None:
+        super().__init__(make_app(server, work=False))
+        self._shown = server
+        self._listener: Listener
+
+    async def start_server(self, loop: Any = None, **_: Any) -> None:
+        if self.runner is None:
+            self.runner = make_runner(self.app)
+            await self.runner.setup()
+            self._listener = make_listener(self.runner, self._shown)
+            self.host, self.scheme = "127.0.0.1", "http"
+            self.port = await self._listener.start(self.host, 0)
+            self._root = URL.build(scheme=self.scheme, host=self.host, port=self.port)
+
+    async def close(self) -> None:
+        if not self.closed:
+            await self._listener.stop()
+        await super().close()
+
+
 class World:
     """An authority, a committee, clients, and a running server that they talk to."""
 
@@ -99,7 +125,7 @@ class World:
 
     async def start(self, server: Server) -> None:
         self.server = server
-        self.http = TestClient(TestServer(make_app(server, work=False)))
+        self.http = TestClient(Front(server))
         await self.http.start_server()
         self.worker = Worker(server)
 
@@ -156,6 +182,11 @@ class World:
         assert response.status == 201, await response.text()
         self.task = Task.from_token(token, self.authority.public)
         return self.task
+
+    async def add_task_of_four(self, **changes: Any) -> Task:
+        """A task with one more holder, whose committee is 2/4/3: one liar does not matter, one may be away."""
+        self.holders.append(self.person("holder-3", "holder"))
+        return await self.add_task(threshold=2, agreement=3, allow_no_collusion=False, **changes)
 
     async def call(
         self, who: Person | None, method: str, path: str, *, data: Any = None, **extra: Any
@@ -237,11 +268,16 @@ class World:
         assert isinstance(found, api.RoundStatus)
         return found
 
-    async def screen(self, number: int, holders: tuple[int, ...] = (0, 1), **excluded: str) -> None:
+    @property
+    def voters(self) -> tuple[int, ...]:
+        """The first holders, as many as must agree."""
+        return tuple(range(self.task.committee.agreement))
+
+    async def screen(self, number: int, holders: tuple[int, ...] | None = None, **excluded: str) -> None:
         """Screenings of some holders, and the worker's part. `excluded`: problems by the update's id in hex."""
         token, manifest = await self.manifest(number)
         out = tuple(Exclusion(bytes.fromhex(update), problem) for update, problem in excluded.items())
-        for holder in holders:
+        for holder in self.voters if holders is None else holders:
             said = Screening(
                 **self._about(token, holder), round=manifest.round, seen_opening=0, seen_version=0, excluded=out
             )
@@ -249,18 +285,22 @@ class World:
             assert response.status == 201, await response.text()
         await self.work()
 
-    async def vote(self, number: int, holders: tuple[int, ...] = (0, 1)) -> None:
+    async def vote(self, number: int, holders: tuple[int, ...] | None = None) -> None:
         """Votes of some holders."""
         token, manifest = await self.manifest(number)
-        for holder in holders:
+        for holder in self.voters if holders is None else holders:
             vote = Vote(**self._about(token, holder), opening=manifest.opening)
             response = await self.put_answer(holder, number, self.holders[holder].key.sign(vote))
             assert response.status in {200, 201}, await response.text()
 
-    async def certify(self, number: int) -> None:
-        """What comes before the shares of a closed round: the committee screens its updates and votes."""
+    async def form(self, number: int) -> None:
+        """What comes before the votes for a closed round: the committee screens its updates."""
         await self.work()
         await self.screen(number)
+
+    async def certify(self, number: int) -> None:
+        """What comes before the shares of a closed round: the committee screens its updates and votes."""
+        await self.form(number)
         await self.vote(number)
 
     def _about(self, manifest: str, holder: int) -> dict[str, Any]:
@@ -311,12 +351,13 @@ class World:
 
     async def put_share(self, holder: int, number: int, frame: bytes) -> ClientResponse:
         person = self.holders[holder]
-        return await self.call(person, "PUT", api.share_path(self.task.id, number, person.name), data=frame)
+        return await self.call(person, "PUT", api.share_path(self.task.id, number, person.name), data=BytesIO(frame))
 
-    async def open(self, number: int, holders: tuple[int, ...] = (0, 1)) -> None:
+    async def open(self, number: int, holders: tuple[int, ...] = (0, 1, 2)) -> None:
         """Screenings, votes and honest shares of some holders, and the worker's part."""
         if (await self.round(number)).state == "closed":
-            await self.certify(number)
+            await self.form(number)
+        await self.vote(number)
         for holder in holders:
             response = await self.put_share(holder, number, await self.share(holder, number))
             assert response.status in {200, 201}, await response.text()  # 200: it was there already

@@ -279,7 +279,7 @@ class Observer:
         return int(self.world.seen(query, *states)[0][0])
 
     def stuck(self) -> list[tuple[Task, int]]:
-        """Rounds that key holders may never open, having voted for what the server does not know; oldest first."""
+        """Rounds that holders may never open: they have voted for what the server does not know. Oldest first."""
         query = "SELECT number FROM rounds WHERE task_hash = ? AND state IN ('closed', 'opening') AND manifest != ''"
         rows = [(task, self.world.seen(f"{query} ORDER BY number", task.id)) for task in self.world.tasks]
         return [(task, number) for task, found in rows for (number,) in found if self._excused]

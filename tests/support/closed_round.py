@@ -24,7 +24,7 @@ from he_server.names import model_blob, share_blob, total_blob, velocity_blob
 from he_server.opening import Checked, check_buckets, write_version
 from he_server.store.records import ModelRecord
 from he_server.tensors import write_tensors
-from tests.support.parties import World
+from tests.support.parties import NOW, World
 
 SCALE = 512.0
 
@@ -51,12 +51,12 @@ class ClosedRound:
             ManifestEntry(secrets.token_bytes(16), f"client-{i}", bytes(32), i % buckets)
             for i in range(buckets * self.count)
         ]
-        self.manifest = Manifest(self.task.hash, 1, 1, version, tuple(updates))
+        self.manifest = Manifest(self.task.hash, 1, 1, 1, int(NOW), version, tuple(updates))
         self.model = {spec.name: self._rng.standard_normal(spec.shape, dtype=np.float32) for spec in specs}
         self.velocity = np.zeros(self.task.parameters, dtype=np.float32)
         if version:
             self.velocity = self._rng.standard_normal(self.task.parameters, dtype=np.float32)
-        self.base = ModelRecord(version, None, "")
+        self.base = ModelRecord(version, 1 if version else None, "")
         self.keep_base()
         if self.task.config.weighting == "examples":
             for bucket in range(buckets):
@@ -69,7 +69,7 @@ class ClosedRound:
         self.blobs.put(model_blob(self.task.id, digest), data)
         if self.base.version:
             self.blobs.put(velocity_blob(self.task.id, digest), save({"velocity": self.velocity}))
-        self.base = ModelRecord(self.base.version, None, digest)
+        self.base = ModelRecord(self.base.version, self.base.round_id, digest)
 
     def forget(self) -> None:
         """Keep nothing of a model's size in memory."""

@@ -9,14 +9,14 @@ from dataclasses import dataclass, field
 import msgspec
 from aiohttp import web
 from aiohttp.test_utils import TestServer
-from msgspec.structs import replace
 
+from he_client.identity import Identity
 from he_protocol import api, framing
-from he_protocol.messages import Credential, Manifest, SignedUpdate, UpdateHeader
+from he_protocol.messages import Credential, Manifest, SignedUpdate, UpdateHeader, Vote
 from he_protocol.problems import NOT_FOUND, ProblemType, Refusal
-from he_protocol.signing import read_unverified
+from he_protocol.signing import message_kind, payload_hash, read_unverified
 from he_protocol.task import Task
-from keys.checks import Request as Asked
+from keys.request import Request as Asked
 
 Posts = dict[str, tuple[str, bytes]]
 View = Callable[[str, str, Posts], Posts]
@@ -45,17 +45,27 @@ def reader(request: web.Request) -> str:
 
 @dataclass
 class FakeServer:
-    """One task's board, rounds and shares. `replaced`: (method, path) -> handler instead of the honest one."""
+    """One task's board, rounds and shares. `replaced`: (method, path) -> handler instead of the honest one.
+
+    committee: with it, the others have always said what a holder has said: it is asked to screen, to vote, and to
+    release. stages: by round, what every holder is asked for instead. votes: by round, what is served as votes instead.
+    """
 
     task: Task
     posts: dict[str, Posts] = field(default_factory=lambda: {phase: {} for phase in api.PHASES})
     view: View = lambda phase, who, posts: posts
-    openings: dict[int, api.Opening] = field(default_factory=dict)
+    committee: Sequence[Identity] = ()
+    manifests: dict[int, str] = field(default_factory=dict)
+    heads: dict[int, tuple[SignedUpdate, ...]] = field(default_factory=dict)
+    stages: dict[int, api.Stage] = field(default_factory=dict)
+    votes: dict[int, tuple[str, ...]] = field(default_factory=dict)
+    answers: dict[tuple[int, str, str], str] = field(default_factory=dict)
     revocations: str = ""
     bodies: dict[str, bytes] = field(default_factory=dict)
     shares: dict[tuple[int, str], tuple[str, bytes]] = field(default_factory=dict)
     put_shares: list[tuple[int, str]] = field(default_factory=list)
     on_share: Hook | None = None
+    on_answer: Hook | None = None
     replaced: dict[tuple[str, str], Callable[[web.Request], Awaitable[web.Response]]] = field(default_factory=dict)
     seen: list[tuple[str, str]] = field(default_factory=list)
     port: int | None = None
@@ -73,6 +83,8 @@ class FakeServer:
                 web.put(at + "/board/{phase}/{holder}", self._put_post),
                 web.get(at + "/openings", self._pending),
                 web.get(at + "/rounds/{number}/opening", self._opening),
+                web.get(at + "/rounds/{number}/heads", self._heads),
+                web.put(at + "/rounds/{number}/answers/{holder}", self._put_answer),
                 web.get(at + "/rounds/{number}/key-parts", self._key_parts),
                 web.put(at + "/rounds/{number}/shares/{holder}", self._put_share),
             ]
@@ -86,9 +98,29 @@ class FakeServer:
         await self._server.close()
 
     def offer(self, request: Asked, bodies: dict[str, bytes]) -> None:
-        """A closed round that waits for shares. `bodies`: c1 by update id in hex."""
-        self.openings[request.manifest.round] = api.Opening(request.manifest_token, request.updates)
+        """A closed round that waits for key holders. `bodies`: c1 by update id in hex."""
+        self.manifests[request.manifest.round] = request.manifest_token
+        self.heads[request.manifest.round] = request.updates
         self.bodies |= bodies
+
+    def withdraw(self, number: int) -> None:
+        """The round is over."""
+        del self.manifests[number]
+
+    def stage(self, number: int, who: str) -> api.Stage:
+        """What a round asks of one holder."""
+        if number in self.stages:
+            return self.stages[number]
+        if (number, who, "screening") not in self.answers:
+            return "screen"
+        return "release" if (number, who, "vote") in self.answers else "vote"
+
+    def certificate(self, number: int) -> tuple[str, ...]:
+        """Votes of the whole committee for a round's manifest."""
+        token = self.manifests[number]
+        manifest = read_unverified(token, Manifest)
+        about = (self.task.hash, self.task.config.epoch, manifest.opening, payload_hash(token))
+        return tuple(holder.key.sign(Vote(*about, holder.name)) for holder in self.committee)
 
     def count(self, method: str, path: str) -> int:
         """How often this was asked for."""
@@ -137,14 +169,29 @@ class FakeServer:
 
     async def _pending(self, request: web.Request) -> web.Response:
         who = reader(request)
-        return answer(api.PendingOpenings(tuple(n for n in self.openings if (n, who) not in self.shares)))
+        waiting = (api.Waiting(n, self.stage(n, who)) for n in self.manifests if (n, who) not in self.shares)
+        return answer(api.PendingOpenings(tuple(waiting)))
 
     async def _opening(self, request: web.Request) -> web.Response:
-        opening = self.openings[int(request.match_info["number"])]
-        return answer(replace(opening, revocations=self.revocations))
+        number = int(request.match_info["number"])
+        stage, manifest = self.stage(number, reader(request)), self.manifests[number]
+        votes = self.votes.get(number, self.certificate(number) if stage == "release" else ())
+        return answer(api.Opening(stage, manifest, votes, self.revocations))
+
+    async def _heads(self, request: web.Request) -> web.Response:
+        return answer(api.Heads(self.heads[int(request.match_info["number"])]))
+
+    async def _put_answer(self, request: web.Request) -> web.Response:
+        token = (await request.read()).decode()
+        if self.on_answer is not None:
+            await self.on_answer(request)
+        number, holder = int(request.match_info["number"]), request.match_info["holder"]
+        assert reader(request) == holder
+        self.answers[number, holder, message_kind(token)] = token
+        return web.Response(status=201)
 
     async def _key_parts(self, request: web.Request) -> web.Response:
-        manifest = read_unverified(self.openings[int(request.match_info["number"])].manifest, Manifest)
+        manifest = read_unverified(self.manifests[int(request.match_info["number"])], Manifest)
         return web.Response(body=b"".join(self.bodies[entry.update_id.hex()] for entry in manifest.updates))
 
     async def _put_share(self, request: web.Request) -> web.Response:

@@ -7,13 +7,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import msgspec
+
 from he_client.encode import Words, secret_words
 from he_protocol import residues, schemes
-from he_protocol.messages import Share, SignedUpdate, UpdateHeader
+from he_protocol.messages import Share, SignedUpdate, UpdateHeader, Vote
 from he_protocol.quantise import Integers
 from he_protocol.residues import Residues
 from he_protocol.signing import SigningKey, read_unverified
-from keys.checks import History, Request
+from keys.request import History, Request
 from keys.schemes import make_opener
 from keys.sums import BucketSums, make_share
 from tests.support.parties import NOW, World, random_integers
@@ -74,6 +76,19 @@ def after(first: Request, second: Request) -> Request:
     opened = {entry.update_id for entry in first.manifest.updates}
     again = frozenset() if same else frozenset(opened & {entry.update_id for entry in second.manifest.updates})
     return replace(second, history=History(first.manifest_hash if same else None, again))
+
+
+def vote(world: World, holder: int, request: Request, /, *, signer: SigningKey | None = None, **changes: object) -> str:
+    """One holder's vote for a request's manifest; `changes` are to the vote."""
+    task, manifest = world.task, request.manifest
+    cast = Vote(task.hash, task.config.epoch, manifest.opening, request.manifest_hash, world.committee[holder].name)
+    return (signer or world.committee[holder].key).sign(msgspec.structs.replace(cast, **changes))
+
+
+def certify(world: World, request: Request, holders: Sequence[int] | None = None) -> Request:
+    """The request with votes of these holders, by default of the first that are enough."""
+    voters = range(world.task.config.agreement) if holders is None else holders
+    return replace(request, votes=tuple(vote(world, holder, request) for holder in voters))
 
 
 def answer(

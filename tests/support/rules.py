@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from keys.checks import RULES, Rule
+from keys.checks import RELEASING, SCREENING, VOTING, Rule
+
+EVERY_RULE = tuple(dict.fromkeys((*SCREENING, *VOTING, *RELEASING)))
+"""Of a key holder, whatever it is about to do."""
 
 
-def without(*off: Rule) -> tuple[Rule, ...]:
-    """All rules of a key holder but these."""
-    rest = tuple(rule for rule in RULES if rule not in off)
-    assert len(rest) == len(RULES) - len(off)
+def without(*off: Rule, rules: tuple[Rule, ...] = VOTING) -> tuple[Rule, ...]:
+    """Rules of a key holder but these."""
+    rest = tuple(rule for rule in rules if rule not in off)
+    assert len(rest) == len(rules) - len(off)
     return rest

@@ -64,5 +64,6 @@ def task_config() -> TaskConfig:
         server=ServerEntry("aggregator", SERVER.public),
         holders=tuple(HolderEntry(f"holder-{n}", key(10 + n).public, hpke_key(n).public) for n in range(3)),
         threshold=2,
+        agreement=3,
         initial_model=bytes(32),
     )

@@ -72,13 +72,15 @@ def test_unknown_fields_are_refused_also_inside():
     with refused(UNKNOWN_FIELD, "more"):
         decode(json.dumps({**GOOD, "more": 0}).encode(), Part)
     inner = {"update_id": "A" * 22 + "==", "client": "c", "header": GOOD["sha256"], "bucket": 0, "more": 0}
-    body = {"task_hash": GOOD["sha256"], "epoch": 1, "round": 1, "model_version": 0, "updates": [inner]}
+    body = {"task_hash": GOOD["sha256"], "epoch": 1, "round": 1, "opening": 1, "formed": 0, "model_version": 0}
+    body |= {"updates": [inner]}
     with refused(UNKNOWN_FIELD, "updates"):
         decode(json.dumps(body).encode(), Manifest)
     del inner["more"]
     assert len(decode(json.dumps(body).encode(), Manifest).updates) == 1
-    with refused(MALFORMED, "round"):
-        decode(json.dumps({**body, "round": 0}).encode(), Manifest)
+    for number in ("round", "opening"):
+        with refused(MALFORMED, number):
+            decode(json.dumps({**body, number: 0}).encode(), Manifest)
 
 
 @pytest.mark.parametrize("tail", [b"x", b"{}", b" {}", b"\0", b","])
@@ -114,6 +116,7 @@ def test_roles_are_three():
 
 def test_a_plain_document_ignores_what_it_does_not_know():
     """Answers may grow; only what is signed is strict."""
-    from he_protocol.api import PendingOpenings
+    from he_protocol.api import PendingOpenings, Waiting
 
-    assert msgspec.json.decode(b'{"rounds":[1],"new":2}', type=PendingOpenings) == PendingOpenings((1,))
+    said = b'{"rounds":[{"round":1,"stage":"vote","since":3}],"new":2}'
+    assert msgspec.json.decode(said, type=PendingOpenings) == PendingOpenings((Waiting(1, "vote"),))

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from math import inf, sqrt
+from math import exp, hypot, inf, pi, sqrt
 
+import numpy as np
 import pytest
 from msgspec.structs import replace
 
+from he_protocol.gaussian import Gaussian
 from he_protocol.messages import decode, encode
-from he_protocol.privacy import PrivacyPlan, check_plan, epsilon, noise_std, sensitivity
+from he_protocol.privacy import LEAST_STD, PrivacyPlan, check_noise, check_plan, epsilon, noise_std, sensitivity
 from he_protocol.problems import BAD_PLAN, MALFORMED
+from he_protocol.schemes import load_scheme
+from he_protocol.sums import SumPlan
 
 from .refusals import refused
 
@@ -57,10 +61,10 @@ def test_sensitivity_counts_rounding_and_weights():
 def test_every_openable_sum_carries_the_noise():
     plan = replace(PLAN, noise_multiplier=0.8, max_corrupt=3)
     std = noise_std(plan, scale=1024.0, length=100, min_clients=19)
-    assert sqrt(19 - 3) * std == pytest.approx(0.8 * (1024 + 10))
-    assert noise_std(plan, scale=1024.0, length=100, min_clients=4) == pytest.approx(0.8 * 1034)
+    assert sqrt(19 - 3) * std == pytest.approx(hypot(0.8 * (1024 + 10), 2))
+    assert noise_std(plan, scale=1024.0, length=100, min_clients=4) == pytest.approx(hypot(0.8 * 1034, 2))
     weighted = noise_std(plan, scale=1024.0, length=100, min_clients=4, weight_range=2.0)
-    assert weighted == pytest.approx(0.8 * (sqrt(5) * 1024 + 10))
+    assert weighted == pytest.approx(hypot(0.8 * (sqrt(5) * 1024 + 10), 2))
 
 
 @pytest.mark.parametrize("max_corrupt", [10, 11, 1000])
@@ -76,6 +80,46 @@ def test_a_promise_needs_its_numbers(unit, field):
     check_plan(plan)
     with refused(BAD_PLAN, f"privacy.{field}"):
         check_plan(replace(plan, **{field: 0.0}))
+
+
+@pytest.mark.parametrize("defence", [True, False], ids=["on", "off"])
+@pytest.mark.parametrize("unit", ["record", "client"])
+@pytest.mark.parametrize(("scheme", "profile"), [("ckks", "ckks-8192"), ("kahe", "kahe-30")])
+@pytest.mark.parametrize(("length", "clients"), [(4, 1000), (50, 10_000), (1, 400)])
+def test_noise_that_rounds_away_is_refused(unit, scheme, profile, length, clients, defence, monkeypatch):
+    """With the check off: every client's discrete Gaussian is 0, so the sum has none of the noise that is promised."""
+    plan = replace(PLAN, unit=unit, sampling_rate=0.01 if unit == "record" else 1.0)
+    sums = SumPlan(load_scheme(scheme, profile), plan, length, clients, clients, 1.0)
+    if defence:
+        with refused(BAD_PLAN, "too narrow"):
+            sums.check(1.0)
+        return
+    monkeypatch.setattr("he_protocol.sums.check_noise", lambda *_: None)
+    sums.check(1.0)
+    std = sums.noise_std(1.0)
+    sampler = Gaussian(std)
+    words = np.random.default_rng(1).integers(0, 1 << 64, sampler.words(clients), dtype=np.uint64)
+    assert std < 0.2
+    assert not sampler.sample(words, clients).any()
+
+
+def test_the_least_deviation_covers_every_task_that_can_be_written_down():
+    """ADR 22: 10 * n * exp(-pi^2 s^2), by coordinates and openings, is what the sums cost in epsilon."""
+    assert 10 * 2.0 ** (53 + 30 + 53) * exp(-((pi * LEAST_STD) ** 2)) < 1e-9
+    check_noise(PrivacyPlan("none"), 0.0)
+    check_noise(PLAN, LEAST_STD)
+    for std in (LEAST_STD * 0.999, inf, float("nan")):
+        with refused(BAD_PLAN, "too narrow"):
+            check_noise(PLAN, std)
+
+
+def test_neighbours_are_named_and_the_promise_is_theirs():
+    """Zero-out moves the sum by the sensitivity. Another update in its place moves it twice as far: not promised."""
+    client = replace(PLAN, unit="client", sampling_rate=1.0)
+    assert (client.neighbours, PLAN.neighbours) == ("zero-out one client", "add or remove one record")
+    assert PrivacyPlan("none").neighbours == ""
+    assert epsilon(client, 1) == pytest.approx(4.3772, abs=1e-4)
+    assert epsilon(replace(client, noise_multiplier=0.5), 1) == pytest.approx(9.997, abs=1e-3)
 
 
 def test_clients_that_were_not_sampled_amplify_nothing():

@@ -8,10 +8,7 @@ import numpy as np
 import pytest
 
 from he_protocol.keystream import expand_words
-from he_protocol.problems import BAD_TENSORS
 from he_protocol.quantise import clip_factor, dequantise, l2_norm, quantise, shrink
-
-from .refusals import refused
 
 
 def clip_l2(update, norm):
@@ -57,17 +54,17 @@ def test_strides_and_empty_vectors_do_not_matter():
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_values_that_are_not_finite_are_refused(bad):
+def test_values_that_are_not_finite_show_in_the_norm(bad):
     for place in range(7):
         update = np.ones(7, dtype=np.float32)
         update[place] = bad
-        with refused(BAD_TENSORS, "not finite"):
-            l2_norm(update)
+        assert not np.isfinite(l2_norm(update))
+        assert shrink(update, 0.0).tolist() == [0.0] * 7
 
 
 def test_clipping_scales_only_what_is_too_long():
     short = np.array([0.6, 0.8], dtype=np.float32)
-    assert shrink(short, clip_factor(l2_norm(short), 1.5)) is short
+    assert shrink(short, clip_factor(l2_norm(short), 1.5)).tolist() == short.tolist()
     long = clip_l2(np.array([30, 40], dtype=np.float32), 1.0)
     assert long.dtype == np.float32
     np.testing.assert_allclose(long, [0.6, 0.8], rtol=3e-7)

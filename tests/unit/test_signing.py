@@ -257,7 +257,7 @@ def test_a_large_message_within_the_limit_is_signed_and_verified():
     from he_protocol.messages import Manifest, ManifestEntry
 
     entries = tuple(ManifestEntry(i.to_bytes(16, "big"), f"c{i}", bytes(32), 0) for i in range(25_000))
-    manifest = Manifest(bytes(32), 1, 1, 0, entries)
+    manifest = Manifest(bytes(32), 1, 1, 1, 0, 0, entries)
     assert verify(ALICE.sign(manifest), Manifest, ALICE.public) == manifest
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import sqrt
+from math import hypot, sqrt
 
 import pytest
 
@@ -47,7 +47,7 @@ def test_errors_are_the_designs():
     assert sums.largest_scale() == 2.0**19
     assert sums.mean_error(2.0**19, 1000) == pytest.approx(3.87e-7, rel=1e-3)
     noisy = plan(privacy=CLIENT)
-    assert noisy.mean_noise(1024.0, 100) == pytest.approx((1024 + 100) / sqrt(3) / (10 * 1024))
+    assert noisy.mean_noise(1024.0, 100) == pytest.approx(hypot(1024 + 100, 2) / sqrt(3) / (10 * 1024))
     assert plan(privacy=CLIENT, weighted=True).noise_std(1024.0) > noisy.noise_std(1024.0)
     assert 3.75 < sums.bytes_per_parameter(THREE) < 6
 

@@ -10,7 +10,7 @@ from tempfile import NamedTemporaryFile
 import numpy as np
 from safetensors.numpy import save
 
-from he_client.client import _tensors_of
+from he_client.published import _tensors_of
 from he_protocol.problems import Refusal
 from he_protocol.task import TensorSpec
 from he_server.tensors import read_tensors, write_tensors

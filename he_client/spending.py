@@ -1,0 +1,106 @@
+"""What this device's updates can have cost in privacy: written down, durably, before the first byte of one leaves.
+
+A receipt is the server's word, and so is a refusal: an update that left may be opened whatever the server says of
+it. So each counts once, from before its first sending, however often it is sent, and whatever becomes of it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from math import inf
+from pathlib import Path
+from typing import BinaryIO
+
+from he_protocol.accountant import Spent
+from he_protocol.messages import Digest, Message, Name, UpdateId, decode, encode
+from he_protocol.privacy import PrivacyPlan, spent_together
+from he_protocol.problems import BUDGET_EXHAUSTED, Refusal
+from he_protocol.task import Task
+
+
+class Entry(Message, frozen=True):
+    """One update, a line of the file. `job` is the task's name, which all its epochs share."""
+
+    job: Name
+    task: Digest
+    update: UpdateId
+    plan: PrivacyPlan
+
+
+class Spending:
+    """The file of one device. `max_epsilon` bounds what any job may cost, whatever its plan says."""
+
+    def __init__(self, path: Path, max_epsilon: float = inf) -> None:
+        self._path = path
+        self._max_epsilon = max_epsilon
+
+    def account(self, task: Task) -> Spent:
+        """Of all updates to this job that may have left, in every epoch; by the task's relation and delta."""
+        return _cost(self._plans(task).values(), task.config.privacy)
+
+    def check_next(self, task: Task, waiting: Iterable[str]) -> None:
+        """Refuse one more update where all together would cost too much; `waiting` are ids of sealed ones.
+
+        Raises `budget-exhausted`.
+        """
+        sent = self._plans(task)
+        for update_id in [*map(bytes.fromhex, waiting), b""]:
+            sent.setdefault(update_id, task.config.privacy)
+        self._check(task, sent.values())
+
+    def count(self, task: Task, update_id: str) -> None:
+        """Write down, unless it is there, that an update is about to leave; it may not after `budget-exhausted`."""
+        entry = Entry(task.config.name, task.hash, bytes.fromhex(update_id), task.config.privacy)
+        with self._locked() as file:
+            content = file.read()
+            sent = _plans(content, task)
+            if entry.update in sent:
+                return
+            self._check(task, [*sent.values(), entry.plan])
+            file.seek(content.rfind(b"\n") + 1)  # of a line that a crash cut off, nothing was sent
+            file.truncate()
+            file.write(encode(entry) + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+        folder = os.open(self._path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+    def _plans(self, task: Task) -> dict[bytes, PrivacyPlan]:
+        return _plans(self._path.read_bytes() if self._path.exists() else b"", task)
+
+    def _check(self, task: Task, plans: Iterable[PrivacyPlan]) -> None:
+        promise = task.config.privacy
+        allowed = min(promise.epsilon_budget, self._max_epsilon)
+        cost = _cost(plans, promise)
+        if promise.noisy and cost.epsilon > allowed:
+            raise Refusal(
+                BUDGET_EXHAUSTED,
+                f"one more update to {task.config.name!r} would cost too much, earlier epochs included",
+                expected=f"epsilon at most {allowed}",
+                got=f"{cost.epsilon:.4f}",
+            )
+
+    @contextmanager
+    def _locked(self) -> Iterator[BinaryIO]:
+        """The file, for one process and thread at a time; another one's update must not pass the same check."""
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with os.fdopen(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), "r+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield file
+
+
+def _cost(plans: Iterable[PrivacyPlan], promise: PrivacyPlan) -> Spent:
+    return spent_together(Counter(plans).items(), promise)
+
+
+def _plans(content: bytes, task: Task) -> dict[bytes, PrivacyPlan]:
+    """By update id, of the task's job. What follows the last line break was cut off by a crash."""
+    entries = (decode(line, Entry) for line in content.split(b"\n")[:-1])
+    return {entry.update: entry.plan for entry in entries if entry.job == task.config.name}

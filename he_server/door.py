@@ -1,0 +1,183 @@
+"""Who may hold a connection: so many in all, few for an address that has proved nothing, some for a party.
+
+Where there are too many, the stranger that has been idle longest goes: whoever comes to say who it is finds room,
+however many others only hold a connection. What strangers have sent and nobody has asked for is bounded as well.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from he_protocol.problems import TOO_MANY_CONNECTIONS, Refusal
+
+HELD_BYTES = 64 * 1024 * 1024
+"""Bytes that all strangers together may have sent without being asked: heads of requests, and what follows them."""
+
+
+@dataclass(frozen=True)
+class Places:
+    """Connections at once: in all, of the strangers at one address, and of one party."""
+
+    in_all: int
+    address: int
+    party: int
+
+
+@dataclass(eq=False)
+class Connection:
+    """One connection. `party` is the public key of whoever proved itself on it last, empty for a stranger.
+
+    `busy` while a request is answered, `reading` while its body is read by the route's leave. `asked` counts
+    requests of strangers, `held` bytes that came unasked.
+    """
+
+    address: str = ""
+    party: bytes = b""
+    busy: bool = False
+    reading: bool = False
+    asked: int = 0
+    held: int = 0
+    open: bool = False
+    abort: Callable[[], object] = lambda: None
+
+    @property
+    def stranger(self) -> bool:
+        return not self.party
+
+
+class Door:
+    """The connections of one process."""
+
+    def __init__(self, places: Places) -> None:
+        self._places = places
+        self._all: set[Connection] = set()
+        self._strangers: dict[Connection, None] = {}  # in the order in which they came
+        self._addresses: dict[str, dict[Connection, None]] = {}
+        self._parties: dict[bytes, set[Connection]] = {}
+        self._held = 0
+
+    def __len__(self) -> int:
+        return len(self._all)
+
+    def enter(self, connection: Connection) -> None:
+        """A new connection, by a stranger. Raises `too-many-connections` when nobody's place can be taken."""
+        same = self._addresses.get(connection.address, {})
+        if len(same) >= self._places.address and not self._shut_out(same):
+            raise _too_many("of strangers at this address", self._places.address)
+        if len(self._all) >= self._places.in_all and not self._shut_out(self._strangers):
+            raise _too_many("at once", self._places.in_all)
+        connection.open = True
+        self._all.add(connection)
+        self._join(connection)
+
+    def leave(self, connection: Connection) -> None:
+        """A connection has ended."""
+        if connection.open:
+            connection.open = False
+            self._all.discard(connection)
+            self._part(connection)
+
+    def prove(self, connection: Connection, party: bytes) -> None:
+        """Somebody proved who it is. Raises `too-many-connections` when that party has as many as it may."""
+        if connection.party == party:
+            return
+        if connection.open and len(self._parties.get(party, ())) >= self._places.party:
+            raise _too_many("of one party", self._places.party)
+        self._part(connection)
+        connection.party = party
+        self._join(connection)
+
+    def doubt(self, connection: Connection) -> None:
+        """A proof was wrong: whoever it is, it is a stranger again."""
+        self._part(connection)
+        connection.party = b""
+        self._join(connection)
+
+    def received(self, connection: Connection, size: int) -> None:
+        """Bytes came. When strangers hold too many, those with the most go."""
+        if connection.party or connection.reading:
+            return
+        connection.held += size
+        self._held += size
+        while self._held > HELD_BYTES:
+            worst = max(self._strangers, key=lambda one: one.held)
+            self.leave(worst)
+            worst.abort()
+
+    def consumed(self, connection: Connection, size: int) -> None:
+        """So many bytes of a stranger's are no longer in memory."""
+        freed = min(size, connection.held)
+        connection.held -= freed
+        if connection.open:
+            self._held -= freed
+
+    def _shut_out(self, among: Iterable[Connection]) -> bool:
+        """End the oldest idle connection among these; whether there was one."""
+        idle = next((connection for connection in among if not connection.busy), None)
+        if idle is None:
+            return False
+        self.leave(idle)
+        idle.abort()
+        return True
+
+    def _join(self, connection: Connection) -> None:
+        if not connection.open:
+            return
+        if connection.stranger:
+            self._strangers[connection] = None
+            self._addresses.setdefault(connection.address, {})[connection] = None
+        else:
+            self._parties.setdefault(connection.party, set()).add(connection)
+
+    def _part(self, connection: Connection) -> None:
+        self._strangers.pop(connection, None)
+        same = self._addresses.get(connection.address, {})
+        same.pop(connection, None)
+        if not same:
+            self._addresses.pop(connection.address, None)
+        theirs = self._parties.get(connection.party, set())
+        theirs.discard(connection)
+        if not theirs:
+            self._parties.pop(connection.party, None)
+        self._held -= connection.held
+        connection.held = 0
+
+
+def _too_many(which: str, most: int) -> Refusal:
+    return Refusal(TOO_MANY_CONNECTIONS, f"connections {which}", expected=f"at most {most}")
+
+
+class Guarded(asyncio.Protocol):
+    """HTTP's protocol behind the door: it hears of every byte first."""
+
+    def __init__(self, inner: asyncio.Protocol, door: Door, connection: Connection) -> None:
+        self._inner = inner
+        self._door = door
+        self.connection = connection
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._inner.connection_made(transport)
+        self.connection.abort = transport.abort
+        if not self.connection.open:  # its place was taken while it shook hands
+            transport.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._door.leave(self.connection)
+        self._inner.connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        self._door.received(self.connection, len(data))
+        if self.connection.open:
+            self._inner.data_received(data)
+
+    def eof_received(self) -> bool | None:
+        return self._inner.eof_received()
+
+    def pause_writing(self) -> None:
+        self._inner.pause_writing()
+
+    def resume_writing(self) -> None:
+        self._inner.resume_writing()

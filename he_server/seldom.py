@@ -1,0 +1,31 @@
+"""Answers that cost something, and that strangers may ask for: found now and then, given to all who ask."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import Generic, TypeVar
+
+R = TypeVar("R")
+
+
+class Seldom(Generic[R]):
+    """What `work` found, at most so many seconds ago. One works at a time; what it raises is not kept."""
+
+    def __init__(
+        self, work: Callable[[], Awaitable[R]], seconds: float, monotonic: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._work = work
+        self._seconds = seconds
+        self._monotonic = monotonic
+        self._turn = asyncio.Lock()
+        self._found: list[R] = []
+        self._at = 0.0
+
+    async def __call__(self) -> R:
+        async with self._turn:
+            if not self._found or self._monotonic() - self._at >= self._seconds:
+                self._found = [await self._work()]
+                self._at = self._monotonic()
+            return self._found[0]

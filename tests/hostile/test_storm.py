@@ -1,0 +1,13 @@
+"""A small storm: everything at once, for a moment. `python -m tests.hostile.storm` is all of it, with figures."""
+
+from __future__ import annotations
+
+from tests.hostile.storm import MOST_MEMORY, storm
+
+
+async def test_honest_clients_go_on_in_a_storm_of_abuse() -> None:
+    """No rate is asked for here: tests beside this one have the machine as well."""
+    found = await storm(10, 2.0, scale=0.2, think=0.5)
+    assert found.during > 0
+    assert found.memory < MOST_MEMORY
+    assert found.disk_after <= found.disk_before
