@@ -16,7 +16,7 @@ from he_protocol.task import Task
 from he_server.sweep import sweep
 
 from .invariants import Observer, Violation
-from .liar import NUMBERINGS, PROOFS, certify, make_lie, tell
+from .liar import ATTACKS, PROOFS, certify, make_lie, tell
 from .machine import UNTOUCHED, VirtualLoop, enter
 from .schedules import HOLDERS, Operation, Schedule
 from .seams import simulated
@@ -193,9 +193,9 @@ async def _lie(world: World, operation: Operation) -> None:
     who, pick = operation.who, operation.pick
     told = [holder for number, holder in enumerate(world.honest) if number != who % len(world.honest) or pick % 2]
     told = [holder for holder in told if holder not in world.out]
-    if unopened := bool(pick // 2 % 2):
+    (numbering, unopened), proof = ATTACKS[pick % len(ATTACKS)], PROOFS[(who // 3 + pick) % len(PROOFS)]
+    if unopened or not world.seen("SELECT 1 FROM rounds WHERE task_hash = ? AND manifest != ''", world.task.id):
         await _set_the_stage(world)
-    numbering, proof = NUMBERINGS[pick // 4 % len(NUMBERINGS)], PROOFS[(who // 3 + pick) % len(PROOFS)]
     lie = make_lie(world, numbering=numbering, unopened=unopened, few=pick % 16 == 9, pick=pick)
     if lie is None:
         return
