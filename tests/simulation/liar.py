@@ -84,7 +84,8 @@ def make_lie(world: World, *, numbering: Numbering, unopened: bool, few: bool, p
     """A lie over updates that the server has, of one base version and at most one for each client; None while it has
     too few.
 
-    unopened: of updates of the open round, which nobody has opened; otherwise of the others. few: one less than the task's minimum.
+    unopened: of updates of the open round, which nobody has opened; otherwise of the others. few: one less than the
+    task's minimum.
     """
     task, seen = world.task, world.seen
     query = (
