@@ -171,7 +171,7 @@ async def put_share(server: Server, request: web.Request) -> web.StreamResponse:
     ]
     await receive(server, frame, sections)
     async with recording(server, name):
-        kept = partial(server.check_kept, name, REQUEST_TIMEOUT)
+        kept = partial(server.check_kept, name, REQUEST_TIMEOUT) if sections else _nothing_to_keep
         created = await server.store.add_share(task, share, token, blob, server.clock(), kept)
     if created:
         server.notifier.notify(task.id)
@@ -179,6 +179,10 @@ async def put_share(server: Server, request: web.Request) -> web.StreamResponse:
         await server.thread(server.blobs.delete, name)
     status = (await server.store.round(task.id, record.number)).status()
     return answer(status, 201 if created else 200)
+
+
+async def _nothing_to_keep() -> None:
+    """A share that leaves every bucket closed has no bytes."""
 
 
 def check_share(task: Task, record: RoundRecord, member: Member, share: Share) -> None:

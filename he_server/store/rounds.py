@@ -207,7 +207,7 @@ class RoundStore(Database):
         mine = rounds.c.task_hash == record.task
         waiting = rounds.c.state.in_(("closed", "opening"))
         before = select(rounds.c.id).where(mine, rounds.c.number < record.number, waiting)
-        numbered = mine & (rounds.c.opening_deadline > 0)  # one that was only screened has bound nobody
+        numbered = mine & (rounds.c.state != "closed")  # one that is only screened binds nobody; see `_fail`
         used = select(func.max(rounds.c.opening)).where(numbered)
         known = select(tasks.c.opened).where(tasks.c.task_hash == record.task)
         async with self._read() as connection:
@@ -295,7 +295,7 @@ class RoundStore(Database):
     async def abandon(self, record: RoundRecord, why: str, now: float) -> None:
         """closed or opening -> failed because an operator says so: its updates are spent. Raises `wrong-state`."""
         async with self._write() as connection:
-            await move_round(connection, record, "failed", failure_type=ABANDONED.urn, failure_detail=why)
+            await _fail(connection, record, "", ABANDONED, why, {})
             await _repeat_model(connection, record, now)
             said = {"problem": ABANDONED.urn, "why": why}
             await audit.append(connection, "round-failed", record.task, record.number, **said)
@@ -327,18 +327,33 @@ class RoundStore(Database):
     ) -> None:
         """closed or opening -> failed; its clients see why. See `_repeat_model`."""
         async with self._write() as connection:
-            await move_round(
-                connection,
-                lease.round,
-                "failed",
-                lease=lease.token,
-                seconds=seconds,
-                failure_type=problem.urn,
-                failure_detail=detail,
-            )
+            await _fail(connection, lease.round, lease.token, problem, detail, seconds)
             await _repeat_model(connection, lease.round, now)
             where = (lease.round.task, lease.round.number)
             await audit.append(connection, "round-failed", *where, problem=problem.urn, why=detail)
+
+
+async def _fail(
+    connection: AsyncConnection,
+    ended: RoundRecord,
+    lease: str,
+    problem: ProblemType,
+    why: str,
+    seconds: dict[str, float],
+) -> None:
+    """Before anybody could vote for a round it gives back its number, and with it its clients' versions."""
+    voted = ended.state == "opening"
+    await move_round(
+        connection,
+        ended,
+        "failed",
+        lease=lease,
+        seconds=seconds,
+        failure_type=problem.urn,
+        failure_detail=why,
+        opening=ended.opening if voted else 0,
+        opening_deadline=ended.opening_deadline if voted else 0.0,
+    )
 
 
 async def _repeat_model(connection: AsyncConnection, ended: RoundRecord, now: float) -> None:

@@ -219,7 +219,7 @@ class Observer:
     def openings_left(self, task: str) -> int:
         """So many numbers has the server not used yet."""
         most = next(t.config.max_openings for t in self.world.cast.tasks if t.id == task)
-        used = "SELECT max(opening) FROM rounds WHERE task_hash = ? AND opening_deadline > 0"
+        used = "SELECT max(opening) FROM rounds WHERE task_hash = ? AND state != 'closed'"
         known = "SELECT opened FROM tasks WHERE task_hash = ?"
         return most - max(self.world.seen(query, task)[0][0] or 0 for query in (used, known))
 

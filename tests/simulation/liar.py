@@ -27,7 +27,16 @@ FAR = 1000
 Numbering = Literal["fork", "next", "skip", "reuse", "beyond"]
 """Which opening number, and which round, a lie has: those of the newest manifest; the next number; one that leaves
 numbers out; one that was used; one that the plan does not have. But for a fork, its round never was."""
-NUMBERINGS: tuple[Numbering, ...] = get_args(Numbering)
+ATTACKS: tuple[tuple[Numbering, bool], ...] = (
+    ("fork", False),
+    ("next", False),
+    ("fork", True),
+    ("next", True),
+    ("reuse", True),
+    ("skip", True),
+    ("beyond", True),
+)
+"""Each with whether it is over updates that nobody has opened."""
 Proof = Literal["gathered", "repeated", "forged", "replayed"]
 """What stands for the missing votes: nothing; the same votes again; votes that the liar signed in the names of others;
 votes for other manifests."""
@@ -75,12 +84,13 @@ def make_lie(world: World, *, numbering: Numbering, unopened: bool, few: bool, p
     """A lie over updates that the server has, of one base version and at most one for each client; None while it has
     too few.
 
-    unopened: only updates of the open round, which nobody has opened. few: one less than the task's minimum.
+    unopened: of updates of the open round, which nobody has opened; otherwise of the others. few: one less than the
+    task's minimum.
     """
     task, seen = world.task, world.seen
     query = (
         "SELECT update_id FROM updates JOIN rounds ON rounds.id = round_id"
-        " WHERE updates.task_hash = ? AND (rounds.state = 'open' OR NOT ?) ORDER BY received, update_id"
+        " WHERE updates.task_hash = ? AND (rounds.state = 'open') = ? ORDER BY received, update_id"
     )
     known = [world.record.frames[update] for (update,) in seen(query, task.id, unopened)]
     newest = seen("SELECT max(number), max(opening) FROM rounds WHERE task_hash = ? AND manifest != ''", task.id)[0]

@@ -16,7 +16,7 @@ from he_protocol.task import Task
 from he_server.sweep import sweep
 
 from .invariants import Observer, Violation
-from .liar import NUMBERINGS, PROOFS, certify, make_lie, tell
+from .liar import ATTACKS, PROOFS, certify, make_lie, tell
 from .machine import UNTOUCHED, VirtualLoop, enter
 from .schedules import HOLDERS, Operation, Schedule
 from .seams import simulated
@@ -161,14 +161,15 @@ async def _step(world: World, observer: Observer, operation: Operation) -> None:
 
 
 async def _open(world: World, observer: Observer, operation: Operation) -> None:
-    """A round from its updates to its sum, or for an eighth part the beginning of that. The fate is of one step."""
+    """A round from its updates to its sum, or one time in four the beginning of that. The fate is of one step."""
     who, pick = operation.who, operation.pick
     without, worker = who % HOLDERS, who % WORKERS
     world.back_up()
     if not observer.rounds("closed", "opening"):
         await world.run(world.gather(), UNTOUCHED, "gather")
-    steps = STEPS if pick % 4 else STEPS[: 1 + pick // 4 % len(STEPS)]
-    doomed = len(steps) - 1 - pick // 4 % 16 % len(steps) if pick % 4 else len(steps) - 1
+    partial = pick % 4 == 3
+    steps = STEPS[: 1 + pick // 4 % len(STEPS)] if partial else STEPS
+    doomed = len(steps) - 1 if partial else len(steps) - 1 - pick // 4 % len(steps)
     for number, step in enumerate(steps):
         fate = operation.fate if number == doomed else UNTOUCHED
         if step == "work":
@@ -192,9 +193,9 @@ async def _lie(world: World, operation: Operation) -> None:
     who, pick = operation.who, operation.pick
     told = [holder for number, holder in enumerate(world.honest) if number != who % len(world.honest) or pick % 2]
     told = [holder for holder in told if holder not in world.out]
-    if unopened := bool(pick // 2 % 2):
+    (numbering, unopened), proof = ATTACKS[pick % len(ATTACKS)], PROOFS[(who // 3 + pick) % len(PROOFS)]
+    if unopened or not world.seen("SELECT 1 FROM rounds WHERE task_hash = ? AND manifest != ''", world.task.id):
         await _set_the_stage(world)
-    numbering, proof = NUMBERINGS[pick // 4 % len(NUMBERINGS)], PROOFS[(who // 3 + pick) % len(PROOFS)]
     lie = make_lie(world, numbering=numbering, unopened=unopened, few=pick % 16 == 9, pick=pick)
     if lie is None:
         return

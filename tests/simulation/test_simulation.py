@@ -7,12 +7,14 @@ from multiprocessing import get_context
 
 import pytest
 
+from . import world
 from .invariants import contained
 from .machine import Fate
 from .mutants import MUTANTS, Mutant, hunt
 from .operations import run
 from .schedules import Operation, Schedule, explore
 from .soak import soak
+from .world import CLIENTS
 
 SCHEDULES = 60
 """`make test` runs many more outside of pytest, on all cores: tests.simulation.soak."""
@@ -37,6 +39,44 @@ def _same(one: list[str], other: list[str]) -> None:
 def test_rounds_are_published_where_nothing_happens() -> None:
     rounds = 2 * (Operation("gather"), Operation("open"))
     assert run(Schedule(0, rounds)).counts["rounds published"] == 2
+
+
+def test_one_key_holder_is_away_or_lies_and_rounds_go_on() -> None:
+    rounds = 2 * (Operation("gather"), Operation("open"))
+    assert run(Schedule(0, rounds, traitor=0)).counts["rounds published"] == 2
+
+
+def test_updates_that_come_too_late_or_cannot_be_opened_are_left_out() -> None:
+    late = run(Schedule(0, (Operation("straggle"), Operation("open"), Operation("gather"))))
+    assert late.counts["rounds published"]
+    assert late.counts["updates left out"] == CLIENTS // 2
+    spoilt = (Operation("spoil", pick=0xFF), Operation("gather"), Operation("open"))
+    record = run(Schedule(0, spoilt))
+    assert record.counts["rounds published"] == record.counts["updates left out"] == 1
+
+
+def test_one_envelope_that_does_not_open_and_a_liar_cost_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three shares came: one leaves the bucket closed, one is wrong. The fourth one opens it."""
+    monkeypatch.setattr(world, "MANNERS", ("spoils",))
+    operations = (Operation("spoil"), Operation("gather"), Operation("open", who=2))
+    record = run(Schedule(0, operations, traitor=3))
+    assert record.counts["rounds published"] == 1
+
+
+def test_the_task_goes_on_after_what_was_given_up_or_lost() -> None:
+    """All devices were in the round; without DP noise they send once on a version."""
+    voted = Operation("open", pick=15)
+    record = run(Schedule(0, (voted, Operation("abandon"))))
+    assert (record.counts["rounds failed"], record.counts["rounds published"]) == (1, 1)
+    first = (Operation("open"), Operation("restore"), Operation("open"))  # back to before any sum
+    record = run(Schedule(0, first))
+    assert record.restored
+    assert record.counts["rounds published"]
+
+
+def test_rounds_beyond_the_plan_fail_at_once() -> None:
+    record = run(Schedule(0, 5 * (Operation("open"),)))
+    assert (record.counts["rounds published"], record.counts["rounds failed"]) == (4, 1)
 
 
 def test_a_power_cut_stops_the_machine_that_reaches_its_point() -> None:

@@ -12,9 +12,9 @@ from he_protocol import api
 from he_protocol.messages import Exclusion, Screening, ShareVector, Vote
 from he_protocol.problems import DIGEST_MISMATCH, MANIFEST_MISMATCH, Refusal
 from he_protocol.task import Task
-from keys.checks import Request
 from keys.holder import KeyHolder
 from keys.opening import Openings
+from keys.request import Request
 from keys.schemes import Opener
 from keys.sums import make_share
 
