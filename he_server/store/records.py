@@ -137,8 +137,8 @@ class PostRecord:
 
 @dataclass(frozen=True)
 class ModelRecord:
-    """One published model version; `round_id` is None for the initial model, and for one that was recovered: the next
-    step begins without momentum."""
+    """One published model version; `round_id` is None for the initial model, and for a model that got a further version
+    after a round that failed or a recovery."""
 
     version: int
     round_id: int | None

@@ -16,7 +16,8 @@ from tests.support.openings import Sent, answer, ask, combine, key_parts, send_k
 from tests.support.parties import World, random_integers
 from tests.unit.refusals import refused
 
-D = 40
+D = 2048
+"""Fills its polynomial: no padding tells that a sum is noise."""
 NOISE = 1000
 
 
@@ -41,7 +42,7 @@ def record(request: Request) -> RoundRecord:
 
 
 def test_an_old_share_in_a_new_rounds_place(made: World) -> None:
-    """Off: of one holder it costs the round. Of a quorum it is a key of as many clients, and noise is published."""
+    """Off: of one holder it costs the round. Of a quorum it is a key of as many clients, and noise opens."""
     (old, before), (new, sent) = played(made, 1), played(made, 2)
     replayed, _ = answer(made, 0, old, key_parts(made, before))
     member = Member(0, made.task.config.holders[0])

@@ -102,6 +102,7 @@ async def test_what_happens_to_rounds_is_written(world: World) -> None:
         ("vote-cast", 1),
         ("share-accepted", 1),
         ("share-accepted", 1),
+        ("share-accepted", 1),
         ("round-published", 1),
         ("round-failed", 2),
     ]
@@ -110,14 +111,14 @@ async def test_what_happens_to_rounds_is_written(world: World) -> None:
     for said in details[2:6]:
         assert said["manifest"] == (await world.server.store.round(world.task.id, 1)).manifest_hash
     assert [said["holder"] for said in details[4:6]] == ["holder-0", "holder-1"]
-    assert details[8]["model"] == (await world.server.store.model(world.task.id, 1)).sha256
-    assert details[9]["problem"] == problems.TOO_FEW_CLIENTS.urn
+    assert details[9]["model"] == (await world.server.store.model(world.task.id, 1)).sha256
+    assert details[10]["problem"] == problems.TOO_FEW_CLIENTS.urn
     assert manifest
     answer = await world.get(None, api.AUDIT_HEAD, api.AuditStatus)
     head = verify(answer.head, AuditHead, world.server_key.public)
     assert (head.seq, head.hash) == verify_chain(entries)
     assert (head.server, head.time) == ("aggregator", int(world.clock()))
-    assert "hushsum_audit_entries 10.0" in await (await world.call(None, "GET", "/metrics")).text()
+    assert "hushsum_audit_entries 11.0" in await (await world.call(None, "GET", "/metrics")).text()
 
 
 @both

@@ -51,7 +51,7 @@ async def test_one_id_with_two_contents_at_once(world: World) -> None:
 @both
 async def test_one_share_many_times_at_once(world: World) -> None:
     await world.fill(3)
-    await world.work()
+    await world.certify(1)
     frame = await world.share(0, 1)
     answers = await asyncio.gather(*(world.put_share(0, 1, frame) for _ in range(4)))
     assert sorted(answer.status for answer in answers) == [200, 200, 200, 201]

@@ -140,6 +140,9 @@ async def test_a_bucket_that_does_not_open_is_dropped_and_named(empty_world: Wor
     assert (await world.round(1)).state == "opening"  # the third holder may know better, and does about bucket 2
     await world.put_share(2, 1, await world.share(2, 1, {(2, 0): half_a_unit(task)}, failed=failed))
     await world.work()
+    assert (await world.round(1)).state == "opening"  # and the fourth, about bucket 1: until it is late
+    world.clock.now += task.config.opening_seconds
+    await world.work()
     status = await world.round(1)
     assert (status.state, status.failure) == ("published", None)
     assert [one.bucket for one in status.dropped] == [1, 2]

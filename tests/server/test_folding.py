@@ -40,10 +40,13 @@ pytestmark = pytest.mark.usefixtures("both_sizes")
 
 LONG = 100_000
 """Seconds: rounds do not end by themselves here."""
+SCALE = 100.0
+"""Of the world's tasks: an update may say value_range * SCALE."""
 
 
-async def _task(world: World, clients: int, **changes: Any) -> None:
-    await world.add_task(max_clients=clients, collect_seconds=LONG, **changes)
+async def _task(world: World, clients: int) -> None:
+    """One in which every client may say what `_send` has it say."""
+    await world.add_task(max_clients=clients, collect_seconds=LONG, value_range=4.0 ** (clients - 1) / SCALE)
 
 
 async def _send(world: World, first: int, count: int) -> None:
@@ -244,7 +247,7 @@ async def test_the_disk_holds_a_few_updates_and_accumulators(
     counted."""
     world, clients, seen = empty_world, 60, []
     _keep_nothing(world)
-    await _task(world, clients)
+    await world.add_task(max_clients=clients, collect_seconds=LONG)
     checkpoint = Store.checkpoint
 
     async def measured(self: Store, *args: Any) -> None:
@@ -274,14 +277,14 @@ async def test_updates_are_kept_to_be_taken_out_again_while_there_is_room(
 ) -> None:
     """Of all tasks together as many bytes as the setting says, and only while the disk is far from full."""
     world = empty_world
-    await _task(world, 3 * FOLD_BATCH)
+    await world.add_task(max_clients=3 * FOLD_BATCH, collect_seconds=LONG)
     size = world.task.part("sum").size
     room = {"retain_bytes": FOLD_BATCH * size}
     world.server.settings = world.server.settings.model_copy(update=room)
-    await _send(world, 0, FOLD_BATCH)
+    await world.fill(FOLD_BATCH)
     await world.work()
     assert sum(_sizes(world, "updates")) == FOLD_BATCH * size
-    await _send(world, FOLD_BATCH, FOLD_BATCH)
+    await world.fill(FOLD_BATCH, first=FOLD_BATCH)
     await world.work()
     assert sum(_sizes(world, "updates")) == FOLD_BATCH * size  # the second batch is not kept
     free = shutil.disk_usage(world.server.settings.data_dir).free

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 
@@ -92,8 +93,18 @@ def test_where_the_weight_has_a_block_of_its_own(tmp_path: Path) -> None:
     assert closed.blobs.read(sum_blob(closed.task.id, 1)) == total
 
 
-def test_the_first_round_begins_without_velocity(tmp_path: Path) -> None:
+@pytest.mark.parametrize("version", [0, 4])
+def test_the_first_round_begins_without_velocity(tmp_path: Path, version: int) -> None:
+    """Whatever the initial model's version is by then: rounds may have failed, or a backup was restored."""
     closed = ClosedRound(tmp_path, OUT_OF_ORDER, 1, version=0)
+    closed.base = replace(closed.base, version=version)
+    assert closed.blobs.read(velocity_blob(closed.task.id, closed.open())) == reference(closed)[1]
+
+
+def test_a_model_under_a_further_version_keeps_its_velocity(tmp_path: Path) -> None:
+    """After a round that failed, and after a recovery."""
+    closed = ClosedRound(tmp_path, OUT_OF_ORDER, 1)
+    closed.base = replace(closed.base, version=4, round_id=None)
     assert closed.blobs.read(velocity_blob(closed.task.id, closed.open())) == reference(closed)[1]
 
 

@@ -133,7 +133,7 @@ async def test_a_known_task_with_another_model_leaves_no_file(world: World) -> N
     before = files(world)
     for value in (1.0, 2.0):
         body = framing.start(world.task.token.encode()) + initial_model(world.task.config, value)
-        assert await world.problem(await world.call(None, "POST", api.TASKS, data=body)) == problems.BAD_TENSORS
+        assert await world.problem(await world.call(None, "POST", api.TASKS, data=body)) == problems.DIGEST_MISMATCH
     assert files(world) == before
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 from typing import Any
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 from safetensors.numpy import save
 
 from he_protocol import api, framing, problems
@@ -93,5 +95,7 @@ async def test_tensors_that_are_not_the_tasks(empty_world: World, what: str) -> 
         "nan": {"w": np.full(2, np.nan, dtype=np.float32)},
         "more": {"w": value, "v": value},
     }[what]
-    status = await _post(empty_world, empty_world.authority.sign(config), bytes(save(tensors)))
+    model = bytes(save(tensors))
+    signed = replace(config, initial_model=hashlib.sha256(model).digest())  # the authority says so itself
+    status = await _post(empty_world, empty_world.authority.sign(signed), model)
     assert status == (400, problems.BAD_TENSORS)

@@ -117,7 +117,7 @@ async def test_frames(world: World, ada: Person, magic: bytes) -> None:
     await refuses(holder, "PUT", api.post_path(world.task.id, "reveal", holder.name), post)
     await refuses(ada, "PUT", api.update_path(world.task.id, upload.id.hex()), upload.frame)
     await world.fill(2)
-    await world.work()
+    await world.certify(1)
     await refuses(holder, "PUT", api.share_path(world.task.id, 1, holder.name), await world.share(0, 1))
 
 

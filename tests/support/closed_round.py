@@ -41,18 +41,19 @@ class ClosedRound:
         shape = {"scheme": "kahe", "profile": "kahe-30", "threshold": 1, "scale": SCALE, "value_range": 1.0}
         sizes = {"min_clients": self.count, "max_clients": buckets * self.count, "buckets": buckets}
         optimiser = {"optimiser": Optimiser(learning_rate=0.7, momentum=0.9)}
-        self.task = World(1, shape | sizes | optimiser | plan, specs).task
+        self._rng = np.random.default_rng(1)
+        self.model = {spec.name: self._rng.standard_normal(spec.shape, dtype=np.float32) for spec in specs}
+        initial = {} if version else {"initial_model": sha256(write_tensors(self.model)).digest()}
+        self.task = World(1, shape | sizes | optimiser | initial | plan, specs).task
         self.blobs = Blobs(root)
         self.blobs.prepare()
         self.buckets = buckets
-        self._rng = np.random.default_rng(1)
         self._store_sums()
         updates = [
             ManifestEntry(secrets.token_bytes(16), f"client-{i}", bytes(32), i % buckets)
             for i in range(buckets * self.count)
         ]
         self.manifest = Manifest(self.task.hash, 1, 1, 1, int(NOW), version, tuple(updates))
-        self.model = {spec.name: self._rng.standard_normal(spec.shape, dtype=np.float32) for spec in specs}
         self.velocity = np.zeros(self.task.parameters, dtype=np.float32)
         if version:
             self.velocity = self._rng.standard_normal(self.task.parameters, dtype=np.float32)
