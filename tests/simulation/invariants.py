@@ -14,7 +14,7 @@ import numpy as np
 from he_protocol import api, framing
 from he_protocol.api import RoundState
 from he_protocol.messages import Manifest, Share, Vote
-from he_protocol.problems import ABANDONED, BUDGET_EXHAUSTED, COMBINE_REFUSED, TOO_FEW_CLIENTS
+from he_protocol.problems import ABANDONED, BUDGET_EXHAUSTED, COMBINE_REFUSED, TOO_FEW_CLIENTS, Refusal
 from he_protocol.signing import message_kind, payload_hash, read_unverified
 from he_protocol.task import Task
 from he_server.rounds import TRANSITIONS
@@ -304,8 +304,11 @@ class Observer:
             if self.world.seen(query, task_id, number)[0][0] == ABANDONED.urn:
                 raise Violation("a round with holders is published", f"round {number} was abandoned")
         for task in self.world.tasks:
-            await self._check_sums(task)
-            await self._check_excluded(task)
+            try:
+                await self._check_sums(task)
+                await self._check_excluded(task)
+            except Refusal as refusal:
+                raise Violation("what is published can be read", str(refusal)) from refusal
         self._check_secrets()
 
     async def _check_sums(self, task: Task) -> None:
