@@ -24,14 +24,17 @@ LIAR = "liar"
 FAR = 1000
 """Round numbers from here on are the liar's inventions."""
 
-Numbering = Literal["fork", "next", "skip", "reuse", "beyond"]
-"""Which opening number, and which round, a lie has: those of the newest manifest; the next number; one that leaves
-numbers out; one that was used; one that the plan does not have. But for a fork, its round never was."""
+Numbering = Literal["fork", "next", "few", "skip", "reuse", "beyond"]
+"""Which opening number, and which round, a lie has: those of the newest manifest; the next number (few: for one update
+less than the task's minimum); one that leaves numbers out; one that was used; one that the plan does not have. But for
+a fork, its round never was."""
 ATTACKS: tuple[tuple[Numbering, bool], ...] = (
     ("fork", False),
     ("next", False),
     ("fork", True),
     ("next", True),
+    ("next", True),
+    ("few", True),
     ("reuse", True),
     ("skip", True),
     ("beyond", True),
@@ -80,12 +83,11 @@ class Lie:
         return web.Response(status=201)
 
 
-def make_lie(world: World, *, numbering: Numbering, unopened: bool, few: bool, pick: int) -> Lie | None:
+def make_lie(world: World, *, numbering: Numbering, unopened: bool, pick: int) -> Lie | None:
     """A lie over updates that the server has, of one base version and at most one for each client; None while it has
     too few.
 
-    unopened: of updates of the open round, which nobody has opened; otherwise of the others. few: one less than the
-    task's minimum.
+    unopened: of updates of the open round, which nobody has opened; otherwise of the others.
     """
     task, seen = world.task, world.seen
     query = (
@@ -111,11 +113,12 @@ def make_lie(world: World, *, numbering: Numbering, unopened: bool, few: bool, p
     opening = {
         "fork": used,
         "next": used + 1,
+        "few": used + 1,
         "skip": used + 2 + pick % 2,
         "reuse": 1 + pick % max(1, used),
         "beyond": task.config.max_openings + 1,
     }[numbering]
-    chosen = sorted(chosen[: least - 1] if few else chosen, key=lambda frame: frame.update_id)
+    chosen = sorted(chosen[: least - 1] if numbering == "few" else chosen, key=lambda frame: frame.update_id)
     number = newest[0] if numbering == "fork" else FAR + world.record.lies
     entries = tuple(
         ManifestEntry(bytes.fromhex(f.update_id), f.client_name, token_hash(decode(f.head, SignedUpdate).header), 0)

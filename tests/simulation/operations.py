@@ -191,12 +191,12 @@ async def _straggle(world: World) -> None:
 async def _lie(world: World, operation: Operation) -> None:
     """A lie, told to some of the honest holders, who are then asked for their shares."""
     who, pick = operation.who, operation.pick
-    told = [holder for number, holder in enumerate(world.honest) if number != who % len(world.honest) or pick % 2]
-    told = [holder for holder in told if holder not in world.out]
+    count, honest = 1 + pick // len(ATTACKS) % 3, world.honest
+    told = sorted({honest[(who + number) % len(honest)] for number in range(count)} - world.out)
     (numbering, unopened), proof = ATTACKS[pick % len(ATTACKS)], PROOFS[(who // 3 + pick) % len(PROOFS)]
     if unopened or not world.seen("SELECT 1 FROM rounds WHERE task_hash = ? AND manifest != ''", world.task.id):
         await _set_the_stage(world)
-    lie = make_lie(world, numbering=numbering, unopened=unopened, few=pick % 16 == 9, pick=pick)
+    lie = make_lie(world, numbering=numbering, unopened=unopened, pick=pick)
     if lie is None:
         return
     what = f"lie {numbering}, opening {lie.manifest.opening}, {len(lie.frames)} updates"

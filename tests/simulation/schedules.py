@@ -41,7 +41,7 @@ _WEIGHTS: dict[Kind, int] = {
     "misdirect": 2,
     "work": 4,
     "answer": 3,
-    "lie": 3,
+    "lie": 4,
     "straggle": 2,
     "spoil": 2,
     "revoke": 1,
