@@ -213,14 +213,15 @@ def recover(
         int | None, typer.Option(min=0, help="The last opening that holders voted for; default: what they say.")
     ] = None,
     version: Annotated[
-        int | None, typer.Option(min=0, help="The version that the model gets; default: the one after what they say.")
+        int | None,
+        typer.Option(min=0, help="The version that the model gets; default: one that no lost model can have."),
     ] = None,
     config: Config = None,
     data_dir: DataDir = None,
     database_url: DatabaseUrl = None,
 ) -> None:
     """Go on after an older backup was restored: key holders have seen later openings and model versions than this
-    database has. The newest model that is here gets the version after theirs, and numbers go on after theirs.
+    database has. The newest model that is here gets a version that no lost model can have; numbers go on after theirs.
 
     By default the numbers are those that more holders have seen than may lie; 'he-keys status' shows them at each.
     """
@@ -253,8 +254,10 @@ async def _recover(settings: Settings, wanted: str, opening: int | None, version
         task = Task.from_token(record.token, settings.read_authority())
         seen = await store.seen_by_holders(task)
         opening = seen[0] if opening is None else opening
-        if version is None:  # on the version that holders have seen they may have voted for every client's update
-            version = max(seen[1] + 1 if any(seen) else 0, record.model_version)
+        if (
+            version is None
+        ):  # the last opening may have published the one after what they voted on: that number is taken
+            version = max(seen[1] + 2 if any(seen) else 0, record.model_version)
         await store.recover(task.id, opening, version, time.time())
         return opening, version
     finally:

@@ -14,11 +14,12 @@ from pathlib import Path
 
 import numpy as np
 
-from he_client import HushSumClient, Identity
+from he_client import HushSumClient, Identity, Submission
 from he_client.spool import HEAD, RECEIPT
 from he_client.tensors import Tensors
 from he_client.transport import RetryPolicy
-from he_protocol.problems import ALREADY_IN_ROUND, UNREACHABLE, Refusal
+from he_protocol.problems import ALREADY_IN_ROUND, REPEATED_BASE, UNREACHABLE, Refusal
+from he_protocol.task import Task
 
 STATE = "state"
 STOP = "stop"
@@ -27,7 +28,7 @@ TENSOR = "w"
 RETRY = RetryPolicy(first=0.05, longest=0.3, give_up=60.0)
 PAUSE_SECONDS = 0.2
 DECISION_SECONDS = 2.0
-"""How long the round's decision is waited for before the next update."""
+"""How long the round's decision is waited for before the stop is looked for again."""
 
 log = logging.getLogger("submitter")
 
@@ -86,6 +87,8 @@ async def submit_until_stopped(url: str, folder: Path, name: str, first: int, st
 
     `resume` is content when an update has to wait, because the open round has one of this client already. Nothing
     more is sealed meanwhile: as every round takes one, what piled up in a long round would take many to go.
+    The plan has no noise, so each update needs a model version that no undecided or published one was for. After a
+    restart the server says whether there is one (`repeated-base`).
     """
     coordinates = Coordinates(folder / COORDINATES, first, step)
     async with HushSumClient(url, Identity.load(folder), state_dir=folder / STATE, retry=RETRY) as client:
@@ -106,15 +109,24 @@ async def submit_until_stopped(url: str, folder: Path, name: str, first: int, st
                 sent = await client.submit(task, update, base_version=model.version)
                 log.info("update %s is in round %d", sent.update_id, sent.round)
             except Refusal as refusal:
-                if refusal.problem not in {ALREADY_IN_ROUND, UNREACHABLE}:
+                if refusal.problem not in {ALREADY_IN_ROUND, REPEATED_BASE, UNREACHABLE}:
                     raise
                 log.info("again: %s", refusal)
-                await asyncio.sleep(PAUSE_SECONDS)
+                await asyncio.sleep(DECISION_SECONDS if refusal.problem is REPEATED_BASE else PAUSE_SECONDS)
                 continue
-            try:
-                await client.wait(task, sent, within=DECISION_SECONDS)
-            except Refusal as refusal:  # a round that failed or takes its time: the account looks at it
-                log.info("not waited for: %s", refusal)
+            await _decided(client, task, sent, folder / STOP)
+
+
+async def _decided(client: HushSumClient, task: Task, sent: Submission, stop: Path) -> None:
+    """Returns once the update is in a sum, or in none, or the folder says stop."""
+    while True:
+        try:
+            await client.wait(task, sent, within=DECISION_SECONDS)
+            return
+        except Refusal as refusal:  # a round that failed or takes its time: the account looks at it
+            log.info("not waited for: %s", refusal)
+            if refusal.problem is not UNREACHABLE or stop.exists():
+                return
 
 
 def one_hot(length: int, coordinate: int) -> Tensors:
