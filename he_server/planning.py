@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from he_protocol.accountant import Spent
-from he_protocol.committee import describe, parse_committee
+from he_protocol.committee import Committee, describe, parse_committee
 from he_protocol.privacy import PrivacyPlan, check_plan, spent
 from he_protocol.problems import BAD_PLAN, SUM_COULD_WRAP, Refusal
 from he_protocol.sharing import Sharing
@@ -64,25 +64,30 @@ def plan(
     )
     cost = spent(privacy, rounds) if privacy.noisy else None
     if form == "json":
-        document = {
-            "recommended": offers[0] if not offers[0].refusal else None,
-            "epsilon": cost.epsilon if cost else None,
-            "method": cost.method if cost else "none",
-            "neighbours": privacy.neighbours,
-            "committee": {
-                "holders": holders.holders,
-                "threshold": holders.threshold,
-                "agreement": holders.agreement,
-                "f": holders.colluders,
-            },
-            "profiles": offers,
-        }
-        typer.echo(msgspec.json.encode(document))
+        typer.echo(msgspec.json.encode(_document(offers, cost, privacy, holders)))
     else:
         _show(offers, cost, privacy, rounds)
         Console().print(describe(holders))
     if offers[0].refusal:
         raise Refusal(SUM_COULD_WRAP, "no profile fits", got=f"{offers[0].profile}: {offers[0].refusal}")
+
+
+def _document(
+    offers: list[Candidate], cost: Spent | None, privacy: PrivacyPlan, holders: Committee
+) -> dict[str, object]:
+    return {
+        "recommended": offers[0] if not offers[0].refusal else None,
+        "epsilon": cost.epsilon if cost else None,
+        "method": cost.method if cost else "none",
+        "neighbours": privacy.neighbours,
+        "committee": {
+            "holders": holders.holders,
+            "threshold": holders.threshold,
+            "agreement": holders.agreement,
+            "f": holders.colluders,
+        },
+        "profiles": offers,
+    }
 
 
 def _show(offers: list[Candidate], cost: Spent | None, privacy: PrivacyPlan, rounds: int) -> None:
