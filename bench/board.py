@@ -37,5 +37,6 @@ class CommitteeBoard(Transport):
         headers: Mapping[str, str] | None = None,
         query: Mapping[str, str] | None = None,
         limit: int = 1 << 28,
+        wait: int = 0,
     ) -> Answer:
         return Answer(200, self._documents[path], {})

@@ -80,6 +80,7 @@ class _Asked:
     headers: Mapping[str, str] = field(default_factory=dict)
     limit: int = limits.DOCUMENT
     file: Path | None = None
+    wait: int = 0
 
 
 class Transport:
@@ -155,15 +156,19 @@ class Transport:
         headers: Mapping[str, str] | None = None,
         query: Mapping[str, str] | None = None,
         limit: int = limits.DOCUMENT,
+        wait: int = 0,
     ) -> Answer:
         """One request with its retries; the body is the concatenation of `pieces`.
 
-        With `audience` (the server's name, from the task) the request is signed. Raises the server's
-        refusal, `unreachable` when it could not be asked within the retry policy, `too-large` for an answer of more
-        than `limit` bytes, or `unexpected-answer`.
+        With `audience` (the server's name, from the task) the request is signed. A server with nothing new may keep the
+        answer back for `wait` seconds (RFC 7240 section 4.3). Raises the server's refusal, `unreachable` when it could
+        not be asked within the retry policy, `too-large` for an answer of more than `limit` bytes, or
+        `unexpected-answer`.
         """
         target = path + (f"?{urlencode(query)}" if query else "")
-        return await self._retried(_Asked(method, target, audience, pieces, headers or {}, limit))
+        prefer = {"Prefer": f"wait={wait}"} if wait else {}
+        asked = _Asked(method, target, audience, pieces, {**(headers or {}), **prefer}, limit, wait=wait)
+        return await self._retried(asked)
 
     async def download(
         self, path: str, file: Path, *, audience: str, limit: int, headers: Mapping[str, str] | None = None
@@ -217,7 +222,7 @@ class Transport:
 
     async def _once(self, asked: _Asked) -> Answer:
         patience = min(self._retry.give_up or self._request_seconds, self._request_seconds)
-        async with self._response(asked, patience) as response:
+        async with self._response(asked, patience + asked.wait) as response:
             if asked.file is None:
                 return Answer(response.status, await _read_capped(response, asked.limit), response.headers)
             sha256 = await _save_capped(response, asked.file, asked.limit)

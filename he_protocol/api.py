@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Literal
 
 import msgspec
@@ -122,6 +123,11 @@ class PendingOpenings(Document, frozen=True):
     """Everything that waits for this holder, oldest round first."""
 
     rounds: tuple[Waiting, ...]
+
+    @property
+    def etag(self) -> str:
+        """What the server compares: a holder that has done something knows the list that is left."""
+        return f'"{hashlib.sha256(msgspec.json.encode(self)).hexdigest()}"'
 
 
 class Opening(Document, frozen=True):

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
-from typing import BinaryIO
 
 import msgspec
 from aiohttp import web
 
 from he_protocol.problems import NOT_FOUND, Refusal
+from he_server.blobs import Blobs
 from he_server.server import Server
 
 BLOCK_BYTES = 1024 * 1024
@@ -19,9 +19,10 @@ STREAMING = web.RequestKey("streaming", web.StreamResponse)
 """The answer of a request, once it has begun: no problem document can follow any more."""
 
 
-def answer(document: object, status: int = 200) -> web.Response:
+def answer(document: object, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:
     """A document as JSON."""
-    return web.Response(body=msgspec.json.encode(document), status=status, content_type="application/json")
+    body = msgspec.json.encode(document)
+    return web.Response(body=body, status=status, headers=headers, content_type="application/json")
 
 
 @dataclass(frozen=True)
@@ -59,9 +60,24 @@ async def stream_pieces(
     """
     length = str(sum(piece.size for piece in pieces))
     response = web.StreamResponse(headers={"Content-Type": BYTES, "Content-Length": length, **(headers or {})})
+    blocks = _blocks(server.blobs, pieces, zeros=zeros)
+    block = await server.thread(next, blocks, b"")
+    request[STREAMING] = response
+    await response.prepare(request)
+    while block:
+        await response.write(block)
+        block = await server.thread(next, blocks, b"")
+    await response.write_eof()
+    return response
+
+
+def _blocks(blobs: Blobs, pieces: Sequence[Piece], *, zeros: bool) -> Iterator[bytes]:
+    """The pieces' bytes, about a block at a time: small pieces share one. Raises `not-found` when the first is gone,
+    EOFError when another is, or is shorter than it was."""
+    gathered = bytearray()
     for number, piece in enumerate(pieces):
         try:
-            file = await server.thread(server.blobs.open, piece.name)
+            file = blobs.open(piece.name)
         except FileNotFoundError:
             if zeros:
                 file = BytesIO()
@@ -69,28 +85,20 @@ async def stream_pieces(
                 raise EOFError(f"blob {piece.name} went while it was sent") from None
             else:
                 raise _gone() from None
-        if not number:
-            request[STREAMING] = response
-            await response.prepare(request)
-        try:
-            await _send(server, response, file, piece, zeros=zeros)
-        finally:
-            await server.thread(file.close)
-    await response.write_eof()
-    return response
-
-
-async def _send(server: Server, response: web.StreamResponse, file: BinaryIO, piece: Piece, *, zeros: bool) -> None:
-    await server.thread(file.seek, piece.offset)
-    left = piece.size
-    while left:
-        block = await server.thread(file.read, min(BLOCK_BYTES, left))
-        if not block and zeros:
-            block = bytes(min(BLOCK_BYTES, left))
-        elif not block:
-            raise EOFError(f"blob {piece.name} is shorter than it was")
-        await response.write(block)
-        left -= len(block)
+        with file:
+            file.seek(piece.offset)
+            left = piece.size
+            while left:
+                size = min(BLOCK_BYTES, left)
+                block = file.read(size) or (bytes(size) if zeros else b"")
+                if not block:
+                    raise EOFError(f"blob {piece.name} is shorter than it was")
+                gathered += block
+                left -= len(block)
+                if len(gathered) >= BLOCK_BYTES:
+                    yield bytes(gathered)
+                    gathered.clear()
+    yield bytes(gathered)
 
 
 def _gone() -> Refusal:

@@ -72,6 +72,7 @@ def begin_draining(server: Server) -> None:
     """From now on: no new work, readiness fails, event streams end, the worker stops after its step."""
     server.stopping.set()
     server.streams.end()
+    server.waiting.end()
 
 
 def _guarded(server: Server, route: Route) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:

@@ -215,8 +215,13 @@ async def recording(server: Server, *blobs: str) -> AsyncIterator[None]:
 
 async def discard(server: Server, blobs: Iterable[str]) -> None:
     """Remove blobs that no row refers to."""
-    for name in blobs:
-        await server.thread(server.blobs.delete, name)
+    await server.thread(delete_all, server.blobs, tuple(blobs))
+
+
+def delete_all(blobs: Blobs, names: Iterable[str]) -> None:
+    """One hop to a thread for all of them."""
+    for name in names:
+        blobs.delete(name)
 
 
 async def keep_body(server: Server, frame: Frame, name: str, limit: int) -> int:

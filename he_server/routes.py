@@ -315,7 +315,12 @@ ROUTES: tuple[Route, ...] = (
         openings.list_openings,
         "holder",
         "Rounds that wait for this holder: to screen their updates, for its vote, or for its share",
-        {200: Content(JSON, PendingOpenings)},
+        {200: Content(JSON, PendingOpenings), 304: None},
+        problems=(p.TOO_MANY_STREAMS,),
+        headers={
+            "If-None-Match": "the ETag of what the holder knows",
+            "Prefer": "wait=N: answer when there is something else, after N seconds at the latest (RFC 7240)",
+        },
     ),
     Route(
         "GET",

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import ParamSpec, TypeVar
 
-from he_protocol.api import RoundStatus
+from he_protocol.api import Waiting
 from he_protocol.keyfile import KeyRecord
 from he_protocol.problems import ProblemType, Refusal
 from he_protocol.revocation import Revocations
@@ -27,7 +27,7 @@ from he_server.settings import Settings
 from he_server.store import Store
 from he_server.store.updates import NewUpdate
 from he_server.strangers import Bodies, Turnstile
-from he_server.streams import Streams
+from he_server.streams import Event, Streams
 
 THREADS = 4
 REVOCATIONS_SECONDS = 5.0
@@ -63,6 +63,7 @@ class Server:
     worker: asyncio.Task[None] | None = None
     openapi: bytes = b"{}"
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
+    due: asyncio.Event = field(default_factory=asyncio.Event)
     pressure: Pressure = field(init=False)
     accept: Acceptance = field(init=False)
     signatures: Together = field(init=False)
@@ -71,7 +72,8 @@ class Server:
     door: Door = field(init=False)
     turnstile: Turnstile = field(init=False)
     stranger_bodies: Bodies = field(default_factory=Bodies)
-    streams: Streams = field(init=False)
+    streams: Streams[tuple[Event, ...]] = field(init=False)
+    waiting: Streams[dict[str, tuple[Waiting, ...]]] = field(init=False)
     adding: set[str] = field(default_factory=set)
     probe: Seldom[None] = field(init=False)
     exposition: Seldom[bytes] = field(init=False)
@@ -98,11 +100,17 @@ class Server:
         self.turnstile = Turnstile(settings.stranger_rate)
         streams = (settings.max_streams, settings.max_streams_per_party)
         self.streams = Streams(*streams, self.notifier, self._rounds)
+        self.waiting = Streams(*streams, self.notifier, self._waiting)
 
     @property
     def draining(self) -> bool:
         """Whether the server finishes what it has begun, and begins nothing."""
         return self.stopping.is_set()
+
+    def heard(self, task_id: str) -> None:
+        """A key holder said something: other holders may go on, and the worker, which need not wait for its turn."""
+        self.notifier.notify(task_id)
+        self.due.set()
 
     async def measure(self) -> Measured:
         """What back-pressure goes by: bytes not folded yet, and bytes free. Raises `database-unavailable`."""
@@ -111,9 +119,14 @@ class Server:
         sizes = {task: (await self.task(task)).part("sum").size for task in waiting}
         return Measured(sum(count * sizes[task] for task, count in waiting.items()), free)
 
-    async def _rounds(self, task_id: str) -> list[RoundStatus]:
+    async def _rounds(self, task_id: str) -> tuple[Event, ...]:
         """A task's newest rounds, newest first."""
-        return await self.store.statuses(await self.task(task_id), await self.store.recent_rounds(task_id))
+        found = await self.store.statuses(await self.task(task_id), await self.store.recent_rounds(task_id))
+        return tuple(Event.of(status) for status in found)
+
+    async def _waiting(self, task_id: str) -> dict[str, tuple[Waiting, ...]]:
+        """What waits for each of a task's key holders."""
+        return await self.store.waiting(await self.task(task_id))
 
     async def retains(self) -> bool:
         """Whether updates stay on the disk after they were added up, so that they can be taken out again."""

@@ -1,12 +1,13 @@
-"""Event streams: a task is watched once for all who listen, and nobody may listen as often as it likes."""
+"""Whoever waits for news of a task: it is watched once for all, and nobody may listen as often as it likes."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from typing import Generic, TypeVar
 
 import msgspec
 
@@ -16,11 +17,13 @@ from he_server.events import Notifier
 
 POLL_SECONDS = 1.0
 """How often the database is asked for news that another process made."""
-PAUSE_SECONDS = 0.05
+PAUSE_SECONDS = 0.02
 """The least time between two looks."""
 HEARTBEAT_SECONDS = 5.0
 """How often a stream in which nothing happens finds out whether its reader has gone."""
 STILL_HERE = b": still here\n\n"
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -38,39 +41,63 @@ class Event:
 
 
 @dataclass(eq=False)
-class Watch:
-    """What is known of a task's newest rounds, newest first; `changed` is set, and replaced, when there is more."""
+class Watch(Generic[T]):
+    """What is known of a task, None before the first look; `changed` is set, and replaced, when there is news."""
 
-    known: tuple[Event, ...] | Refusal = ()
+    known: T | Refusal | None = None
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     listeners: int = 0
     ended: bool = False
     looking: asyncio.Task[None] | None = None
 
-    def tell(self, known: tuple[Event, ...] | Refusal, *, ended: bool = False) -> None:
+    def tell(self, known: T | Refusal) -> None:
         """Wake everybody who listens."""
         before, self.changed = self.changed, asyncio.Event()
-        self.known, self.ended = known, ended
+        self.known = known
         before.set()
 
-    async def texts(self) -> AsyncIterator[bytes]:
-        """The newest round first, then every change of state. Raises why the rounds cannot be seen any longer."""
-        told: dict[int, str] | None = None
-        while not self.ended:
-            changed, known = self.changed, self.known
-            if isinstance(known, Refusal):
-                raise known
-            for event in reversed(known if told is not None else known[:1]):
-                if told is None or told.get(event.number) != event.state:
-                    yield event.text
-            if known:
-                told = {event.number: event.state for event in known}
-            while not changed.is_set():
-                try:
-                    async with asyncio.timeout(HEARTBEAT_SECONDS):
-                        await changed.wait()
-                except TimeoutError:
-                    yield STILL_HERE
+    def end(self) -> None:
+        """Wake everybody who listens: there will be no more."""
+        self.ended = True
+        self.changed.set()
+
+
+async def texts(watch: Watch[tuple[Event, ...]]) -> AsyncIterator[bytes]:
+    """The newest round first, then every change of state. Raises why the rounds cannot be seen any longer."""
+    told: dict[int, str] | None = None
+    while not watch.ended:
+        changed, known = watch.changed, watch.known or ()
+        if isinstance(known, Refusal):
+            raise known
+        for event in reversed(known if told is not None else known[:1]):
+            if told is None or told.get(event.number) != event.state:
+                yield event.text
+        if known:
+            told = {event.number: event.state for event in known}
+        while not changed.is_set():
+            try:
+                async with asyncio.timeout(HEARTBEAT_SECONDS):
+                    await changed.wait()
+            except TimeoutError:
+                yield STILL_HERE
+
+
+async def news(watch: Watch[T], read: Callable[[], Awaitable[R]], known: Callable[[R], bool], seconds: float) -> R:
+    """What `read` finds, as soon as that is not `known`; after so many seconds, and at the end, whatever it finds.
+
+    It reads again whenever there is news of the task. Raises what `read` raises.
+    """
+    until = asyncio.get_running_loop().time() + seconds
+    while True:
+        changed = watch.changed
+        found = await read()
+        if watch.ended or not known(found):
+            return found
+        try:
+            async with asyncio.timeout_at(until):
+                await changed.wait()
+        except TimeoutError:
+            return found
 
 
 def check_streams(streams: int, most: int, of_party: int, most_of_party: int) -> None:
@@ -81,22 +108,20 @@ def check_streams(streams: int, most: int, of_party: int, most_of_party: int) ->
         raise Refusal(TOO_MANY_STREAMS, "in all", expected=f"at most {most}")
 
 
-class Streams:
-    """The event streams of one process. `look` reads a task's newest rounds, newest first."""
+class Streams(Generic[T]):
+    """Those who listen in one process: `most` at once, `of_party` of one party. `look` reads what is news of a task."""
 
-    def __init__(
-        self, most: int, of_party: int, notifier: Notifier, look: Callable[[str], Awaitable[Sequence[RoundStatus]]]
-    ) -> None:
+    def __init__(self, most: int, of_party: int, notifier: Notifier, look: Callable[[str], Awaitable[T]]) -> None:
         self._most = most
         self._of_party = of_party
         self._notifier = notifier
         self._look = look
         self._parties: Counter[bytes] = Counter()
-        self._watched: dict[str, Watch] = {}
+        self._watched: dict[str, Watch[T]] = {}
 
     @contextmanager
-    def listening(self, task: str, party: bytes) -> Iterator[Watch]:
-        """Around one stream. Raises `too-many-streams`."""
+    def listening(self, task: str, party: bytes) -> Iterator[Watch[T]]:
+        """Around listening once. Raises `too-many-streams`."""
         check_streams(self._parties.total(), self._most, self._parties[party], self._of_party)
         self._parties[party] += 1
         watch = self._watched.setdefault(task, Watch())
@@ -115,16 +140,16 @@ class Streams:
                 self._watched.pop(task, None)
 
     def end(self) -> None:
-        """End every stream: the server is going away."""
+        """The server is going away: nobody listens any longer."""
         for watch in self._watched.values():
-            watch.tell((), ended=True)
+            watch.end()
 
-    async def _keep_looking(self, task: str, watch: Watch) -> None:
+    async def _keep_looking(self, task: str, watch: Watch[T]) -> None:
         with self._notifier.listening(task) as news:
             while not watch.ended:
                 news.clear()
                 try:
-                    known = tuple(Event.of(status) for status in await self._look(task))
+                    known = await self._look(task)
                 except Refusal as refusal:
                     watch.tell(refusal)
                     return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from he_server.blobs import Blobs
+from he_server.intake import discard
 from he_server.names import (
     ACCUMULATORS,
     BOARD,
@@ -36,8 +37,7 @@ async def drop_round(server: Server, round_id: int) -> None:
         gone |= {update_blob(update.blob), key_blob(update.blob), total_blob(round_id, update.bucket)}
     gone |= {accumulator_blob(item.blob) for item in await server.store.accumulators_of(round_id)}
     gone |= {share_blob(share.blob) for share in await server.store.shares_of(round_id)}
-    for name in gone:
-        await server.thread(server.blobs.delete, name)
+    await discard(server, gone)
 
 
 async def sweep(server: Server, older_than: float) -> None:

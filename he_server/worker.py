@@ -61,20 +61,19 @@ class Worker:
         """Work until `stop` is set; it is looked at between steps."""
         swept = float("-inf")
         while not stop.is_set():
-            pause = self._server.settings.poll_seconds
+            self._server.due.clear()
             try:
                 if time.monotonic() - swept > SWEEP_SECONDS:
                     await sweep(self._server, SWEEP_SECONDS)
                     swept = time.monotonic()
-                if await self.step():
-                    continue
+                if not await self.step():
+                    await _sleep(self._server.settings.poll_seconds, stop, self._server.due)
             except Refusal as refusal:
                 log.warning("worker refused", problem=refusal.problem.slug, detail=refusal.detail)
-                pause = ERROR_PAUSE_SECONDS
+                await _sleep(ERROR_PAUSE_SECONDS, stop)
             except Exception:
                 log.exception("worker failed")
-                pause = ERROR_PAUSE_SECONDS
-            await _sleep(stop, pause)
+                await _sleep(ERROR_PAUSE_SECONDS, stop)
 
     async def step(self) -> bool:
         """Do one unit of work that is due; False when there was none."""
@@ -244,6 +243,7 @@ class Worker:
         await self._ended(task, lease.round, "failed", problem.urn)
 
     async def _ended(self, task: Task, record: RoundRecord, state: str, problem: str) -> None:
+        self._server.notifier.notify(task.id)
         self._server.metrics.rounds.labels(state, problem).inc()
         log.info("round ended", task=task.id, round=record.number, state=state, problem=problem)
         await drop_round(self._server, record.id)
@@ -271,9 +271,11 @@ class Worker:
                 return
 
 
-async def _sleep(stop: asyncio.Event, seconds: float) -> None:
+async def _sleep(seconds: float, *events: asyncio.Event) -> None:
+    """Until one of the events is set, at most so many seconds."""
+    waiting = [asyncio.create_task(event.wait()) for event in events]
     try:
-        async with asyncio.timeout(seconds):
-            await stop.wait()
-    except TimeoutError:
-        return
+        await asyncio.wait(waiting, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in waiting:
+            task.cancel()

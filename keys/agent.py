@@ -11,6 +11,7 @@ import structlog
 
 from he_client.transport import RetryPolicy, Transport
 from he_protocol import api
+from he_protocol.messages import decode
 from he_protocol.problems import WRONG_STATE, Refusal
 from he_protocol.task import Task
 from keys.epochs import destroy, due, hpke_path
@@ -19,8 +20,10 @@ from keys.opening import SERVICE_FAILURE, Openings
 
 REFUSED_SECONDS = 30.0
 """How long a round is left alone at a stage at which it was refused."""
-QUICK = 16
-"""After something was done, the next look comes this many times sooner: others are at work on the same round."""
+WAIT_SECONDS = 10
+"""How long a server with nothing new may keep the answer back; then we ask again, and see what else is due."""
+LEAST_SECONDS = 0.02
+"""Between two questions, whatever the answers are."""
 
 DONE = {"screen": "updates screened", "vote": "voted", "release": "share released"}
 
@@ -50,15 +53,19 @@ class Agent:
         )
         self._openings = Openings(holder, task)
         self._refused: dict[api.Waiting, float] = {}
+        self._pending = api.PendingOpenings(())
+        self._interrupted = False
 
     async def run(self) -> None:
         """Poll while the epoch lives. A server that cannot be reached, or misbehaves, is logged and asked again."""
         log.info("watching", task=self._task.config.name, server=self._transport.url)
+        loop = asyncio.get_running_loop()
         async with self._transport:
-            pause = self._poll
             while not await self._ended():
-                pause = self._poll / QUICK if await self.step() else min(2 * pause, self._poll)
-                await asyncio.sleep(pause)
+                began = loop.time()
+                # A server that keeps no answer back, or always has another, is not asked without pause.
+                pause = LEAST_SECONDS if await self.step(WAIT_SECONDS) else self._poll
+                await asyncio.sleep(max(0.0, began + pause - loop.time()))
         log.info("epoch destroyed", task=self._task.config.name, epoch=self._task.config.epoch)
 
     async def _ended(self) -> bool:
@@ -73,21 +80,31 @@ class Agent:
             log.warning("HPKE key kept for another task: old ciphertexts can be opened", task=task.config.name)
         return True
 
-    async def step(self) -> bool:
-        """Look once at what waits; whether something was done."""
-        server = self._task.config.server.name
+    async def step(self, wait: int = 0) -> bool:
+        """Look once at what waits, for up to `wait` seconds while nothing is new; whether there was news."""
+        before = self._pending
         try:
-            pending = await self._transport.document(
-                "GET", api.openings_path(self._task.id), api.PendingOpenings, audience=server
-            )
+            await self._look(0 if self._interrupted else wait)
         except Refusal as refusal:
             log.warning("cannot ask the server", problem=refusal.problem.slug, detail=str(refusal))
             return False
-        done = False
-        for waiting in pending.rounds:
+        self._interrupted, news = False, self._pending != before
+        for waiting in self._pending.rounds:
             if self._holder.clock() >= self._refused.get(waiting, 0.0):
-                done |= await self._serve(waiting)
-        return done
+                news |= await self._serve(waiting)
+        return news
+
+    async def _look(self, wait: int) -> None:
+        """Learn what waits: the server has nothing to say as long as that is what we know already."""
+        answer = await self._transport.request(
+            "GET",
+            api.openings_path(self._task.id),
+            audience=self._task.config.server.name,
+            headers={"If-None-Match": self._pending.etag},
+            wait=wait,
+        )
+        if answer.status != 304:
+            self._pending = decode(answer.body, api.PendingOpenings)
 
     async def _serve(self, waiting: api.Waiting) -> bool:
         number = waiting.round
@@ -95,6 +112,7 @@ class Agent:
             stage = await self._openings.serve(number, self._transport)
         except Refusal as refusal:
             if refusal.problem.status >= SERVICE_FAILURE:
+                self._interrupted = True
                 log.warning("round interrupted", round=number, problem=refusal.problem.slug, detail=str(refusal))
                 return False
             self._refused[waiting] = self._holder.clock() + REFUSED_SECONDS
@@ -103,6 +121,7 @@ class Agent:
                 return False
             log.error("round refused", round=number, problem=refusal.problem.slug, detail=str(refusal))
             return False
+        self._pending = api.PendingOpenings(tuple(one for one in self._pending.rounds if one != waiting))
         log.info(DONE[stage], task=self._task.config.name, round=number)
         return True
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import partial
 from typing import cast, get_args
 
@@ -33,12 +34,36 @@ from he_server.names import fresh, key_blob, share_blob
 from he_server.rounds import check_binding, stage_of
 from he_server.server import Server
 from he_server.store.records import AnswerRecord, Kind, RoundRecord, UpdateRecord
+from he_server.streams import news
+
+MAX_WAIT = 60
+"""How long a holder may wait for news in one request, in seconds."""
 
 
 async def list_openings(server: Server, request: web.Request) -> web.StreamResponse:
-    task = await task_of(server, request)
-    member = check_member(task, party_of(request))
-    return answer(PendingOpenings(await server.store.waiting_for(task, member.entry.name)))
+    """What waits for a holder; as soon as that is something else than it knows, if it prefers so (RFC 7240)."""
+    task, party = await task_of(server, request), party_of(request)
+    name = check_member(task, party).entry.name
+    tags = {f'"{tag.value}"' for tag in request.if_none_match or ()}
+
+    async def read() -> PendingOpenings:
+        return PendingOpenings((await server.store.waiting(task))[name])
+
+    def known(pending: PendingOpenings) -> bool:
+        return pending.etag in tags
+
+    pending, seconds = await read(), preferred_wait(request.headers.get("Prefer", ""))
+    if known(pending) and seconds:
+        with server.waiting.listening(task.id, task.hash + party.public) as watch:
+            pending = await news(watch, read, known, seconds)
+    headers = {"ETag": pending.etag, "Cache-Control": "no-store"}
+    return web.Response(status=304, headers=headers) if known(pending) else answer(pending, headers=headers)
+
+
+def preferred_wait(prefer: str) -> int:
+    """Seconds that a Prefer header asks to wait, at most MAX_WAIT; 0 where it does not (RFC 7240 section 4.3)."""
+    found = re.fullmatch(r"wait=([0-9]{1,6})", prefer.strip())
+    return min(int(found[1]), MAX_WAIT) if found else 0
 
 
 async def get_opening(server: Server, request: web.Request) -> web.StreamResponse:
@@ -82,7 +107,7 @@ async def put_answer(server: Server, request: web.Request) -> web.StreamResponse
     said = await server.thread(read_answer, task, record, token, party, server.clock())
     created = await server.store.add_answer(task, record, said)
     if created:
-        server.notifier.notify(task.id)
+        server.heard(task.id)
     return answer((await server.store.round(task.id, record.number)).status(), 201 if created else 200)
 
 
@@ -174,7 +199,7 @@ async def put_share(server: Server, request: web.Request) -> web.StreamResponse:
         kept = partial(server.check_kept, name, REQUEST_TIMEOUT) if sections else _nothing_to_keep
         created = await server.store.add_share(task, share, token, blob, server.clock(), kept)
     if created:
-        server.notifier.notify(task.id)
+        server.heard(task.id)
     else:
         await server.thread(server.blobs.delete, name)
     status = (await server.store.round(task.id, record.number)).status()

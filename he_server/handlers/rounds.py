@@ -10,6 +10,7 @@ from he_server.auth import party_of
 from he_server.handlers.tasks import task_of
 from he_server.names import sum_blob
 from he_server.server import Server
+from he_server.streams import texts
 
 
 def round_number(request: web.Request) -> int:
@@ -46,6 +47,6 @@ async def get_events(server: Server, request: web.Request) -> web.StreamResponse
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache"})
         request[STREAMING] = response
         await response.prepare(request)
-        async for text in watch.texts():
+        async for text in texts(watch):
             await response.write(text)
     return response

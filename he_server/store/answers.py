@@ -114,22 +114,22 @@ class AnswerStore(Database):
         said = await self.said_about(records)
         return [record.status(committee_status(task, record, *said[record.id])) for record in records]
 
-    async def waiting_for(self, task: Task, holder: str) -> tuple[Waiting, ...]:
-        """The rounds that wait for this holder, and for what."""
+    async def waiting(self, task: Task) -> dict[str, tuple[Waiting, ...]]:
+        """The rounds that wait for each of a task's holders, and for what."""
         asked = (
             select(rounds.c.id, rounds.c.number, rounds.c.state, rounds.c.manifest_hash)
             .where(rounds.c.task_hash == task.id, rounds.c.state.in_(("closed", "opening")), rounds.c.manifest != "")
             .order_by(rounds.c.number)
         )
-        found = []
+        found: dict[str, tuple[Waiting, ...]] = {entry.name: () for entry in task.config.holders}
         async with self._read() as connection:
             for live in (await connection.execute(asked)).all():
                 about = (answers.c.round_id == live.id) & (answers.c.manifest_hash == live.manifest_hash)
                 said = (await connection.execute(select(answers.c.holder, answers.c.kind).where(about))).all()
-                mine = {row.kind for row in said if row.holder == holder}
                 stage = stage_of(live.state, sum(row.kind == "vote" for row in said), task.committee.agreement)
-                share = select(shares.c.holder).where(shares.c.round_id == live.id, shares.c.holder == holder)
-                done = DONE[stage] in mine or (await connection.execute(share)).first() is not None
-                if not done:
-                    found.append(Waiting(live.number, stage))
-        return tuple(found)
+                share = select(shares.c.holder).where(shares.c.round_id == live.id)
+                done = {row.holder for row in said if row.kind == DONE[stage]}
+                done.update((await connection.execute(share)).scalars())
+                for holder in found.keys() - done:
+                    found[holder] += (Waiting(live.number, stage),)
+        return found

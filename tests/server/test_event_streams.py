@@ -13,7 +13,7 @@ from he_protocol.problems import Refusal
 from he_server import streams as streams_module
 from he_server.events import Notifier
 from he_server.store.records import RoundRecord
-from he_server.streams import STILL_HERE, Streams
+from he_server.streams import STILL_HERE, Streams, texts
 
 from .world import World
 
@@ -68,9 +68,9 @@ async def test_a_quiet_stream_finds_out_whether_its_reader_is_there(monkeypatch:
     monkeypatch.setattr(streams_module, "HEARTBEAT_SECONDS", 0.01)
     streams = Streams(1, 1, Notifier(), Looks())
     with streams.listening("task", b"a") as watch:
-        assert await anext(aiter(watch.texts())) == STILL_HERE
+        assert await anext(aiter(texts(watch))) == STILL_HERE
         streams.end()
-        assert [text async for text in watch.texts()] == []
+        assert [text async for text in texts(watch)] == []
 
 
 async def test_a_database_that_fails_ends_the_streams() -> None:
@@ -78,7 +78,7 @@ async def test_a_database_that_fails_ends_the_streams() -> None:
     looks.failure = Refusal(problems.DATABASE_UNAVAILABLE, "try again")
     streams = Streams(1, 1, Notifier(), looks)
     with streams.listening("task", b"a") as watch, pytest.raises(Refusal):
-        async for _ in watch.texts():
+        async for _ in texts(watch):
             pass
 
 

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import re
+from io import BytesIO
 
 import aiohttp
 import pytest
@@ -68,10 +69,7 @@ async def test_a_server_that_fails_in_the_middle_gives_no_whole_answer(
 ) -> None:
     _grow_model(world)
 
-    async def failing(*_: object) -> None:
-        raise EOFError("the blob is shorter than it was")
-
-    monkeypatch.setattr(answers, "_send", failing)
+    monkeypatch.setattr(world.server.blobs, "open", lambda _name: BytesIO(bytes(answers.BLOCK_BYTES + 1)))
     with pytest.raises(aiohttp.ClientError):
         await (await world.call(ada, "GET", api.model_path(world.task.id))).read()
     assert 'hushsum_refusals_total{problem="internal",route="/v1/tasks/{task}/model"} 1.0' in await _ended(world)
