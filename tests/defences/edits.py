@@ -225,10 +225,12 @@ EDITS = (
         "he_client/client.py: send",
         "signed = verify(receipt.receipt, Receipt, task.config.server.key)",
         f"{_UNVERIFIED}signed = read_unverified(receipt.receipt, Receipt)",
+        "a receipt",
     ),
     _never(
         "he_client/client.py: send",
         "(signed.update_id.hex(), signed.header) != (sealed.update_id, token_hash(spool.header(sealed).header))",
+        "a receipt",
     ),
     Edit("he_client/training.py: _clipped_sum", "finite = norms.isfinite()", "finite = torch.ones_like(norms).bool()"),
     Edit("he_client/training.py: add", "if raise_errors:", "if True:"),

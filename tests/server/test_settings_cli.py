@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import structlog
+from msgspec.structs import replace
 from sqlalchemy.exc import ProgrammingError
 from typer.testing import CliRunner
 
@@ -136,6 +137,16 @@ def test_tasks_offline(data_dir: Path, authority: SigningKey) -> None:
     (data_dir / "task.jws").write_text(SigningKey.generate().sign(stranger))
     refused = run(app, [*add, "--data-dir", str(data_dir)])
     assert (refused.exit_code, "[bad-signature]" in refused.stderr) == (2, True)
+
+
+def test_another_initial_model_is_refused_offline(data_dir: Path, authority: SigningKey) -> None:
+    config = World(authority, read_private(data_dir / "server.key", KeyRecord), Clock()).config()
+    (data_dir / "task.jws").write_text(authority.sign(replace(config, initial_model=bytes(32))))
+    (data_dir / "initial.safetensors").write_bytes(initial_model(config))
+    add = ["task", "add", str(data_dir / "task.jws"), "--model", str(data_dir / "initial.safetensors")]
+    refused = run(app, [*add, "--data-dir", str(data_dir)])
+    assert (refused.exit_code, "[digest-mismatch]" in refused.stderr) == (2, True)
+    assert list((data_dir / "blobs" / "models").rglob("*.safetensors")) == []
 
 
 def test_a_process_from_start_to_sigterm(data_dir: Path, authority: SigningKey) -> None:
