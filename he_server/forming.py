@@ -49,6 +49,7 @@ async def begin_screening(server: Server, task: Task, lease: Lease) -> None:
     token = await server.thread(server.key.signing.sign, manifest)
     deadline = lease.round.opening_deadline or server.clock() + task.config.opening_seconds
     await server.store.begin_screening(lease, opening, token, plan, deadline)
+    server.heard(task.id)
 
 
 async def begin_opening(server: Server, task: Task, lease: Lease) -> dict[str, float]:
@@ -77,7 +78,7 @@ async def begin_opening(server: Server, task: Task, lease: Lease) -> dict[str, f
     spent = time.monotonic() - start
     seconds = {"screen": max(0.0, server.clock() - record.closed_at - spent), "sum": spent}
     await server.store.begin_opening(lease, token, plan, server.clock() + task.config.opening_seconds, seconds)
-    server.notifier.notify(task.id)
+    server.heard(task.id)
     gone = {names.update_blob(update.blob) for update in updates}
     await discard(server, [*(names.accumulator_blob(item.blob) for item in sums), *gone])
     return seconds

@@ -55,6 +55,7 @@ class Server:
     clock: Callable[[], float]
     metrics: Metrics = field(default_factory=Metrics)
     notifier: Notifier = field(default_factory=Notifier)
+    said: Notifier = field(default_factory=Notifier)
     replays: ReplayCache = field(default_factory=ReplayCache)
     threads: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(THREADS, "hushsum"))
     tasks: dict[str, Task] = field(default_factory=dict)
@@ -100,7 +101,7 @@ class Server:
         self.turnstile = Turnstile(settings.stranger_rate)
         streams = (settings.max_streams, settings.max_streams_per_party)
         self.streams = Streams(*streams, self.notifier, self._rounds)
-        self.waiting = Streams(*streams, self.notifier, self._waiting)
+        self.waiting = Streams(*streams, self.said, self._waiting, pause=0.0)
 
     @property
     def draining(self) -> bool:
@@ -108,8 +109,9 @@ class Server:
         return self.stopping.is_set()
 
     def heard(self, task_id: str) -> None:
-        """A key holder said something: other holders may go on, and the worker, which need not wait for its turn."""
+        """Something was said between the server and key holders: others may go on now, and so may the worker."""
         self.notifier.notify(task_id)
+        self.said.notify(task_id)
         self.due.set()
 
     async def measure(self) -> Measured:

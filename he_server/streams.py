@@ -17,8 +17,8 @@ from he_server.events import Notifier
 
 POLL_SECONDS = 1.0
 """How often the database is asked for news that another process made."""
-PAUSE_SECONDS = 0.02
-"""The least time between two looks."""
+PAUSE_SECONDS = 0.05
+"""The least time between two looks, where every update is news."""
 HEARTBEAT_SECONDS = 5.0
 """How often a stream in which nothing happens finds out whether its reader has gone."""
 STILL_HERE = b": still here\n\n"
@@ -82,21 +82,32 @@ async def texts(watch: Watch[tuple[Event, ...]]) -> AsyncIterator[bytes]:
                 yield STILL_HERE
 
 
-async def news(watch: Watch[T], read: Callable[[], Awaitable[R]], known: Callable[[R], bool], seconds: float) -> R:
+async def news(
+    watch: Watch[T],
+    pick: Callable[[T], R],
+    read: Callable[[], Awaitable[R]],
+    known: Callable[[R], bool],
+    seconds: float,
+) -> R:
     """What `read` finds, as soon as that is not `known`; after so many seconds, and at the end, whatever it finds.
 
-    It reads again whenever there is news of the task. Raises what `read` raises.
+    pick: the same out of what the watch knows. It may be older, so that it only says when to read again. Raises what
+    `read` raises.
     """
     until = asyncio.get_running_loop().time() + seconds
     while True:
         changed = watch.changed
         found = await read()
-        if watch.ended or not known(found):
-            return found
-        try:
-            async with asyncio.timeout_at(until):
-                await changed.wait()
-        except TimeoutError:
+        while known(found) and not watch.ended:
+            try:
+                async with asyncio.timeout_at(until):
+                    await changed.wait()
+            except TimeoutError:
+                return found
+            changed, seen = watch.changed, watch.known
+            if seen is None or isinstance(seen, Refusal) or not known(pick(seen)):
+                break
+        else:
             return found
 
 
@@ -111,11 +122,19 @@ def check_streams(streams: int, most: int, of_party: int, most_of_party: int) ->
 class Streams(Generic[T]):
     """Those who listen in one process: `most` at once, `of_party` of one party. `look` reads what is news of a task."""
 
-    def __init__(self, most: int, of_party: int, notifier: Notifier, look: Callable[[str], Awaitable[T]]) -> None:
+    def __init__(
+        self,
+        most: int,
+        of_party: int,
+        notifier: Notifier,
+        look: Callable[[str], Awaitable[T]],
+        pause: float = PAUSE_SECONDS,
+    ) -> None:
         self._most = most
         self._of_party = of_party
         self._notifier = notifier
         self._look = look
+        self._pause = pause
         self._parties: Counter[bytes] = Counter()
         self._watched: dict[str, Watch[T]] = {}
 
@@ -155,7 +174,7 @@ class Streams(Generic[T]):
                     return
                 if known != watch.known and not watch.ended:
                     watch.tell(known)
-                await asyncio.sleep(PAUSE_SECONDS)
+                await asyncio.sleep(self._pause)
                 with suppress(TimeoutError):
                     async with asyncio.timeout(POLL_SECONDS):
                         await news.wait()

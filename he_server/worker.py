@@ -243,7 +243,7 @@ class Worker:
         await self._ended(task, lease.round, "failed", problem.urn)
 
     async def _ended(self, task: Task, record: RoundRecord, state: str, problem: str) -> None:
-        self._server.notifier.notify(task.id)
+        self._server.heard(task.id)
         self._server.metrics.rounds.labels(state, problem).inc()
         log.info("round ended", task=task.id, round=record.number, state=state, problem=problem)
         await drop_round(self._server, record.id)

@@ -8,7 +8,7 @@ from typing import cast, get_args
 
 from aiohttp import web
 
-from he_protocol.api import Heads, Opening, PendingOpenings
+from he_protocol.api import Heads, Opening, PendingOpenings, Waiting
 from he_protocol.identity import Party, check_signed
 from he_protocol.messages import Manifest, Objection, Screening, Share, SignedUpdate, Vote
 from he_protocol.problems import (
@@ -46,8 +46,11 @@ async def list_openings(server: Server, request: web.Request) -> web.StreamRespo
     name = check_member(task, party).entry.name
     tags = {f'"{tag.value}"' for tag in request.if_none_match or ()}
 
+    def mine(waiting: dict[str, tuple[Waiting, ...]]) -> PendingOpenings:
+        return PendingOpenings(waiting[name])
+
     async def read() -> PendingOpenings:
-        return PendingOpenings((await server.store.waiting(task))[name])
+        return mine(await server.store.waiting(task))
 
     def known(pending: PendingOpenings) -> bool:
         return pending.etag in tags
@@ -55,7 +58,7 @@ async def list_openings(server: Server, request: web.Request) -> web.StreamRespo
     pending, seconds = await read(), preferred_wait(request.headers.get("Prefer", ""))
     if known(pending) and seconds:
         with server.waiting.listening(task.id, task.hash + party.public) as watch:
-            pending = await news(watch, read, known, seconds)
+            pending = await news(watch, mine, read, known, seconds)
     headers = {"ETag": pending.etag, "Cache-Control": "no-store"}
     return web.Response(status=304, headers=headers) if known(pending) else answer(pending, headers=headers)
 
@@ -108,7 +111,7 @@ async def put_answer(server: Server, request: web.Request) -> web.StreamResponse
     created = await server.store.add_answer(task, record, said)
     if created:
         server.heard(task.id)
-    return answer((await server.store.round(task.id, record.number)).status(), 201 if created else 200)
+    return answer(record.status(), 201 if created else 200)
 
 
 def read_answer(task: Task, record: RoundRecord, token: str, party: Party, now: float) -> AnswerRecord:

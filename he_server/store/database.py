@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from pathlib import Path
 
 import asyncpg  # type: ignore[import-untyped]
@@ -58,6 +59,8 @@ class Database:
 
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
+        # SQLite has one writer: the others sleep and try again, ever longer. Those of this process come one by one.
+        self._turn = asyncio.Lock() if engine.dialect.name == "sqlite" else nullcontext()
 
     async def close(self) -> None:
         """Close all connections."""
@@ -70,7 +73,7 @@ class Database:
 
     @asynccontextmanager
     async def _write(self) -> AsyncIterator[AsyncConnection]:
-        async with translated(), self._engine.connect() as plain:
+        async with self._turn, translated(), self._engine.connect() as plain:
             connection = await plain.execution_options(**{_WRITES: True})
             async with connection.begin():
                 yield connection

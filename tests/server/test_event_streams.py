@@ -50,9 +50,9 @@ def test_one_party_has_few_streams_and_all_have_so_many() -> None:
 
 
 async def test_a_task_is_looked_at_once_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streams_module, "PAUSE_SECONDS", 0.001)
+
     notifier, looks = Notifier(), Looks()
-    streams = Streams(100, 100, notifier, looks)
+    streams = Streams(100, 100, notifier, looks, pause=0.001)
     with ExitStack() as stack:
         for _ in range(50):
             stack.enter_context(streams.listening("task", b"a"))
