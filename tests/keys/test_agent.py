@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from math import inf
 from pathlib import Path
 
 import msgspec
@@ -16,7 +17,7 @@ from he_protocol import api
 from he_protocol.problems import BAD_SIGNATURE, INTERNAL, UNREACHABLE, WRONG_STATE
 from he_protocol.signing import SigningKey
 from keys import agent
-from keys.agent import REFUSED_SECONDS, Agent, serve
+from keys.agent import LEAST_SECONDS, REFUSED_SECONDS, Agent, serve
 from keys.epochs import joined_tasks
 from keys.holder import KeyHolder
 from tests.keys.holders import QUICK, give_key, holder_of
@@ -115,6 +116,24 @@ async def test_every_round_that_waits_is_opened_once(
         offer(world, server, bodies, 3)
         await server.until(lambda: (3, "holder-0") in server.shares)
     assert server.put_shares == [(1, "holder-0"), (2, "holder-0"), (3, "holder-0")]
+
+
+@pytest.mark.parametrize("always_new", [False, True])
+async def test_a_server_that_keeps_no_answer_back_is_not_asked_without_pause(
+    world: World, server: FakeServer, holder: KeyHolder, monkeypatch: pytest.MonkeyPatch, always_new: bool
+) -> None:
+    asked = 0
+
+    async def look(self: Agent, wait: int) -> None:
+        nonlocal asked
+        asked += 1
+        self._pending = api.PendingOpenings((api.Waiting(asked, "vote"),) if always_new else ())
+        self._refused = dict.fromkeys(self._pending.rounds, inf)
+
+    monkeypatch.setattr(Agent, "_look", look)
+    async with serving(holder, world, server.url):
+        await asyncio.sleep(0.5)
+    assert 5 < asked <= 0.5 / (LEAST_SECONDS if always_new else 0.01) + 1
 
 
 async def test_a_server_that_is_down_is_asked_until_it_is_there(
