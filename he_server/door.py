@@ -12,8 +12,10 @@ from dataclasses import dataclass
 
 from he_protocol.problems import TOO_MANY_CONNECTIONS, Refusal
 
-HELD_BYTES = 64 * 1024 * 1024
+HELD_BYTES = 32 * 1024 * 1024
 """Bytes that all strangers together may have sent without being asked: heads of requests, and what follows them."""
+ONE_HOLDS = 3 * 512 * 1024
+"""And one of them: a head, and the rest of a body that was refused. More is pipelined, behind an unanswered request."""
 
 
 @dataclass(frozen=True)
@@ -96,15 +98,15 @@ class Door:
         self._join(connection)
 
     def received(self, connection: Connection, size: int) -> None:
-        """Bytes came. When strangers hold too many, those with the most go."""
+        """Bytes came. A stranger that holds too many goes; when all together do, those with the most."""
         if connection.party or connection.reading:
             return
         connection.held += size
         self._held += size
+        if connection.held > ONE_HOLDS:
+            self._end(connection)
         while self._held > HELD_BYTES:
-            worst = max(self._strangers, key=lambda one: one.held)
-            self.leave(worst)
-            worst.abort()
+            self._end(max(self._strangers, key=lambda one: one.held))
 
     def consumed(self, connection: Connection, size: int) -> None:
         """So many bytes of a stranger's are no longer in memory."""
@@ -118,9 +120,12 @@ class Door:
         idle = next((connection for connection in among if not connection.busy), None)
         if idle is None:
             return False
-        self.leave(idle)
-        idle.abort()
+        self._end(idle)
         return True
+
+    def _end(self, connection: Connection) -> None:
+        self.leave(connection)
+        connection.abort()
 
     def _join(self, connection: Connection) -> None:
         if not connection.open:

@@ -26,7 +26,7 @@ KEEPALIVE_SECONDS = 20.0
 """How long a connection may take for a request's head, or stay idle: longer than aiohttp's clients keep one (15 s)."""
 LINGER_SECONDS = 5.0
 """How long the rest of a refused body is read, so that its sender sees the answer."""
-MAX_HEADERS, MAX_HEADER_BYTES = 64, 8190
+MAX_HEADERS, MAX_HEADER_BYTES = 64, 4094
 SPARE_FILES = 512
 """Open files beside one for every connection: blobs, the database, those that are told that they are too many."""
 

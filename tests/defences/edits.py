@@ -386,6 +386,7 @@ EDITS = (
     _never("he_server/door.py: enter", "len(self._all) >= self._places.in_all and not self._shut_out(self._strangers)"),
     _never("he_server/door.py: enter", "len(same) >= self._places.address and not self._shut_out(same)"),
     Edit("he_server/door.py: received", "while self._held > HELD_BYTES:", "while False:"),
+    _never("he_server/door.py: received", "connection.held > ONE_HOLDS"),
     *_returns("he_server/strangers.py", "take"),
     *_returns("he_server/door.py", "doubt"),
     Edit("he_server/handlers/revocations.py: put_revocations", "if token and token == ", "if not token and token == "),

@@ -106,9 +106,9 @@ async def idle(abuse: Abuse, _: aiohttp.ClientSession) -> None:
 
 async def pipelined(abuse: Abuse, _: aiohttp.ClientSession) -> None:
     """Requests with large heads, none of whose answers is waited for."""
-    one = b"GET /healthz HTTP/1.1\r\nHost: x\r\n" + b"".join(b"X-%d: " % n + b"a" * 8000 + b"\r\n" for n in range(40))
+    one = b"GET /healthz HTTP/1.1\r\nHost: x\r\n" + b"".join(b"X-%d: " % n + b"a" * 4000 + b"\r\n" for n in range(40))
     reader, writer = await abuse.raw(b"")
-    for _i in range(32):
+    for _i in range(64):
         writer.write(one + b"\r\n")
     with suppress(TimeoutError):
         async with asyncio.timeout(5):

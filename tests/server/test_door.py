@@ -111,6 +111,27 @@ def test_of_strangers_that_hold_too_much_the_greediest_goes(monkeypatch: pytest.
     assert gone == ["greedy"]
 
 
+def test_one_stranger_that_holds_too_much_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(door_module, "ONE_HOLDS", 100)
+    door, gone = Door(Places(9, 9, 9)), list[str]()
+    greedy, known = (_enter(door, "a", gone, name) for name in ("greedy", "known"))
+    door.prove(known, b"1")
+    door.received(known, 1000)
+    door.received(greedy, 100)
+    assert gone == []
+    door.consumed(greedy, 50)
+    door.received(greedy, 51)
+    assert gone == ["greedy"]
+    assert len(door) == 1
+
+
+async def test_a_connection_of_many_requests_holds_nothing_between_them(world: World) -> None:
+    for _ in range(20):
+        assert (await world.call(None, "GET", "/healthz")).status == 200
+    (connection,) = world.server.door._all
+    assert connection.held == 0
+
+
 async def _status(reader: asyncio.StreamReader) -> int:
     async with asyncio.timeout(5):
         return int((await reader.readline()).split()[1])
