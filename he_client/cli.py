@@ -12,12 +12,12 @@ import typer
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from he_client import console
 from he_client.attempt import Train
 from he_client.client import HushSumClient, Submission
-from he_client.console import Format, command, run_async
-from he_client.identity import REQUEST_FILE, Identity, create
 from he_client.settings import ClientSettings
+from he_party import console
+from he_party.console import Format, command, run_async
+from he_party.identity import REQUEST_FILE, Identity, create
 from he_protocol.problems import BAD_SETTINGS, BAD_TENSORS, Refusal
 from he_protocol.task import Task
 

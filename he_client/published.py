@@ -15,10 +15,10 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from he_client.tensors import check_shapes
-from he_client.transport import Transport
-from he_protocol import api
+from he_party.transport import Transport
+from he_protocol import paths
+from he_protocol.privacy.quantise import Integers
 from he_protocol.problems import BAD_TENSORS, DIGEST_MISMATCH, UNEXPECTED_ANSWER, Refusal
-from he_protocol.quantise import Integers
 from he_protocol.task import Task
 
 VERSION_HEADER = "HushSum-Model-Version"
@@ -43,7 +43,7 @@ async def pull_model(transport: Transport, task: Task, folder: Path) -> Model:
     fresh = kept.with_suffix(f".{secrets.token_hex(8)}")
     try:
         answer = await transport.download(
-            api.model_path(task.id),
+            paths.model_path(task.id),
             fresh,
             audience=task.config.server.name,
             limit=task.model_limit,
@@ -70,7 +70,7 @@ async def opened_sum(transport: Transport, task: Task, number: int, folder: Path
     file = folder / f"{task.id}.{secrets.token_hex(8)}.sum"
     try:
         await transport.download(
-            api.sum_path(task.id, number), file, audience=task.config.server.name, limit=task.sum_limit
+            paths.sum_path(task.id, number), file, audience=task.config.server.name, limit=task.sum_limit
         )
         total = (await asyncio.to_thread(_tensors_of, file)).get("sum")
     finally:

@@ -15,9 +15,9 @@ from math import inf
 from pathlib import Path
 from typing import BinaryIO
 
-from he_protocol.accountant import Spent
 from he_protocol.messages import Digest, Message, Name, UpdateId, decode, encode
-from he_protocol.privacy import PrivacyPlan, spent_together
+from he_protocol.privacy.accountant import Spent
+from he_protocol.privacy.plan import PrivacyPlan, spent_together
 from he_protocol.problems import BUDGET_EXHAUSTED, Refusal
 from he_protocol.task import Task
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from he_protocol.keyfile import private_directory, write_durably
+from he_party.files import private_directory, write_durably
 from he_protocol.messages import SignedUpdate, decode, encode
 
 HEAD, RECEIPT = "head", "receipt"

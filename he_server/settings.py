@@ -15,10 +15,10 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
-from he_protocol.keyfile import KeyRecord, read_private
+from he_party.keyfile import KeyRecord, read_private
+from he_protocol.identity.jws import public_from_jwk
 from he_protocol.problems import BAD_SETTINGS, Refusal
-from he_protocol.signing import public_from_jwk
-from he_server.store.database import sqlite_url
+from he_server.store.engine import sqlite_url
 
 ENV_PREFIX = "HUSHSUM_SERVER_"
 Flag = str | int | float | Path | None

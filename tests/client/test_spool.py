@@ -13,7 +13,7 @@ import pytest
 
 from he_client import spool as spool_module
 from he_client.spool import SealedUpdate, Spool
-from he_protocol import keyfile
+from he_party import keyfile
 from he_protocol.messages import SignedUpdate, encode
 
 HEAD = SignedUpdate("header", "credential")

@@ -11,7 +11,14 @@ COMPILED = [f"he_protocol.{name}" for name in ("gaussian", "lanes", "ntt", "quan
 
 if __name__ == "__main__":
     with atheris.instrument_imports(
-        include=["he_protocol", "he_server.tensors", "keys.schemes", "tests.fuzz.targets", "safetensors", "joserfc"],
+        include=[
+            "he_protocol",
+            "he_server.blobs.tensor_file",
+            "he_holder.schemes",
+            "tests.fuzz.targets",
+            "safetensors",
+            "joserfc",
+        ],
         exclude=COMPILED,
     ):
         from tests.fuzz import targets

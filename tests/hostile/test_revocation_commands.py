@@ -1,4 +1,4 @@
-"""`he-keys authority revoke` and `he-server revoke`: from a stolen key to a server that does not hear it."""
+"""`he-authority revoke` and `he-server revoke`: from a stolen key to a server that does not hear it."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ from pathlib import Path
 
 import pytest
 from click.testing import Result
+from he_authority.revocations import revoke
+from he_holder.cli.main import app as keys_app
 from typer import Typer
 from typer.testing import CliRunner
 
-from he_client.identity import create
-from he_protocol.keyfile import KeyRecord, read_private
+from he_party.identity import create
+from he_party.keyfile import KeyRecord, read_private
+from he_protocol.identity.revocation import Revocations, key_digest
 from he_protocol.messages import REVOKED_LIMIT, RevocationList
 from he_protocol.problems import BAD_SIGNATURE, TOO_LARGE
-from he_protocol.revocation import Revocations, key_digest
-from he_server.cli import app as server_app
-from keys.authority import revoke
-from keys.cli import app as keys_app
+from he_server.cli.main import app as server_app
 from tests.support.parties import NOW, Authority
 from tests.unit.refusals import refused
 

@@ -1,4 +1,4 @@
-"""`he-keys`, as its users meet it: the authority's folder, a committee of one, a server over HTTP."""
+"""`he-holder`, as its users meet it: the authority's folder, a committee of one, a server over HTTP."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ import numpy as np
 import pytest
 from aiohttp import web
 from click.testing import Result
+from he_holder.cli.main import app
+from he_holder.ledger import Ledger
 from safetensors.numpy import save_file
 from typer.testing import CliRunner
 
-from he_client import console
-from he_client.identity import Identity, create
-from he_client.transport import RetryPolicy
-from he_protocol.keyfile import KeyRecord, read_private
+from he_party import console
+from he_party.identity import Identity, create
+from he_party.keyfile import KeyRecord, read_private
+from he_party.transport import RetryPolicy
+from he_protocol.identity.jws import public_from_jwk, verify
 from he_protocol.messages import Credential
 from he_protocol.problems import NOT_FOUND, STALE_UPDATE, Refusal
-from he_protocol.signing import public_from_jwk, verify
 from he_protocol.task import Task
-from keys.cli import app
-from keys.ledger import Ledger
 from tests.support.fake_server import FakeServer, refusal
 
 PASSPHRASE = "correct horse battery staple"
@@ -66,7 +66,7 @@ def _plain(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in list(os.environ):
         if name.startswith("HUSHSUM"):
             monkeypatch.delenv(name)
-    monkeypatch.setenv("HUSHSUM_KEYS_LEAST_F", "0")  # these are committees of one
+    monkeypatch.setenv("HUSHSUM_HOLDER_LEAST_F", "0")  # these are committees of one
 
 
 def run(*args: object) -> Result:
@@ -239,7 +239,7 @@ def test_a_refusal_keeps_its_brackets(office: Office) -> None:
 
 
 def test_run_without_a_task_says_what_to_do(office: Office) -> None:
-    assert "he-keys keygen" in refuses("bad-plan", "run", "--data-dir", "holder")
+    assert "he-holder join" in refuses("bad-plan", "run", "--data-dir", "holder")
 
 
 def test_nothing_joined_is_not_an_error(office: Office) -> None:
@@ -328,7 +328,7 @@ def test_a_ledger_with_a_task_of_another_authority_is_refused_and_ends(joined: O
     assert "Traceback" not in program.stderr
 
 
-PROGRAM = [sys.executable, "-c", "from keys.cli import app; app()"]
+PROGRAM = [sys.executable, "-c", "from he_holder.cli.main import app; app()"]
 
 
 @pytest.fixture
@@ -348,10 +348,10 @@ async def test_keygen_then_run_until_told_to_stop(office: Office, monkeypatch: p
         (row,) = json.loads(await asyncio.to_thread(done, "status", "--data-dir", "holder", "--format", "json"))
         assert row["keys"] is True
 
-        from keys import cli
+        from he_holder.cli import main
 
-        settings = cli.Settings.load(data_dir=Path("holder"), poll_seconds=0.01)
-        work = asyncio.create_task(cli._run(settings))
+        settings = main.Settings.load(data_dir=Path("holder"), poll_seconds=0.01)
+        work = asyncio.create_task(main._run(settings))
         await server.until(lambda: any(path.endswith("/openings") for _, path in server.seen))
         os.kill(os.getpid(), signal.SIGTERM)
         await asyncio.wait_for(work, 5)
@@ -360,7 +360,7 @@ async def test_keygen_then_run_until_told_to_stop(office: Office, monkeypatch: p
 async def test_a_committee_of_one_is_not_joined_unless_its_holder_says_so(
     office: Office, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delenv("HUSHSUM_KEYS_LEAST_F")
+    monkeypatch.delenv("HUSHSUM_HOLDER_LEAST_F")
     async with FakeServer(office.task) as server:
         joining = ("keygen", "demo", "--server", server.url, "--data-dir", "holder")
         line = await asyncio.to_thread(refuses, "bad-committee", *joining)
@@ -476,7 +476,7 @@ def test_an_epoch_is_destroyed_only_when_somebody_says_yes(joined: Office) -> No
     assert len(keys()) == 1
     assert CliRunner().invoke(app, destroying, input="y\n").exit_code == 0
     assert keys() == []
-    assert "he-keys keygen" in run("run", "--data-dir", "holder").stderr
+    assert "he-holder join" in run("run", "--data-dir", "holder").stderr
     refuses("not-found", "destroy-epoch", "other", "--data-dir", "holder")
 
 
@@ -517,7 +517,7 @@ def test_a_table_shows_control_characters_and_does_not_obey_them(capsys: pytest.
 
 def test_the_next_epoch_needs_new_keys_of_the_same_parties(office: Office) -> None:
     reuse = ("task", "next", "task.jws", *MODEL, "--holder", "holder/credential.jws", "--out", "next.jws")
-    assert "he-keys rotate" in refuses("bad-committee", *reuse)
+    assert "he-holder rotate" in refuses("bad-committee", *reuse)
     refuses("wrong-role", "task", "next", "task.jws", *MODEL, "--holder", "client/credential.jws", "--out", "next.jws")
     asked = ("enroll", "holder/enroll-request.jws", "--role", "holder", "--out", "x", "--renews")
     refuses("not-addressed", *asked, "client/credential.jws")

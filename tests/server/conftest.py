@@ -14,16 +14,16 @@ from typing import Any
 
 import asyncpg
 import pytest
+from he_migrations.run import upgrade
 from sqlalchemy import text
 
-from he_protocol.keyfile import KeyRecord, write_private
-from he_protocol.signing import SigningKey, jwk_x
-from he_server.app import open_server
-from he_server.handlers import updates
+from he_party.keyfile import KeyRecord, write_private
+from he_protocol.identity.jws import SigningKey, jwk_x
+from he_server.http.handlers import updates
+from he_server.services.context import open_server
 from he_server.settings import Settings
-from he_server.store.database import make_engine, sqlite_url
+from he_server.store.engine import make_engine, sqlite_url
 from he_server.store.schema import metadata
-from migrations.run import upgrade
 
 from .world import Clock, World
 

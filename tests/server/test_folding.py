@@ -16,22 +16,22 @@ from msgspec.structs import replace
 from safetensors.numpy import load
 from sqlalchemy import ColumnElement
 
-from he_protocol import api, problems
+from he_protocol import paths, problems
+from he_protocol.arithmetic.residues import pack
 from he_protocol.problems import Refusal
-from he_protocol.residues import pack
-from he_protocol.schemes import load_scheme
+from he_protocol.schemes.registry import load_scheme
 from he_protocol.task import Task, TensorSpec
-from he_server import forming
-from he_server import worker as worker_module
-from he_server.aggregate import fold_updates, read_total, stored_type, sum_layout
-from he_server.app import open_server
-from he_server.blobs import Blobs, BlobWriter
-from he_server.names import accumulator_blob, total_blob, update_blob
-from he_server.rounds import FOLD_BATCH
+from he_server.blobs.keys import accumulator_blob, total_blob, update_blob
+from he_server.blobs.local import Blobs, BlobWriter
+from he_server.blobs.vectors import fold_updates, read_total, stored_type, sum_layout
+from he_server.jobs import forming
+from he_server.jobs import worker as worker_module
+from he_server.jobs.worker import Worker
+from he_server.rules.rounds import FOLD_BATCH
+from he_server.services.context import open_server
 from he_server.store import Store, folding
 from he_server.store.folding import Fold
 from he_server.store.schema import accumulators
-from he_server.worker import Worker
 
 from .conftest import both
 from .world import UNIT, World
@@ -68,7 +68,7 @@ async def _counted(world: World, clients: int) -> list[int]:
     """How often every update is in the published sum of round 1."""
     await world.open(1)
     assert (await world.round(1)).state == "published"
-    response = await world.call(world.holders[0], "GET", api.sum_path(world.task.id, 1))
+    response = await world.call(world.holders[0], "GET", paths.sum_path(world.task.id, 1))
     (total,) = set(load(await response.read())["sum"].reshape(-1).tolist())
     return _digits(total, clients)
 

@@ -13,7 +13,7 @@ from safetensors.numpy import save
 from he_client.published import _tensors_of
 from he_protocol.problems import Refusal
 from he_protocol.task import TensorSpec
-from he_server.tensors import read_tensors, write_tensors
+from he_server.blobs.tensor_file import read_tensors, write_tensors
 
 SPECS = (TensorSpec("w", (2, 2)), TensorSpec("b", (2,)))
 
