@@ -1,6 +1,7 @@
 """What parties that have not proved who they are may take: few requests a second, and little room for bodies.
 
-None of it is taken from clients and key holders, whose uploads `he_server.services.backpressure` admits once they are known.
+None of it is taken from clients and key holders: `he_server.services.backpressure` admits their uploads once they are
+known.
 """
 
 from __future__ import annotations

@@ -33,7 +33,8 @@ def rotate_(data_dir: DataDir = None, passphrase: Passphrase = "") -> None:
         f"new key in {settings.data_dir}\n"
         "1. send enroll-request.jws to the authority: he-authority enroll ... --renews <the old credential>\n"
         "2. put its answer in the place of credential.jws\n"
-        "3. once the authority has signed the next epoch (he-authority task next): he-holder join, and restart he-holder run\n"
+        "3. once the authority has signed the next epoch (he-authority task next): he-holder join,"
+        " and restart he-holder run\n"
         "4. once the old epoch has ended: he-holder destroy-epoch"
     )
 
