@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import msgspec
-from he_holder.ceremony import messages
 
 from he_bench.parties import Parties
+from he_holder.ceremony import messages
 from he_party.transport import Answer, Piece, Transport
 from he_protocol import documents, paths
 from he_protocol.task import Task

@@ -11,13 +11,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from safetensors.numpy import save
+
+from he_bench.world import World
 from he_holder.ceremony.run import Ceremony
 from he_holder.holder import KeyHolder
 from he_holder.hpke_key import HpkeKey
 from he_holder.ledger import Ledger
-from safetensors.numpy import save
-
-from he_bench.world import World
 from he_party.identity import AUTHORITY_FILE, CREDENTIAL_FILE, KEY_FILE, Identity
 from he_party.keyfile import KeyRecord, write_private
 from he_party.transport import Transport

@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
-from he_authority.enrolment import enrol
-from he_holder.hpke_key import HpkeKey
 from msgspec.structs import replace
 
+from he_authority.enrolment import enrol
+from he_holder.hpke_key import HpkeKey
 from he_party.identity import Identity
 from he_protocol.envelope import possession_message
 from he_protocol.identity.jws import SigningKey

@@ -18,16 +18,16 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
-from he_authority.tasks import build_config
-from he_holder.ceremony import messages
-from he_holder.schemes import Opener, make_dealer, make_opener
 
+from he_authority.tasks import build_config
 from he_bench import profiles
 from he_bench.board import CommitteeBoard
 from he_bench.parties import AGREEMENT, THRESHOLD, Parties
 from he_bench.updates import SPREAD
 from he_client.encode import Encoder
 from he_client.schemes import Sealer, make_sealer
+from he_holder.ceremony import messages
+from he_holder.schemes import Opener, make_dealer, make_opener
 from he_protocol import frames
 from he_protocol.arithmetic import residues
 from he_protocol.arithmetic.residues import Residues

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy.typing as npt
+from safetensors.numpy import save_file
+
 from he_authority.enrolment import enrol
 from he_authority.tasks import build_config
 from he_holder.keyring import new_holder
-from safetensors.numpy import save_file
-
 from he_party.identity import AUTHORITY_FILE, CREDENTIAL_FILE, KEY_FILE, Identity, create
 from he_party.keyfile import KeyRecord, write_private
 from he_protocol.identity.jws import SigningKey, jwk_x

@@ -13,6 +13,7 @@ from he_server.store.engine import sqlite_file, translated
 async def migrate(settings: Settings) -> None:
     """Bring the database to the newest schema. Raises `database-unavailable` or `bad-settings`."""
     from alembic.util import CommandError  # other commands need not wait for Alembic's import
+
     from he_migrations.run import upgrade
 
     try:

@@ -13,7 +13,6 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from he_migrations.run import upgrade
 from sqlalchemy import (
     Column,
     ColumnClause,
@@ -42,6 +41,7 @@ from sqlalchemy.pool import ConnectionPoolEntry
 
 from he_holder.request import History, Request
 from he_holder.rules import VOTING, Rule, check_alive, judge
+from he_migrations.run import upgrade
 from he_party.files import close_database, private_directory
 from he_protocol.identity.jws import token_hash
 from he_protocol.identity.revocation import Revocations

@@ -10,8 +10,8 @@ from functools import cache
 
 import msgspec
 import pytest
-from he_holder.hpke_key import HpkeKey
 
+from he_holder.hpke_key import HpkeKey
 from he_protocol import problems
 from he_protocol.problems import PROBLEMS, ProblemType
 from tests.architecture.source import ROOT, SHIPPED, modules

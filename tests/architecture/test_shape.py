@@ -14,8 +14,6 @@ from tests.architecture.source import PACKAGES, ROOT, SHIPPED, Module, identifie
 
 EVERYTHING = [module for package in PACKAGES for module in modules(package)]
 LONGEST_FILE, LONGEST_FUNCTION = 400, 60
-KEY_FILES = "he_party.keyfile"
-"""The one module of the public half that touches the disk."""
 
 IMPURE_MODULES = frozenset(
     {"aiohttp", "asyncio", "socket", "ssl", "http", "urllib", "subprocess", "threading", "multiprocessing", "logging",
@@ -43,8 +41,6 @@ def test_the_parser_sees_the_whole_project() -> None:
 def test_the_public_half_does_no_io_and_reads_no_clock(module: Module) -> None:
     roots = {name.split(".")[0] for name in imported(module)}
     assert not roots & IMPURE_MODULES
-    if module.name == KEY_FILES:
-        return
     assert not roots & DISK
     calls = {
         node.func.id if isinstance(node.func, ast.Name) else node.func.attr
@@ -52,11 +48,6 @@ def test_the_public_half_does_no_io_and_reads_no_clock(module: Module) -> None:
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name | ast.Attribute)
     }
     assert not calls & CLOCK_OR_DISK_CALLS
-
-
-def test_the_one_exception_is_still_needed() -> None:
-    (keyfile,) = (module for module in modules("he_protocol") if module.name == KEY_FILES)
-    assert {"os", "pathlib"} <= imported(keyfile)
 
 
 @pytest.mark.parametrize("module", EVERYTHING, ids=lambda module: module.name)

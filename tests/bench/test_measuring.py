@@ -9,6 +9,8 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from typer.testing import CliRunner
+
 from he_bench import results
 from he_bench.cli import app
 from he_bench.disk import SAMPLE_SECONDS, PeakDisk, peak_disk
@@ -16,7 +18,6 @@ from he_bench.isolated import measured
 from he_bench.memory import PeakMemory
 from he_bench.results import Comparison, Failed, LoadRun, Measurement, Missing, PeerResult, Point, Run
 from he_bench.runner import run_point
-from typer.testing import CliRunner
 
 TINY = 3000
 

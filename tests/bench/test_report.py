@@ -3,12 +3,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from rich.console import Console
+
 from he_bench.report import files, html, markdown, terminal
 from he_bench.report.tables import Table, tables
 from he_bench.results import Report
 from he_bench.units import figure, number, seconds, size
-from rich.console import Console
-
 from tests.bench.samples import LOADS, PEERS, RUN
 
 PNG = b"\x89PNG"

@@ -3,9 +3,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from he_bench import results
 from he_bench.results import Report, Spread
-
 from he_protocol.problems import BAD_SETTINGS, Refusal
 from tests.bench.samples import LOADS, PEERS, RUN, measurement
 

@@ -12,14 +12,14 @@ from typing import Any, Self
 
 import numpy as np
 from aiohttp.test_utils import TestServer
+
+from examples.har.deployment import Deployment
+from he_client import HushSumClient, Identity
 from he_holder.agent import Agent
 from he_holder.ceremony.run import Ceremony
 from he_holder.holder import KeyHolder
 from he_holder.ledger import Ledger
 from he_migrations.run import upgrade
-
-from examples.har.deployment import Deployment
-from he_client import HushSumClient, Identity
 from he_party.transport import RetryPolicy, Transport
 from he_protocol.task import Task
 from he_server.blobs.tensor_file import keep_model

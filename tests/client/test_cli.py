@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import Result
-from he_authority.enrolment import enrol
 from safetensors.numpy import load_file, save_file
 from typer.testing import CliRunner
 
+from he_authority.enrolment import enrol
 from he_client.cli import app
 from he_party.identity import AUTHORITY_FILE, CREDENTIAL_FILE, KEY_FILE, REQUEST_FILE, Identity
 from he_protocol.identity.jws import SigningKey, jwk_x, read_unverified

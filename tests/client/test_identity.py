@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from he_authority.enrolment import enrol
 
+from he_authority.enrolment import enrol
 from he_party.identity import AUTHORITY_FILE, CREDENTIAL_FILE, KEY_FILE, REQUEST_FILE, Identity, create
 from he_protocol.identity.jws import SigningKey, jwk_x, read_unverified, verify
 from he_protocol.messages import EnrolRequest

@@ -8,14 +8,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from he_client import HushSumClient
+from he_client.spool import Spool
 from he_holder.backup import backup, restore
 from he_holder.holder import KeyHolder
 from he_holder.keyring import Keyring
 from he_holder.ledger import Ledger
 from he_migrations.run import upgrade
-
-from he_client import HushSumClient
-from he_client.spool import Spool
 from he_party.files import close_database, close_to_others, private_directory, private_opener, write_durably
 from he_party.transport import RetryPolicy
 from he_protocol.task import Task

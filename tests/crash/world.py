@@ -14,10 +14,10 @@ from pathlib import Path
 
 import asyncpg  # type: ignore[import-untyped]
 import numpy as np
-from he_holder.holder import KeyHolder
-from he_holder.ledger import Ledger
 
 from he_client import Identity
+from he_holder.holder import KeyHolder
+from he_holder.ledger import Ledger
 from he_party.transport import Transport
 from he_protocol import documents, paths
 from tests.crash import submitter

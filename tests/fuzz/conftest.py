@@ -7,9 +7,9 @@ import os
 from collections.abc import Iterator
 
 import pytest
-from he_migrations.run import upgrade
 from hypothesis import HealthCheck, settings
 
+from he_migrations.run import upgrade
 from he_party.keyfile import KeyRecord, write_private
 from he_protocol.identity.jws import SigningKey, jwk_x
 from he_server.settings import Settings

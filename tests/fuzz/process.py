@@ -7,7 +7,10 @@ import sys
 import atheris
 
 # numba compiles these from their bytecode and cannot read it once it is instrumented
-COMPILED = [f"he_protocol.{name}" for name in ("gaussian", "lanes", "ntt", "quantise", "residues", "schemes")]
+COMPILED = [
+    f"he_protocol.{name}"
+    for name in ("arithmetic", "privacy.gaussian", "privacy.quantise", "schemes.kahe", "schemes.ckks")
+]
 
 if __name__ == "__main__":
     with atheris.instrument_imports(

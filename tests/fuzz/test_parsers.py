@@ -11,10 +11,10 @@ from contextlib import suppress
 
 import pytest
 import tenseal
-from he_holder.hpke_key import HpkeKey
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from he_holder.hpke_key import HpkeKey
 from he_protocol import envelope, frames, messages
 from he_protocol.identity.jws import payload_hash, public_from_jwk, read_unverified, verify
 from he_protocol.identity.requests import check_request

@@ -20,11 +20,11 @@ from urllib.parse import urlsplit
 
 import aiohttp
 import msgspec
+
 from he_bench.deployment import Deployment, deployed
 from he_bench.load import Upload, allow_files
 from he_bench.updates import random_update
 from he_bench.world import World, new_update_id
-
 from he_party.transport import RetryPolicy, Transport
 from he_protocol import documents, paths
 from he_server.blobs.tensor_file import model_file

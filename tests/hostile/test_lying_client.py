@@ -6,9 +6,9 @@ import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
-from he_holder.rules import headers_signed
 from msgspec.structs import replace
 
+from he_holder.rules import headers_signed
 from he_protocol import paths, problems
 from he_protocol.identity.credentials import CLOCK_SKEW_SECONDS
 from he_protocol.identity.jws import read_unverified

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from he_holder import rules as checks
 from he_holder.ledger import Ledger
 from he_holder.request import Request
 from he_holder.rules import RELEASING, VOTING, Rule
-
 from he_protocol.committee import parse_committee
 from he_protocol.problems import NOT_CERTIFIED, Refusal
 from he_protocol.task import TensorSpec

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
+
 from he_holder import rules
 from he_holder.hpke_key import HpkeKey
 from he_holder.rules import Rule, judge
-from msgspec.structs import replace
-
 from he_protocol.arithmetic.residues import unpack
 from he_protocol.identity.jws import SigningKey
 from he_protocol.privacy.quantise import Integers

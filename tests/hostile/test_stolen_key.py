@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from he_holder.holder import KeyHolder
-from he_holder.ledger import Ledger
 from msgspec.structs import replace
 
 from he_client import HushSumClient
+from he_holder.holder import KeyHolder
+from he_holder.ledger import Ledger
 from he_party.identity import Identity
 from he_protocol import documents, paths, problems, tus
 from he_protocol.identity.jws import SigningKey, read_unverified

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from he_holder.rules import Request, judge
 from msgspec.structs import replace
 from safetensors.numpy import load, save
 
+from he_holder.rules import Request, judge
 from he_protocol.documents import DroppedBucket
 from he_protocol.messages import FailedBucket, Share
 from he_protocol.problems import COMBINE_REFUSED

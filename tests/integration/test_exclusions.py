@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 import structlog
-from he_holder import opening
-from he_holder.opening import Openings
-from he_holder.rules import Request
 from msgspec.structs import replace
 
 from he_client import HushSumClient, Submission
 from he_client.schemes import kahe
+from he_holder import opening
+from he_holder.opening import Openings
+from he_holder.rules import Request
 from he_party.keyfile import KeyRecord, read_private
 from he_protocol.identity.jws import SigningKey, read_unverified
 from he_protocol.messages import Credential, Exclusion, Message, Objection, Screening, Share, UpdateHeader, Vote

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from he_holder.agent import Agent
 
+from he_holder.agent import Agent
 from he_protocol.arithmetic.residues import pack, unpack
 from he_protocol.problems import COMBINE_REFUSED
 from he_protocol.schemes import kahe

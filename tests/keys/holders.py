@@ -9,7 +9,6 @@ from pathlib import Path
 from he_holder.holder import EpochSecret, KeyHolder, PartSeed
 from he_holder.ledger import Ledger
 from he_holder.opening import Openings
-
 from he_party.keyfile import write_private
 from he_party.transport import RetryPolicy, Transport
 from he_protocol.task import Task

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sqlalchemy.exc import IntegrityError
+
 from he_holder import rules
 from he_holder.ledger import Ledger
 from he_holder.rules import Rule, judge
 from he_holder.schemes import make_opener
-from sqlalchemy.exc import IntegrityError
-
 from he_protocol.arithmetic import ntt, residues
 from he_protocol.messages import SignedUpdate
 from he_protocol.problems import (

@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from he_holder.rules import judge
-from he_holder.schemes import make_opener
 from msgspec.structs import replace
 
 from he_client.encode import secret_words
 from he_client.schemes.kahe import KaheSealer, make_sealer
+from he_holder.rules import judge
+from he_holder.schemes import make_opener
 from he_party.transport import Transport
 from he_protocol.arithmetic.ntt_lanes import CommonProduct
 from he_protocol.arithmetic.residues import unpack

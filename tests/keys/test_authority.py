@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+
 from he_authority.enrolment import enrol
 from he_authority.tasks import build_config
-
 from he_protocol.identity.credentials import check_credential
 from he_protocol.identity.jws import SigningKey, verify
 from he_protocol.messages import Credential, EnrolRequest, Role

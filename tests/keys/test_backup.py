@@ -11,6 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
+
 from he_authority.enrolment import check_renewal, enrol
 from he_authority.tasks import next_epoch
 from he_holder import keyring
@@ -18,8 +20,6 @@ from he_holder.backup import Backup, backup, restore
 from he_holder.epochs import state_of
 from he_holder.holder import KeyHolder
 from he_holder.ledger import Ledger
-from msgspec.structs import replace
-
 from he_party import keyfile
 from he_party.identity import AUTHORITY_FILE, CREDENTIAL_FILE, KEY_FILE, REQUEST_FILE, Identity, create
 from he_party.keyfile import KeyRecord, read_private, write_private

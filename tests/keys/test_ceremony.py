@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
+
 from he_holder.ceremony import messages
 from he_holder.ceremony.messages import Seeds
 from he_holder.schemes import make_dealer
 from he_holder.schemes.ckks import SecretPart
-from msgspec.structs import replace
-
 from he_protocol.arithmetic import ntt, residues
 from he_protocol.messages import Commitment, Contribution, PartDigest, SealedSeeds
 from he_protocol.problems import (

@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 
 import msgspec
 import pytest
+
 from he_holder import rules as checks
 from he_holder.request import Request
 from he_holder.rules import RELEASING, SCREENING, VOTING, Rule, UpdateRule, judge, revoked_buckets, screen
-
 from he_party.identity import Identity
 from he_protocol.identity.credentials import CLOCK_SKEW_SECONDS
 from he_protocol.identity.jws import SigningKey, read_unverified

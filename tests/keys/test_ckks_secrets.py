@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from he_holder.schemes import make_dealer
 from he_holder.schemes.ckks import SecretPart, flood
-
 from he_protocol.arithmetic import ntt
 from he_protocol.arithmetic.keystream import expand_words
 from he_protocol.arithmetic.residues import ResidueLayout

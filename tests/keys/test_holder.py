@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 from aiohttp import web
+from msgspec.structs import replace
+
 from he_holder.holder import KeyHolder, check_promise
 from he_holder.hpke_key import HpkeKey
 from he_holder.ledger import Ledger
 from he_holder.request import Request
-from msgspec.structs import replace
-
 from he_party.identity import Identity
 from he_protocol import paths
 from he_protocol.identity.jws import SigningKey, token_hash, verify

@@ -9,7 +9,6 @@ from pathlib import Path
 from he_authority.tasks import build_config
 from he_holder.holder import check_promise
 from he_holder.hpke_key import HpkeKey
-
 from he_protocol.privacy.plan import epsilon
 from he_protocol.task import Task, TensorSpec
 from tests.support.parties import Authority

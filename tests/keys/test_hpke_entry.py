@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
+
 from he_authority import enrolment
 from he_authority.enrolment import enrol
 from he_authority.tasks import build_config, next_epoch
 from he_holder.hpke_key import HpkeKey
 from he_holder.keyring import new_holder, rotate
 from he_holder.schemes import make_opener
-from msgspec.structs import replace
-
 from he_protocol import envelope
 from he_protocol.envelope import (
     CURVE_PRIME,

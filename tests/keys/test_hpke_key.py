@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
+
 from he_holder.holder import EpochSecret, PartSeed
 from he_holder.hpke_key import PRIVATE_BYTES, HpkeKey
 from he_holder.schemes.ckks import SecretPart
-
 from he_party.keyfile import KeyRecord
 from he_protocol.envelope import PUBLIC_BYTES, seal
 from he_protocol.identity.jws import SigningKey

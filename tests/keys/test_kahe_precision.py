@@ -10,10 +10,10 @@ from math import hypot, sqrt
 
 import numpy as np
 import pytest
-from he_holder.schemes import make_opener
 
 from he_client.encode import Encoder
 from he_client.schemes.kahe import KaheSealer
+from he_holder.schemes import make_opener
 from he_protocol.arithmetic import residues
 from he_protocol.identity.jws import read_unverified
 from he_protocol.messages import UpdateHeader

@@ -10,12 +10,12 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
+
 from he_holder.ceremony import run
 from he_holder.ceremony.run import Ceremony
 from he_holder.holder import EpochSecret, KeyHolder
 from he_holder.schemes import ckks, make_dealer
-from msgspec.structs import replace
-
 from he_party.keyfile import read_private
 from he_protocol import documents
 from he_protocol.arithmetic import residues

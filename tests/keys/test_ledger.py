@@ -13,15 +13,15 @@ from pathlib import Path
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
+from sqlalchemy import create_engine
+from sqlalchemy.exc import IntegrityError
+
 from he_holder import ledger
 from he_holder import rules as checks
 from he_holder.ledger import Ledger
 from he_holder.request import Request
 from he_holder.rules import VOTING, Rule
 from he_migrations.run import downgrade
-from sqlalchemy import create_engine
-from sqlalchemy.exc import IntegrityError
-
 from he_protocol.identity.jws import read_unverified, token_hash
 from he_protocol.messages import SignedUpdate, UpdateHeader
 from he_protocol.problems import (

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import structlog
+
 from he_authority.enrolment import enrol
 from he_authority.tasks import build_config, next_epoch
 from he_holder import epochs, rules
@@ -21,7 +22,6 @@ from he_holder.hpke_key import HpkeKey
 from he_holder.keyring import HpkeRecord, Keyring, check_ledger
 from he_holder.ledger import Ledger, VoteRecord
 from he_holder.request import Request
-
 from he_party.keyfile import read_private
 from he_protocol.identity.jws import fingerprint
 from he_protocol.problems import (

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from he_holder.schemes import make_opener
 
+from he_holder.schemes import make_opener
 from he_protocol.arithmetic import residues
 from he_protocol.identity.jws import read_unverified
 from he_protocol.messages import UpdateHeader

@@ -7,9 +7,9 @@ from math import sqrt
 
 import numpy as np
 import pytest
-from he_holder.schemes import make_opener
 
 from he_client.schemes.kahe import JOB, KaheSealer
+from he_holder.schemes import make_opener
 from he_protocol.arithmetic.residues import unpack
 from he_protocol.problems import COMBINE_REFUSED
 from he_protocol.schemes import scheme

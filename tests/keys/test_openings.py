@@ -12,10 +12,10 @@ from typing import TypeVar
 import msgspec
 import pytest
 from aiohttp import web
+
 from he_holder.holder import KeyHolder
 from he_holder.opening import Openings
 from he_holder.request import Request
-
 from he_protocol import documents, paths
 from he_protocol.identity.jws import SigningKey, verify
 from he_protocol.messages import Exclusion, FailedBucket, Message, Objection, Screening, Share, Vote

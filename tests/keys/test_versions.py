@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
+
 from he_authority.enrolment import enrol
 from he_holder.rules import judge
-
 from he_protocol.identity.jws import SigningKey, read_unverified
 from he_protocol.identity.revocation import Revocations
 from he_protocol.messages import EnrolRequest, RevocationList, SignedUpdate, UpdateHeader

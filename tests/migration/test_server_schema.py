@@ -11,10 +11,10 @@ import asyncpg
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from he_migrations.run import downgrade, upgrade
 from sqlalchemy import Connection, inspect, text
 from sqlalchemy.exc import IntegrityError
 
+from he_migrations.run import downgrade, upgrade
 from he_server.store.engine import make_engine, sqlite_url
 from he_server.store.schema import metadata
 

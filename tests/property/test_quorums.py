@@ -11,12 +11,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
-from he_holder import rules as checks
-from he_holder.ledger import Ledger
-from he_holder.rules import RELEASING, VOTING, Rule
 from hypothesis import HealthCheck, Phase, find, given, settings
 from hypothesis import strategies as st
 
+from he_holder import rules as checks
+from he_holder.ledger import Ledger
+from he_holder.rules import RELEASING, VOTING, Rule
 from he_protocol.committee import parse_committee
 from he_protocol.problems import Refusal
 from tests.property.quorums import (

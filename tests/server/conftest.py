@@ -14,9 +14,9 @@ from typing import Any
 
 import asyncpg
 import pytest
-from he_migrations.run import upgrade
 from sqlalchemy import text
 
+from he_migrations.run import upgrade
 from he_party.keyfile import KeyRecord, write_private
 from he_protocol.identity.jws import SigningKey, jwk_x
 from he_server.http.handlers import updates

@@ -16,15 +16,15 @@ from multiprocessing import get_context
 from typing import Any
 
 import pytest
-from he_holder import ledger
-from he_holder import rules as checks
-from he_holder.ledger import Ledger
-from he_holder.opening import Openings
 from rich.console import Console
 from rich.table import Table
 from sqlalchemy import delete, func, insert, select, update
 
 from he_client.client import HushSumClient
+from he_holder import ledger
+from he_holder import rules as checks
+from he_holder.ledger import Ledger
+from he_holder.opening import Openings
 from he_protocol.committee import Committee
 from he_protocol.identity.jws import read_unverified, verify
 from he_protocol.messages import Vote

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 from typing import Literal, get_args
 
+from msgspec.structs import replace
+
 from he_holder.holder import KeyHolder
 from he_holder.opening import Openings
 from he_holder.release import make_share
 from he_holder.request import Request
 from he_holder.schemes import Opener
-from msgspec.structs import replace
-
 from he_party.transport import Transport
 from he_protocol import documents, paths
 from he_protocol.messages import Exclusion, Screening, ShareVector, Vote

@@ -21,7 +21,12 @@ from typing import Any
 import numpy as np
 import pytest
 from aiohttp import web
+
 from he_authority.tasks import build_config
+from he_client import HushSumClient, Identity
+from he_client.client import RESUMABLE_ABOVE, Submission
+from he_client.schemes import Source
+from he_client.spool import SealedUpdate, Spool
 from he_holder.agent import Agent
 from he_holder.holder import KeyHolder
 from he_holder.hpke_key import HpkeKey
@@ -29,11 +34,6 @@ from he_holder.keyring import HpkeRecord
 from he_holder.ledger import Ledger
 from he_holder.opening import Openings
 from he_migrations.run import upgrade
-
-from he_client import HushSumClient, Identity
-from he_client.client import RESUMABLE_ABOVE, Submission
-from he_client.schemes import Source
-from he_client.spool import SealedUpdate, Spool
 from he_party.keyfile import KeyRecord
 from he_party.transport import RetryPolicy, Transport
 from he_protocol import documents, paths

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 import msgspec
 from aiohttp import web
 from aiohttp.test_utils import TestServer
-from he_holder.request import Request as Asked
 
+from he_holder.request import Request as Asked
 from he_party.identity import Identity
 from he_protocol import documents, frames, paths
 from he_protocol.identity.jws import message_kind, payload_hash, read_unverified

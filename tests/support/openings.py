@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
+
+from he_client.encode import Words, secret_words
 from he_holder.release import BucketSums, make_share
 from he_holder.request import History, Request
 from he_holder.schemes import make_opener
-
-from he_client.encode import Words, secret_words
 from he_protocol.arithmetic import residues
 from he_protocol.arithmetic.residues import Residues
 from he_protocol.identity.jws import SigningKey, read_unverified

@@ -12,16 +12,16 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-from he_authority.enrolment import enrol
-from he_authority.tasks import build_config
-from he_holder.ceremony import messages
-from he_holder.hpke_key import HpkeKey
-from he_holder.schemes import make_dealer
 from msgspec.structs import replace
 
+from he_authority.enrolment import enrol
+from he_authority.tasks import build_config
 from he_client.encode import Words, secret_words
 from he_client.schemes.ckks import encrypt, joint_context
 from he_client.schemes.kahe import KaheSealer
+from he_holder.ceremony import messages
+from he_holder.hpke_key import HpkeKey
+from he_holder.schemes import make_dealer
 from he_party.identity import Identity
 from he_protocol.arithmetic import residues
 from he_protocol.envelope import possession_message

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from he_authority.revocations import revoke
 from msgspec.structs import replace
 
+from he_authority.revocations import revoke
 from he_protocol.identity.jws import SigningKey, read_unverified
 from he_protocol.identity.revocation import Revocations
 from he_protocol.messages import RevocationList

@@ -5,8 +5,8 @@ from __future__ import annotations
 from functools import cache
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from he_holder.hpke_key import HpkeKey
 
+from he_holder.hpke_key import HpkeKey
 from he_protocol.identity.jws import SigningKey, fingerprint, jwk_x
 from he_protocol.messages import Cnf, Credential, Jwk, Role
 from he_protocol.privacy.plan import PrivacyPlan

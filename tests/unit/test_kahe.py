@@ -6,8 +6,8 @@ from math import ceil, isqrt
 
 import numpy as np
 import pytest
-from he_holder.hpke_key import HpkeKey
 
+from he_holder.hpke_key import HpkeKey
 from he_protocol.arithmetic.keystream import derive_key, expand_words
 from he_protocol.arithmetic.ntt_lanes import CommonProduct
 from he_protocol.envelope import seal

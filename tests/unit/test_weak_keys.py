@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import pytest
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-from he_authority.enrolment import enrol
 from msgspec.structs import replace
 
+from he_authority.enrolment import enrol
 from he_protocol.identity import jws
 from he_protocol.identity.credentials import check_credential
 from he_protocol.identity.jws import CURVE_PRIME, SigningKey, check_public, fingerprint, jwk_x, public_from_jwk, verify

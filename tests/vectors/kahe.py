@@ -6,9 +6,9 @@ import hashlib
 from typing import Any
 
 import numpy as np
-from he_holder.schemes import make_opener
 
 from he_client.schemes.kahe import KaheSealer
+from he_holder.schemes import make_opener
 from he_protocol import messages as m
 from he_protocol.arithmetic.keystream import expand_words
 from he_protocol.arithmetic.ntt_lanes import CommonProduct

@@ -6,9 +6,9 @@ import hashlib
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from he_holder.hpke_key import HpkeKey
 from msgspec.structs import replace
 
+from he_holder.hpke_key import HpkeKey
 from he_protocol import messages as m
 from he_protocol.arithmetic.keystream import expand_words
 from he_protocol.identity.jws import SigningKey, fingerprint, jwk_x

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from he_holder.schemes import make_opener
 from msgspec.structs import replace
 
+from he_holder.schemes import make_opener
 from he_protocol import frames, messages
 from he_protocol.arithmetic.keystream import derive_key, expand_words
 from he_protocol.arithmetic.ntt_lanes import CommonProduct

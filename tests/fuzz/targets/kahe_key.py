@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from he_holder.schemes.kahe import KaheKeySum
-
 from he_protocol import envelope
 from he_protocol.messages import Part, UpdateHeader
 from he_protocol.problems import Refusal
