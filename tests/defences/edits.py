@@ -317,7 +317,7 @@ EDITS = (
     _never("he_server/store/rounds.py: _same_share", "payload_hash(before) != payload_hash(token)"),
     Edit("he_server/rules/rounds.py: combining_due", "shares >= committee.threshold", "shares > committee.threshold"),
     Edit("he_server/rules/manifests.py: excluded_by_holders", "len(by_holder) >= needed", "by_holder"),
-    Edit("he_server/http/handlers/openings.py: put_share", "< task.committee.agreement", "< 0"),
+    Edit("he_server/services/shares.py: accept_share", "< task.committee.agreement", "< 0"),
     Edit("he_server/blobs/vectors.py: is_intact", "hasher.digest() == sha256", "True"),
     Edit("he_server/rules/manifests.py: plan_round", "and u.update_id in lost", "and False"),
     Edit(
@@ -413,12 +413,12 @@ EDITS = (
     *_returns("he_server/services/strangers.py", "take"),
     *_returns("he_server/services/door.py", "doubt"),
     Edit(
-        "he_server/http/handlers/revocations.py: put_revocations",
+        "he_server/services/revocations.py: accept_revocations",
         "if token and token == ",
         "if not token and token == ",
     ),
     Edit(
-        "he_server/http/handlers/revocations.py: put_revocations",
+        "he_server/services/revocations.py: accept_revocations",
         "check_newer(await server.revocations(), offered)",
         "pass",
     ),

@@ -96,7 +96,7 @@ async def test_a_post_of_another_phase(world: World) -> None:
 
 
 async def test_a_post_that_is_too_large(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("he_server.http.handlers.board.POST_LIMIT", 1000)
+    monkeypatch.setattr("he_server.services.board.POST_LIMIT", 1000)
     assert await world.problem(await _post(world, "reveal", 0, bytes(1001))) == problems.TOO_LARGE
     assert (await _post(world, "reveal", 0, bytes(1000))).status == 201
 

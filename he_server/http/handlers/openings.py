@@ -3,35 +3,30 @@
 from __future__ import annotations
 
 import re
-from functools import partial
 
 from aiohttp import web
 
 from he_protocol.documents import Heads, Opening, PendingOpenings, Waiting
-from he_protocol.identity.credentials import check_signed
 from he_protocol.identity.jws import TOKEN_LIMIT
-from he_protocol.messages import Share, SignedUpdate
+from he_protocol.messages import SignedUpdate
 from he_protocol.problems import (
     MALFORMED,
-    NOT_CERTIFIED,
-    REQUEST_TIMEOUT,
     WRONG_STATE,
     Refusal,
 )
 from he_protocol.task import Task
-from he_server.blobs.keys import fresh, key_blob, share_blob
+from he_server.blobs.keys import key_blob
 from he_server.http.auth import party_of
 from he_server.http.params import round_number, task_of
 from he_server.http.responses import Piece, answer, stream_pieces
-from he_server.rules.answers import read_answer
 from he_server.rules.bodies import Sender, share_frame
 from he_server.rules.committee import check_member, check_self
-from he_server.rules.records import RoundRecord, UpdateRecord
+from he_server.rules.records import RoundRecord
 from he_server.rules.rounds import stage_of
-from he_server.rules.shares import check_share
+from he_server.services.answers import accept_answer, listed_updates, votes_for
 from he_server.services.context import Server
 from he_server.services.frames import Frame
-from he_server.services.receive import Section, receive, recording
+from he_server.services.shares import accept_share
 from he_server.services.streams import news
 
 MAX_WAIT = 60
@@ -69,20 +64,20 @@ def preferred_wait(prefer: str) -> int:
 
 async def get_opening(server: Server, request: web.Request) -> web.StreamResponse:
     task, record = await _waiting(server, request)
-    votes = await _votes(server, record)
+    votes = await votes_for(server, record)
     stage = stage_of(record.state, len(votes), task.committee.agreement)
     return answer(Opening(stage, record.manifest, votes, (await server.revocations()).token))
 
 
 async def get_heads(server: Server, request: web.Request) -> web.StreamResponse:
     _, record = await _waiting(server, request)
-    return answer(Heads(tuple(SignedUpdate(u.header, u.credential) for u in await _listed(server, record))))
+    return answer(Heads(tuple(SignedUpdate(u.header, u.credential) for u in await listed_updates(server, record))))
 
 
 async def get_key_parts(server: Server, request: web.Request) -> web.StreamResponse:
     task, record = await _waiting(server, request)
     part = task.part("key")
-    listed = await _listed(server, record)
+    listed = await listed_updates(server, record)
     pieces = [Piece(key_blob(update.blob), update.position * part.size, part.size) for update in listed]
     return await stream_pieces(server, request, pieces, zeros=True)  # holders leave out what is not as it was signed
 
@@ -105,23 +100,8 @@ async def put_answer(server: Server, request: web.Request) -> web.StreamResponse
         token = body.decode("ascii")
     except UnicodeDecodeError:
         raise Refusal(MALFORMED, "the answer is not a compact JWS") from None
-    said = await server.thread(read_answer, task, record, token, party, server.clock())
-    created = await server.store.add_answer(task, record, said)
-    if created:
-        server.heard(task.id)
+    created = await accept_answer(server, task, record, party, token)
     return answer(record.status(), 201 if created else 200)
-
-
-async def _votes(server: Server, record: RoundRecord) -> tuple[str, ...]:
-    """The votes for a round's manifest as it is now."""
-    said = await server.store.answers_of(record.id)
-    return tuple(a.token for a in said if a.kind == "vote" and a.manifest_hash == record.manifest_hash)
-
-
-async def _listed(server: Server, record: RoundRecord) -> list[UpdateRecord]:
-    """The updates in a round's manifest, in its order."""
-    out = {one.update for one in record.excluded}
-    return [update for update in await server.store.updates_of(record.id) if update.update_id not in out]
 
 
 async def _waiting(server: Server, request: web.Request) -> tuple[Task, RoundRecord]:
@@ -147,31 +127,5 @@ async def put_share(server: Server, request: web.Request) -> web.StreamResponse:
     check_self(party, request.match_info["holder"])
     record = await server.store.round(task.id, round_number(request))
     frame = Frame(request.content, server.settings.max_update_bytes, request.content_length)
-    token = await frame.token()
-    share = check_signed(token, Share, party, "holder")
-    if await server.store.has_share(record.id, share.holder, token):
-        return answer(record.status())
-    await server.thread(check_share, task, record, member, share)
-    if len(await _votes(server, record)) < task.committee.agreement:
-        raise Refusal(NOT_CERTIFIED, "shares come after votes", expected=f"{task.committee.agreement} votes")
-    layout = task.scheme.share_layout(task.length)
-    blob = fresh()
-    name = share_blob(blob)
-    sections = [
-        Section(f"{entry.part} of bucket {entry.bucket}", name, layout.size, entry.sha256, layout)
-        for entry in share.parts
-    ]
-    await receive(server, frame, sections)
-    async with recording(server, name):
-        kept = partial(server.check_kept, name, REQUEST_TIMEOUT) if sections else _nothing_to_keep
-        created = await server.store.add_share(task, share, token, blob, server.clock(), kept)
-    if created:
-        server.heard(task.id)
-    else:
-        await server.thread(server.blobs.delete, name)
-    status = (await server.store.round(task.id, record.number)).status()
-    return answer(status, 201 if created else 200)
-
-
-async def _nothing_to_keep() -> None:
-    """A share that leaves every bucket closed has no bytes."""
+    created = await accept_share(server, task, record, member, party, frame)
+    return answer((await server.store.round(task.id, record.number)).status(), 201 if created else 200)

@@ -6,11 +6,11 @@ from aiohttp import web
 
 from he_protocol.documents import Revoked
 from he_protocol.identity.jws import TOKEN_LIMIT
-from he_protocol.identity.revocation import Revocations, check_newer
 from he_protocol.problems import MALFORMED, Refusal
 from he_server.http.responses import answer
 from he_server.services.context import Server
 from he_server.services.frames import Frame
+from he_server.services.revocations import accept_revocations
 from he_server.services.strangers import in_time
 
 
@@ -25,10 +25,5 @@ async def put_revocations(server: Server, request: web.Request) -> web.StreamRes
         token = body.decode("ascii").strip()
     except UnicodeDecodeError:
         raise Refusal(MALFORMED, "the revocation list is not ASCII") from None
-    if token and token == (await server.revocations()).token:
-        return answer(Revoked(token))
-    offered = await server.unproved(lambda: Revocations.read(token, server.authority))
-    check_newer(await server.revocations(), offered)  # before anybody waits for the database
-    created = await server.store.learn_revocations(offered, server.clock())
-    server.revocations_due = 0.0
+    created = await accept_revocations(server, token)
     return answer(Revoked(token), 201 if created else 200)
