@@ -26,6 +26,7 @@ from he_server.blobs.upload_file import UploadFile
 from he_server.http.handlers import uploads
 from he_server.jobs.garbage import sweep
 from he_server.rules.admission import Limits
+from he_server.services import uploads as services
 from he_server.services.backpressure import Pressure
 from he_server.services.context import open_server
 from he_server.store import Store
@@ -240,7 +241,7 @@ async def test_a_damaged_chunk_is_dropped(
     world: World, ada: Person, algorithm: str, defence: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not defence:
-        monkeypatch.setattr("he_server.http.handlers.uploads.check_chunk", lambda *_: None)
+        monkeypatch.setattr("he_server.services.uploads.check_chunk", lambda *_: None)
     upload = world.upload(ada)
     path = await begun(world, ada, upload)
 
@@ -279,7 +280,8 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         reached.append(offset + size)
 
     check_fits = uploads.check_fits
-    monkeypatch.setattr(uploads, "check_fits", recording)
+    for module in (uploads, services):
+        monkeypatch.setattr(module, "check_fits", recording)
     return reached
 
 
@@ -371,7 +373,7 @@ async def test_two_at_once_do_not_mix_their_bytes(
     world: World, ada: Person, defence: bool, taken: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not defence:
-        monkeypatch.setattr("he_server.rules.uploads.fcntl.flock", lambda *_: None)
+        monkeypatch.setattr("he_server.blobs.upload_file.fcntl.flock", lambda *_: None)
     upload = world.upload(ada)
     path = await begun(world, ada, upload)
     body = Half(upload.frame[:5000])

@@ -6,10 +6,8 @@ for bytes that the client has signed anyway.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from dataclasses import replace
 from email.utils import formatdate
 from http import HTTPStatus
 
@@ -18,26 +16,28 @@ from aiohttp import web
 from he_protocol import tus
 from he_protocol.documents import UpdateReceipt
 from he_protocol.paths import upload_path
-from he_protocol.problems import METHOD_NOT_ALLOWED, NOT_FOUND, Refusal
-from he_server.blobs.keys import fresh, upload_blob
-from he_server.blobs.upload_file import BLOCK_BYTES, FileSource, UploadFile
+from he_protocol.problems import METHOD_NOT_ALLOWED, Refusal
+from he_server.blobs.upload_file import UploadFile
 from he_server.http.auth import CONNECTION, party_of
 from he_server.http.params import hex_id, task_of
 from he_server.http.responses import answer
 from he_server.rules.bodies import Sender
 from he_server.rules.uploads import (
-    check_chunk,
     check_fits,
     check_length,
     check_media_type,
     check_offset,
     check_version,
     claimed_update,
-    is_final,
 )
 from he_server.services.context import Server
-from he_server.services.frames import Frame
-from he_server.services.submit import accept
+from he_server.services.uploads import (
+    append_chunk,
+    begin_upload,
+    complete_upload,
+    forget_upload,
+    opened_upload,
+)
 from he_server.store.uploads import UploadRecord
 
 
@@ -59,21 +59,8 @@ async def post_upload(server: Server, request: web.Request) -> web.StreamRespons
     party = party_of(request)
     length = tus.number(request.headers.get("Upload-Length", ""), "Upload-Length")
     check_length(task, length, server.settings.max_update_bytes)
-    now = server.clock()
-    new = UploadRecord(
-        id=fresh(),
-        task_hash=task.id,
-        update_id=claimed_update(request.headers.get("Upload-Metadata", "")).hex(),
-        client=party.name,
-        public=party.public.hex(),
-        length=length,
-        created=now,
-        expires=now + server.settings.upload_seconds,
-    )
-    room = (await server.pressure.load()).free - server.settings.min_free_bytes
-    upload = await server.store.add_upload(new, server.settings.max_uploads_per_client, room)
-    if not upload.ended:
-        await server.thread(UploadFile.create, server.blobs.path(upload_blob(upload.id)))
+    update_id = claimed_update(request.headers.get("Upload-Metadata", ""))
+    upload = await begin_upload(server, task, party, update_id, length)
     return web.Response(status=201, headers={"Location": upload_path(upload.id), **_expiry(upload)})
 
 
@@ -83,7 +70,7 @@ async def head_upload(server: Server, request: web.Request) -> web.StreamRespons
         offset = _offset(upload, file)
         if file is not None and offset == upload.length:
             with suppress(Refusal):
-                await _complete(server, upload, file)
+                await complete_upload(server, upload, file)
     headers = {"Upload-Offset": str(offset), "Upload-Length": str(upload.length), "Cache-Control": "no-store"}
     return web.Response(headers=headers | _expiry(upload))
 
@@ -91,7 +78,7 @@ async def head_upload(server: Server, request: web.Request) -> web.StreamRespons
 async def get_upload(server: Server, request: web.Request) -> web.StreamResponse:
     async with _opened(server, request) as (upload, file):
         check_offset(upload.length, _offset(upload, file))
-        ended = upload if file is None else await _complete(server, upload, file)
+        ended = upload if file is None else await complete_upload(server, upload, file)
     return answer(_receipt(ended))
 
 
@@ -113,9 +100,9 @@ async def patch_upload(server: Server, request: web.Request) -> web.StreamRespon
         check_fits(upload.length, named, request.content_length or 0)
         ended = upload
         if file is not None:
-            await _append(server, request, upload, file, wanted)
+            await append_chunk(server, upload, file, request.content.iter_any(), wanted)
             if file.size == upload.length:
-                ended = await _complete(server, upload, file)
+                ended = await complete_upload(server, upload, file)
         if ended.ended:
             _receipt(ended)
         offset = _offset(ended, file)
@@ -124,8 +111,7 @@ async def patch_upload(server: Server, request: web.Request) -> web.StreamRespon
 
 async def delete_upload(server: Server, request: web.Request) -> web.StreamResponse:
     async with _opened(server, request) as (upload, _):
-        await server.thread(server.blobs.delete, upload_blob(upload.id))
-        await server.store.drop_upload(upload.id)
+        await forget_upload(server, upload)
     return web.Response(status=204)
 
 
@@ -151,78 +137,12 @@ async def mark(request: web.Request, response: web.StreamResponse) -> None:
 
 @asynccontextmanager
 async def _opened(server: Server, request: web.Request) -> AsyncIterator[tuple[UploadRecord, UploadFile | None]]:
-    """The upload that the path names, with its file and the file's lock; without them when it has ended.
-
-    Raises `not-found`, `upload-expired`, `upload-locked` or `tus-version`.
-    """
+    """The upload that the path names; its client has proved itself by naming it. Raises what `opened_upload` raises,
+    and `tus-version`."""
     _check_version(request)
-    upload_id = hex_id(request.match_info["upload"], 16, "upload").hex()
-    file = UploadFile(server.blobs.path(upload_blob(upload_id)))
-    try:
-        found = await server.thread(file.open)
-        upload = await server.store.upload(upload_id, server.clock())  # under the lock nobody else ends it
-        if not found and not upload.ended:
-            raise Refusal(NOT_FOUND, "the upload's bytes are gone")
+    async with opened_upload(server, hex_id(request.match_info["upload"], 16, "upload").hex()) as (upload, file):
         server.door.prove(request[CONNECTION], upload.party.public)
-        yield upload, None if upload.ended else file
-    finally:
-        await server.thread(file.close)
-
-
-async def _append(
-    server: Server, request: web.Request, upload: UploadRecord, file: UploadFile, wanted: tuple[str, bytes] | None
-) -> None:
-    """Append a body and make it durable: also the beginning of one that breaks off. A refusal leaves nothing."""
-    start = file.size
-    digest = hashlib.new(wanted[0], usedforsecurity=False) if wanted is not None else None
-    held = bytearray()
-
-    def write(block: bytes) -> None:
-        file.append(block)
-        if digest is not None:
-            digest.update(block)
-
-    async def flush() -> None:
-        block = bytes(held)
-        held.clear()  # first: a request that is cancelled while it writes must not write this again
-        await server.thread(write, block)
-
-    try:
-        async for piece in request.content.iter_any():
-            held += piece
-            check_fits(upload.length, file.size, len(held))
-            if len(held) >= BLOCK_BYTES:
-                await flush()
-        await flush()
-        if wanted is not None and digest is not None:
-            check_chunk(wanted[1], digest.digest())
-    except Refusal:
-        held.clear()
-        await server.thread(file.truncate, start)
-        raise
-    finally:
-        await flush()
-        if file.size != start:
-            await server.thread(file.sync)
-
-
-async def _complete(server: Server, upload: UploadRecord, file: UploadFile) -> UploadRecord:
-    """Offer a frame whose bytes are all there as the PUT of an update would; how that ended is kept.
-
-    Raises the refusals that may not be met again; then the bytes stay, for the next request to try.
-    """
-    task = await server.task(upload.task_hash)
-    frame = Frame(FileSource(file), server.settings.max_update_bytes, upload.length)
-    try:
-        accepted = await accept(server, task, bytes.fromhex(upload.update_id), upload.party, frame)
-        ended = replace(upload, receipt=accepted.receipt, round=accepted.round)
-    except Refusal as refusal:
-        if not is_final(refusal.problem):
-            raise
-        ended = replace(upload, problem=refusal.document().decode())
-    await server.store.end_upload(ended)
-    await server.thread(server.blobs.delete, upload_blob(upload.id))
-    return ended
+        yield upload, file
 
 
 def _receipt(ended: UploadRecord) -> UpdateReceipt:
