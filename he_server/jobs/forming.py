@@ -8,10 +8,11 @@ from collections.abc import Mapping, Sequence
 from he_protocol.documents import Failure
 from he_protocol.identity.jws import read_unverified
 from he_protocol.messages import Manifest, Screening, UpdateHeader
-from he_protocol.problems import BUDGET_EXHAUSTED, Refusal
+from he_protocol.problems import BUDGET_EXHAUSTED, TOO_FEW_CLIENTS, Refusal
 from he_protocol.task import Task
 from he_server.blobs import keys
 from he_server.blobs.vectors import Term, is_intact, merge_sums
+from he_server.jobs.outcomes import fail
 from he_server.rules.manifests import Circumstances, Plan, excluded_by_holders, faults, form, plan_round
 from he_server.rules.records import AnswerRecord, RoundRecord, UpdateRecord
 from he_server.services.context import Server
@@ -29,6 +30,20 @@ def screened(task: Task, record: RoundRecord, answers: Sequence[AnswerRecord]) -
     """Whether as many holders have screened a round's updates as must vote for it."""
     said = {a.holder for a in answers if a.kind == "screening" and a.manifest_hash == record.manifest_hash}
     return len(said) >= task.committee.agreement
+
+
+async def form_manifest(server: Server, task: Task, lease: Lease) -> None:
+    """A closed round's next manifest: the one to be screened, or the final one."""
+    record = lease.round
+    try:
+        if not record.manifest or too_old(task, record, server.clock()):
+            await begin_screening(server, task, lease)
+        else:
+            server.metrics.observe_stages(await begin_opening(server, task, lease))
+    except Refusal as refusal:
+        if refusal.problem not in {TOO_FEW_CLIENTS, BUDGET_EXHAUSTED}:
+            raise
+        await fail(server, task, lease, refusal.problem, refusal.detail, {})
 
 
 async def begin_screening(server: Server, task: Task, lease: Lease) -> None:

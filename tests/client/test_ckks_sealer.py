@@ -159,7 +159,7 @@ def test_what_tenseal_itself_finds_is_refused_as_well(monkeypatch: pytest.Monkey
     """Two checks that do not know of each other: our parser's, and TenSEAL's own answer."""
     context = private_context()
     data = context.serialize(save_secret_key=True, save_galois_keys=False, save_relin_keys=False)
-    monkeypatch.setattr(ckks.seal, "refuse_private", lambda _: None)
+    monkeypatch.setattr(ckks.seal_codec, "refuse_private", lambda _: None)
     with refused(PRIVATE_CONTEXT, "TenSEAL found"):
         load_context(data)
 

@@ -128,7 +128,7 @@ async def test_an_update_from_the_future(
 ) -> None:
     """Off: it is in the round, and key holders refuse the round."""
     if not defence:
-        monkeypatch.setattr("he_server.rules.rounds.CLOCK_SKEW_SECONDS", 1 << 40)
+        monkeypatch.setattr("he_server.rules.updates.CLOCK_SKEW_SECONDS", 1 << 40)
     answer = await world.put(mallory, world.upload(mallory, created=int(world.clock()) + CLOCK_SKEW_SECONDS + 1))
     if defence:
         assert await world.problem(answer) == problems.CLOCK_SKEW
@@ -142,7 +142,7 @@ async def test_a_credential_that_runs_out_before_the_round_is_opened(
 ) -> None:
     """Off: it is in the round, and key holders refuse the whole manifest (below)."""
     if not defence:
-        monkeypatch.setattr("he_server.http.handlers.updates.check_lasting", lambda *_: None)
+        monkeypatch.setattr("he_server.services.submit.check_lasting", lambda *_: None)
     lasts = int(world.clock()) + world.task.config.collect_seconds + world.task.config.opening_seconds
     claims = read_unverified(mallory.credential, Credential)
     mallory.credential = world.authority.sign(replace(claims, exp=lasts))

@@ -85,7 +85,7 @@ async def test_a_server_killed_after_publishing_leaves_nothing_for_ever(
     await world.fill(3, 200)
     await world.work()
     with monkeypatch.context() as patch:
-        patch.setattr("he_server.jobs.worker.drop_round", _raise_killed)
+        patch.setattr("he_server.jobs.outcomes.drop_round", _raise_killed)
         with pytest.raises(Killed):
             await world.open(1)
     await _published_once(world)

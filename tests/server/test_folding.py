@@ -24,8 +24,8 @@ from he_protocol.task import Task, TensorSpec
 from he_server.blobs.keys import accumulator_blob, total_blob, update_blob
 from he_server.blobs.local import Blobs, BlobWriter
 from he_server.blobs.vectors import fold_updates, read_total, stored_type, sum_layout
+from he_server.jobs import folding as folding_module
 from he_server.jobs import forming
-from he_server.jobs import worker as worker_module
 from he_server.jobs.worker import Worker
 from he_server.rules.rounds import FOLD_BATCH
 from he_server.services.context import open_server
@@ -99,11 +99,11 @@ def _kill(patch: pytest.MonkeyPatch, owner: Any, name: str, when: str) -> None:
     ("owner", "step"),
     [
         (Store, "begin_fold"),
-        (worker_module, "fold_updates"),
+        (folding_module, "fold_updates"),
         (BlobWriter, "commit"),
         (Store, "checkpoint"),
         (Blobs, "delete"),
-        (worker_module, "discard"),
+        (folding_module, "discard"),
         (Store, "begin_screening"),
         (forming, "merge_sums"),
         (Store, "begin_opening"),
@@ -151,7 +151,7 @@ async def test_two_workers_fold_at_the_same_time(empty_world: World, monkeypatch
 
     await _send(world, 0, FOLD_BATCH)
     with monkeypatch.context() as patch:
-        patch.setattr(worker_module, "fold_updates", slow)
+        patch.setattr(folding_module, "fold_updates", slow)
         first = asyncio.create_task(world.worker.step())
         assert await asyncio.to_thread(began.wait, 60)
     await _send(world, FOLD_BATCH, FOLD_BATCH)
@@ -193,7 +193,7 @@ async def test_a_worker_that_lost_its_accumulator_changes_nothing(
     await _send(world, FOLD_BATCH, clients - FOLD_BATCH)
     assert await store.begin_fold(current.id, 0, world.clock(), 60) is not None  # somebody folds the next batch
     world.clock.now += 60
-    progress = await world.worker._fold(world.task, await store.round(world.task.id, 1), world.clock())
+    progress = await folding_module.fold(world.server, world.task, await store.round(world.task.id, 1), world.clock())
     assert progress == "folded"
     if guarded:
         with pytest.raises(Refusal) as caught:
@@ -219,11 +219,11 @@ async def test_a_late_result_is_discarded(empty_world: World, monkeypatch: pytes
 
     def overtaken(*args: Any) -> None:
         fold_updates(*args)
-        monkeypatch.setattr(worker_module, "fold_updates", fold_updates)
+        monkeypatch.setattr(folding_module, "fold_updates", fold_updates)
         world.clock.now += world.server.settings.lease_seconds
         assert asyncio.run_coroutine_threadsafe(other.step(), loop).result(60)
 
-    monkeypatch.setattr(worker_module, "fold_updates", overtaken)
+    monkeypatch.setattr(folding_module, "fold_updates", overtaken)
     assert await world.worker.step()
     assert _sizes(world, "accumulators") == [_accumulator_bytes(world.task)]  # the late one's is gone
     await world.work()

@@ -11,7 +11,7 @@ import yaml
 
 from he_protocol import paths, problems
 from he_server.http.app import begin_draining
-from he_server.jobs import worker
+from he_server.jobs import folding, worker
 from he_server.services.context import METRICS_SECONDS
 from he_server.store import Store
 from he_server.store.engine import make_engine
@@ -76,7 +76,7 @@ async def test_a_worker_that_is_stopped_gives_its_lease_back(world: World, monke
         await asyncio.Event().wait()
 
     with monkeypatch.context() as patch:
-        patch.setattr(worker.Worker, "_fold_in", endless)
+        patch.setattr(folding, "fold_in", endless)
         first = asyncio.create_task(world.worker.run(world.server.stopping))
         await reached.wait()
         assert await worker.Worker(world.server).step() is False  # the lease holds

@@ -26,15 +26,16 @@ from .world import Clock, World
 SERVE = [sys.executable, "-m", "he_server"]
 STUCK = """
 import asyncio, sys
-from he_server import cli, worker
+from he_server.cli import main
+from he_server.jobs import folding
 
 async def endless(*_):
     print("folding", flush=True)
     await asyncio.Event().wait()
 
-worker.Worker._fold_in = endless
+folding.fold_in = endless
 sys.argv[0] = "he-server"
-cli.app()
+main.app()
 """
 LONG = 3600.0
 

@@ -32,7 +32,7 @@ from he_protocol.problems import NOT_CERTIFIED, Refusal
 from he_protocol.schemes import kahe
 from he_server.blobs.local import BlobWriter
 from he_server.blobs.vectors import merge_sums
-from he_server.jobs import forming, opening, worker
+from he_server.jobs import forming, opening, publishing
 from he_server.jobs.garbage import drop_round
 from he_server.rules import updates as updates_rules
 from he_server.rules.records import Accepted, RoundRecord
@@ -115,14 +115,14 @@ def shared_bytes_go(patch: Patch) -> None:
 
 
 def dropped_early(patch: Patch) -> None:
-    opens = worker.open_sum  # type: ignore[attr-defined]
+    opens = publishing.open_sum  # type: ignore[attr-defined]
 
     async def opened(server: Any, task: Any, current: Any, *rest: Any, last: bool) -> Any:
         outcome = await opens(server, task, current, *rest, last=last)
         await drop_round(server, current.id)
         return outcome
 
-    patch.setattr(worker, "open_sum", opened)
+    patch.setattr(publishing, "open_sum", opened)
 
 
 def published_twice(patch: Patch) -> None:
