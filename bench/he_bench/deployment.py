@@ -129,7 +129,7 @@ async def deployed(root: Path, world: World) -> AsyncIterator[Deployment]:
 
 def _command(program: str, arguments: Sequence[str | Path]) -> list[str]:
     """A console script of this interpreter's environment, or a module of this package."""
-    if program.startswith("bench."):
+    if program.startswith("he_bench."):
         return [sys.executable, "-m", program, *map(str, arguments)]
     return [str(Path(sys.executable).with_name(program)), *map(str, arguments)]
 
