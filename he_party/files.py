@@ -19,7 +19,7 @@ def write_durably(path: Path, data: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)
-    _sync_directory(path.parent)
+    sync(path.parent)
 
 
 def private_opener(path: str, flags: int) -> int:
@@ -49,9 +49,10 @@ def close_database(path: Path) -> None:
         close_to_others(path.with_name(path.name + suffix))
 
 
-def _sync_directory(path: Path) -> None:
-    directory = os.open(path, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Make a file's bytes, or the names in a folder, durable."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(directory)
+        os.fsync(descriptor)
     finally:
-        os.close(directory)
+        os.close(descriptor)

@@ -17,7 +17,7 @@ from joserfc.errors import JoseError
 from joserfc.jwk import OctKey
 from msgspec import Meta
 
-from he_party.files import _sync_directory, private_directory, write_durably
+from he_party.files import private_directory, sync, write_durably
 from he_protocol.identity.jws import SigningKey
 from he_protocol.messages import MESSAGE_LIMIT, Key32, Message, Name, decode, encode
 from he_protocol.problems import BAD_KEY_FILE, Refusal
@@ -79,7 +79,7 @@ def erase_private(path: Path) -> None:
         return
     _overwrite(descriptor)
     path.unlink(missing_ok=True)  # two processes may be at it
-    _sync_directory(path.parent)
+    sync(path.parent)
 
 
 def read_private(path: Path, kind: type[M], passphrase: str = "", *, limit: int = MESSAGE_LIMIT) -> M:

@@ -11,6 +11,7 @@ from typing import Any, Self
 
 import msgspec
 
+import he_protocol
 from he_bench import machine
 from he_bench.peers.worker import MISSING
 from he_bench.profiles import default_profile, profiles
@@ -18,7 +19,7 @@ from he_bench.results import About, Comparison, Missing, PeerResult, Spread
 
 OTHERS = ("plain", "tenseal", "nvflare:1", "nvflare:20", "flower:2", "flower:24")
 """Flower with the two neighbours of its own example (num-shares = 3), and with two dozen."""
-_START = "import sys; sys.path.append(sys.argv.pop(1)); from he_bench.peers.worker import main; main()"
+_START = "import sys; sys.path.extend(sys.argv.pop(1).split(':')); from he_bench.peers.worker import main; main()"
 Progress = Callable[[str], None]
 
 
@@ -34,8 +35,8 @@ class Worker:
     def __init__(self, name: str, python: str, parameters: int, clients: int, cores: int) -> None:
         self.name = name
         # Appended to the path, so that a foreign interpreter's own packages come first.
-        root = str(Path(__file__).parent.parent)
-        arguments = [python, "-c", _START, root, name, str(parameters), str(clients), str(cores)]
+        roots = {str(Path(file).parents[1]): None for file in (__file__, he_protocol.__file__)}
+        arguments = [python, "-c", _START, ":".join(roots), name, str(parameters), str(clients), str(cores)]
         # A file, not a pipe: a library that logs a lot would block on a pipe that nobody reads.
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed by __exit__
         self._process = subprocess.Popen(  # noqa: S603

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
 
-from he_party.files import private_directory, private_opener
+from he_party.files import private_directory, private_opener, sync
 from he_protocol.problems import DISK_FULL, WRONG_SIZE, ProblemType, Refusal
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
@@ -78,7 +78,7 @@ class BlobWriter:
             os.fsync(self._file.fileno())
             self._partial.replace(self._final)
             self._committed = True
-            sync_directory(self._final.parent)
+            sync(self._final.parent)
 
 
 class Blobs:
@@ -177,7 +177,7 @@ class Blobs:
             return
         private_directory(directory)
         for made in (directory, *directory.parents):
-            sync_directory(made.parent)
+            sync(made.parent)
             if made == self._root:
                 break
         self._durable.add(directory)
@@ -205,12 +205,3 @@ def _age(path: Path) -> float:
         return time.time() - path.stat().st_mtime
     except FileNotFoundError:
         return 0.0
-
-
-def sync_directory(directory: Path) -> None:
-    """Make the names in a directory durable."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

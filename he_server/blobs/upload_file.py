@@ -13,12 +13,12 @@ import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-from he_party.files import private_directory
+from he_party.files import private_directory, sync
 from he_protocol.problems import (
     UPLOAD_LOCKED,
     Refusal,
 )
-from he_server.blobs.local import room, sync_directory
+from he_server.blobs.local import room
 
 BLOCK_BYTES = 1 << 20
 
@@ -42,7 +42,7 @@ class UploadFile:
         with room():
             private_directory(path.parent)
             path.touch(mode=0o600)
-            sync_directory(path.parent)
+            sync(path.parent)
 
     def open(self) -> bool:
         """Whether there is such a file. Raises `upload-locked` while somebody else holds it."""
