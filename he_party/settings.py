@@ -1,4 +1,4 @@
-"""Settings of the programs that speak to a server: TOML file, then environment, then flags."""
+"""Settings of every program: TOML file, then environment, then flags."""
 
 from __future__ import annotations
 
@@ -23,14 +23,10 @@ from he_protocol.problems import BAD_SETTINGS, Refusal
 Flag = str | int | float | Path | None
 
 
-class PartySettings(BaseSettings):
-    """What clients and key holders have in common. Subclasses name their environment prefix."""
+class FileSettings(BaseSettings):
+    """Settings that stand in TOML files, too. Subclasses name their environment prefix."""
 
     model_config = SettingsConfigDict(extra="forbid", frozen=True)
-
-    data_dir: Path = Field(default=Path(), description="where the identity and the state live")
-    passphrase: SecretStr = Field(default=SecretStr(""), description="opens the key file")
-    tls_ca: Path | None = Field(default=None, description="PEM file of the authority behind the server's certificate")
 
     @classmethod
     def settings_customise_sources(
@@ -65,6 +61,14 @@ class PartySettings(BaseSettings):
             where = ", ".join(map(str, files)) or "the environment"
             raise Refusal(BAD_SETTINGS, f"{where}: {error}") from None
         return found
+
+
+class PartySettings(FileSettings):
+    """What clients and key holders have in common: those who speak to a server."""
+
+    data_dir: Path = Field(default=Path(), description="where the identity and the state live")
+    passphrase: SecretStr = Field(default=SecretStr(""), description="opens the key file")
+    tls_ca: Path | None = Field(default=None, description="PEM file of the authority behind the server's certificate")
 
     @property
     def tls(self) -> ssl.SSLContext | None:

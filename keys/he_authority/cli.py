@@ -10,7 +10,6 @@ from typing import Annotated
 import numpy as np
 import numpy.typing as npt
 import typer
-from safetensors.numpy import load_file
 
 from he_authority.enrolment import check_renewal, enrol
 from he_authority.revocations import revoke
@@ -19,6 +18,7 @@ from he_party import console
 from he_party.console import Passphrase, command
 from he_party.identity import AUTHORITY_FILE
 from he_party.keyfile import KeyRecord, read_private, write_private
+from he_party.tensors import read_tensors
 from he_protocol.committee import describe
 from he_protocol.identity.jws import SigningKey, jwk_x
 from he_protocol.identity.revocation import Revocations
@@ -147,10 +147,7 @@ def _describe(config: TaskConfig, out: Path) -> None:
 
 
 def _tensors(model: Path) -> dict[str, npt.NDArray[np.float32]]:
-    try:
-        found: dict[str, npt.NDArray[np.float32]] = load_file(model)
-    except Exception as error:  # safetensors raises its own untyped errors
-        raise Refusal(BAD_PLAN, f"cannot read the model {model}: {error}") from None
+    found = read_tensors(model, BAD_PLAN, f"cannot read the model {model}")
     if wrong := [name for name, value in found.items() if value.dtype != np.float32]:
         raise Refusal(BAD_TENSORS, f"{model}, {', '.join(wrong)[:200]}", expected="float32")
     return found
