@@ -8,8 +8,9 @@ import atheris
 
 # numba compiles these from their bytecode and cannot read it once it is instrumented
 COMPILED = [
-    f"he_protocol.{name}"
-    for name in ("arithmetic", "privacy.gaussian", "privacy.quantise", "schemes.kahe", "schemes.ckks")
+    *(f"he_protocol.arithmetic.{name}" for name in ("ntt", "ntt_lanes", "residues")),
+    *(f"he_protocol.privacy.{name}" for name in ("gaussian", "quantise")),
+    *(f"he_protocol.schemes.{name}" for name in ("registry", "scheme")),
 ]
 
 if __name__ == "__main__":
