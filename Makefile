@@ -27,7 +27,7 @@ demo: $(VENV)/.ready ## 24 phones train under DP and encryption; writes demo-rep
 test: $(VENV)/.ready ## all tests, on SQLite and PostgreSQL; simulated schedules; coverage of the security-critical packages
 	$(PYTEST) tests $(COVERING:%=--ignore=%)
 	$(BIN)/python -m tests.simulation.soak 2000 --seconds 150
-	$(PYTEST) $(COVERING) --cov=he_protocol --cov=keys --cov-fail-under=95 --cov-report=term:skip-covered
+	$(PYTEST) $(COVERING) --cov=he_protocol --cov=he_party.files --cov=he_party.keyfile --cov=he_authority --cov=he_holder --cov-fail-under=95 --cov-report=term:skip-covered
 
 defences: $(VENV)/.ready ## every defence of the threat model switched off in turn: a test of its row must fail
 	$(BIN)/python -m tests.defences $(WORDS)

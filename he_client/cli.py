@@ -10,14 +10,15 @@ from typing import Annotated
 
 import typer
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
-from he_client import console
 from he_client.attempt import Train
 from he_client.client import HushSumClient, Submission
-from he_client.console import Format, command, run_async
-from he_client.identity import REQUEST_FILE, Identity, create
 from he_client.settings import ClientSettings
+from he_party import console
+from he_party.console import Format, command, run_async
+from he_party.identity import REQUEST_FILE, Identity, create
+from he_party.tensors import read_tensors
 from he_protocol.problems import BAD_SETTINGS, BAD_TENSORS, Refusal
 from he_protocol.task import Task
 
@@ -129,10 +130,7 @@ def submit(
 ) -> None:
     """Add noise to one update, encrypt it, upload it."""
     settings = _settings(config, data_dir, server, task, tls_ca, passphrase)
-    try:
-        tensors = load_file(file)
-    except (OSError, SafetensorError) as error:
-        raise Refusal(BAD_TENSORS, f"cannot read {file}: {error}") from None
+    tensors = read_tensors(file, BAD_TENSORS, f"cannot read {file}")
 
     async def work() -> Submission:
         async with _client(settings) as client:

@@ -17,21 +17,25 @@ from typing import BinaryIO, Self
 from he_client.attempt import Train, attempt
 from he_client.encode import Encoder
 from he_client.floors import Floors, check_floors
-from he_client.identity import Identity
 from he_client.published import Model, opened_sum, pull_model
 from he_client.resumable import ResumableUpload
 from he_client.revocations import REVOCATIONS_FILE, RevocationFile
 from he_client.schemes import Sealer, Source, make_sealer
 from he_client.spending import Spending
 from he_client.spool import SealedUpdate, Spool
-from he_client.tasks import MEMORY_FILE, TaskMemory
 from he_client.tensors import Tensors, flatten
-from he_client.transport import RetryPolicy, Transport
-from he_protocol import api, framing, limits
-from he_protocol.accountant import Spent
-from he_protocol.keyfile import private_opener
+from he_party.files import private_opener
+from he_party.identity import Identity
+from he_party.tasks import MEMORY_FILE, TaskMemory
+from he_party.transport import RetryPolicy, Transport
+from he_protocol import documents, frames, limits
+from he_protocol import paths as api_paths
+from he_protocol.identity.jws import token_hash, verify
+from he_protocol.identity.revocation import check_fresh, check_key
 from he_protocol.messages import Part, Receipt, SignedUpdate, UpdateHeader, decode
-from he_protocol.privacy import epsilon
+from he_protocol.privacy.accountant import Spent
+from he_protocol.privacy.plan import epsilon
+from he_protocol.privacy.quantise import Integers
 from he_protocol.problems import (
     ALREADY_IN_ROUND,
     DIGEST_MISMATCH,
@@ -49,9 +53,6 @@ from he_protocol.problems import (
     WRONG_TASK,
     Refusal,
 )
-from he_protocol.quantise import Integers
-from he_protocol.revocation import check_fresh, check_key
-from he_protocol.signing import token_hash, verify
 from he_protocol.task import Task
 
 log = logging.getLogger("he-client")
@@ -248,7 +249,7 @@ class HushSumClient:
         signed = verify(receipt.receipt, Receipt, task.config.server.key)
         if (signed.update_id.hex(), signed.header) != (sealed.update_id, token_hash(spool.header(sealed).header)):
             raise Refusal(UNEXPECTED_ANSWER, "the receipt is for another update", expected=sealed.update_id)
-        size = sealed.size + len(framing.start(head))
+        size = sealed.size + len(frames.start(head))
         spool.finish(sealed, receipt.receipt)
         return Submission(task.id, sealed.update_id, receipt.round, size, {"upload": time.perf_counter() - started})
 
@@ -278,11 +279,13 @@ class HushSumClient:
         Raises why it is in no sum (`stale-update`, `revoked-key`, `too-few-clients`, `combine-refused`, ...), or
         `unreachable` when nothing was decided within that many seconds: rounds wait for their key holders.
         """
-        path = api.update_path(task.id, sent.update_id)
+        path = api_paths.update_path(task.id, sent.update_id)
         deadline = time.monotonic() + within
         pause = 0.05
         while True:
-            status = await self._transport.document("GET", path, api.UpdateStatus, audience=task.config.server.name)
+            status = await self._transport.document(
+                "GET", path, documents.UpdateStatus, audience=task.config.server.name
+            )
             if status.failure is not None:  # also of a published round: the update's bucket was dropped
                 problem = PROBLEMS.get(status.failure.type.removeprefix(URN), UNEXPECTED_ANSWER)
                 raise Refusal(problem, f"round {status.round}: {status.failure.detail}")
@@ -293,19 +296,22 @@ class HushSumClient:
             await asyncio.sleep(pause)
             pause = min(pause * 1.5, 1.0)
 
-    async def round(self, task: Task, number: int) -> api.RoundStatus:
+    async def round(self, task: Task, number: int) -> documents.RoundStatus:
         """One round's state and timings."""
-        path = api.round_path(task.id, number)
+        path = api_paths.round_path(task.id, number)
         limit = limits.round_status(task)
         return await self._transport.document(
-            "GET", path, api.RoundStatus, audience=task.config.server.name, limit=limit
+            "GET", path, documents.RoundStatus, audience=task.config.server.name, limit=limit
         )
 
-    async def rounds(self, task: Task) -> list[api.RoundStatus]:
+    async def rounds(self, task: Task) -> list[documents.RoundStatus]:
         """The newest rounds, newest first, each with what its key holders have said."""
-        path = api.rounds_path(task.id)
-        server, limit = task.config.server.name, min(api.RECENT_ROUNDS * limits.round_status(task), limits.ROUND_LIST)
-        return await self._transport.document("GET", path, list[api.RoundStatus], audience=server, limit=limit)
+        path = api_paths.rounds_path(task.id)
+        server, limit = (
+            task.config.server.name,
+            min(documents.RECENT_ROUNDS * limits.round_status(task), limits.ROUND_LIST),
+        )
+        return await self._transport.document("GET", path, list[documents.RoundStatus], audience=server, limit=limit)
 
     async def opened_sum(self, task: Task, number: int) -> Integers:
         """The integer sum that the committee opened for a published round, shape (task.length,)."""
@@ -326,16 +332,16 @@ class HushSumClient:
         """Epsilon if the task uses its whole budget of openings: known before training starts."""
         return epsilon(task.config.privacy, task.config.max_openings)
 
-    async def _upload(self, task: Task, sealed: SealedUpdate, within: float) -> api.UpdateReceipt:
+    async def _upload(self, task: Task, sealed: SealedUpdate, within: float) -> documents.UpdateReceipt:
         deadline = time.monotonic() + within
         pause = 0.05
         while True:
             try:
                 if sealed.size > self._resumable_above:
                     return await ResumableUpload(self._transport, task, sealed).send()
-                path = api.update_path(task.id, sealed.update_id)
+                path = api_paths.update_path(task.id, sealed.update_id)
                 answer = await self._transport.put_frame(path, sealed.head, sealed.parts, task.config.server.name)
-                return decode(answer.body, api.UpdateReceipt)
+                return decode(answer.body, documents.UpdateReceipt)
             except Refusal as refusal:
                 if refusal.problem != ALREADY_IN_ROUND or time.monotonic() >= deadline:
                     raise

@@ -13,10 +13,10 @@ from math import isfinite
 import numpy as np
 import numpy.typing as npt
 
-from he_protocol.gaussian import Gaussian
-from he_protocol.keystream import KEY_BYTES, expand_words
+from he_protocol.arithmetic.keystream import KEY_BYTES, expand_words
+from he_protocol.privacy.gaussian import Gaussian
+from he_protocol.privacy.quantise import Floats, Integers, clip_factor, l2_norm, quantise, shrink
 from he_protocol.problems import BAD_PLAN, BAD_TENSORS, Refusal
-from he_protocol.quantise import Floats, Integers, clip_factor, l2_norm, quantise, shrink
 from he_protocol.task import Task
 
 log = logging.getLogger("he-client")

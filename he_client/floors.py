@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from math import inf
 from typing import Literal, get_args
 
-from he_protocol.privacy import epsilon
+from he_protocol.privacy.plan import epsilon
 from he_protocol.problems import BAD_SETTINGS, BELOW_FLOOR, Refusal
 from he_protocol.task import Task
 

@@ -11,14 +11,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
 
 from he_client.tensors import check_shapes
-from he_client.transport import Transport
-from he_protocol import api
+from he_party.tensors import read_tensors
+from he_party.transport import Transport
+from he_protocol import paths
+from he_protocol.privacy.quantise import Integers
 from he_protocol.problems import BAD_TENSORS, DIGEST_MISMATCH, UNEXPECTED_ANSWER, Refusal
-from he_protocol.quantise import Integers
 from he_protocol.task import Task
 
 VERSION_HEADER = "HushSum-Model-Version"
@@ -43,7 +42,7 @@ async def pull_model(transport: Transport, task: Task, folder: Path) -> Model:
     fresh = kept.with_suffix(f".{secrets.token_hex(8)}")
     try:
         answer = await transport.download(
-            api.model_path(task.id),
+            paths.model_path(task.id),
             fresh,
             audience=task.config.server.name,
             limit=task.model_limit,
@@ -54,7 +53,7 @@ async def pull_model(transport: Transport, task: Task, folder: Path) -> Model:
             raise Refusal(DIGEST_MISMATCH, "the model's ETag", expected=etag, got=answer.headers.get("ETag", "none"))
         version = answer.headers.get(VERSION_HEADER, "")
         check_version(task, version, etag)
-        tensors = await asyncio.to_thread(_tensors_of, kept if answer.status == 304 else fresh)
+        tensors = await asyncio.to_thread(_read, kept if answer.status == 304 else fresh)
         check_shapes(task, tensors)
         if wrong := [name for name, value in tensors.items() if value.dtype != np.float32]:
             raise Refusal(BAD_TENSORS, f"the model's {wrong[0]!r}", expected="float32", got=tensors[wrong[0]].dtype)
@@ -70,9 +69,9 @@ async def opened_sum(transport: Transport, task: Task, number: int, folder: Path
     file = folder / f"{task.id}.{secrets.token_hex(8)}.sum"
     try:
         await transport.download(
-            api.sum_path(task.id, number), file, audience=task.config.server.name, limit=task.sum_limit
+            paths.sum_path(task.id, number), file, audience=task.config.server.name, limit=task.sum_limit
         )
-        total = (await asyncio.to_thread(_tensors_of, file)).get("sum")
+        total = (await asyncio.to_thread(_read, file)).get("sum")
     finally:
         file.unlink(missing_ok=True)
     if total is None or total.shape != (task.length,) or total.dtype != np.int64:
@@ -100,15 +99,5 @@ def _file_etag(path: Path) -> str:
         return f'"{hashlib.file_digest(file, "sha256").hexdigest()}"'
 
 
-def _tensors_of(path: Path) -> dict[str, npt.NDArray[Any]]:
-    """The tensors of a safetensors file, mapped and copied one by one."""
-    try:
-        return dict(load_file(path))
-    except (
-        SafetensorError,
-        KeyError,
-        TypeError,
-        ValueError,
-        OSError,
-    ) as error:  # a type or a shape that numpy does not have
-        raise Refusal(UNEXPECTED_ANSWER, f"not safetensors: {error}") from None
+def _read(path: Path) -> dict[str, npt.NDArray[Any]]:
+    return read_tensors(path, UNEXPECTED_ANSWER, "not safetensors")

@@ -11,8 +11,8 @@ import re
 from collections.abc import Sequence
 
 from he_client.spool import SealedUpdate
-from he_client.transport import Answer, Piece, Transport
-from he_protocol import api, framing, tus
+from he_party.transport import Answer, Piece, Transport
+from he_protocol import documents, frames, paths, tus
 from he_protocol.messages import decode
 from he_protocol.problems import (
     CHECKSUM_MISMATCH,
@@ -32,7 +32,7 @@ _ANEW = frozenset({NOT_FOUND, UPLOAD_EXPIRED, DIGEST_MISMATCH})
 """The upload is lost, or its bytes are not those that were sent: begun anew, it may pass."""
 _AGAIN = frozenset({WRONG_OFFSET, CHECKSUM_MISMATCH})
 _VERSION = {"Tus-Resumable": tus.VERSION}
-_LOCATION = re.compile(api.upload_path("[0-9a-f]{32}"))
+_LOCATION = re.compile(paths.upload_path("[0-9a-f]{32}"))
 
 
 class ResumableUpload:
@@ -42,10 +42,10 @@ class ResumableUpload:
         self._transport = transport
         self._task = task
         self._update_id = bytes.fromhex(sealed.update_id)
-        self._pieces: tuple[Piece, ...] = (framing.start(sealed.head), *sealed.parts)
-        self._length = len(framing.start(sealed.head)) + sealed.size
+        self._pieces: tuple[Piece, ...] = (frames.start(sealed.head), *sealed.parts)
+        self._length = len(frames.start(sealed.head)) + sealed.size
 
-    async def send(self) -> api.UpdateReceipt:
+    async def send(self) -> documents.UpdateReceipt:
         """Raises what the PUT of the update would; `unexpected-answer` from a server that makes no progress."""
         try:
             return await self._send()
@@ -54,7 +54,7 @@ class ResumableUpload:
                 raise
         return await self._send()
 
-    async def _send(self) -> api.UpdateReceipt:
+    async def _send(self) -> documents.UpdateReceipt:
         path = await self._begin()
         offset, stuck = await self._ask(path), 0
         while offset < self._length:
@@ -69,13 +69,13 @@ class ResumableUpload:
                 raise Refusal(UNEXPECTED_ANSWER, "the upload makes no progress", got=f"offset {reached}")
             offset = reached
         answer = await self._transport.request("GET", path, headers=_VERSION)
-        return decode(answer.body, api.UpdateReceipt)
+        return decode(answer.body, documents.UpdateReceipt)
 
     async def _begin(self) -> str:
         about = {"Upload-Length": str(self._length), "Upload-Metadata": tus.metadata(self._update_id)}
         answer = await self._transport.request(
             "POST",
-            api.uploads_path(self._task.id),
+            paths.uploads_path(self._task.id),
             audience=self._task.config.server.name,
             headers=_VERSION | about,
         )

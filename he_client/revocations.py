@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-from he_client.transport import Transport
-from he_protocol import api, limits
-from he_protocol.keyfile import private_directory, write_durably
-from he_protocol.revocation import Revocations
+from he_party.files import private_directory, write_durably
+from he_party.transport import Transport
+from he_protocol import documents, limits, paths
+from he_protocol.identity.revocation import Revocations
 
 REVOCATIONS_FILE = "revocations.jws"
 
@@ -23,7 +23,7 @@ class RevocationFile:
         """The newer one of the kept list and the server's, which is kept. Raises what `Revocations.read` raises."""
         authority = transport.identity.authority
         known = await asyncio.to_thread(self._read, authority)
-        answer = await transport.document("GET", api.REVOCATIONS, api.Revoked, limit=limits.revocations())
+        answer = await transport.document("GET", paths.REVOCATIONS, documents.Revoked, limit=limits.revocations())
         offered = answer.revocations
         if not offered or offered == known.token:
             return known

@@ -1,86 +1,23 @@
-"""Settings of the programs that speak to a server: TOML file, then environment, then flags."""
+"""Settings of `he-client`."""
 
 from __future__ import annotations
 
-import os
-import ssl
-import tomllib
-from collections.abc import Mapping
 from dataclasses import asdict
 from math import inf
 from pathlib import Path
 from typing import Self
 
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import Field
 from pydantic_settings import (
-    BaseSettings,
-    PydanticBaseSettingsSource,
     SettingsConfigDict,
-    SettingsError,
-    TomlConfigSettingsSource,
 )
 
 from he_client.floors import Floors, Unit
-from he_protocol.keyfile import write_durably
-from he_protocol.problems import BAD_SETTINGS, Refusal
+from he_party.files import write_durably
+from he_party.settings import Flag, PartySettings
 
-Flag = str | int | float | Path | None
 SETTINGS_FILE = "settings.toml"
 """In a client's data directory: what `he-client init` was told, under every other source."""
-
-
-class PartySettings(BaseSettings):
-    """What clients and key holders have in common. Subclasses name their environment prefix."""
-
-    model_config = SettingsConfigDict(extra="forbid", frozen=True)
-
-    data_dir: Path = Field(default=Path(), description="where the identity and the state live")
-    passphrase: SecretStr = Field(default=SecretStr(""), description="opens the key file")
-    tls_ca: Path | None = Field(default=None, description="PEM file of the authority behind the server's certificate")
-
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Flags over environment over file."""
-        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
-
-    @classmethod
-    def load(cls, file: Path | None = None, **flags: Flag) -> Self:
-        """Read the settings; flags that are None do not count. Raises `bad-settings`, naming the setting."""
-        if file is not None and not file.is_file():
-            raise Refusal(BAD_SETTINGS, f"there is no settings file {file}")
-        return cls._read([file] if file is not None else [], flags)
-
-    @classmethod
-    def _read(cls, files: list[Path], flags: Mapping[str, Flag]) -> Self:
-        """Of several files the later one wins."""
-        config = SettingsConfigDict(**{**cls.model_config, "toml_file": files})
-        reader = type(cls.__name__, (cls,), {"model_config": config, "__module__": cls.__module__})
-        try:
-            found: Self = reader(**{name: value for name, value in flags.items() if value is not None})
-        except ValidationError as error:
-            first = error.errors()[0]
-            raise Refusal(BAD_SETTINGS, f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
-        except (SettingsError, tomllib.TOMLDecodeError, OSError) as error:
-            where = ", ".join(map(str, files)) or "the environment"
-            raise Refusal(BAD_SETTINGS, f"{where}: {error}") from None
-        return found
-
-    @property
-    def tls(self) -> ssl.SSLContext | None:
-        """A context that trusts `tls_ca`, or None for the system's trust."""
-        if self.tls_ca is None:
-            return None
-        try:
-            return ssl.create_default_context(cafile=os.fspath(self.tls_ca))
-        except OSError as error:
-            raise Refusal(BAD_SETTINGS, f"tls_ca {self.tls_ca}: {error}") from None
 
 
 class ClientSettings(PartySettings):

@@ -15,9 +15,10 @@ from math import inf
 from pathlib import Path
 from typing import BinaryIO
 
-from he_protocol.accountant import Spent
+from he_party.files import sync
 from he_protocol.messages import Digest, Message, Name, UpdateId, decode, encode
-from he_protocol.privacy import PrivacyPlan, spent_together
+from he_protocol.privacy.accountant import Spent
+from he_protocol.privacy.plan import PrivacyPlan, spent_together
 from he_protocol.problems import BUDGET_EXHAUSTED, Refusal
 from he_protocol.task import Task
 
@@ -66,11 +67,7 @@ class Spending:
             file.write(encode(entry) + b"\n")
             file.flush()
             os.fsync(file.fileno())
-        folder = os.open(self._path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        sync(self._path.parent)
 
     def _plans(self, task: Task) -> dict[bytes, PrivacyPlan]:
         return _plans(self._path.read_bytes() if self._path.exists() else b"", task)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from he_protocol.keyfile import private_directory, write_durably
+from he_party.files import private_directory, sync, write_durably
 from he_protocol.messages import SignedUpdate, decode, encode
 
 HEAD, RECEIPT = "head", "receipt"
@@ -61,13 +61,13 @@ class Spool:
         private_directory(self._root)
         folder.mkdir(mode=0o700)
         for above in (self._root, *list(self._root.parents)[:2]):  # also what a crash left made, but not durable
-            _sync(above)
+            sync(above)
         return self._sealed(update_id)
 
     def commit(self, sealed: SealedUpdate, head: SignedUpdate) -> None:
         """Make the parts and then the head durable: from now on the update is only ever resent."""
         for path in sealed.parts:
-            _sync(path)
+            sync(path)
         write_durably(sealed.folder / HEAD, encode(head))
 
     def pending(self) -> list[SealedUpdate]:
@@ -132,11 +132,3 @@ class Spool:
 def _drop_parts(sealed: SealedUpdate) -> None:
     for path in sealed.parts:
         path.unlink(missing_ok=True)  # a crash may have come in between
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

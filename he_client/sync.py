@@ -12,9 +12,9 @@ from typing import Any, Self, TypeVar
 from he_client.attempt import Train
 from he_client.client import HushSumClient, Submission
 from he_client.floors import Floors
-from he_client.identity import Identity
 from he_client.published import Model
 from he_client.tensors import Tensors
+from he_party.identity import Identity
 from he_protocol.task import Task
 
 T = TypeVar("T")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from math import comb
 
-from he_protocol.signing import TOKEN_LIMIT
+from he_protocol.identity.jws import TOKEN_LIMIT
 from he_protocol.task import Task
 
 DOCUMENT = 1 << 20

@@ -9,15 +9,17 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
-from he_protocol import envelope, privacy
+from he_protocol import envelope
 from he_protocol.committee import Committee, check_collusion
+from he_protocol.identity.jws import check_public, payload_hash, verify
 from he_protocol.messages import Count, Digest, HpkeKey, Key32, Message, Name, Positive, PositiveFloat
-from he_protocol.privacy import PrivacyPlan
+from he_protocol.privacy import plan
+from he_protocol.privacy.plan import PrivacyPlan
 from he_protocol.problems import BAD_PLAN, FINGERPRINT_MISMATCH, Refusal
-from he_protocol.schemes import BodyPart, Scheme, load_scheme
+from he_protocol.schemes.registry import load_scheme
+from he_protocol.schemes.scheme import BodyPart, Scheme
 from he_protocol.sharing import Sharing
-from he_protocol.signing import check_public, payload_hash, verify
-from he_protocol.sums import SumPlan
+from he_protocol.sum_bounds import SumPlan
 
 MAX_LENGTH = 1 << 30
 MAX_VECTORS = 1024
@@ -218,9 +220,9 @@ def check_config(config: TaskConfig) -> None:
             got=config.buckets,
         )
     for field in ("scale", "value_range", "weight_cap"):
-        if not privacy.ordinary(value := getattr(config, field)):
+        if not plan.ordinary(value := getattr(config, field)):
             raise Refusal(BAD_PLAN, field, expected="> 0 and finite", got=value)
-    privacy.check_plan(config.privacy)
+    plan.check_plan(config.privacy)
     if config.privacy.unit == "record" and config.weighting == "examples":
         raise Refusal(
             BAD_PLAN, "record-level privacy hides how many records a client has", expected="weighting 'fixed'"

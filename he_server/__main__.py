@@ -1,5 +1,5 @@
 """`python -m he_server`."""
 
-from he_server.cli import app
+from he_server.cli.main import app
 
 app()

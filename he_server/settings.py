@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
-import tomllib
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, SecretStr, ValidationError
-from pydantic_settings import (
-    BaseSettings,
-    PydanticBaseSettingsSource,
-    SettingsConfigDict,
-    SettingsError,
-    TomlConfigSettingsSource,
-)
+from pydantic import Field, SecretStr
+from pydantic_settings import SettingsConfigDict
 
-from he_protocol.keyfile import KeyRecord, read_private
+from he_party.keyfile import KeyRecord, read_private
+from he_party.settings import FileSettings, Flag
+from he_protocol.identity.jws import public_from_jwk
 from he_protocol.problems import BAD_SETTINGS, Refusal
-from he_protocol.signing import public_from_jwk
-from he_server.store.database import sqlite_url
+from he_server.store.engine import sqlite_url
 
 ENV_PREFIX = "HUSHSUM_SERVER_"
-Flag = str | int | float | Path | None
 
 
-class Settings(BaseSettings):
+class Settings(FileSettings):
     """Everything that can be configured. Times are seconds, sizes bytes."""
 
     model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, extra="forbid", frozen=True)
@@ -65,18 +58,6 @@ class Settings(BaseSettings):
     log_format: Literal["json", "console"] = "json"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Flags over environment over file."""
-        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
-
     @property
     def url(self) -> str:
         """The database's URL."""
@@ -100,21 +81,7 @@ class Settings(BaseSettings):
 
 def load_settings(file: Path | None = None, **flags: Flag) -> Settings:
     """Read the settings; flags that are None do not count. Raises `bad-settings`."""
-    if file is not None and not file.is_file():
-        raise Refusal(BAD_SETTINGS, f"there is no settings file {file}")
-
-    class FromFile(Settings):
-        model_config = SettingsConfigDict(toml_file=file)
-
-    given = {name: value for name, value in flags.items() if value is not None}
-    try:
-        found: Settings = FromFile(**given)  # type: ignore[arg-type]
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(step) for step in first["loc"])
-        raise Refusal(BAD_SETTINGS, f"{where}: {first['msg']}", got=first.get("type", "")) from None
-    except (SettingsError, tomllib.TOMLDecodeError, OSError) as error:
-        raise Refusal(BAD_SETTINGS, str(error)) from None
+    found = Settings.load(file, **flags)
     if (found.tls_cert is None) != (found.tls_key is None):
         raise Refusal(BAD_SETTINGS, "tls_cert and tls_key are given together or not at all")
     return found

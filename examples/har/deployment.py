@@ -17,15 +17,16 @@ from typing import Any
 import numpy.typing as npt
 from safetensors.numpy import save_file
 
-from he_client.identity import AUTHORITY_FILE, CREDENTIAL_FILE, KEY_FILE, Identity, create
-from he_protocol.keyfile import KeyRecord, write_private
+from he_authority.enrolment import enrol
+from he_authority.tasks import build_config
+from he_holder.keyring import new_holder
+from he_party.identity import AUTHORITY_FILE, CREDENTIAL_FILE, KEY_FILE, Identity, create
+from he_party.keyfile import KeyRecord, write_private
+from he_protocol.identity.jws import SigningKey, jwk_x
 from he_protocol.messages import Role
 from he_protocol.problems import UNREACHABLE, Refusal
-from he_protocol.signing import SigningKey, jwk_x
 from he_protocol.task import TensorSpec
 from he_protocol.tensors import model_digest
-from keys.authority import build_config, enrol
-from keys.keyring import new_holder
 
 VALID_DAYS = 7
 START_TRIES = 600
@@ -92,7 +93,7 @@ class Deployment:
         self.url = f"http://127.0.0.1:{port_file.read_text().strip()}"
         await asyncio.gather(
             *(
-                self._finish("he-keys", "keygen", task, "--server", self.url, "--data-dir", str(self.root / name))
+                self._finish("he-holder", "join", task, "--server", self.url, "--data-dir", str(self.root / name))
                 for name in self.holder_names
             )
         )
@@ -100,8 +101,8 @@ class Deployment:
             await self.start_holder(name)
 
     async def start_holder(self, name: str) -> None:
-        """Start one key holder's `he-keys run`."""
-        await self._spawn(name, "he-keys", "run", "--data-dir", str(self.root / name), "--poll-seconds", "0.25")
+        """Start one key holder's `he-holder run`."""
+        await self._spawn(name, "he-holder", "run", "--data-dir", str(self.root / name), "--poll-seconds", "0.25")
 
     async def kill(self, name: str) -> None:
         """Kill a process without a warning."""

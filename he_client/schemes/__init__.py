@@ -10,8 +10,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Protocol
 
-from he_client.transport import Transport
-from he_protocol.quantise import Integers
+from he_party.transport import Transport
+from he_protocol.privacy.quantise import Integers
 from he_protocol.task import Task
 
 Source = Callable[[int, int], Integers]

@@ -20,10 +20,13 @@ import numpy as np
 import zstandard
 
 from he_client.schemes import Sink, Source
-from he_client.transport import Transport
-from he_protocol import api, limits, residues, seal
-from he_protocol.keyfile import private_directory, private_opener
+from he_party.files import private_directory, private_opener
+from he_party.transport import Transport
+from he_protocol import documents, limits, paths
+from he_protocol.arithmetic import residues
+from he_protocol.identity.jws import verify
 from he_protocol.messages import Confirmation
+from he_protocol.privacy.quantise import Integers
 from he_protocol.problems import (
     CEREMONY_CONFLICT,
     DIGEST_MISMATCH,
@@ -34,9 +37,8 @@ from he_protocol.problems import (
     WRONG_TASK,
     Refusal,
 )
-from he_protocol.quantise import Integers
+from he_protocol.schemes import seal_codec
 from he_protocol.schemes.ckks import Ckks, CkksProfile, common_polynomial
-from he_protocol.signing import verify
 from he_protocol.task import Task
 
 if TYPE_CHECKING:
@@ -50,14 +52,14 @@ async def make_sealer(task: Task, transport: Transport, cache: Path) -> CkksSeal
     check_tenseal(scheme.profile)
     audience = task.config.server.name
     board = await transport.document(
-        "GET", api.board_path(task.id, "confirmation"), api.Board, audience=audience, limit=limits.board(task)
+        "GET", paths.board_path(task.id, "confirmation"), documents.Board, audience=audience, limit=limits.board(task)
     )
     digest = check_confirmations(task, {post.holder: post.message for post in board.posts})
     path = cache / f"{digest.hex()}.context"
     if not path.exists():
         first = task.config.holders[0].name
         answer = await transport.request(
-            "GET", api.post_path(task.id, "confirmation", first), audience=audience, limit=scheme.key_layout().size
+            "GET", paths.post_path(task.id, "confirmation", first), audience=audience, limit=scheme.key_layout().size
         )
         context = await asyncio.to_thread(joint_context, task, scheme, digest, answer.body)
         private_directory(path.parent)
@@ -104,7 +106,7 @@ def joint_context(task: Task, scheme: Ckks, digest: bytes, packed: bytes) -> byt
     layout = scheme.key_layout()
     joint = residues.unpack(packed, layout).reshape(layout.shape)
     common = common_polynomial(scheme.profile, task.epoch_id)
-    return seal.public_context(np.concatenate([joint, common]), layout.moduli, scheme.profile.scale)
+    return seal_codec.public_context(np.concatenate([joint, common]), layout.moduli, scheme.profile.scale)
 
 
 def check_tenseal(profile: CkksProfile) -> None:
@@ -119,7 +121,7 @@ def load_context(data: bytes) -> tenseal.Context:
     """The only way in which this project loads a TenSEAL context: it refuses a secret key inside."""
     import tenseal
 
-    seal.refuse_private(data)
+    seal_codec.refuse_private(data)
     context = tenseal.context_from(data)
     if context.has_secret_key():
         raise Refusal(PRIVATE_CONTEXT, "TenSEAL found a secret key in it")
@@ -159,11 +161,11 @@ def encrypt(profile: CkksProfile, context: str, chunk: Integers) -> tuple[bytes,
     slots = np.zeros(profile.slots)
     slots[: len(chunk)] = chunk
     vector = tenseal.ckks_vector(_loaded(context), slots.tolist(), scale=profile.scale)
-    (item,) = seal.read_vector(vector.serialize())
-    mode, payload = seal.unwrap(item)
-    if mode == seal.ZSTD:
+    (item,) = seal_codec.read_vector(vector.serialize())
+    mode, payload = seal_codec.unwrap(item)
+    if mode == seal_codec.ZSTD:
         payload = zstandard.ZstdDecompressor().decompressobj().decompress(payload)
-    polynomials = seal.read_ciphertext(payload, profile.data_moduli, profile.degree, profile.scale)
+    polynomials = seal_codec.read_ciphertext(payload, profile.data_moduli, profile.degree, profile.scale)
     layout = residues.ResidueLayout(1, profile.data_moduli, profile.degree, profile.bits)
     return residues.pack(polynomials[:1], layout), residues.pack(polynomials[1:], layout)
 

@@ -19,22 +19,14 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from he_client.encode import Words, secret_words
 from he_client.schemes import Sink, Source
-from he_client.transport import Transport
+from he_party.transport import Transport
+from he_protocol.arithmetic.kernel import kernel
+from he_protocol.arithmetic.ntt_lanes import LANES, CommonProduct, Lanes
+from he_protocol.arithmetic.residues import Residues, pack_into
 from he_protocol.envelope import seal as seal_envelope
-from he_protocol.gaussian import Gaussian
-from he_protocol.kernel import kernel
-from he_protocol.lanes import LANES, CommonProduct, Lanes
-from he_protocol.quantise import Integers
-from he_protocol.residues import Residues, pack_into
-from he_protocol.schemes.kahe import (
-    NONCE,
-    SEED_BYTES,
-    Kahe,
-    common_key,
-    envelope_info,
-    expand_part,
-    explicit_part,
-)
+from he_protocol.privacy.gaussian import Gaussian
+from he_protocol.privacy.quantise import Integers
+from he_protocol.schemes.kahe import NONCE, SEED_BYTES, Kahe, common_key, envelope_info, expand_part, explicit_part
 from he_protocol.task import Task
 
 Piece = tuple[str, bytes | memoryview]

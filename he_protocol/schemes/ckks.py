@@ -14,13 +14,13 @@ from math import ceil, log2, sqrt
 import numpy as np
 import numpy.typing as npt
 
-from he_protocol import ntt
-from he_protocol.kernel import kernel
-from he_protocol.keystream import derive_key, expand_words
+from he_protocol.arithmetic import ntt
+from he_protocol.arithmetic.kernel import kernel
+from he_protocol.arithmetic.keystream import derive_key, expand_words
+from he_protocol.arithmetic.residues import ResidueLayout, Residues, add
+from he_protocol.privacy.quantise import Integers
 from he_protocol.problems import BAD_PLAN, COMBINE_REFUSED, Refusal
-from he_protocol.quantise import Integers
-from he_protocol.residues import ResidueLayout, Residues, add
-from he_protocol.schemes import BodyPart, OpenBlock, Profile, ReadBlock
+from he_protocol.schemes.scheme import BodyPart, OpenBlock, Profile, ReadBlock
 from he_protocol.sharing import Sharing
 
 LARGEST_RESIDUE_OF_ROUNDING = 0.25

@@ -17,13 +17,13 @@ from math import ceil, log2
 import numpy as np
 import numpy.typing as npt
 
-from he_protocol.kernel import kernel
-from he_protocol.keystream import derive_key, expand_words
-from he_protocol.lanes import LANES, CommonProduct, Lanes
+from he_protocol.arithmetic.kernel import kernel
+from he_protocol.arithmetic.keystream import derive_key, expand_words
+from he_protocol.arithmetic.ntt_lanes import LANES, CommonProduct, Lanes
+from he_protocol.arithmetic.residues import ResidueLayout, Residues
+from he_protocol.privacy.quantise import Integers
 from he_protocol.problems import COMBINE_REFUSED, Refusal
-from he_protocol.quantise import Integers
-from he_protocol.residues import ResidueLayout, Residues
-from he_protocol.schemes import BodyPart, OpenBlock, Profile, ReadBlock
+from he_protocol.schemes.scheme import BodyPart, OpenBlock, Profile, ReadBlock
 from he_protocol.sharing import Sharing
 
 SEED_BYTES = 32

@@ -6,25 +6,19 @@ from collections.abc import Sequence
 
 from sqlalchemy import delete, insert, select
 
-from he_protocol.api import RoundStatus, Stage, Waiting
+from he_protocol.documents import RoundStatus, Stage, Waiting
+from he_protocol.identity.jws import read_unverified
 from he_protocol.messages import Objection, Screening
 from he_protocol.problems import WRONG_STATE, Refusal
-from he_protocol.signing import read_unverified
 from he_protocol.task import Task
-from he_server.audit import Event
-from he_server.rounds import stage_of
+from he_server.rules.audit_chain import Event
+from he_server.rules.records import AnswerRecord, RoundRecord, ShareRecord, committee_status
+from he_server.rules.rounds import stage_of
 from he_server.store import audit
-from he_server.store.database import Database
-from he_server.store.records import (
-    AnswerRecord,
-    RoundRecord,
-    ShareRecord,
-    answer_record,
-    committee_status,
-    round_record,
-)
+from he_server.store.engine import Database
+from he_server.store.queries import select_rounds
+from he_server.store.records import answer_record, round_record
 from he_server.store.schema import answers, rounds, shares
-from he_server.store.selects import select_rounds
 
 DONE: dict[Stage, str] = {"screen": "screening", "vote": "vote", "release": "share"}
 """What a holder has sent once a stage needs nothing more of it."""

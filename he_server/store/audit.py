@@ -9,8 +9,8 @@ import msgspec
 from sqlalchemy import Row, func, insert, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from he_server.audit import GENESIS, Entry, Event, chained
-from he_server.store.database import Database
+from he_server.rules.audit_chain import GENESIS, Entry, Event, chained
+from he_server.store.engine import Database
 from he_server.store.schema import audit
 
 _LOCK = 0x48534155

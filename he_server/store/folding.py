@@ -11,8 +11,8 @@ from sqlalchemy import ColumnElement, and_, exists, func, insert, or_, select, u
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from he_protocol.problems import WRONG_STATE, Refusal
-from he_server.store.database import Database
-from he_server.store.records import AccumulatorRecord
+from he_server.rules.records import AccumulatorRecord
+from he_server.store.engine import Database
 from he_server.store.schema import accumulators, rounds, updates
 
 FOLD_LIMIT = 64

@@ -5,10 +5,10 @@ from __future__ import annotations
 from sqlalchemy import delete, insert, select
 from sqlalchemy.exc import IntegrityError
 
+from he_protocol.identity.revocation import Revocations, check_newer
 from he_protocol.problems import OLD_REVOCATIONS, Refusal
-from he_protocol.revocation import Revocations, check_newer
 from he_server.store import audit
-from he_server.store.database import Database
+from he_server.store.engine import Database
 from he_server.store.schema import revocations
 
 

@@ -11,20 +11,21 @@ from sqlalchemy import ColumnElement, Table, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from he_protocol.api import RECENT_ROUNDS, DroppedBucket
+from he_protocol.documents import RECENT_ROUNDS, DroppedBucket
+from he_protocol.identity.jws import payload_hash, read_unverified
 from he_protocol.messages import Manifest, Share
 from he_protocol.problems import ABANDONED, NOT_FOUND, TOO_FEW_CLIENTS, WRONG_SHARE, WRONG_STATE, ProblemType, Refusal
-from he_protocol.signing import payload_hash, read_unverified
 from he_protocol.task import Task
-from he_server.manifests import Plan
-from he_server.names import accumulator_blob, key_blob, share_blob, total_blob, update_blob
-from he_server.rounds import at_deadline
+from he_server.blobs.keys import accumulator_blob, key_blob, share_blob, total_blob, update_blob
+from he_server.rules.manifests import Plan
+from he_server.rules.records import RoundRecord, ShareRecord
+from he_server.rules.rounds import at_deadline
 from he_server.store import audit
-from he_server.store.database import Database
-from he_server.store.moves import lock_task, move_round, open_round
-from he_server.store.records import RoundRecord, ShareRecord, round_record
+from he_server.store.engine import Database
+from he_server.store.queries import select_rounds
+from he_server.store.records import round_record
 from he_server.store.schema import accumulators, models, rounds, shares, tasks, updates
-from he_server.store.selects import select_rounds
+from he_server.store.transitions import lock_task, move_round, open_round
 
 
 @dataclass(frozen=True)

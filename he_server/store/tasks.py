@@ -7,14 +7,14 @@ from typing import Any
 from sqlalchemy import Row, Select, func, insert, select
 from sqlalchemy.exc import IntegrityError
 
-from he_protocol.api import Phase
+from he_protocol.documents import Phase
+from he_protocol.identity.jws import payload_hash
 from he_protocol.problems import BAD_TENSORS, CEREMONY_CONFLICT, NOT_FOUND, Refusal
-from he_protocol.signing import payload_hash
 from he_protocol.task import Task
-from he_server.names import model_blob, post_blob, sum_blob, velocity_blob
+from he_server.blobs.keys import model_blob, post_blob, sum_blob, velocity_blob
+from he_server.rules.records import ModelRecord, PostRecord, TaskRecord
 from he_server.store import audit
-from he_server.store.database import Database
-from he_server.store.records import ModelRecord, PostRecord, TaskRecord
+from he_server.store.engine import Database
 from he_server.store.schema import board, models, rounds, tasks
 
 

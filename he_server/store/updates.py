@@ -10,13 +10,14 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from he_protocol.problems import ALREADY_IN_ROUND, NOT_FOUND, REPEATED_BASE, UPDATE_ID_REUSED, WRONG_STATE, Refusal
 from he_protocol.task import Task
-from he_server.rounds import check_base_version
+from he_server.rules.records import Accepted, RoundRecord, UpdateRecord
+from he_server.rules.updates import check_base_version
 from he_server.store import audit
-from he_server.store.database import Database
-from he_server.store.moves import lock_task, move_round, open_round
-from he_server.store.records import Accepted, RoundRecord, UpdateRecord, round_record, update_record
+from he_server.store.engine import Database
+from he_server.store.queries import select_rounds
+from he_server.store.records import round_record, update_record
 from he_server.store.schema import models, rounds, updates
-from he_server.store.selects import select_rounds
+from he_server.store.transitions import lock_task, move_round, open_round
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,12 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Row, and_, delete, func, insert, select, update
 
-from he_protocol.identity import Party
+from he_protocol.identity.credentials import Party
 from he_protocol.problems import NOT_FOUND, UPLOAD_EXPIRED, Refusal
-from he_server.store.database import Database
-from he_server.store.moves import lock_task
+from he_server.rules.uploads import check_cap, check_promised
+from he_server.store.engine import Database
 from he_server.store.schema import uploads
-from he_server.uploads import check_cap, check_promised
+from he_server.store.transitions import lock_task
 
 
 @dataclass(frozen=True)

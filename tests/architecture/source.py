@@ -8,8 +8,22 @@ from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = ("he_protocol", "he_client", "he_server", "keys", "bench", "migrations", "examples")
-SHIPPED = ("he_protocol", "he_client", "he_server", "keys")
+FOLDERS = {
+    "he_protocol": ROOT,
+    "he_party": ROOT,
+    "he_client": ROOT,
+    "he_authority": ROOT / "keys",
+    "he_holder": ROOT / "keys",
+    "he_server": ROOT,
+    "he_bench": ROOT / "bench",
+    "he_migrations": ROOT / "migrations",
+    "examples": ROOT,
+}
+"""Every package, and the folder that it lies in."""
+PACKAGES = tuple(FOLDERS)
+SHIPPED = ("he_protocol", "he_party", "he_client", "he_authority", "he_holder", "he_server")
+IMPORTABLE = tuple(map(str, dict.fromkeys(FOLDERS.values())))
+"""What a Python path needs to find them in a checkout."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +44,8 @@ class Module:
 def modules(package: str) -> tuple[Module, ...]:
     """Every module of a package, by path."""
     found = []
-    for path in sorted((ROOT / package).rglob("*.py")):
-        parts = path.relative_to(ROOT).with_suffix("").parts
+    for path in sorted((FOLDERS[package] / package).rglob("*.py")):
+        parts = path.relative_to(FOLDERS[package]).with_suffix("").parts
         name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
         text = path.read_text()
         found.append(Module(path, name, text, ast.parse(text)))

@@ -11,7 +11,7 @@ import pytest
 
 from tests.architecture.source import ROOT, Module, identifiers, imported, modules
 
-FORBIDDEN_MODULES = ("keys", "he_client", "tenseal", "torch", "bench", "examples")
+FORBIDDEN_MODULES = ("he_authority", "he_holder", "he_client", "tenseal", "torch", "he_bench", "examples")
 SECRET_NAMES = frozenset(
     {
         # TenSEAL and SEAL
@@ -34,7 +34,7 @@ SECRET_NAMES = frozenset(
 
 @pytest.fixture(scope="module")
 def graph() -> grimp.ImportGraph:
-    packages = ("he_server", "he_protocol", "he_client", "keys", "migrations")
+    packages = ("he_server", "he_protocol", "he_party", "he_client", "he_authority", "he_holder", "he_migrations")
     return grimp.build_graph(*packages, include_external_packages=True, cache_dir=None)
 
 
@@ -43,13 +43,13 @@ def test_no_import_chain_leads_to_a_secret(graph: grimp.ImportGraph) -> None:
     for module in tuple(reached):
         reached |= graph.find_upstream_modules(module)
     roots = {module.split(".")[0] for module in reached}
-    assert {"he_protocol", "migrations", "aiohttp", "sqlalchemy"} <= roots  # the walk went somewhere
+    assert {"he_protocol", "he_party", "he_migrations", "aiohttp", "sqlalchemy"} <= roots  # the walk went somewhere
     assert not roots & set(FORBIDDEN_MODULES)
 
 
 def test_the_walk_would_have_found_one(graph: grimp.ImportGraph) -> None:
-    """The same walk from a package that may: `keys` reaches the client's transport, the client TenSEAL."""
-    assert any(name.startswith("he_client") for name in graph.find_upstream_modules("keys.agent"))
+    """The same walk from packages that may: a holder reaches the parties' transport, the client TenSEAL."""
+    assert "he_party.transport" in graph.find_upstream_modules("he_holder.agent")
     assert "tenseal" in graph.find_upstream_modules("he_client.schemes.ckks")
 
 
@@ -71,7 +71,8 @@ def test_no_name_of_a_secret_occurs(module: Module) -> None:
 
 def test_those_names_do_occur_where_the_secrets_are() -> None:
     """So that a renaming does not quietly empty the test above."""
-    elsewhere = set().union(*(identifiers(module) for package in ("keys", "he_client") for module in modules(package)))
+    packages = ("he_holder", "he_client")
+    elsewhere = set().union(*(identifiers(module) for package in packages for module in modules(package)))
     assert elsewhere >= {
         "HpkeKey", "EpochSecret", "PartSeed", "KeyHolder", "make_opener", "make_dealer", "make_sealer", "Encoder",
         "has_secret_key", "quantise", "clip_factor", "Gaussian", "derive_key", "draw_seeds", "part_seeds", "key_part",
@@ -86,18 +87,21 @@ def test_the_servers_only_private_key_is_its_own() -> None:
         for node in ast.walk(module.tree)
         if isinstance(node, ast.Attribute) and node.attr in {"private", "hpke"}
     ]
-    assert places == [("he_server.cli", "Attribute")]
+    assert places == [("he_server.cli.main", "Attribute")]
 
 
 @pytest.mark.parametrize(
     ("program", "absent"),
     [
-        ("import he_server.app, he_server.cli", ("torch", "tenseal", "keys", "he_client", "dp_accounting")),
-        ("import keys.cli", ("torch", "tenseal", "he_server", "dp_accounting")),
-        ("import he_client.cli", ("torch", "tenseal", "he_server", "keys", "dp_accounting")),
+        (
+            "import he_server.http.app, he_server.cli.main",
+            ("torch", "tenseal", "he_holder", "he_client", "dp_accounting"),
+        ),
+        ("import he_holder.cli.main", ("torch", "tenseal", "he_server", "he_client", "he_authority", "dp_accounting")),
+        ("import he_client.cli", ("torch", "tenseal", "he_server", "he_holder", "he_authority", "dp_accounting")),
         ("import he_protocol.task, he_protocol.schemes.ckks", ("torch", "tenseal", "aiohttp", "sqlalchemy")),
     ],
-    ids=["server", "keys", "client", "protocol"],
+    ids=["server", "holder", "client", "protocol"],
 )
 def test_what_a_program_loads(program: str, absent: tuple[str, ...]) -> None:
     code = f"{program}; import sys; print(*sorted(name for name in sys.modules if '.' not in name))"

@@ -14,8 +14,6 @@ from tests.architecture.source import PACKAGES, ROOT, SHIPPED, Module, identifie
 
 EVERYTHING = [module for package in PACKAGES for module in modules(package)]
 LONGEST_FILE, LONGEST_FUNCTION = 400, 60
-KEY_FILES = "he_protocol.keyfile"
-"""The one module of the public half that touches the disk."""
 
 IMPURE_MODULES = frozenset(
     {"aiohttp", "asyncio", "socket", "ssl", "http", "urllib", "subprocess", "threading", "multiprocessing", "logging",
@@ -30,15 +28,19 @@ CLOCK_OR_DISK_CALLS = frozenset(
 
 def test_the_parser_sees_the_whole_project() -> None:
     names = {module.name for module in EVERYTHING}
-    assert {"he_protocol.task", "he_client.client", "he_server.worker", "keys.checks", "examples.har.rounds"} <= names
+    assert {
+        "he_protocol.task",
+        "he_client.client",
+        "he_server.jobs.worker",
+        "he_holder.rules",
+        "examples.har.rounds",
+    } <= names
 
 
 @pytest.mark.parametrize("module", modules("he_protocol"), ids=lambda module: module.name)
 def test_the_public_half_does_no_io_and_reads_no_clock(module: Module) -> None:
     roots = {name.split(".")[0] for name in imported(module)}
     assert not roots & IMPURE_MODULES
-    if module.name == KEY_FILES:
-        return
     assert not roots & DISK
     calls = {
         node.func.id if isinstance(node.func, ast.Name) else node.func.attr
@@ -46,11 +48,6 @@ def test_the_public_half_does_no_io_and_reads_no_clock(module: Module) -> None:
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name | ast.Attribute)
     }
     assert not calls & CLOCK_OR_DISK_CALLS
-
-
-def test_the_one_exception_is_still_needed() -> None:
-    (keyfile,) = (module for module in modules("he_protocol") if module.name == KEY_FILES)
-    assert {"os", "pathlib"} <= imported(keyfile)
 
 
 @pytest.mark.parametrize("module", EVERYTHING, ids=lambda module: module.name)
@@ -109,7 +106,7 @@ def test_the_secret_generators_are_used_where_secrets_are_made() -> None:
         if {"secrets", "os.urandom"}
         & {*imported(module), *(ast.unparse(n) for n in ast.walk(module.tree) if isinstance(n, ast.Attribute))}
     }
-    assert {"he_client.encode", "he_client.client", "he_client.transport", "keys.ceremony"} <= users
+    assert {"he_client.encode", "he_client.client", "he_party.transport", "he_holder.ceremony.messages"} <= users
 
 
 @pytest.mark.parametrize("module", modules("he_protocol"), ids=lambda module: module.name)

@@ -58,7 +58,7 @@ def test_an_edit_applies_to_the_source_of_a_place_that_is_listed(edit: Edit) -> 
 
 def test_every_rule_of_a_key_holder_is_listed() -> None:
     listed = {place for row in ROWS for place in row.places}
-    assert {f"keys/checks.py: {rule.__name__}" for rule in EVERY_RULE} <= listed
+    assert {f"keys/he_holder/rules.py: {rule.__name__}" for rule in EVERY_RULE} <= listed
 
 
 def test_every_hostile_test_file_is_used() -> None:

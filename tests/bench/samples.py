@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bench.results import (
+from he_bench.results import (
     About,
     Comparison,
     Failed,

@@ -11,13 +11,13 @@ import msgspec
 import pytest
 from typer.testing import CliRunner
 
-from bench import results
-from bench.cli import app
-from bench.disk import SAMPLE_SECONDS, PeakDisk, peak_disk
-from bench.isolated import measured
-from bench.memory import PeakMemory
-from bench.results import Comparison, Failed, LoadRun, Measurement, Missing, PeerResult, Point, Run
-from bench.runner import run_point
+from he_bench import results
+from he_bench.cli import app
+from he_bench.disk import SAMPLE_SECONDS, PeakDisk, peak_disk
+from he_bench.isolated import measured
+from he_bench.memory import PeakMemory
+from he_bench.results import Comparison, Failed, LoadRun, Measurement, Missing, PeerResult, Point, Run
+from he_bench.runner import run_point
 
 TINY = 3000
 

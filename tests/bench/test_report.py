@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from bench.report import files, html, markdown, terminal
-from bench.report.tables import Table, tables
-from bench.results import Report
-from bench.units import figure, number, seconds, size
+from he_bench.report import files, html, markdown, terminal
+from he_bench.report.tables import Table, tables
+from he_bench.results import Report
+from he_bench.units import figure, number, seconds, size
 from tests.bench.samples import LOADS, PEERS, RUN
 
 PNG = b"\x89PNG"

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from bench import results
-from bench.results import Report, Spread
+from he_bench import results
+from he_bench.results import Report, Spread
 from he_protocol.problems import BAD_SETTINGS, Refusal
 from tests.bench.samples import LOADS, PEERS, RUN, measurement
 

@@ -1,8 +1,8 @@
 from __future__ import annotations
 
-from bench.cases import DESCRIPTIONS, load_case
-from bench.profiles import default_profile, profiles
-from bench.suites import SUITES, points
+from he_bench.cases import DESCRIPTIONS, load_case
+from he_bench.profiles import default_profile, profiles
+from he_bench.suites import SUITES, points
 
 
 def largest(case: str, profile: str) -> int:

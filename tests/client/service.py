@@ -15,16 +15,17 @@ from aiohttp.test_utils import TestServer
 
 from examples.har.deployment import Deployment
 from he_client import HushSumClient, Identity
-from he_client.transport import RetryPolicy, Transport
+from he_holder.agent import Agent
+from he_holder.ceremony.run import Ceremony
+from he_holder.holder import KeyHolder
+from he_holder.ledger import Ledger
+from he_migrations.run import upgrade
+from he_party.transport import RetryPolicy, Transport
 from he_protocol.task import Task
-from he_server.app import make_app, open_server
+from he_server.blobs.tensor_file import keep_model
+from he_server.http.app import make_app
+from he_server.services.context import open_server
 from he_server.settings import Settings
-from he_server.tensors import keep_model
-from keys.agent import Agent
-from keys.holder import KeyHolder
-from keys.keygen import Ceremony
-from keys.ledger import Ledger
-from migrations.run import upgrade
 
 CLIENTS, HOLDERS = 3, 4
 TASK = "client-test"

@@ -14,7 +14,8 @@ from msgspec.structs import replace
 
 from he_client.schemes import ckks
 from he_client.schemes.ckks import CkksSealer, check_confirmations, check_tenseal, joint_context, load_context
-from he_protocol import residues
+from he_protocol.arithmetic import residues
+from he_protocol.identity.jws import SigningKey
 from he_protocol.messages import Confirmation
 from he_protocol.problems import (
     BAD_SIGNATURE,
@@ -32,7 +33,6 @@ from he_protocol.problems import (
     Refusal,
 )
 from he_protocol.schemes.ckks import Ckks
-from he_protocol.signing import SigningKey
 from tests.support.parties import World
 from tests.unit.refusals import refused
 
@@ -159,7 +159,7 @@ def test_what_tenseal_itself_finds_is_refused_as_well(monkeypatch: pytest.Monkey
     """Two checks that do not know of each other: our parser's, and TenSEAL's own answer."""
     context = private_context()
     data = context.serialize(save_secret_key=True, save_galois_keys=False, save_relin_keys=False)
-    monkeypatch.setattr(ckks.seal, "refuse_private", lambda _: None)
+    monkeypatch.setattr(ckks.seal_codec, "refuse_private", lambda _: None)
     with refused(PRIVATE_CONTEXT, "TenSEAL found"):
         load_context(data)
 

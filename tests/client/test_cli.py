@@ -13,12 +13,12 @@ from click.testing import Result
 from safetensors.numpy import load_file, save_file
 from typer.testing import CliRunner
 
+from he_authority.enrolment import enrol
 from he_client.cli import app
-from he_client.identity import AUTHORITY_FILE, CREDENTIAL_FILE, KEY_FILE, REQUEST_FILE, Identity
+from he_party.identity import AUTHORITY_FILE, CREDENTIAL_FILE, KEY_FILE, REQUEST_FILE, Identity
+from he_protocol.identity.jws import SigningKey, jwk_x, read_unverified
 from he_protocol.messages import EnrolRequest
 from he_protocol.problems import PROBLEMS
-from he_protocol.signing import SigningKey, jwk_x, read_unverified
-from keys.authority import enrol
 from tests.client.service import MODEL, TASK, Service
 
 TRAINING = """

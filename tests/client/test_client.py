@@ -13,8 +13,8 @@ from safetensors.numpy import save
 
 from he_client import HushSumClient, Submission, SyncClient
 from he_client.published import VERSION_HEADER
-from he_protocol import api
-from he_protocol.privacy import epsilon
+from he_protocol import documents
+from he_protocol.privacy.plan import epsilon
 from he_protocol.problems import (
     BAD_PLAN,
     BAD_TENSORS,
@@ -188,8 +188,8 @@ async def test_a_round_waits_for_its_key_holders_as_long_as_it_takes(service: Se
 
 
 async def test_wait_tells_that_the_updates_bucket_was_dropped_from_a_published_round(service: Service) -> None:
-    failure = api.Failure(COMBINE_REFUSED.urn, "the opened key is out of range")
-    status = msgspec.json.encode(api.UpdateStatus("00" * 16, 7, "published", 3, failure))
+    failure = documents.Failure(COMBINE_REFUSED.urn, "the opened key is out of range")
+    status = msgspec.json.encode(documents.UpdateStatus("00" * 16, 7, "published", 3, failure))
     sent = Submission(service.task.id, "00" * 16, 7, 1, {})
     async with (
         Proxy(service.url, {"GET": [web.Response(body=status)]}) as proxy,

@@ -17,10 +17,11 @@ from aiohttp.test_utils import TestServer
 from msgspec.structs import replace
 from safetensors.numpy import save
 
-from he_client import HushSumClient, transport
+from he_client import HushSumClient
 from he_client import published as published_module
-from he_client.transport import MAX_HEADERS, RetryPolicy, Transport
-from he_protocol import api, limits
+from he_party import transport
+from he_party.transport import MAX_HEADERS, RetryPolicy, Transport
+from he_protocol import documents, limits, paths
 from he_protocol.messages import Vote, encode
 from he_protocol.problems import DIGEST_MISMATCH, TOO_LARGE, UNEXPECTED_ANSWER, UNREACHABLE, Refusal
 from he_protocol.task import Task
@@ -85,14 +86,14 @@ async def test_nobody_is_sent_elsewhere(world: World, status: int, monkeypatch: 
         Transport(url, world.committee[0], retry=ONCE) as line,
     ):
         with refused(UNEXPECTED_ANSWER, f"HTTP {status}"):
-            await line.request("GET", api.openings_path(world.task.id), audience="server")
+            await line.request("GET", paths.openings_path(world.task.id), audience="server")
         with refused(UNEXPECTED_ANSWER):
-            await line.put_frame(api.share_path(world.task.id, 1, "holder-0"), b"head", [b"share"], "server")
+            await line.put_frame(paths.share_path(world.task.id, 1, "holder-0"), b"head", [b"share"], "server")
         assert seen == []
         request = line._session.request  # type: ignore[union-attr]
         monkeypatch.setattr(line._session, "request", lambda *a, **k: request(*a, **{**k, "allow_redirects": True}))
         if status in {301, 302, 303, 307, 308}:
-            await line.request("GET", api.openings_path(world.task.id), audience="server")
+            await line.request("GET", paths.openings_path(world.task.id), audience="server")
             assert seen == ["GET"]
 
 
@@ -191,7 +192,7 @@ async def test_ten_parameters_take_no_gigabytes(world: World, tmp_path: Path) ->
             with refused(TOO_LARGE):
                 await client.round(world.task, 1)
             with refused(TOO_LARGE):
-                await client._transport.document("GET", "/x", api.UpdateStatus)
+                await client._transport.document("GET", "/x", documents.UpdateStatus)
             with refused(TOO_LARGE):
                 await client._transport.request("PUT", "/x", pieces=[b"x"])
     assert left(tmp_path) == []
@@ -291,8 +292,8 @@ def test_honest_answers_fit() -> None:
     updates = [world.update(f"client-{i}") for i in range(50)]
     manifest, ordered = world.manifest(updates)
     votes = tuple(world.committee[i].key.sign(Vote(world.task.hash, 1, 1, bytes(32), f"holder-{i}")) for i in range(5))
-    assert len(encode(api.Opening("vote", manifest, votes))) < limits.opening(world.task) - limits.revocations()
-    assert len(encode(api.Heads(ordered))) < limits.heads(world.task)
+    assert len(encode(documents.Opening("vote", manifest, votes))) < limits.opening(world.task) - limits.revocations()
+    assert len(encode(documents.Heads(ordered))) < limits.heads(world.task)
 
 
 async def test_a_post_of_the_key_ceremony_is_bounded(tmp_path: Path) -> None:
@@ -303,10 +304,10 @@ async def test_a_post_of_the_key_ceremony_is_bounded(tmp_path: Path) -> None:
     async with FakeServer(task) as server:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("he_client.schemes.ckks.check_confirmations", lambda task, posts: bytes(32))
-            server.replaced["GET", api.post_path(task.id, "confirmation", "holder-0")] = endless
+            server.replaced["GET", paths.post_path(task.id, "confirmation", "holder-0")] = endless
             async with Transport(server.url, world.client("device"), retry=ONCE) as line:
                 with refused(TOO_LARGE):
                     await make_sealer(task, line, tmp_path)
-                server.replaced["GET", api.board_path(task.id, "confirmation")] = endless
+                server.replaced["GET", paths.board_path(task.id, "confirmation")] = endless
                 with refused(TOO_LARGE, str(limits.board(task))):
                     await make_sealer(task, line, tmp_path)

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from he_client.identity import AUTHORITY_FILE, CREDENTIAL_FILE, KEY_FILE, REQUEST_FILE, Identity, create
+from he_authority.enrolment import enrol
+from he_party.identity import AUTHORITY_FILE, CREDENTIAL_FILE, KEY_FILE, REQUEST_FILE, Identity, create
+from he_protocol.identity.jws import SigningKey, jwk_x, read_unverified, verify
 from he_protocol.messages import EnrolRequest
 from he_protocol.problems import BAD_KEY_FILE, BAD_SETTINGS, BAD_SIGNATURE, MALFORMED, NOT_ADDRESSED, ProblemType
-from he_protocol.signing import SigningKey, jwk_x, read_unverified, verify
-from keys.authority import enrol
 from tests.support.parties import NOW
 from tests.unit.refusals import refused
 

@@ -11,18 +11,18 @@ import pytest
 
 from he_client import HushSumClient
 from he_client.spool import Spool
-from he_client.transport import RetryPolicy
-from he_protocol.keyfile import close_database, close_to_others, private_directory, private_opener, write_durably
+from he_holder.backup import backup, restore
+from he_holder.holder import KeyHolder
+from he_holder.keyring import Keyring
+from he_holder.ledger import Ledger
+from he_migrations.run import upgrade
+from he_party.files import close_database, close_to_others, private_directory, private_opener, write_durably
+from he_party.transport import RetryPolicy
 from he_protocol.task import Task
-from he_server.app import open_server
-from he_server.serving import migrate
+from he_server.blobs.upload_file import UploadFile
+from he_server.services.context import open_server
+from he_server.services.migration import migrate
 from he_server.settings import Settings
-from he_server.uploads import UploadFile
-from keys.backup import backup, restore
-from keys.holder import KeyHolder
-from keys.keyring import Keyring
-from keys.ledger import Ledger
-from migrations.run import upgrade
 from tests.client.service import Service
 from tests.support.parties import NOW, World, random_integers
 
@@ -68,8 +68,8 @@ async def test_a_ledger(tmp_path: Path) -> None:
 
 
 async def test_without_it_a_ledger_is_open_to_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("keys.ledger.close_database", lambda path: None)
-    monkeypatch.setattr("keys.ledger.private_directory", lambda path: path.mkdir(parents=True, exist_ok=True))
+    monkeypatch.setattr("he_holder.ledger.close_database", lambda path: None)
+    monkeypatch.setattr("he_holder.ledger.private_directory", lambda path: path.mkdir(parents=True, exist_ok=True))
     ledger = await Ledger.open(tmp_path / "holder" / "ledger.db")
     await ledger.close()
     assert len(open_to_others(tmp_path / "holder")) > 1
@@ -175,7 +175,7 @@ def test_a_folder_of_somebody_else_is_used_as_it_is(tmp_path: Path, monkeypatch:
 
 
 def test_an_identity_is_made_in_a_closed_folder(tmp_path: Path) -> None:
-    from he_client.identity import create
+    from he_party.identity import create
 
     create(tmp_path / "phone", "phone-1", "client", NOW)
     assert stat.S_IMODE((tmp_path / "phone").stat().st_mode) == 0o700

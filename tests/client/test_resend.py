@@ -13,10 +13,12 @@ from aiohttp import web
 from he_client import HushSumClient
 from he_client.client import FINAL
 from he_client.spool import SealedUpdate
-from he_client.transport import RetryPolicy
-from he_protocol import api
+from he_party.transport import RetryPolicy
+from he_protocol import documents
+from he_protocol.identity.jws import SigningKey, read_unverified, token_hash, verify
 from he_protocol.messages import Receipt, SignedUpdate, decode
-from he_protocol.privacy import epsilon
+from he_protocol.privacy.plan import epsilon
+from he_protocol.privacy.quantise import Integers
 from he_protocol.problems import (
     ALREADY_IN_ROUND,
     BAD_SIGNATURE,
@@ -28,8 +30,6 @@ from he_protocol.problems import (
     ProblemType,
     Refusal,
 )
-from he_protocol.quantise import Integers
-from he_protocol.signing import SigningKey, read_unverified, token_hash, verify
 from tests.client.proxy import Proxy
 from tests.client.schemes import assert_opens_to
 from tests.client.service import Service
@@ -149,7 +149,7 @@ async def test_a_failure_while_sealing_leaves_nothing(service: Service) -> None:
 
 def forged(content: bytes, **changes: object) -> bytes:
     """The server's receipt with fields changed, under a key that is not the server's."""
-    document = msgspec.json.decode(content, type=api.UpdateReceipt)
+    document = msgspec.json.decode(content, type=documents.UpdateReceipt)
     return msgspec.json.encode(msgspec.structs.replace(document, **changes))
 
 
@@ -173,7 +173,7 @@ async def test_a_lying_receipt_that_is_believed_loses_the_update(
         sealed = await seal(client, service)
         header = token_hash(decode(sealed.head, SignedUpdate).header)
         receipt = Receipt(service.task.hash, bytes.fromhex(sealed.update_id), "phone-01", header, 1)
-        said = api.UpdateReceipt(SigningKey.generate().sign(receipt), 1)
+        said = documents.UpdateReceipt(SigningKey.generate().sign(receipt), 1)
         proxy.faults["PUT"] = [web.Response(status=201, body=msgspec.json.encode(said))]
         await client.send(service.task, sealed)
         assert await client.resume(service.task) == []
@@ -189,7 +189,7 @@ async def test_a_receipt_for_another_update_is_refused_and_the_update_kept(
         honest: list[Receipt] = []
 
         def change(content: bytes) -> bytes:
-            document = msgspec.json.decode(content, type=api.UpdateReceipt)
+            document = msgspec.json.decode(content, type=documents.UpdateReceipt)
             honest.append(verify(document.receipt, Receipt, service.task.config.server.key))
             other = bytes(len(getattr(honest[0], field)))
             signing = service.server.key.signing

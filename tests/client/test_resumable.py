@@ -17,9 +17,10 @@ from he_client import HushSumClient
 from he_client import resumable as module
 from he_client.resumable import ResumableUpload, _read
 from he_client.spool import SealedUpdate
-from he_client.transport import RetryPolicy, Transport
-from he_protocol import api, framing, tus
-from he_protocol.identity import prove_request
+from he_party.transport import RetryPolicy, Transport
+from he_protocol import documents, frames, paths, tus
+from he_protocol.identity.jws import token_hash, verify
+from he_protocol.identity.requests import prove_request
 from he_protocol.messages import Receipt, SignedUpdate, decode
 from he_protocol.problems import (
     CHECKSUM_MISMATCH,
@@ -31,7 +32,6 @@ from he_protocol.problems import (
     WRONG_OFFSET,
     ProblemType,
 )
-from he_protocol.signing import token_hash, verify
 from tests.client.proxy import Proxy, Wire
 from tests.client.service import QUICK, Service
 from tests.client.test_resend import answer_of, seal
@@ -54,7 +54,7 @@ def in_pieces(service: Service, url: str | None = None, retry: RetryPolicy = QUI
 
 
 def frame_of(sealed: SealedUpdate) -> bytes:
-    return framing.start(sealed.head) + b"".join(path.read_bytes() for path in sealed.parts)
+    return frames.start(sealed.head) + b"".join(path.read_bytes() for path in sealed.parts)
 
 
 @pytest.fixture
@@ -219,7 +219,7 @@ async def test_another_projects_client_uploads_a_sealed_update(service: Service,
         sealed = await seal(client, service)
     path = tmp_path / "frame"
     path.write_bytes(frame_of(sealed))
-    identity, collection = service.identity(1), api.uploads_path(service.task.id)
+    identity, collection = service.identity(1), paths.uploads_path(service.task.id)
     proof = prove_request(
         identity.key,
         identity.credential,
@@ -244,7 +244,7 @@ async def test_another_projects_client_uploads_a_sealed_update(service: Service,
     url = await asyncio.to_thread(upload)
     async with Transport(service.url, identity) as transport:
         answer = await transport.request("GET", url.removeprefix(service.url), headers={"Tus-Resumable": tus.VERSION})
-        document = decode(answer.body, api.UpdateReceipt)
+        document = decode(answer.body, documents.UpdateReceipt)
     receipt = verify(document.receipt, Receipt, service.task.config.server.key)
     assert receipt.update_id.hex() == sealed.update_id
 

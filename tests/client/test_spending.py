@@ -12,8 +12,8 @@ from msgspec.structs import replace
 from he_client import HushSumClient
 from he_client.client import SPENDING_FILE
 from he_client.spending import Spending
-from he_client.transport import RetryPolicy
-from he_protocol.privacy import PrivacyPlan, epsilon, spent_together
+from he_party.transport import RetryPolicy
+from he_protocol.privacy.plan import PrivacyPlan, epsilon, spent_together
 from he_protocol.problems import BUDGET_EXHAUSTED, INTERNAL, MALFORMED, NOT_FOUND, STALE_UPDATE, ProblemType, Refusal
 from he_protocol.task import Task, TensorSpec
 from tests.support.fake_server import FakeServer, refusal

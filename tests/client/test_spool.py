@@ -13,7 +13,7 @@ import pytest
 
 from he_client import spool as spool_module
 from he_client.spool import SealedUpdate, Spool
-from he_protocol import keyfile
+from he_party import files
 from he_protocol.messages import SignedUpdate, encode
 
 HEAD = SignedUpdate("header", "credential")
@@ -173,7 +173,7 @@ def test_the_parts_are_durable_before_the_head_and_the_head_before_its_name(
     recording = SimpleNamespace(**vars(os))
     recording.open, recording.fsync = opened, lambda number: steps.append(f"fsync {names[number]}")
     monkeypatch.setattr(spool_module, "os", recording)
-    monkeypatch.setattr(keyfile, "os", recording)
+    monkeypatch.setattr(files, "os", recording)
     rename = Path.replace
 
     def replaced(path: Path, target: Any) -> Any:

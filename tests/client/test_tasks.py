@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from he_client import HushSumClient, tasks
-from he_client.tasks import MEMORY_FILE, Listed, SeenEpoch, TaskMemory, choose, learn, read
-from he_client.transport import RetryPolicy, Transport
-from he_protocol import api
+from he_client import HushSumClient
+from he_party import tasks
+from he_party.tasks import MEMORY_FILE, Listed, SeenEpoch, TaskMemory, choose, learn, read
+from he_party.transport import RetryPolicy, Transport
+from he_protocol import documents
+from he_protocol.identity.jws import SigningKey
 from he_protocol.problems import AMBIGUOUS_TASK, BAD_PLAN, BAD_SIGNATURE, MALFORMED, NOT_FOUND, OLD_EPOCH
-from he_protocol.signing import SigningKey
 from he_protocol.task import Task, check_config
 from tests.support.fake_server import FakeServer, answer
 from tests.support.parties import NOW, World
@@ -34,7 +35,7 @@ def epoch(world: World, number: int, **changes: object) -> Task:
 
 
 def listed(world: World, *tasks: Task, name: str = "keyboard", label: str = "") -> Listed:
-    statuses = [api.TaskStatus(label or task.id, name, task.token, True, 0, 1) for task in tasks]
+    statuses = [documents.TaskStatus(label or task.id, name, task.token, True, 0, 1) for task in tasks]
     return read(statuses, world.authority.key.public)
 
 
@@ -53,8 +54,8 @@ class Liar(FakeServer):
     lie: Task
 
     async def _tasks(self, _request: object):  # type: ignore[no-untyped-def]
-        status = api.TaskStatus(self.task.id, self.task.config.name, self.lie.token, True, 0, 1)
-        return answer(api.TaskList((status,)))
+        status = documents.TaskStatus(self.task.id, self.task.config.name, self.lie.token, True, 0, 1)
+        return answer(documents.TaskList((status,)))
 
 
 @pytest.mark.parametrize("by_hash", [False, True], ids=["by_name", "by_hash"])
@@ -139,9 +140,9 @@ def test_a_task_that_does_not_verify_costs_the_others_nothing(world: World, capl
     good = epoch(world, 1)
     forged = SigningKey.generate().sign(world.task.config)
     statuses = [
-        api.TaskStatus("a" * 64, "forged", forged, True, 0, 1),
-        api.TaskStatus("b" * 64, "nonsense", "a.b", True, 0, 1),
-        api.TaskStatus(good.id, "keyboard", good.token, True, 0, 1),
+        documents.TaskStatus("a" * 64, "forged", forged, True, 0, 1),
+        documents.TaskStatus("b" * 64, "nonsense", "a.b", True, 0, 1),
+        documents.TaskStatus(good.id, "keyboard", good.token, True, 0, 1),
     ]
     found = read(statuses, world.authority.key.public)
     assert choose(found, "keyboard") == choose(found, good.id) == good

@@ -19,11 +19,12 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-from he_client.identity import Identity
-from he_client.transport import PROBLEM_BYTES, RETRY_STATUS, RetryPolicy, Transport, retry_after
-from he_protocol import api, framing
-from he_protocol.identity import check_request
-from he_protocol.keyfile import KeyRecord, read_private
+from he_party.identity import Identity
+from he_party.keyfile import KeyRecord, read_private
+from he_party.transport import PROBLEM_BYTES, RETRY_STATUS, RetryPolicy, Transport, retry_after
+from he_protocol import documents, frames, paths
+from he_protocol.identity.jws import SigningKey
+from he_protocol.identity.requests import check_request
 from he_protocol.problems import (
     BAD_SIGNATURE,
     DATABASE_UNAVAILABLE,
@@ -40,7 +41,6 @@ from he_protocol.problems import (
     ProblemType,
     Refusal,
 )
-from he_protocol.signing import SigningKey
 from tests.client.proxy import Fault, Proxy
 from tests.client.service import QUICK, TASK, Service
 from tests.support.parties import Authority
@@ -212,7 +212,7 @@ async def test_a_server_without_tls_is_no_server(service: Service) -> None:
 async def test_every_try_is_signed_anew_for_its_own_request(service: Service, proxy: Proxy) -> None:
     proxy.faults["GET"] = ["dropped", "lost"]
     task, identity = service.task, service.identity(1)
-    path = api.round_path(task.id, 1)
+    path = paths.round_path(task.id, 1)
     async with line(service, proxy.url) as transport:
         await transport.request("GET", path, audience=task.config.server.name, query={"unused": "1"})
     checked = [
@@ -234,27 +234,27 @@ async def test_every_try_is_signed_anew_for_its_own_request(service: Service, pr
 @pytest.mark.parametrize("used", [False, True], ids=["new connection", "kept connection"])
 async def test_a_lost_answer_to_a_signed_question_is_no_replay(service: Service, proxy: Proxy, used: bool) -> None:
     """aiohttp sends a GET again by itself; under the same proof the server would refuse that one."""
-    path, server = api.round_path(service.task.id, 1), service.task.config.server.name
+    path, server = paths.round_path(service.task.id, 1), service.task.config.server.name
     async with line(service, proxy.url) as transport:
         if used:
-            await transport.request("GET", api.TASKS)
+            await transport.request("GET", paths.TASKS)
         proxy.faults["GET"] = ["dropped"]
-        assert (await transport.document("GET", path, api.RoundStatus, audience=server)).round == 1
+        assert (await transport.document("GET", path, documents.RoundStatus, audience=server)).round == 1
     assert [seen.path for seen in proxy.seen[-2:]] == [path, path]
 
 
 async def test_without_an_audience_nothing_is_signed(service: Service, proxy: Proxy) -> None:
     async with line(service, proxy.url) as transport:
-        await transport.request("GET", api.TASKS)
+        await transport.request("GET", paths.TASKS)
         with refused(UNAUTHENTICATED):
-            await transport.request("GET", api.round_path(service.task.id, 1))
+            await transport.request("GET", paths.round_path(service.task.id, 1))
     assert all("Authorization" not in seen.headers and "DPoP" not in seen.headers for seen in proxy.seen)
 
 
 async def test_a_proof_for_another_server_is_refused_by_this_one(service: Service) -> None:
     async with line(service, service.url) as transport:
         with refused(UNAUTHENTICATED):
-            await transport.request("GET", api.round_path(service.task.id, 1), audience="another-server")
+            await transport.request("GET", paths.round_path(service.task.id, 1), audience="another-server")
 
 
 async def test_an_answer_longer_than_asked_for_is_cut_off(service: Service, proxy: Proxy) -> None:
@@ -278,7 +278,7 @@ async def test_a_document_that_is_none_is_malformed(service: Service, proxy: Pro
     proxy.faults["GET"] = [web.Response(text="<html>")]
     async with line(service, proxy.url) as transport:
         with refused(MALFORMED, "TaskList"):
-            await transport.document("GET", api.TASKS, api.TaskList)
+            await transport.document("GET", paths.TASKS, documents.TaskList)
 
 
 async def test_an_unknown_task_is_told_apart_from_the_known(service: Service) -> None:
@@ -290,8 +290,8 @@ async def test_an_unknown_task_is_told_apart_from_the_known(service: Service) ->
 
 async def test_a_task_of_another_authority_is_refused(service: Service, proxy: Proxy) -> None:
     token = SigningKey.generate().sign(service.task.config)
-    listed = api.TaskStatus(service.task.id, TASK, token, True, 0, 1)
-    proxy.faults["GET"] = [lambda _: msgspec.json.encode(api.TaskList((listed,)))]
+    listed = documents.TaskStatus(service.task.id, TASK, token, True, 0, 1)
+    proxy.faults["GET"] = [lambda _: msgspec.json.encode(documents.TaskList((listed,)))]
     async with line(service, proxy.url) as transport:
         with refused(BAD_SIGNATURE):
             await transport.task(TASK)
@@ -301,9 +301,9 @@ async def test_a_task_of_another_authority_is_refused(service: Service, proxy: P
 async def test_of_two_epochs_of_a_name_the_newer_is_taken(service: Service, proxy: Proxy, place: int) -> None:
     authority = read_private(service.root / "authority" / "authority.key", KeyRecord)
     newer = authority.signing.sign(msgspec.structs.replace(service.task.config, epoch=2))
-    rows = [api.TaskStatus("y", TASK, service.task.token, True, 0, 1)]
-    rows.insert(place, api.TaskStatus("x", TASK, newer, True, 0, 1))
-    proxy.faults["GET"] = [lambda _: msgspec.json.encode(api.TaskList(tuple(rows)))]
+    rows = [documents.TaskStatus("y", TASK, service.task.token, True, 0, 1)]
+    rows.insert(place, documents.TaskStatus("x", TASK, newer, True, 0, 1))
+    proxy.faults["GET"] = [lambda _: msgspec.json.encode(documents.TaskList(tuple(rows)))]
     async with line(service, proxy.url) as transport:
         assert (await transport.task(TASK)).config.epoch == 2
 
@@ -318,10 +318,10 @@ async def test_a_frame_is_its_head_and_its_pieces_in_order(service: Service, pro
         assert (await transport.put_frame("/v1/x", b"the head", [b"first", file, view], "server")).status == 201
     lost, kept = proxy.seen
     assert lost.body == kept.body
-    head, body = framing.split(kept.body)
+    head, body = frames.split(kept.body)
     assert (head, bytes(body)) == (b"the head", b"first" + file.read_bytes() + bytes(view))
     assert kept.headers["Content-Length"] == str(len(kept.body))
-    assert kept.headers["Content-Type"] == framing.CONTENT_TYPE
+    assert kept.headers["Content-Type"] == frames.CONTENT_TYPE
 
 
 async def test_a_transport_that_was_not_entered_says_so(service: Service) -> None:

@@ -6,11 +6,11 @@ import msgspec
 import pytest
 from aiohttp import web
 
-from he_client.identity import CREDENTIAL_FILE, Identity
-from he_protocol import api
+from he_party.identity import CREDENTIAL_FILE, Identity
+from he_protocol import documents
+from he_protocol.identity.jws import SigningKey, read_unverified
 from he_protocol.messages import Credential, Receipt, RevocationList, UpdateHeader, encode
 from he_protocol.problems import UNKNOWN_PROTOCOL
-from he_protocol.signing import SigningKey, read_unverified
 from he_protocol.task import Task
 from tests.client.proxy import Proxy
 from tests.client.service import TASK, Service
@@ -21,15 +21,15 @@ from tests.unit.refusals import refused
 other_versions = pytest.mark.parametrize("version", OTHERS, ids=repr)
 
 
-def said(document: api.Document) -> web.Response:
+def said(document: documents.Document) -> web.Response:
     return web.Response(body=msgspec.json.encode(document), content_type="application/json")
 
 
 @other_versions
 async def test_a_task(service: Service, proxy: Proxy, version: str) -> None:
     token = OtherVersion.of(SigningKey.generate(), version).sign(service.task.config)
-    listed = api.TaskStatus(service.task.id, TASK, token, True, 0, 1)
-    proxy.faults["GET"] = [said(api.TaskList((listed,)))]
+    listed = documents.TaskStatus(service.task.id, TASK, token, True, 0, 1)
+    proxy.faults["GET"] = [said(documents.TaskList((listed,)))]
     async with service.client(1, proxy.url) as client:
         with refused(UNKNOWN_PROTOCOL, "expected 2"):
             await client.task(TASK)
@@ -42,7 +42,7 @@ async def test_a_receipt(service: Service, proxy: Proxy, version: str) -> None:
     """The update is kept: what this server says of it is not understood."""
 
     def older(body: bytes) -> bytes:
-        answer = msgspec.json.decode(body, type=api.UpdateReceipt)
+        answer = msgspec.json.decode(body, type=documents.UpdateReceipt)
         receipt = OtherVersion.of(SigningKey.generate(), version).sign(read_unverified(answer.receipt, Receipt))
         return msgspec.json.encode(msgspec.structs.replace(answer, receipt=receipt))
 
@@ -57,7 +57,7 @@ async def test_a_receipt(service: Service, proxy: Proxy, version: str) -> None:
 @other_versions
 async def test_a_revocation_list(service: Service, proxy: Proxy, version: str) -> None:
     token = OtherVersion.of(SigningKey.generate(), version).sign(RevocationList(1, 0, 2**50, ()))
-    proxy.faults["GET"] = ["pass", said(api.Revoked(token))]
+    proxy.faults["GET"] = ["pass", said(documents.Revoked(token))]
     async with service.client(1, proxy.url) as client:
         with refused(UNKNOWN_PROTOCOL):
             await client.task(TASK)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from he_protocol.api import RoundState
+from he_protocol.documents import RoundState
 
 Kind = Literal[
     "lost",  # acknowledged, and missing in the sum of its round, or unknown to the server

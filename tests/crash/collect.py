@@ -10,10 +10,10 @@ from math import sqrt
 import numpy as np
 
 from he_client.spool import RECEIPT
-from he_client.transport import Transport
-from he_protocol import api
+from he_party.transport import Transport
+from he_protocol import documents, paths
+from he_protocol.privacy.quantise import Integers
 from he_protocol.problems import NOT_FOUND, Refusal
-from he_protocol.quantise import Integers
 from tests.client.schemes import ERROR_STD
 from tests.crash.account import Evidence, RoundEvidence, UpdateEvidence
 from tests.crash.submitter import COORDINATES, Coordinates, holding, spool_of, unsent
@@ -51,9 +51,9 @@ async def _updates(world: World, number: int) -> AsyncIterator[UpdateEvidence]:
     coordinates = Coordinates(folder / COORDINATES).of
     async with Transport(world.processes.url, world.processes.identity(number), retry=RETRY) as transport:
         for update_id in sorted(holding(spool_of(folder, task.id), RECEIPT)):
-            path = api.update_path(task.id, update_id)
+            path = paths.update_path(task.id, update_id)
             try:
-                status = await transport.document("GET", path, api.UpdateStatus, audience=task.config.server.name)
+                status = await transport.document("GET", path, documents.UpdateStatus, audience=task.config.server.name)
             except Refusal as refusal:
                 if refusal.problem is not NOT_FOUND:
                     raise

@@ -11,7 +11,7 @@ import pytest
 
 from he_client import HushSumClient
 from he_client.spool import HEAD, SealedUpdate
-from he_protocol.quantise import Integers
+from he_protocol.privacy.quantise import Integers
 from tests.client.service import TASK, Service
 from tests.crash.submitter import COORDINATES, STOP, Coordinates, holding, spool_of, submit_until_stopped, unsent
 

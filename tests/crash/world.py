@@ -16,10 +16,10 @@ import asyncpg  # type: ignore[import-untyped]
 import numpy as np
 
 from he_client import Identity
-from he_client.transport import Transport
-from he_protocol import api
-from keys.holder import KeyHolder
-from keys.ledger import Ledger
+from he_holder.holder import KeyHolder
+from he_holder.ledger import Ledger
+from he_party.transport import Transport
+from he_protocol import documents, paths
 from tests.crash import submitter
 from tests.integration.processes import RETRY, TASK, Processes
 
@@ -150,7 +150,7 @@ class World:
         return sorted(str(path) for path in files if path.parts[0] not in KEPT)
 
     async def _join(self) -> None:
-        """What `he-keys keygen` does for a scheme without a ceremony, in this process: three programs fewer."""
+        """What `he-holder join` does for a scheme without a ceremony, in this process: three programs fewer."""
         for name in self.processes.holders:
             folder = self.processes.root / name
             ledger = await Ledger.open(folder / "ledger.db")
@@ -166,7 +166,7 @@ class World:
         while self.leftovers() and time.monotonic() < deadline:
             time.sleep(0.05)
 
-    def _until(self, ready: Callable[[list[api.RoundStatus]], bool], within: float = HEAL_SECONDS) -> None:
+    def _until(self, ready: Callable[[list[documents.RoundStatus]], bool], within: float = HEAL_SECONDS) -> None:
         task = self.processes.task
 
         async def look() -> None:
@@ -180,15 +180,17 @@ class World:
         asyncio.run(look())
 
 
-def at_rest(rounds: list[api.RoundStatus]) -> bool:
+def at_rest(rounds: list[documents.RoundStatus]) -> bool:
     """Whether all rounds have ended but one that is open and empty."""
     live = [round_ for round_ in rounds if round_.state not in {"published", "failed"}]
     return [(round_.state, round_.updates) for round_ in live] == [("open", 0)]
 
 
-async def recent_rounds(transport: Transport, server: str, task: str) -> list[api.RoundStatus]:
+async def recent_rounds(transport: Transport, server: str, task: str) -> list[documents.RoundStatus]:
     """The newest rounds of a task, newest first."""
-    return await transport.document("GET", f"{api.task_path(task)}/rounds", list[api.RoundStatus], audience=server)
+    return await transport.document(
+        "GET", f"{paths.task_path(task)}/rounds", list[documents.RoundStatus], audience=server
+    )
 
 
 def free_port() -> int:

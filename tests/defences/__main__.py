@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from tests.architecture.source import ROOT
+from tests.architecture.source import IMPORTABLE, ROOT
 from tests.defences.edits import EDITS, Edit, switched_off
 from tests.defences.rows import ROWS, Row
 
@@ -57,7 +57,8 @@ def pytest(
 
     Only while the source is as it was may compiled files be written.
     """
-    environment = os.environ | {"PYTHONPATH": str(tree), "COLUMNS": "400"}
+    folders = os.pathsep.join(str(tree / Path(folder).relative_to(ROOT)) for folder in IMPORTABLE)
+    environment = os.environ | {"PYTHONPATH": folders, "COLUMNS": "400"}
     if not compiling:
         environment["PYTHONDONTWRITEBYTECODE"] = "1"
     command = [sys.executable, "-m", "pytest", "-x", "-rf", "--tb=short", "-p", "no:cacheprovider", *options, *tests]

@@ -79,33 +79,33 @@ def _never(place: str, condition: str, attack: str = "") -> Edit:
 
 
 _ENVELOPE = "he_protocol/schemes/kahe.py: envelope_info"
-_REQUEST = "he_protocol/identity.py: check_request"
-_SHARE = "he_server/handlers/openings.py: check_share"
+_REQUEST = "he_protocol/identity/requests.py: check_request"
+_SHARE = "he_server/rules/shares.py: check_share"
 _CHOICES = "he_protocol/sharing.py: choices"
-_SETTLE = "he_server/choosing.py: settle"
-_MEAN = "he_server/optimiser.py: mean_of"
-_FRAME = "he_server/intake.py: Frame"
-_CHOOSE = "he_client/tasks.py: choose"
+_SETTLE = "he_server/rules/choosing.py: settle"
+_MEAN = "he_server/rules/aggregation.py: mean_of"
+_FRAME = "he_server/services/frames.py: Frame"
+_CHOOSE = "he_party/tasks.py: choose"
 _ADMIT = "he_server/store/updates.py: admit"
-_UNVERIFIED = "from he_protocol.signing import read_unverified; "
+_UNVERIFIED = "from he_protocol.identity.jws import read_unverified; "
 _REVOKED = "check_key(await server.revocations(), party.name, party.public)"
 
 _JUDGED = (
-    "await holder.ledger.informed(request); from keys.checks import judge;"
+    "await holder.ledger.informed(request); from he_holder.rules import judge;"
     " await asyncio.to_thread(judge, request, RELEASING)"
 )
 _UNRECORDED = (
-    "await self._holder.ledger.informed(request); from keys.checks import judge;"
+    "await self._holder.ledger.informed(request); from he_holder.rules import judge;"
     " await asyncio.to_thread(judge, request, VOTING)"
 )
 _BINDING = "await self._holder.ledger.decide(request, ())"
 
-_POINT = "he_protocol/signing.py: _check_point"
+_POINT = "he_protocol/identity/jws.py: _check_point"
 
 EDITS = (
     # A server that lies to key holders.
     *_returns(
-        "keys/checks.py",
+        "keys/he_holder/rules.py",
         "headers_signed",
         "headers_complete",
         "headers_bound",
@@ -130,55 +130,70 @@ EDITS = (
         "server_not_revoked",
         "revocations_fresh",
     ),
-    _never("keys/checks.py: judge", "len(request.updates) != len(request.manifest.updates)"),
-    Edit("keys/checks.py: revoked_buckets", "except Refusal:", "except Refusal:\n            continue"),
-    _never("keys/opening.py: _request", "manifest.round != number"),
+    _never("keys/he_holder/rules.py: judge", "len(request.updates) != len(request.manifest.updates)"),
+    Edit("keys/he_holder/rules.py: revoked_buckets", "except Refusal:", "except Refusal:\n            continue"),
+    _never("keys/he_holder/opening.py: _request", "manifest.round != number"),
     Edit("he_protocol/committee.py: colluders", "2 * self.agreement - self.holders - 1", "self.agreement"),
     *_returns("he_protocol/committee.py", "check_collusion"),
-    Edit("keys/opening.py: _vote", "await self._holder.ledger.decide(request, VOTING)", _UNRECORDED),
-    Edit("keys/opening.py: _release", "await holder.ledger.decide(request, RELEASING)", _JUDGED),
-    Edit("keys/opening.py: _screen", "await self._holder.ledger.informed(request)", _BINDING),
-    Edit("keys/sums.py: covers", "self._listed.get(entry.update_id) == entry", "entry.update_id in self._listed"),
-    Edit("keys/sums.py: covers", "self._added[bucket] == ids", "self._added[bucket] >= ids"),
+    Edit("keys/he_holder/opening.py: _vote", "await self._holder.ledger.decide(request, VOTING)", _UNRECORDED),
+    Edit("keys/he_holder/opening.py: _release", "await holder.ledger.decide(request, RELEASING)", _JUDGED),
+    Edit("keys/he_holder/opening.py: _screen", "await self._holder.ledger.informed(request)", _BINDING),
     Edit(
-        "keys/ledger.py: voted_updates",
+        "keys/he_holder/release.py: covers",
+        "self._listed.get(entry.update_id) == entry",
+        "entry.update_id in self._listed",
+    ),
+    Edit("keys/he_holder/release.py: covers", "self._added[bucket] == ids", "self._added[bucket] >= ids"),
+    Edit(
+        "keys/he_holder/ledger.py: voted_updates",
         '"update_id", sa.LargeBinary, primary_key=True),\n        sa.Column("opening", sa.Integer, nullable=False)',
         '"update_id", sa.LargeBinary, primary_key=True),\n        sa.Column("opening", sa.Integer, primary_key=True)',
-        at="migrations/ledger/versions/0001_votes.py: upgrade",
+        at="migrations/he_migrations/ledger/versions/0001_votes.py: upgrade",
     ),
-    _never("keys/holder.py: join", "task.config.min_clients < self.floor", "a manifest of one"),
-    _never("keys/holder.py: join", "task.committee.colluders < self.least_f", "a committee"),
-    *_returns("keys/holder.py", "check_promise"),
+    _never("keys/he_holder/holder.py: join", "task.config.min_clients < self.floor", "a manifest of one"),
+    _never("keys/he_holder/holder.py: join", "task.committee.colluders < self.least_f", "a committee"),
+    *_returns("keys/he_holder/holder.py", "check_promise"),
     Edit(
-        "keys/epochs.py: destroy",
+        "keys/he_holder/epochs.py: destroy",
         "await holder.ledger.destroy(task, holder.clock())\n",
         "pass\n",
         attack="an old epoch",
     ),
-    Edit("keys/epochs.py: destroy", "await asyncio.to_thread(erase_private, path)", "pass", attack="an old epoch"),
-    _never("keys/sums.py: check_part", "hashlib.sha256(body).digest() != signed"),
+    Edit(
+        "keys/he_holder/epochs.py: destroy",
+        "await asyncio.to_thread(erase_private, path)",
+        "pass",
+        attack="an old epoch",
+    ),
+    _never("keys/he_holder/release.py: check_part", "hashlib.sha256(body).digest() != signed"),
     Edit(_ENVELOPE, "epoch_id, client.encode()", "client.encode()"),
     Edit(_ENVELOPE, "client.encode(), ", ""),
     Edit(_ENVELOPE, "update_id, holder.encode()", "holder.encode()"),
     Edit(_ENVELOPE, ", holder.encode()", ""),
-    Edit("keys/schemes/ckks.py: release", ', bucket.to_bytes(8, "little"))', ",)"),
+    Edit("keys/he_holder/schemes/ckks.py: release", ', bucket.to_bytes(8, "little"))', ",)"),
     Edit(
-        "keys/schemes/ckks.py: release",
+        "keys/he_holder/schemes/ckks.py: release",
         "context = (manifest_hash, ",
         "import os; context = (os.urandom(32), ",
     ),
-    Edit("keys/keyring.py: Keyring", "check_ledger(record, ledger)", "pass"),
-    _never("keys/ceremony.py: check_commitments", "len({commitment.transcript for commitment in commitments}) != 1"),
-    _never("keys/ceremony.py: check_commitments", "agreed.setdefault(entry.part, entry.sha256) != entry.sha256"),
-    *_returns("keys/ceremony.py", "check_reveals"),
+    Edit("keys/he_holder/keyring.py: Keyring", "check_ledger(record, ledger)", "pass"),
     _never(
-        "keys/keygen.py: run",
+        "keys/he_holder/ceremony/messages.py: check_commitments",
+        "len({commitment.transcript for commitment in commitments}) != 1",
+    ),
+    _never(
+        "keys/he_holder/ceremony/messages.py: check_commitments",
+        "agreed.setdefault(entry.part, entry.sha256) != entry.sha256",
+    ),
+    *_returns("keys/he_holder/ceremony/messages.py", "check_reveals"),
+    _never(
+        "keys/he_holder/ceremony/run.py: run",
         "{(other.key, other.transcript) for other in others} != {(mine.key, mine.transcript)}",
     ),
-    Edit("keys/agent.py: step", "except Refusal as refusal:", "except KeyboardInterrupt as refusal:"),
-    Edit("keys/agent.py: _serve", "except Refusal as refusal:", "except KeyboardInterrupt as refusal:"),
+    Edit("keys/he_holder/agent.py: step", "except Refusal as refusal:", "except KeyboardInterrupt as refusal:"),
+    Edit("keys/he_holder/agent.py: _serve", "except Refusal as refusal:", "except KeyboardInterrupt as refusal:"),
     Edit(
-        "keys/ledger.py: refused",
+        "keys/he_holder/ledger.py: refused",
         "same = refusals.c.problem == refusal.problem.slug",
         'same = refusals.c.problem != ""',
     ),
@@ -206,20 +221,20 @@ EDITS = (
         "len(hashes) > 1 or (before is not None and newest == before.epoch)",
         "an old epoch alone",
     ),
-    Edit("he_client/tasks.py: TaskMemory", "write_durably(self._path,", "(lambda *_: None)(self._path,"),
+    Edit("he_party/tasks.py: TaskMemory", "write_durably(self._path,", "(lambda *_: None)(self._path,"),
     _never(_CHOOSE, "looks_like_hash(wanted)", "a name that looks"),
     _never("he_protocol/task.py: check_config", "looks_like_hash(config.name)"),
-    Edit("he_client/tasks.py: read", "except Refusal as refusal:", "except KeyboardInterrupt as refusal:"),
+    Edit("he_party/tasks.py: read", "except Refusal as refusal:", "except KeyboardInterrupt as refusal:"),
     *_returns("he_client/floors.py", "check_floors"),
     Edit("he_client/client.py: seal", "await asyncio.to_thread(check_floors, task, self._floors)", "pass"),
     _never("he_client/published.py: check_version", "int(version) == 0 and etag != signed"),
-    _never("he_server/tensors.py: keep_model", "sha256 != task.config.initial_model.hex()"),
+    _never("he_server/blobs/tensor_file.py: keep_model", "sha256 != task.config.initial_model.hex()"),
     *_returns("he_protocol/envelope.py", "check_key"),
-    Edit("he_protocol/signing.py: check_public", "if y in _LOW_ORDER_Y:", "if False:", at=_POINT),
-    Edit("he_protocol/signing.py: check_public", "y >= CURVE_PRIME or ", "", at=_POINT),
+    Edit("he_protocol/identity/jws.py: check_public", "if y in _LOW_ORDER_Y:", "if False:", at=_POINT),
+    Edit("he_protocol/identity/jws.py: check_public", "y >= CURVE_PRIME or ", "", at=_POINT),
     _never("he_client/schemes/ckks.py: check_confirmations", "len(set(read)) != 1"),
     _never("he_client/schemes/ckks.py: joint_context", "hashlib.sha256(packed).digest() != digest"),
-    *_returns("he_protocol/seal.py", "refuse_private"),
+    *_returns("he_protocol/schemes/seal_codec.py", "refuse_private"),
     _never("he_client/schemes/ckks.py: load_context", "context.has_secret_key()"),
     Edit(
         "he_client/client.py: send",
@@ -245,36 +260,36 @@ EDITS = (
     ),
     Edit("he_client/client.py: send", "await asyncio.to_thread(self._spending.count, task, sealed.update_id)", "pass"),
     *_returns("he_client/spending.py", "count", "_check"),
-    *_returns("he_protocol/privacy.py", "check_noise"),
+    *_returns("he_protocol/privacy/plan.py", "check_noise"),
     Edit("he_client/spool.py: Spool", "found.append(self._sealed(folder.name))", "shutil.rmtree(folder)"),
     Edit(_REQUEST, "wanted = (audience,", "wanted = (claims.aud,", attack="a client's request"),
     Edit(_REQUEST, "wanted = (audience, method,", "wanted = (audience, claims.htm,", attack="a client's request"),
     Edit(
         _REQUEST, "wanted = (audience, method, path)", "wanted = (audience, method, claims.htu)", "a client's request"
     ),
-    _never("he_client/transport.py: _blocks", "max(read, declared) > limit"),
-    Edit("he_client/transport.py: download", "_remove(file)", "pass"),
+    _never("he_party/transport.py: _blocks", "max(read, declared) > limit"),
+    Edit("he_party/transport.py: download", "_remove(file)", "pass"),
     _never(
-        "he_client/transport.py: check_answer",
+        "he_party/transport.py: check_answer",
         "status not in ACCEPTED and not (status == 304 and conditional)",
         "an answer",
     ),
-    Edit("he_client/transport.py: _response", "allow_redirects=False", "allow_redirects=True"),
+    Edit("he_party/transport.py: _response", "allow_redirects=False", "allow_redirects=True"),
     _never(
-        "he_client/transport.py: check_answer",
+        "he_party/transport.py: check_answer",
         '(coding := headers.get("Content-Encoding", "identity").lower()) != "identity"',
         "a compressed",
     ),
-    Edit("he_client/transport.py: Transport", "auto_decompress=False", "auto_decompress=True", "a compressed"),
-    Edit("he_client/transport.py: Transport", "aiohttp.DummyCookieJar()", "aiohttp.CookieJar(unsafe=True)", "cookies"),
-    Edit("he_client/transport.py: Transport", "max_headers=MAX_HEADERS", "max_headers=1 << 20", "headers"),
-    Edit("he_client/transport.py: Transport", "max_field_size=MAX_HEADER_BYTES", "max_field_size=1 << 20", "headers"),
-    _never("he_server/audit.py: verify_chain", "pinned is not None and not contains"),
-    _never("he_server/audit.py: verify_chain", "entry != expected"),
+    Edit("he_party/transport.py: Transport", "auto_decompress=False", "auto_decompress=True", "a compressed"),
+    Edit("he_party/transport.py: Transport", "aiohttp.DummyCookieJar()", "aiohttp.CookieJar(unsafe=True)", "cookies"),
+    Edit("he_party/transport.py: Transport", "max_headers=MAX_HEADERS", "max_headers=1 << 20", "headers"),
+    Edit("he_party/transport.py: Transport", "max_field_size=MAX_HEADER_BYTES", "max_field_size=1 << 20", "headers"),
+    _never("he_server/rules/audit_chain.py: verify_chain", "pinned is not None and not contains"),
+    _never("he_server/rules/audit_chain.py: verify_chain", "entry != expected"),
     Edit(
         "he_server/settings.py: read_key",
         "return read_private(path, KeyRecord,",
-        "from keys.keyring import HpkeRecord; return read_private(path, HpkeRecord,",
+        "from he_holder.keyring import HpkeRecord; return read_private(path, HpkeRecord,",
     ),
     # Lying key holders.
     Edit(_CHOICES, "combinations(sorted(heard), sharing.threshold)", "[tuple(heard)[: sharing.threshold]]", "a wrong"),
@@ -283,10 +298,15 @@ EDITS = (
     Edit(_SETTLE, "len(settled) == 1 and (binding or last)", "True", "shares that open to several"),
     Edit(_SETTLE, "(binding or last)", "True", "a vector of its choice"),
     *_returns("he_protocol/schemes/kahe.py", "check_padding"),
-    *_returns("he_server/optimiser.py", "check_range"),
-    Edit("he_server/opening.py: check_buckets", "if not (last or outcome.final):", "if False:", "a wrong share among"),
+    *_returns("he_server/rules/aggregation.py", "check_range"),
+    Edit(
+        "he_server/jobs/opening.py: check_buckets",
+        "if not (last or outcome.final):",
+        "if False:",
+        "a wrong share among",
+    ),
     _never(
-        "he_protocol/sums.py: check_capacity",
+        "he_protocol/sum_bounds.py: check_capacity",
         "(bits := self.scheme.garbage_bits(needed, self.length, self.max_clients)) < GARBAGE_BITS",
     ),
     _never("he_protocol/schemes/kahe.py: opened_key", "worst > bound"),
@@ -295,17 +315,17 @@ EDITS = (
     _never(_SHARE, "share.manifest.hex() != record.manifest_hash", "an old round's share"),
     _never(_SHARE, "got != [(bucket, part) for bucket in opened for part in known]", "a share without"),
     _never("he_server/store/rounds.py: _same_share", "payload_hash(before) != payload_hash(token)"),
-    Edit("he_server/rounds.py: combining_due", "shares >= committee.threshold", "shares > committee.threshold"),
-    Edit("he_server/manifests.py: excluded_by_holders", "len(by_holder) >= needed", "by_holder"),
-    Edit("he_server/handlers/openings.py: put_share", "< task.committee.agreement", "< 0"),
-    Edit("he_server/aggregate.py: is_intact", "hasher.digest() == sha256", "True"),
-    Edit("he_server/manifests.py: plan_round", "and u.update_id in lost", "and False"),
+    Edit("he_server/rules/rounds.py: combining_due", "shares >= committee.threshold", "shares > committee.threshold"),
+    Edit("he_server/rules/manifests.py: excluded_by_holders", "len(by_holder) >= needed", "by_holder"),
+    Edit("he_server/services/shares.py: accept_share", "< task.committee.agreement", "< 0"),
+    Edit("he_server/blobs/vectors.py: is_intact", "hasher.digest() == sha256", "True"),
+    Edit("he_server/rules/manifests.py: plan_round", "and u.update_id in lost", "and False"),
     Edit(
-        "he_server/auth.py: check_member",
+        "he_server/rules/committee.py: check_member",
         "if index is None or task.config.holders[index].key != party.public:",
         "if index is None:",
     ),
-    *_returns("he_server/auth.py", "check_self"),
+    *_returns("he_server/rules/committee.py", "check_self"),
     Edit(
         "he_protocol/sharing.py: parts_of",
         "tuple(i for i, out in enumerate(self.excluded) if holder not in out)",
@@ -321,7 +341,7 @@ EDITS = (
     # Lying clients.
     Edit(_SETTLE, "if refusal.problem != COMBINE_REFUSED:", "if True:", "wrong key shares"),
     Edit(_SETTLE, "final |= certain", "final |= False", "wrong key shares, while"),
-    Edit("keys/sums.py: BucketSums", "except Refusal as refusal:", "except KeyboardInterrupt as refusal:"),
+    Edit("keys/he_holder/release.py: BucketSums", "except Refusal as refusal:", "except KeyboardInterrupt as refusal:"),
     Edit(
         _CHOICES, "combinations(sorted(heard), sharing.threshold)", "[tuple(heard)[: sharing.threshold]]", "different"
     ),
@@ -333,29 +353,29 @@ EDITS = (
         "moving the mean",
     ),
     Edit(_MEAN, "np.clip(means, -largest, largest, out=means)", "pass", "moving the mean"),
-    _never("he_server/optimiser.py: weight_of", "not max(least, 0.0) < final <= most"),
-    *_returns("he_protocol/sums.py", "check_weight"),
-    *_returns("he_server/aggregate.py", "check_vector"),
-    _never("he_server/intake.py: check_body", "section.layout is not None"),
+    _never("he_server/rules/aggregation.py: weight_of", "not max(least, 0.0) < final <= most"),
+    *_returns("he_protocol/sum_bounds.py", "check_weight"),
+    *_returns("he_server/blobs/vectors.py", "check_vector"),
+    _never("he_server/services/receive.py: check_body", "section.layout is not None"),
     _never(_FRAME, "size is not None and size > limit"),
     _never(_FRAME, "size > self._limit"),
     _never(_FRAME, "got > size"),
-    *_returns("he_server/intake.py", "_check_digest"),
+    *_returns("he_server/services/receive.py", "_check_digest"),
     Edit(
-        "he_server/handlers/updates.py: check_signed_update",
+        "he_server/services/submit.py: check_signed_update",
         'return check_signed(signed.header, UpdateHeader, client, "client")',
         f"{_UNVERIFIED}return read_unverified(signed.header, UpdateHeader)",
         attack="a body other",
     ),
-    _never("he_server/handlers/updates.py: check_signed_update", "client != party", "sending what"),
+    _never("he_server/services/submit.py: check_signed_update", "client != party", "sending what"),
     _never(_ADMIT, "header_hash", "an update id"),
     _never(_ADMIT, "offered.client in known.in_round", "two updates"),
-    _never("he_server/rounds.py: check_header", "header.created > now + CLOCK_SKEW_SECONDS"),
-    *_returns("he_server/rounds.py", "check_lasting"),
-    Edit("he_server/pressure.py: paced", "if too_slow(", "if False and too_slow("),
-    *_returns("he_server/uploads.py", "check_cap"),
+    _never("he_server/rules/updates.py: check_header", "header.created > now + CLOCK_SKEW_SECONDS"),
+    *_returns("he_server/rules/updates.py", "check_lasting"),
+    Edit("he_server/http/pacing.py: paced", "if too_slow(", "if False and too_slow("),
+    *_returns("he_server/rules/uploads.py", "check_cap"),
     _never("he_server/store/uploads.py: upload", "row.expires <= now"),
-    Edit("he_server/pressure.py: Pressure", "await self._room(size)", "pass"),
+    Edit("he_server/services/backpressure.py: Pressure", "await self._room(size)", "pass"),
     Edit(
         "he_protocol/problems.py: printable",
         'return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)',
@@ -363,7 +383,7 @@ EDITS = (
     ),
     # Strangers.
     Edit(
-        "he_server/app.py: _guarded",
+        "he_server/http/app.py: _guarded",
         "        await authenticate(server, request, route.access)\n"
         "        sender = await route.sender(server, request)\n"
         "        most = min(sender.most, server.settings.max_update_bytes)\n"
@@ -371,42 +391,55 @@ EDITS = (
         '        async with server.pressure.admit(request.content_length or 0, b""):\n'
         "            await authenticate(server, request, route.access)\n",
     ),
-    Edit("he_server/strangers.py: has_slot", "and of_address < SLOTS_OF_ADDRESS ", ""),
-    Edit("he_server/strangers.py: has_slot", " and size <= BODY_BYTES", ""),
-    Edit("he_server/strangers.py: has_slot", "bodies < SLOTS and ", ""),
-    Edit("he_server/strangers.py: in_time", "asyncio.timeout(PROOF_SECONDS)", "asyncio.timeout(None)"),
-    _never("he_server/bodies.py: check_declared", "declared is not None and declared > most"),
-    *_returns("he_server/initial.py", "check_model"),
-    Edit("he_server/initial.py: _finish", "check_finite(writer.reread(len(model_file(task).header)))", "pass"),
-    Edit("he_server/intake.py: recording", "await discard(server, blobs)", "pass", "a new task"),
-    Edit("he_server/sweep.py: orphans", "in SWEPT_OF_TASKS", "in ()"),
-    *_returns("he_server/bodies.py", "check_codings", "check_empty"),
-    Edit("he_server/middleware.py: _read_no_more", "request.transport.pause_reading()", "pass"),
-    Edit("he_server/door.py: _shut_out", "if idle is None:", "if True:"),
-    _never("he_server/door.py: enter", "len(self._all) >= self._places.in_all and not self._shut_out(self._strangers)"),
-    _never("he_server/door.py: enter", "len(same) >= self._places.address and not self._shut_out(same)"),
-    Edit("he_server/door.py: received", "while self._held > HELD_BYTES:", "while False:"),
-    _never("he_server/door.py: received", "connection.held > ONE_HOLDS"),
-    *_returns("he_server/strangers.py", "take"),
-    *_returns("he_server/door.py", "doubt"),
-    Edit("he_server/handlers/revocations.py: put_revocations", "if token and token == ", "if not token and token == "),
-    Edit(
-        "he_server/handlers/revocations.py: put_revocations", "check_newer(await server.revocations(), offered)", "pass"
+    Edit("he_server/services/strangers.py: has_slot", "and of_address < SLOTS_OF_ADDRESS ", ""),
+    Edit("he_server/services/strangers.py: has_slot", " and size <= BODY_BYTES", ""),
+    Edit("he_server/services/strangers.py: has_slot", "bodies < SLOTS and ", ""),
+    Edit("he_server/services/strangers.py: in_time", "asyncio.timeout(PROOF_SECONDS)", "asyncio.timeout(None)"),
+    _never("he_server/rules/bodies.py: check_declared", "declared is not None and declared > most"),
+    *_returns("he_server/services/initial.py", "check_model"),
+    Edit("he_server/services/initial.py: _finish", "check_finite(writer.reread(len(model_file(task).header)))", "pass"),
+    Edit("he_server/services/receive.py: recording", "await discard(server, blobs)", "pass", "a new task"),
+    Edit("he_server/jobs/garbage.py: orphans", "in SWEPT_OF_TASKS", "in ()"),
+    *_returns("he_server/rules/bodies.py", "check_codings"),
+    *_returns("he_server/http/params.py", "check_empty"),
+    Edit("he_server/http/middleware.py: _read_no_more", "request.transport.pause_reading()", "pass"),
+    Edit("he_server/services/door.py: _shut_out", "if idle is None:", "if True:"),
+    _never(
+        "he_server/services/door.py: enter",
+        "len(self._all) >= self._places.in_all and not self._shut_out(self._strangers)",
     ),
-    Edit("he_server/seldom.py: Seldom", "if not self._found or ", "if True or "),
-    Edit("he_server/log.py: emit", "error is None or isinstance(error, HttpProcessingError)", "error is None"),
-    Edit("he_server/serving.py: make_runner", "auto_decompress=False", "auto_decompress=True"),
+    _never("he_server/services/door.py: enter", "len(same) >= self._places.address and not self._shut_out(same)"),
+    Edit("he_server/services/door.py: received", "while self._held > HELD_BYTES:", "while False:"),
+    _never("he_server/services/door.py: received", "connection.held > ONE_HOLDS"),
+    *_returns("he_server/services/strangers.py", "take"),
+    *_returns("he_server/services/door.py", "doubt"),
     Edit(
-        "he_server/pressure.py: _turn_of",
+        "he_server/services/revocations.py: accept_revocations",
+        "if token and token == ",
+        "if not token and token == ",
+    ),
+    Edit(
+        "he_server/services/revocations.py: accept_revocations",
+        "check_newer(await server.revocations(), offered)",
+        "pass",
+    ),
+    Edit("he_server/services/seldom.py: Seldom", "if not self._found or ", "if True or "),
+    Edit("he_server/http/logging.py: emit", "error is None or isinstance(error, HttpProcessingError)", "error is None"),
+    Edit("he_server/http/process.py: make_runner", "auto_decompress=False", "auto_decompress=True"),
+    Edit(
+        "he_server/services/backpressure.py: _turn_of",
         "asyncio.Semaphore(self._limits.max_uploads_of_party)",
         "asyncio.Semaphore(99)",
     ),
-    _never("he_server/door.py: prove", "connection.open and len(self._parties.get(party, ())) >= self._places.party"),
-    *_returns("he_server/streams.py", "check_streams"),
-    Edit("he_server/streams.py: listening", "if watch.looking is None:", "if True:"),
-    *_returns("he_server/replay.py", "check_share"),
+    _never(
+        "he_server/services/door.py: prove",
+        "connection.open and len(self._parties.get(party, ())) >= self._places.party",
+    ),
+    *_returns("he_server/services/streams.py", "check_streams"),
+    Edit("he_server/services/streams.py: listening", "if watch.looking is None:", "if True:"),
+    *_returns("he_server/services/replay.py", "check_share"),
     # The wire, and stolen keys.
-    _never("he_server/replay.py: ReplayCache", "name in self._seen"),
+    _never("he_server/services/replay.py: ReplayCache", "name in self._seen"),
     _never(
         _REQUEST,
         "claims.exp - claims.iat > PROOF_SECONDS or not claims.iat - CLOCK_SKEW_SECONDS <= now < claims.exp",
@@ -418,38 +451,43 @@ EDITS = (
         "read_unverified(proof, RequestProof)",
         attack="a stolen credential",
     ),
-    *_returns("he_protocol/signing.py", "_check_version"),
-    _never("he_protocol/framing.py: head_size", "not prefix.startswith(MAGIC)"),
+    *_returns("he_protocol/identity/jws.py", "_check_version"),
+    _never("he_protocol/frames.py: head_size", "not prefix.startswith(MAGIC)"),
     Edit(
-        "he_client/transport.py: Transport",
+        "he_party/transport.py: Transport",
         "ssl=self._tls if self._tls is not None else True",
         "ssl=False",
         "an impostor",
     ),
-    Edit("he_server/auth.py: _checked", _REVOKED, "pass", "a stolen"),
-    Edit("he_server/auth.py: _checked", "path=request.raw_path,", "path=request.path,", "a request changed"),
-    Edit("he_protocol/keyfile.py: private_directory", "missing.mkdir(mode=0o700,", "missing.mkdir(mode=0o777,"),
-    *_returns("he_protocol/keyfile.py", "close_database"),
-    Edit("he_protocol/keyfile.py: private_opener", "os.O_CLOEXEC, 0o600)", "os.O_CLOEXEC, 0o666)"),
-    Edit("he_server/handlers/updates.py: _accept", _REVOKED, "pass"),
-    *_returns("he_protocol/revocation.py", "check_key"),
-    Edit("he_server/manifests.py: check_update", "check_key(now.revocations, update.client, key)", "pass", "a thief's"),
+    Edit("he_server/http/auth.py: _checked", _REVOKED, "pass", "a stolen"),
+    Edit("he_server/http/auth.py: _checked", "path=request.raw_path,", "path=request.path,", "a request changed"),
+    Edit("he_party/files.py: private_directory", "missing.mkdir(mode=0o700,", "missing.mkdir(mode=0o777,"),
+    *_returns("he_party/files.py", "close_database"),
+    Edit("he_party/files.py: private_opener", "os.O_CLOEXEC, 0o600)", "os.O_CLOEXEC, 0o666)"),
+    Edit("he_server/services/submit.py: _accept", _REVOKED, "pass"),
+    *_returns("he_protocol/identity/revocation.py", "check_key"),
     Edit(
-        "he_server/manifests.py: check_update",
+        "he_server/rules/manifests.py: check_update",
+        "check_key(now.revocations, update.client, key)",
+        "pass",
+        "a thief's",
+    ),
+    Edit(
+        "he_server/rules/manifests.py: check_update",
         "check_base_version(update.base_version, now.version, task.config.staleness)",
         "pass",
         "an update that becomes",
     ),
     Edit("he_client/client.py: task", "check_key(known, task.config.server.name, task.config.server.key)", "pass"),
-    *_returns("he_protocol/revocation.py", "check_newer"),
+    *_returns("he_protocol/identity/revocation.py", "check_newer"),
     Edit(
-        "he_protocol/revocation.py: read",
+        "he_protocol/identity/revocation.py: read",
         "verify(token, RevocationList, authority)",
         "read_unverified(token, RevocationList)",
     ),
-    Edit("keys/ledger.py: learn_revocations", "if offered.number > (known or 0):", "if True:"),
+    Edit("keys/he_holder/ledger.py: learn_revocations", "if offered.number > (known or 0):", "if True:"),
     Edit(
-        "keys/epochs.py: destroy",
+        "keys/he_holder/epochs.py: destroy",
         "await asyncio.to_thread(erase_private, path)",
         "path.unlink()",
         "a holder's key files",

@@ -9,11 +9,11 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import HealthCheck, settings
 
-from he_protocol.keyfile import KeyRecord, write_private
-from he_protocol.signing import SigningKey, jwk_x
+from he_migrations.run import upgrade
+from he_party.keyfile import KeyRecord, write_private
+from he_protocol.identity.jws import SigningKey, jwk_x
 from he_server.settings import Settings
-from he_server.store.database import sqlite_url
-from migrations.run import upgrade
+from he_server.store.engine import sqlite_url
 
 from .running import Running
 

@@ -7,11 +7,22 @@ import sys
 import atheris
 
 # numba compiles these from their bytecode and cannot read it once it is instrumented
-COMPILED = [f"he_protocol.{name}" for name in ("gaussian", "lanes", "ntt", "quantise", "residues", "schemes")]
+COMPILED = [
+    *(f"he_protocol.arithmetic.{name}" for name in ("ntt", "ntt_lanes", "residues")),
+    *(f"he_protocol.privacy.{name}" for name in ("gaussian", "quantise")),
+    *(f"he_protocol.schemes.{name}" for name in ("registry", "scheme")),
+]
 
 if __name__ == "__main__":
     with atheris.instrument_imports(
-        include=["he_protocol", "he_server.tensors", "keys.schemes", "tests.fuzz.targets", "safetensors", "joserfc"],
+        include=[
+            "he_protocol",
+            "he_server.blobs.tensor_file",
+            "he_holder.schemes",
+            "tests.fuzz.targets",
+            "safetensors",
+            "joserfc",
+        ],
         exclude=COMPILED,
     ):
         from tests.fuzz import targets

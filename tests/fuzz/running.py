@@ -8,10 +8,10 @@ import threading
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
-from he_protocol import framing
+from he_protocol import frames
+from he_protocol.identity.jws import SigningKey
 from he_protocol.messages import Contribution, SealedSeeds
-from he_protocol.signing import SigningKey
-from he_server.app import open_server
+from he_server.services.context import open_server
 from he_server.settings import Settings
 from tests.server.world import Clock, World, initial_model
 
@@ -38,10 +38,10 @@ class Running:
         self.client = self.world.person("fuzzer", "client")
         self.upload = self.world.upload(self.client)
         config = self.world.config(name="other")
-        self.task_frame = framing.start(authority.sign(config).encode()) + initial_model(config)
+        self.task_frame = frames.start(authority.sign(config).encode()) + initial_model(config)
         holder = self.world.holders[0]
         contribution = Contribution(self.world.task.hash, 1, holder.name, (SealedSeeds("holder-1", b"box"),))
-        self.post = framing.start(holder.key.sign(contribution).encode())
+        self.post = frames.start(holder.key.sign(contribution).encode())
         self.memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
     async def _prepare(self, settings: Settings) -> None:

@@ -12,7 +12,7 @@ import requests
 from hypothesis import given
 
 from he_protocol.problems import Refusal
-from he_server.openapi import PROBLEM
+from he_server.http.openapi import PROBLEM
 
 from .mutation import mutated
 from .running import Running

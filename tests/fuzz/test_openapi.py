@@ -24,11 +24,11 @@ from schemathesis.specs.openapi.checks import (
 )
 from yarl import URL
 
-from he_protocol import framing
-from he_protocol.identity import prove_request
+from he_protocol import frames as framing
+from he_protocol.identity.requests import prove_request
 from he_protocol.problems import Refusal
-from he_server.openapi import PROBLEM, problems_of
-from he_server.routes import ROUTES, TASK, Route
+from he_server.http.openapi import PROBLEM, problems_of
+from he_server.http.routes import ROUTES, TASK, Route
 from tests.server.world import Person, World
 
 from .mutation import mutated

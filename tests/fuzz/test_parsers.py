@@ -14,13 +14,14 @@ import tenseal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from he_protocol import envelope, framing, messages, seal
-from he_protocol.identity import check_request
+from he_holder.hpke_key import HpkeKey
+from he_protocol import envelope, frames, messages
+from he_protocol.identity.jws import payload_hash, public_from_jwk, read_unverified, verify
+from he_protocol.identity.requests import check_request
 from he_protocol.messages import decode, encode
 from he_protocol.problems import PROBLEMS, TEXT_LIMIT, Refusal
-from he_protocol.signing import payload_hash, public_from_jwk, read_unverified, verify
+from he_protocol.schemes import seal_codec
 from he_protocol.task import TaskConfig, check_config
-from keys.hpke_key import HpkeKey
 
 from .mutation import mutated
 from .vectors import KINDS, MESSAGES, load
@@ -97,23 +98,23 @@ def test_keys_of_credentials(text):
 @given(st.binary(max_size=64))
 def test_frames(data):
     with suppress(Refusal):
-        head, body = framing.split(data)
-        assert framing.start(head) + bytes(body) == data
+        head, body = frames.split(data)
+        assert frames.start(head) + bytes(body) == data
 
 
 @given(st.binary(), st.binary())
 def test_frames_come_back(head, body):
-    got = framing.split(framing.start(head) + body)
+    got = frames.split(frames.start(head) + body)
     assert (got[0], bytes(got[1])) == (head, body)
 
 
-@given(st.one_of(st.binary(max_size=200), st.binary(max_size=100).map(seal.wrap)))
+@given(st.one_of(st.binary(max_size=200), st.binary(max_size=100).map(seal_codec.wrap)))
 def test_seal_bytes(data):
-    for read in (seal.unwrap, seal.read_vector, seal.refuse_private):
+    for read in (seal_codec.unwrap, seal_codec.read_vector, seal_codec.refuse_private):
         with suppress(Refusal):
             read(data)
     with pytest.raises(Refusal):
-        seal.read_ciphertext(data, (97, 113), 8, 4.0)
+        seal_codec.read_ciphertext(data, (97, 113), 8, 4.0)
 
 
 @given(
@@ -123,8 +124,8 @@ def test_seal_bytes(data):
     )
 )
 def test_protobuf_fields_come_back(fields):
-    data = seal._message(*fields)
-    found = list(seal._fields(data))
+    data = seal_codec._message(*fields)
+    found = list(seal_codec._fields(data))
     assert [number for number, _ in found] == [number for number, _ in fields]
     for (_, sent), (_, came) in zip(fields, found, strict=True):
         if isinstance(sent, bytes):
@@ -218,11 +219,13 @@ FIELDS = st.lists(st.tuples(st.integers(1, 4), st.one_of(st.binary(max_size=4), 
 
 
 @settings(max_examples=20)
-@given(st.one_of(mutated([PRIVATE[:40] + PRIVATE[-40:], PRIVATE]), FIELDS.map(lambda f: PRIVATE + seal._message(*f))))
+@given(
+    st.one_of(mutated([PRIVATE[:40] + PRIVATE[-40:], PRIVATE]), FIELDS.map(lambda f: PRIVATE + seal_codec._message(*f)))
+)
 def test_no_spelling_hides_a_secret_key_from_us_that_tenseal_finds(data):
     """TenSEAL's own protobuf reader may see no private part where ours saw none."""
     try:
-        seal.refuse_private(data)
+        seal_codec.refuse_private(data)
     except Refusal:
         return
     try:

@@ -10,12 +10,12 @@ import pytest
 from joserfc.util import urlsafe_b64encode
 from msgspec.structs import replace
 
-from he_protocol import seal
-from he_protocol.api import TaskStatus
-from he_protocol.keyfile import KeyRecord, read_private
+from he_party.keyfile import KeyRecord, read_private
+from he_protocol.documents import TaskStatus
 from he_protocol.messages import decode, encode
-from he_protocol.privacy import PrivacyPlan
+from he_protocol.privacy.plan import PrivacyPlan
 from he_protocol.problems import BAD_KEY_FILE, MALFORMED, TEXT_LIMIT, UNEXPECTED_ANSWER, Refusal
+from he_protocol.schemes import seal_codec
 from he_protocol.task import TaskConfig, check_config
 from tests.fuzz.targets.safetensors_file import read
 from tests.unit.refusals import refused
@@ -74,7 +74,7 @@ def test_a_model_that_safetensors_reads_and_numpy_does_not(model):
 
 
 MODULI, HEAD = (97, 113), 73
-PAYLOAD = seal.unwrap(seal.ciphertext(np.zeros((2, 2, 8), np.uint64), MODULI, 4.0))[1]
+PAYLOAD = seal_codec.unwrap(seal_codec.ciphertext(np.zeros((2, 2, 8), np.uint64), MODULI, 4.0))[1]
 
 
 @pytest.mark.parametrize(
@@ -92,15 +92,15 @@ PAYLOAD = seal.unwrap(seal.ciphertext(np.zeros((2, 2, 8), np.uint64), MODULI, 4.
 )
 def test_every_field_of_a_ciphertext_is_checked(at, raw):
     """These were skipped, so that other bytes were the same ciphertext."""
-    np.testing.assert_array_equal(seal.read_ciphertext(PAYLOAD, MODULI, 8, 4.0), 0)
+    np.testing.assert_array_equal(seal_codec.read_ciphertext(PAYLOAD, MODULI, 8, 4.0), 0)
     with refused(MALFORMED):
-        seal.read_ciphertext(PAYLOAD[:at] + raw + PAYLOAD[at + len(raw) :], MODULI, 8, 4.0)
+        seal_codec.read_ciphertext(PAYLOAD[:at] + raw + PAYLOAD[at + len(raw) :], MODULI, 8, 4.0)
 
 
 def test_reserved_bytes_of_a_seal_object():
     """They were skipped."""
     with refused(MALFORMED):
-        seal.unwrap(PAYLOAD[HEAD : HEAD + 6] + b"\x01" + PAYLOAD[HEAD + 7 :])
+        seal_codec.unwrap(PAYLOAD[HEAD : HEAD + 6] + b"\x01" + PAYLOAD[HEAD + 7 :])
 
 
 def test_a_plan_with_a_clip_norm_whose_square_is_no_float():

@@ -19,9 +19,9 @@ import aiohttp
 import msgspec
 import numpy as np
 
-from he_protocol import api, framing
-from he_protocol.identity import prove_request
-from he_protocol.signing import SigningKey
+from he_protocol import frames, paths
+from he_protocol.identity.jws import SigningKey
+from he_protocol.identity.requests import prove_request
 
 PAUSE = 0.02
 HOST = "127.0.0.1"
@@ -74,22 +74,22 @@ async def trickle(abuse: Abuse, _: aiohttp.ClientSession) -> None:
 async def models(abuse: Abuse, session: aiohttp.ClientSession) -> None:
     """A known task with another initial model, each time a new one, in the form that is stored."""
     values = np.frombuffer(secrets.token_bytes(abuse.values), dtype=np.uint8).astype("<f4")
-    body = framing.start(abuse.token.encode()) + abuse.header + values.tobytes()
-    async with session.post(api.TASKS, data=body) as answer:
+    body = frames.start(abuse.token.encode()) + abuse.header + values.tobytes()
+    async with session.post(paths.TASKS, data=body) as answer:
         await answer.read()
 
 
 async def bombs(_: Abuse, session: aiohttp.ClientSession) -> None:
     """A quarter of a gigabyte in 256 KiB."""
     headers = {"Content-Encoding": "gzip"}
-    for method, path in (("PUT", api.REVOCATIONS), ("GET", "/healthz"), ("POST", api.TASKS)):
+    for method, path in (("PUT", paths.REVOCATIONS), ("GET", "/healthz"), ("POST", paths.TASKS)):
         async with session.request(method, path, data=BOMB, headers=headers) as answer:
             await answer.read()
 
 
 async def streams(abuse: Abuse, session: aiohttp.ClientSession) -> None:
     """One client's event streams, kept open."""
-    path = f"{api.task_path(abuse.task)}/events"
+    path = f"{paths.task_path(abuse.task)}/events"
     async with session.get(path, headers=abuse.proof("GET", path)) as answer:
         await answer.read()
     await asyncio.sleep(1.0)
@@ -119,7 +119,7 @@ async def pipelined(abuse: Abuse, _: aiohttp.ClientSession) -> None:
 
 async def forged(abuse: Abuse, session: aiohttp.ClientSession) -> None:
     """A stolen credential with a proof by another key: signatures have to be checked to see it."""
-    path = api.update_path(abuse.task, secrets.token_hex(16))
+    path = paths.update_path(abuse.task, secrets.token_hex(16))
     headers = abuse.proof("PUT", path, SigningKey.generate())
     async with session.put(path, data=bytes(20_000), headers=headers) as answer:
         await answer.read()
@@ -136,17 +136,19 @@ async def garbage(abuse: Abuse, _: aiohttp.ClientSession) -> None:
 
 async def flood(_: Abuse, session: aiohttp.ClientSession) -> None:
     """Everything public that costs something."""
-    upload = api.upload_path(secrets.token_hex(16))
+    upload = paths.upload_path(secrets.token_hex(16))
     tus = {"Tus-Resumable": "1.0.0", "Upload-Offset": "0", "Content-Type": "application/offset+octet-stream"}
-    asked = [("GET", path, {}) for path in ("/metrics", "/readyz", api.TASKS, api.AUDIT_HEAD, "/v1/openapi.json", "/x")]
-    for method, path, headers in [*asked, ("PATCH", upload, tus), ("HEAD", upload, tus), ("OPTIONS", api.TASKS, {})]:
+    asked = [
+        ("GET", path, {}) for path in ("/metrics", "/readyz", paths.TASKS, paths.AUDIT_HEAD, "/v1/openapi.json", "/x")
+    ]
+    for method, path, headers in [*asked, ("PATCH", upload, tus), ("HEAD", upload, tus), ("OPTIONS", paths.TASKS, {})]:
         async with session.request(method, path, headers=headers, data=b"x" if method == "PATCH" else None) as answer:
             await answer.read()
 
 
 async def proofs(abuse: Abuse, session: aiohttp.ClientSession) -> None:
     """An enrolled client that asks as often as it can: every proof has to be remembered."""
-    path = f"{api.task_path(abuse.task)}/rounds"
+    path = f"{paths.task_path(abuse.task)}/rounds"
     async with session.get(path, headers=abuse.proof("GET", path)) as answer:
         await answer.read()
 

@@ -21,13 +21,13 @@ from urllib.parse import urlsplit
 import aiohttp
 import msgspec
 
-from bench.deployment import Deployment, deployed
-from bench.load import Upload, allow_files
-from bench.updates import random_update
-from bench.world import World, new_update_id
-from he_client.transport import RetryPolicy, Transport
-from he_protocol import api
-from he_server.tensors import model_file
+from he_bench.deployment import Deployment, deployed
+from he_bench.load import Upload, allow_files
+from he_bench.updates import random_update
+from he_bench.world import World, new_update_id
+from he_party.transport import RetryPolicy, Transport
+from he_protocol import documents, paths
+from he_server.blobs.tensor_file import model_file
 from tests.hostile.abuse import Abuse
 
 PROFILE, PARAMETERS = "kahe-30", 20_000
@@ -91,7 +91,7 @@ class Honest:
         while True:
             upload = next(self._uploads)
             async with Transport(self._url, upload.identity, retry=PATIENCE) as transport:
-                path = api.update_path(self._task.id, upload.update_id)
+                path = paths.update_path(self._task.id, upload.update_id)
                 await transport.put_frame(path, upload.head, self._body, self._task.config.server.name)
             self.done += 1
             await asyncio.sleep(self._think)
@@ -127,8 +127,8 @@ async def storm(clients: int, seconds: float, *, scale: float = 1.0, think: floa
 
 async def _abuse_of(world: World, url: str, scale: float) -> Abuse:
     """What strangers know of the server, and one client's key."""
-    async with aiohttp.ClientSession() as session, session.get(url + api.TASKS) as answer:
-        listed = msgspec.json.decode(await answer.read(), type=api.TaskList)
+    async with aiohttp.ClientSession() as session, session.get(url + paths.TASKS) as answer:
+        listed = msgspec.json.decode(await answer.read(), type=documents.TaskList)
     bad = world.parties.client(0)
     return Abuse(
         port=urlsplit(url).port or 0,

@@ -8,11 +8,12 @@ from collections.abc import AsyncIterator
 import pytest
 from msgspec.structs import replace
 
-from he_protocol import api, problems
-from he_protocol.identity import CLOCK_SKEW_SECONDS, prove_request
+from he_holder.rules import headers_signed
+from he_protocol import paths, problems
+from he_protocol.identity.credentials import CLOCK_SKEW_SECONDS
+from he_protocol.identity.jws import read_unverified
+from he_protocol.identity.requests import prove_request
 from he_protocol.messages import Credential
-from he_protocol.signing import read_unverified
-from keys.checks import headers_signed
 from tests.server.conftest import both
 from tests.server.world import Person, World, constant
 from tests.support.openings import ask
@@ -33,7 +34,7 @@ async def test_a_residue_above_its_modulus_wraps_the_sum(
     world: World, mallory: Person, defence: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not defence:
-        monkeypatch.setattr("he_server.intake.check", lambda *_: None)
+        monkeypatch.setattr("he_server.services.receive.check", lambda *_: None)
     upload = world.upload_of(mallory, b"\xff" * 7 + constant(world.task, 1)[7:])
     answer = await world.put(mallory, upload)
     if defence:
@@ -48,7 +49,7 @@ async def test_an_endless_body_of_undeclared_length(
 ) -> None:
     """Off: the server reads as long as the client sends. On: no more than a block above the update's size."""
     if not defence:
-        monkeypatch.setattr("he_server.intake.Frame.blocks", _greedy)
+        monkeypatch.setattr("he_server.services.frames.Frame.blocks", _greedy)
     upload = world.upload(mallory)
     sent, wanted = 0, len(upload.frame) + (16 << 20)
 
@@ -60,7 +61,7 @@ async def test_an_endless_body_of_undeclared_length(
             yield bytes(1 << 16)
             await asyncio.sleep(0)
 
-    path = api.update_path(world.task.id, upload.id.hex())
+    path = paths.update_path(world.task.id, upload.id.hex())
     answer = await world.call(mallory, "PUT", path, data=body())
     if defence:
         assert await world.problem(answer) == problems.TRAILING_BYTES
@@ -109,7 +110,7 @@ async def test_a_request_that_was_seen_on_the_wire_is_sent_again(
 ) -> None:
     if not defence:
         monkeypatch.setattr(world.server.replays, "use", lambda *_: None)
-    path = api.task_path(world.task.id) + "/model"
+    path = paths.task_path(world.task.id) + "/model"
     headers = prove_request(
         mallory.key, mallory.credential, audience="aggregator", method="GET", path=path, now=world.clock(), jti="once"
     )
@@ -127,7 +128,7 @@ async def test_an_update_from_the_future(
 ) -> None:
     """Off: it is in the round, and key holders refuse the round."""
     if not defence:
-        monkeypatch.setattr("he_server.rounds.CLOCK_SKEW_SECONDS", 1 << 40)
+        monkeypatch.setattr("he_server.rules.updates.CLOCK_SKEW_SECONDS", 1 << 40)
     answer = await world.put(mallory, world.upload(mallory, created=int(world.clock()) + CLOCK_SKEW_SECONDS + 1))
     if defence:
         assert await world.problem(answer) == problems.CLOCK_SKEW
@@ -141,7 +142,7 @@ async def test_a_credential_that_runs_out_before_the_round_is_opened(
 ) -> None:
     """Off: it is in the round, and key holders refuse the whole manifest (below)."""
     if not defence:
-        monkeypatch.setattr("he_server.handlers.updates.check_lasting", lambda *_: None)
+        monkeypatch.setattr("he_server.services.submit.check_lasting", lambda *_: None)
     lasts = int(world.clock()) + world.task.config.collect_seconds + world.task.config.opening_seconds
     claims = read_unverified(mallory.credential, Credential)
     mallory.credential = world.authority.sign(replace(claims, exp=lasts))

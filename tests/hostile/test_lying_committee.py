@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from he_holder import rules as checks
+from he_holder.ledger import Ledger
+from he_holder.request import Request
+from he_holder.rules import RELEASING, VOTING, Rule
 from he_protocol.committee import parse_committee
 from he_protocol.problems import NOT_CERTIFIED, Refusal
 from he_protocol.task import TensorSpec
-from keys import checks
-from keys.checks import RELEASING, VOTING, Rule
-from keys.ledger import Ledger
-from keys.request import Request
 from tests.property.quorums import OPENINGS, Asked, Court, Step
 from tests.support.openings import Sent, ask, certify, combine, send_kahe, shares
 from tests.support.parties import World, random_integers

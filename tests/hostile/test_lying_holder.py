@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from msgspec.structs import replace
 
+from he_holder.rules import Request
 from he_protocol.problems import COMBINE_REFUSED, MANIFEST_MISMATCH, WRONG_SHARE
 from he_protocol.task import TensorSpec
-from he_server.auth import Member
-from he_server.handlers.openings import check_share
-from he_server.store.records import RoundRecord
-from keys.checks import Request
+from he_server.rules.committee import Member
+from he_server.rules.records import RoundRecord
+from he_server.rules.shares import check_share
 from tests.support.openings import Sent, answer, ask, combine, key_parts, send_kahe, shares
 from tests.support.parties import World, random_integers
 from tests.unit.refusals import refused

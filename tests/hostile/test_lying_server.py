@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 from msgspec.structs import replace
 
+from he_holder import rules
+from he_holder.hpke_key import HpkeKey
+from he_holder.rules import Rule, judge
+from he_protocol.arithmetic.residues import unpack
+from he_protocol.identity.jws import SigningKey
+from he_protocol.privacy.quantise import Integers
 from he_protocol.problems import BAD_SIGNATURE, NUMBER_USED, UPDATE_OPENED_BEFORE, ProblemType
-from he_protocol.quantise import Integers
-from he_protocol.residues import unpack
 from he_protocol.schemes.kahe import PROFILES
-from he_protocol.signing import SigningKey
 from he_protocol.task import Task, TensorSpec
-from keys import checks
-from keys.checks import Rule, judge
-from keys.hpke_key import HpkeKey
 from tests.support.openings import Sent, after, ask, open_sum, send_kahe
 from tests.support.parties import World, random_integers
 from tests.support.rules import without
@@ -37,7 +37,7 @@ def send(world: World, name: str, seed: int) -> Sent:
 
 @pytest.mark.parametrize(
     ("number", "rule", "problem"),
-    [(2, checks.updates_fresh, UPDATE_OPENED_BEFORE), (1, checks.number_unused, NUMBER_USED)],
+    [(2, rules.updates_fresh, UPDATE_OPENED_BEFORE), (1, rules.number_unused, NUMBER_USED)],
     ids=["another_number", "same_number"],
 )
 def test_a_manifest_that_shrinks_by_one_gives_the_victim_away(

@@ -1,4 +1,4 @@
-"""`he-keys authority revoke` and `he-server revoke`: from a stolen key to a server that does not hear it."""
+"""`he-authority revoke` and `he-server revoke`: from a stolen key to a server that does not hear it."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from click.testing import Result
 from typer import Typer
 from typer.testing import CliRunner
 
-from he_client.identity import create
-from he_protocol.keyfile import KeyRecord, read_private
+from he_authority.cli import app as authority_app
+from he_authority.revocations import revoke
+from he_party.identity import create
+from he_party.keyfile import KeyRecord, read_private
+from he_protocol.identity.revocation import Revocations, key_digest
 from he_protocol.messages import REVOKED_LIMIT, RevocationList
 from he_protocol.problems import BAD_SIGNATURE, TOO_LARGE
-from he_protocol.revocation import Revocations, key_digest
-from he_server.cli import app as server_app
-from keys.authority import revoke
-from keys.cli import app as keys_app
+from he_server.cli.main import app as server_app
 from tests.support.parties import NOW, Authority
 from tests.unit.refusals import refused
 
@@ -36,19 +36,19 @@ def office(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An authority, a client that it has enrolled, and a server's folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "400")
-    done(keys_app, "authority", "init")
+    done(authority_app, "init")
     create(Path("phone"), "phone", "client", NOW)
-    done(keys_app, "enroll", "phone/enroll-request.jws", "--role", "client", "--out", "phone/credential.jws")
+    done(authority_app, "enroll", "phone/enroll-request.jws", "--role", "client", "--out", "phone/credential.jws")
     done(server_app, "init", "--data-dir", "server", "--name", "aggregator")
     Path("server/authority.pub").write_text(Path("authority/authority.pub").read_text())
     return tmp_path
 
 
 def test_from_a_stolen_key_to_the_servers_list(office: Path) -> None:
-    made = ["authority", "revoke", "--out", "1.jws", "--credential", "phone/credential.jws"]
-    assert "list 1, 1 revoked keys, valid 30 days" in done(keys_app, *made)
+    made = ["revoke", "--out", "1.jws", "--credential", "phone/credential.jws"]
+    assert "list 1, 1 revoked keys, valid 30 days" in done(authority_app, *made)
     assert done(server_app, "revoke", "1.jws", "--data-dir", "server") == "list 1, 1 revoked keys\n"
-    assert "list 2, 1 revoked" in done(keys_app, "authority", "revoke", "--previous", "1.jws", "--out", "2.jws")
+    assert "list 2, 1 revoked" in done(authority_app, "revoke", "--previous", "1.jws", "--out", "2.jws")
     done(server_app, "revoke", "2.jws", "--data-dir", "server")
     back = run(server_app, "revoke", "1.jws", "--data-dir", "server")
     assert back.exit_code == 2

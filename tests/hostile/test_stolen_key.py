@@ -10,15 +10,15 @@ import pytest
 from msgspec.structs import replace
 
 from he_client import HushSumClient
-from he_client.identity import Identity
-from he_protocol import api, problems, tus
+from he_holder.holder import KeyHolder
+from he_holder.ledger import Ledger
+from he_party.identity import Identity
+from he_protocol import documents, paths, problems, tus
+from he_protocol.identity.jws import SigningKey, read_unverified
+from he_protocol.identity.revocation import Revocations
 from he_protocol.messages import Credential, RevocationList, Screening, Share
-from he_protocol.revocation import Revocations
-from he_protocol.signing import SigningKey, read_unverified
 from he_protocol.task import TensorSpec
-from he_server.server import REVOCATIONS_SECONDS
-from keys.holder import KeyHolder
-from keys.ledger import Ledger
+from he_server.services.context import REVOCATIONS_SECONDS
 from tests.keys.holders import QUICK, holder_of, line_to, open_round
 from tests.server.conftest import both
 from tests.server.world import Person, World
@@ -34,7 +34,7 @@ from tests.unit.refusals import refused
 
 async def bring(world: World, known: Revocations) -> None:
     """Anybody may."""
-    answer = await world.call(None, "PUT", api.REVOCATIONS, data=known.token.encode())
+    answer = await world.call(None, "PUT", paths.REVOCATIONS, data=known.token.encode())
     assert answer.status == 201, await answer.text()
 
 
@@ -52,7 +52,7 @@ async def test_a_stolen_key_uploads_until_the_list_is_there(world: World) -> Non
     await steal(world, ada)
     thief = world.upload(ada, created=0)  # whatever date it signs
     assert await world.problem(await world.put(ada, thief)) == problems.REVOKED_KEY
-    path = api.update_path(world.task.id, thief.id.hex())
+    path = paths.update_path(world.task.id, thief.id.hex())
     assert await world.problem(await world.call(ada, "GET", path)) == problems.REVOKED_KEY
     again = world.person("ada", "client")  # she enrols again, under the same name
     await world.work()
@@ -76,7 +76,7 @@ async def test_an_upload_that_the_thief_began_before_is_not_accepted_after(world
     upload = world.upload(ada)
     metadata = tus.metadata(upload.id)
     headers = {"Tus-Resumable": tus.VERSION, "Upload-Length": str(len(upload.frame)), "Upload-Metadata": metadata}
-    begun = await world.call(ada, "POST", api.uploads_path(world.task.id), headers=headers)
+    begun = await world.call(ada, "POST", paths.uploads_path(world.task.id), headers=headers)
     assert begun.status == 201, await begun.text()
     await steal(world, ada)
     headers = {"Tus-Resumable": tus.VERSION, "Upload-Offset": "0", "Content-Type": tus.CONTENT_TYPE}
@@ -132,13 +132,13 @@ async def test_lists_never_go_back(world: World) -> None:
     ada = world.person("ada", "client")
     newest = revoked(world.authority, ada.credential, number=5, now=world.clock())
     await bring(world, newest)
-    again = await world.call(None, "PUT", api.REVOCATIONS, data=newest.token.encode())
+    again = await world.call(None, "PUT", paths.REVOCATIONS, data=newest.token.encode())
     assert again.status == 200
     for number in (4, 5):  # 5 for the second time, with nobody on it
         older = revoked(world.authority, number=number, now=world.clock())
-        answer = await world.call(None, "PUT", api.REVOCATIONS, data=older.token.encode())
+        answer = await world.call(None, "PUT", paths.REVOCATIONS, data=older.token.encode())
         assert await world.problem(answer) == problems.OLD_REVOCATIONS
-    assert (await world.get(None, api.REVOCATIONS, api.Revoked)).revocations == newest.token
+    assert (await world.get(None, paths.REVOCATIONS, documents.Revoked)).revocations == newest.token
     entries = await world.server.store.audit_entries()
     assert [(entry.event, entry.detail) for entry in entries][1:] == [("keys-revoked", '{"number":5,"keys":1}')]
 
@@ -147,13 +147,13 @@ async def test_only_the_authority_revokes(world: World) -> None:
     ada = world.person("ada", "client")
     for stranger in (SigningKey.generate(), world.server_key.signing):
         token = stranger.sign(RevocationList(9, 0, 2**50, ()))
-        answer = await world.call(None, "PUT", api.REVOCATIONS, data=token.encode())
+        answer = await world.call(None, "PUT", paths.REVOCATIONS, data=token.encode())
         assert await world.problem(answer) == problems.BAD_SIGNATURE
     for keys in ((b"\2" * 32, b"\1" * 32), (b"\1" * 32, b"\1" * 32)):
         token = world.authority.sign(RevocationList(9, 0, 2**50, keys))
-        answer = await world.call(None, "PUT", api.REVOCATIONS, data=token.encode())
+        answer = await world.call(None, "PUT", paths.REVOCATIONS, data=token.encode())
         assert await world.problem(answer) == problems.MALFORMED
-    answer = await world.call(None, "PUT", api.REVOCATIONS, data=b"\xff")
+    answer = await world.call(None, "PUT", paths.REVOCATIONS, data=b"\xff")
     assert await world.problem(answer) == problems.MALFORMED
     assert (await world.put(ada, world.upload(ada))).status == 201
 

@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from examples.har.deployment import Deployment
 from he_client import HushSumClient, Identity, Submission
-from he_client.transport import RetryPolicy
+from he_party.transport import RetryPolicy
 from he_protocol.task import Task
 from tests.client.schemes import assert_opens_to
 
@@ -120,8 +120,8 @@ class Processes:
         makers = {
             name: self._spawn(
                 f"keygen-{name}",
-                "he-keys",
-                "keygen",
+                "he-holder",
+                "join",
                 TASK,
                 "--server",
                 self.url,
@@ -161,14 +161,14 @@ class Processes:
             self.spawn(name, "he-server", "serve", "--data-dir", self.root / "server", *flags)
         else:
             data = self.root / (folder or name)
-            self.spawn(name, "he-keys", "run", "--data-dir", data, "--poll-seconds", "0.1", *self._ca)
+            self.spawn(name, "he-holder", "run", "--data-dir", data, "--poll-seconds", "0.1", *self._ca)
 
     @property
     def _port_file(self) -> Path:
         return self.root / "server" / "port"
 
     def start_holder(self, name: str, as_name: str = "") -> None:
-        """`he-keys run`; returns once it watches its task."""
+        """`he-holder run`; returns once it watches its task."""
         self._start_holders({as_name or name: name})
 
     def heal(self) -> None:

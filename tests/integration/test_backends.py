@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from he_client.settings import ClientSettings
-from he_client.transport import RetryPolicy, Transport
+from he_party.transport import RetryPolicy, Transport
 from he_protocol.problems import UNREACHABLE
 from tests.client.schemes import SCHEMES
 from tests.integration.processes import CLIENTS, TASK, Processes, Round

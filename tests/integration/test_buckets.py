@@ -12,17 +12,17 @@ import pytest
 from msgspec.structs import replace
 from safetensors.numpy import load, save
 
-from he_protocol.api import DroppedBucket
+from he_holder.rules import Request, judge
+from he_protocol.documents import DroppedBucket
 from he_protocol.messages import FailedBucket, Share
 from he_protocol.problems import COMBINE_REFUSED
 from he_protocol.task import TensorSpec
-from he_server.aggregate import Released, fold_updates
-from he_server.blobs import Blobs
-from he_server.names import model_blob, share_blob, sum_blob, total_blob, update_blob
-from he_server.opening import Checked, check_buckets, write_version
-from he_server.store.records import ModelRecord
-from he_server.tensors import keep_model
-from keys.checks import Request, judge
+from he_server.blobs.keys import model_blob, share_blob, sum_blob, total_blob, update_blob
+from he_server.blobs.local import Blobs
+from he_server.blobs.tensor_file import keep_model
+from he_server.blobs.vectors import Released, fold_updates
+from he_server.jobs.opening import Checked, check_buckets, write_version
+from he_server.rules.records import ModelRecord
 from tests.support.openings import Sent, answer, ask, key_parts, send_kahe
 from tests.support.parties import World, random_integers
 from tests.support.poison import poisoned, unopenable

@@ -30,13 +30,13 @@ def turn(processes: Processes, newest: Path) -> Task:
     root, authority = processes.root, ["--authority-dir", processes.root / "authority"]
     credentials = [root / name / "credential.jws" for name in processes.holders]
     for name, credential in zip(processes.holders, credentials, strict=True):
-        processes.command("he-keys", "rotate", "--data-dir", root / name)
-        request = ["he-keys", "enroll", root / name / "enroll-request.jws", "--role", "holder", *authority]
+        processes.command("he-holder", "rotate", "--data-dir", root / name)
+        request = ["he-authority", "enroll", root / name / "enroll-request.jws", "--role", "holder", *authority]
         processes.command(*request, "--renews", credential, "--out", credential)
     listed = [word for credential in credentials for word in ("--holder", credential)]
     first = ["--model", newest]
     processes.command(
-        "he-keys", "task", "next", root / "task.jws", *listed, *first, "--out", root / "next.jws", *authority
+        "he-authority", "task", "next", root / "task.jws", *listed, *first, "--out", root / "next.jws", *authority
     )
     processes.command("he-server", "task", "add", root / "next.jws", "--model", newest, "--data-dir", root / "server")
     processes.keygen()
@@ -61,7 +61,7 @@ async def test_rounds_go_on_under_new_keys_and_the_old_ones_are_gone(fresh: Proc
         old = {path for name in fresh.holders for path in (fresh.root / name).rglob(f"{before.id}-*")}
         keys = {path for name in fresh.holders for path in (fresh.root / name / "hpke").iterdir()}
         for name in fresh.holders:
-            fresh.command("he-keys", "destroy-epoch", before.id, "--yes", "--data-dir", fresh.root / name)
+            fresh.command("he-holder", "destroy-epoch", before.id, "--yes", "--data-dir", fresh.root / name)
         assert not any(path.exists() for path in old)
         assert sum(path.exists() for path in keys) == len(keys) / 2 == len(fresh.holders)
         await Round(fresh, clients, seed=33).publish()

@@ -17,7 +17,11 @@ from msgspec.structs import replace
 
 from he_client import HushSumClient, Submission
 from he_client.schemes import kahe
-from he_protocol.keyfile import KeyRecord, read_private
+from he_holder import opening
+from he_holder.opening import Openings
+from he_holder.rules import Request
+from he_party.keyfile import KeyRecord, read_private
+from he_protocol.identity.jws import SigningKey, read_unverified
 from he_protocol.messages import Credential, Exclusion, Message, Objection, Screening, Share, UpdateHeader, Vote
 from he_protocol.problems import (
     DIGEST_MISMATCH,
@@ -28,11 +32,7 @@ from he_protocol.problems import (
     TOO_FEW_CLIENTS,
     ProblemType,
 )
-from he_protocol.signing import SigningKey, read_unverified
-from he_server.names import key_blob, update_blob
-from keys import opening
-from keys.checks import Request
-from keys.opening import Openings
+from he_server.blobs.keys import key_blob, update_blob
 from tests.client.schemes import SCHEMES, assert_opens_to
 from tests.client.service import Service, copy
 from tests.support.revocations import revoked

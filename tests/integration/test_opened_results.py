@@ -11,15 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+from he_holder.agent import Agent
+from he_protocol.arithmetic.residues import pack, unpack
 from he_protocol.problems import COMBINE_REFUSED
-from he_protocol.residues import pack, unpack
 from he_protocol.schemes import kahe
 from he_protocol.task import Task
-from he_server import opening
-from he_server.aggregate import Released
-from he_server.blobs import Blobs
-from he_server.opening import Checked, Waiting, check_buckets
-from keys.agent import Agent
+from he_server.blobs.local import Blobs
+from he_server.blobs.vectors import Released
+from he_server.jobs import opening
+from he_server.jobs.opening import Checked, Waiting, check_buckets
 from tests.client import service as services
 from tests.client.service import HOLDERS, Service
 from tests.support.openings import send_kahe
@@ -157,7 +157,7 @@ def test_a_client_beyond_its_range_costs_its_bucket(blobs: Blobs, off: bool, mon
     round_ = Played(made, [honest[0], send_kahe(made, "client-1", np.full(D, far)), *honest[2:]], blobs)
     if off:
         monkeypatch.setattr(opening, "check_range", lambda *_: None)
-        monkeypatch.setattr("he_server.optimiser.largest_mean", lambda *_: np.inf)
+        monkeypatch.setattr("he_server.rules.aggregation.largest_mean", lambda *_: np.inf)
         assert round_.opened_by(0, 1, 2).model["w"].min() > 18
         return
     opened = round_.opened_by(0, 1, 2)
@@ -177,7 +177,7 @@ def test_a_client_that_takes_the_weight_away(blobs: Blobs, off: bool, monkeypatc
     values = [honest, evil, *[honest] * (2 * BUCKETS - 2)]
     round_ = Played(made, [send_kahe(made, f"client-{i}", value) for i, value in enumerate(values)], blobs)
     if off:  # 1000 units of weight: the sum of the honest coordinates by it is 10.5, where the mean is 0.01
-        monkeypatch.setattr("he_protocol.sums.SumPlan.weights", lambda *_: (0.0, np.inf))
+        monkeypatch.setattr("he_protocol.sum_bounds.SumPlan.weights", lambda *_: (0.0, np.inf))
     outcome = checked(round_, [round_.released(holder) for holder in range(3)])
     assert isinstance(outcome, Checked)
     assert len(outcome.dropped) == (0 if off else 1)

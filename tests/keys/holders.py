@@ -6,12 +6,12 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from he_client.transport import RetryPolicy, Transport
-from he_protocol.keyfile import write_private
+from he_holder.holder import EpochSecret, KeyHolder, PartSeed
+from he_holder.ledger import Ledger
+from he_holder.opening import Openings
+from he_party.keyfile import write_private
+from he_party.transport import RetryPolicy, Transport
 from he_protocol.task import Task
-from keys.holder import EpochSecret, KeyHolder, PartSeed
-from keys.ledger import Ledger
-from keys.opening import Openings
 from tests.support.parties import NOW, World
 
 QUICK = RetryPolicy(first=0.01, longest=0.02, give_up=1.0)

@@ -12,14 +12,14 @@ import msgspec
 import pytest
 from aiohttp import web
 
-from he_client.transport import RetryPolicy
-from he_protocol import api
+from he_holder import agent
+from he_holder.agent import LEAST_SECONDS, REFUSED_SECONDS, Agent, serve
+from he_holder.epochs import joined_tasks
+from he_holder.holder import KeyHolder
+from he_party.transport import RetryPolicy
+from he_protocol import documents, paths
+from he_protocol.identity.jws import SigningKey
 from he_protocol.problems import BAD_SIGNATURE, INTERNAL, UNREACHABLE, WRONG_STATE
-from he_protocol.signing import SigningKey
-from keys import agent
-from keys.agent import LEAST_SECONDS, REFUSED_SECONDS, Agent, serve
-from keys.epochs import joined_tasks
-from keys.holder import KeyHolder
 from tests.keys.holders import QUICK, give_key, holder_of
 from tests.support.fake_server import FakeServer, key_bodies, problem
 from tests.support.openings import ask
@@ -99,11 +99,11 @@ def offer(world: World, server: FakeServer, bodies: list[bytes], number: int = 1
 
 
 def openings(world: World) -> tuple[str, str]:
-    return "GET", api.openings_path(world.task.id)
+    return "GET", paths.openings_path(world.task.id)
 
 
 def opening(world: World, number: int) -> tuple[str, str]:
-    return "GET", api.opening_path(world.task.id, number)
+    return "GET", paths.opening_path(world.task.id, number)
 
 
 async def test_every_round_that_waits_is_opened_once(
@@ -127,7 +127,7 @@ async def test_a_server_that_keeps_no_answer_back_is_not_asked_without_pause(
     async def look(self: Agent, wait: int) -> None:
         nonlocal asked
         asked += 1
-        self._pending = api.PendingOpenings((api.Waiting(asked, "vote"),) if always_new else ())
+        self._pending = documents.PendingOpenings((documents.Waiting(asked, "vote"),) if always_new else ())
         self._refused = dict.fromkeys(self._pending.rounds, inf)
 
     monkeypatch.setattr(Agent, "_look", look)
@@ -191,7 +191,7 @@ async def test_an_impossible_round_number_stops_nobody(
         )
 
     async def empty(_: web.Request) -> web.Response:
-        return web.Response(body=msgspec.json.encode(api.Opening(token, updates)))
+        return web.Response(body=msgspec.json.encode(documents.Opening(token, updates)))
 
     server.replaced[openings(world)] = pending
     server.replaced[opening(world, number)] = empty
@@ -224,7 +224,7 @@ async def test_a_refused_screening_blocks_no_vote(
     world: World, server: FakeServer, holder: KeyHolder, bodies: list[bytes]
 ) -> None:
     """The others were faster; what they ask for next does not wait until the refusal is forgotten."""
-    key = ("PUT", api.answer_path(world.task.id, 1, "holder-0"))
+    key = ("PUT", paths.answer_path(world.task.id, 1, "holder-0"))
     server.replaced[key] = problem(WRONG_STATE)
     offer(world, server, bodies)
     async with serving(holder, world, server.url):
@@ -252,7 +252,7 @@ async def test_refusals_are_in_the_ledger_once(
 async def test_an_interrupted_round_is_taken_up_at_the_next_poll(
     world: World, server: FakeServer, holder: KeyHolder, bodies: list[bytes]
 ) -> None:
-    key = ("PUT", api.share_path(world.task.id, 1, "holder-0"))
+    key = ("PUT", paths.share_path(world.task.id, 1, "holder-0"))
     server.replaced[key] = problem(INTERNAL)
     offer(world, server, bodies)
     async with serving(holder, world, server.url):
@@ -264,7 +264,7 @@ async def test_an_interrupted_round_is_taken_up_at_the_next_poll(
 async def test_a_share_that_the_server_does_not_want_is_not_pressed_on_it(
     world: World, server: FakeServer, holder: KeyHolder, bodies: list[bytes]
 ) -> None:
-    key = ("PUT", api.share_path(world.task.id, 1, "holder-0"))
+    key = ("PUT", paths.share_path(world.task.id, 1, "holder-0"))
     server.replaced[key] = problem(WRONG_STATE)
     offer(world, server, bodies)
     async with serving(holder, world, server.url):

@@ -12,7 +12,11 @@ import numpy as np
 import pytest
 from sqlalchemy.exc import IntegrityError
 
-from he_protocol import ntt, residues
+from he_holder import rules
+from he_holder.ledger import Ledger
+from he_holder.rules import Rule, judge
+from he_holder.schemes import make_opener
+from he_protocol.arithmetic import ntt, residues
 from he_protocol.messages import SignedUpdate
 from he_protocol.problems import (
     BAD_SIGNATURE,
@@ -24,10 +28,6 @@ from he_protocol.problems import (
     ProblemType,
 )
 from he_protocol.schemes.ckks import Ckks
-from keys import checks
-from keys.checks import Rule, judge
-from keys.ledger import Ledger
-from keys.schemes import make_opener
 from tests.support.openings import Sent, after, ask, open_sum, send
 from tests.support.parties import World
 from tests.support.rules import without
@@ -70,7 +70,7 @@ def test_without_an_attack_only_the_sum_is_seen(world: World, victim: Sent, othe
 
 @pytest.mark.parametrize(
     ("number", "rule", "problem"),
-    [(2, checks.updates_fresh, UPDATE_OPENED_BEFORE), (1, checks.number_unused, NUMBER_USED)],
+    [(2, rules.updates_fresh, UPDATE_OPENED_BEFORE), (1, rules.number_unused, NUMBER_USED)],
     ids=["another_number", "same_number"],
 )
 def test_two_openings_that_differ_in_one_client_give_it_away(
@@ -90,7 +90,7 @@ def test_two_openings_that_differ_in_one_client_give_it_away(
 
 @pytest.mark.parametrize(
     ("number", "rule", "problem"),
-    [(2, checks.updates_fresh, UPDATE_OPENED_BEFORE), (1, checks.number_unused, NUMBER_USED)],
+    [(2, rules.updates_fresh, UPDATE_OPENED_BEFORE), (1, rules.number_unused, NUMBER_USED)],
     ids=["another_number", "same_number"],
 )
 async def test_the_ledgers_primary_keys_are_the_second_line(
@@ -103,7 +103,7 @@ async def test_the_ledgers_primary_keys_are_the_second_line(
     with refused(problem):
         await ledger.decide(second)
     with pytest.raises(IntegrityError, match="UNIQUE"):
-        await ledger.decide(second, without(rule, checks.bases_fresh))
+        await ledger.decide(second, without(rule, rules.bases_fresh))
     assert [vote.manifest_hash for vote in await ledger.votes(world.task.hash)] == [first.manifest_hash]
     await ledger.close()
 
@@ -112,7 +112,7 @@ def test_one_sybil_twice_and_a_victim(world: World, folder: Path, victim: Sent) 
     """min_clients is met by one client that knows its own two vectors."""
     mallory = [send(world, "mallory", folder, seed) for seed in (2, 3)]
     request = ask(world, heads([victim, *mallory]))
-    judge(request, without(checks.clients_distinct))
+    judge(request, without(rules.clients_distinct))
     assert (open_sum(world, request, [victim, *mallory]) - summed(mallory) == victim.integers).all()
     with refused(DUPLICATE_CLIENT):
         judge(request)
@@ -121,16 +121,16 @@ def test_one_sybil_twice_and_a_victim(world: World, folder: Path, victim: Sent) 
 async def test_the_victims_own_update_as_its_crowd(tmp_path: Path, world: World, victim: Sent) -> None:
     """The same update three times is three times the vector; two rules and a primary key stand in the way."""
     request = ask(world, heads([victim] * 3))
-    judge(request, without(checks.clients_distinct, checks.updates_distinct))
+    judge(request, without(rules.clients_distinct, rules.updates_distinct))
     assert (open_sum(world, request, [victim]) == 3 * victim.integers).all()
     with refused(DUPLICATE_CLIENT):
         judge(request)
     with refused(DUPLICATE_UPDATE):
-        judge(request, without(checks.clients_distinct))
+        judge(request, without(rules.clients_distinct))
     ledger = await Ledger.open(tmp_path / "ledger.db")
     await ledger.join(world.task, "http://server", 0.0)
     with pytest.raises(IntegrityError, match="UNIQUE"):
-        await ledger.decide(request, without(checks.clients_distinct, checks.updates_distinct))
+        await ledger.decide(request, without(rules.clients_distinct, rules.updates_distinct))
     assert await ledger.votes(world.task.hash) == []
     await ledger.close()
 
@@ -139,7 +139,7 @@ def test_a_copied_update_id_makes_the_victim_its_own_crowd(world: World, victim:
     """Colluding clients reuse the victim's id: a server that serves bodies by id serves the victim's for all."""
     mates = [world.update(name, victim.body, update_id=victim.header.update_id) for name in ("mallory", "mallory-2")]
     request = ask(world, [victim.update, *mates])
-    judge(request, without(checks.updates_distinct))
+    judge(request, without(rules.updates_distinct))
     assert (open_sum(world, request, [victim]) == 3 * victim.integers).all()
     with refused(DUPLICATE_UPDATE):
         judge(request)
@@ -153,7 +153,7 @@ def test_a_crowd_that_the_server_made_up(world: World, victim: Sent, folder: Pat
         forged = SignedUpdate(world.server.key.sign(honest.header), honest.update.credential)
         fakes.append(replace(honest, update=forged))
     request = ask(world, heads([victim, *fakes]))
-    judge(request, without(checks.headers_signed))
+    judge(request, without(rules.headers_signed))
     assert (open_sum(world, request, [victim, *fakes]) - summed(fakes) == victim.integers).all()
     with refused(BAD_SIGNATURE):
         judge(request)
@@ -161,7 +161,7 @@ def test_a_crowd_that_the_server_made_up(world: World, victim: Sent, folder: Pat
 
 def test_a_manifest_of_one(world: World, victim: Sent) -> None:
     request = ask(world, [victim.update])
-    judge(request, without(checks.buckets_large_enough))
+    judge(request, without(rules.buckets_large_enough))
     assert (open_sum(world, request, [victim]) == victim.integers).all()
     with refused(TOO_FEW_CLIENTS):
         judge(request)
@@ -173,7 +173,7 @@ def test_a_victim_alone_in_a_bucket(folder: Path) -> None:
     victim = send(world, "victim", folder, 1)
     crowd = [send(world, f"client-{i}", folder, 10 + i) for i in range(3)]
     request = ask(world, heads([victim, *crowd]), buckets={"victim": 1})
-    judge(request, without(checks.buckets_large_enough))
+    judge(request, without(rules.buckets_large_enough))
     assert (open_sum(world, request, [victim, *crowd], bucket=1) == victim.integers).all()
     with refused(TOO_FEW_CLIENTS, "bucket 1 of round 1"):
         judge(request)

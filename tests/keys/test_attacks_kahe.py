@@ -13,26 +13,17 @@ from msgspec.structs import replace
 
 from he_client.encode import secret_words
 from he_client.schemes.kahe import KaheSealer, make_sealer
-from he_client.transport import Transport
+from he_holder.rules import judge
+from he_holder.schemes import make_opener
+from he_party.transport import Transport
+from he_protocol.arithmetic.ntt_lanes import CommonProduct
+from he_protocol.arithmetic.residues import unpack
 from he_protocol.envelope import seal as seal_envelope
-from he_protocol.lanes import CommonProduct
 from he_protocol.problems import COMBINE_REFUSED, DIGEST_MISMATCH, WRONG_SIZE
-from he_protocol.residues import unpack
 from he_protocol.schemes import kahe
-from he_protocol.schemes.kahe import (
-    NONCE,
-    PROFILES,
-    WORD,
-    Kahe,
-    common_key,
-    envelope_info,
-    expand_part,
-    explicit_part,
-)
+from he_protocol.schemes.kahe import NONCE, PROFILES, WORD, Kahe, common_key, envelope_info, expand_part, explicit_part
 from he_protocol.sharing import choices
 from he_protocol.task import TensorSpec
-from keys.checks import judge
-from keys.schemes import make_opener
 from tests.support.kahe import FixedWords
 from tests.support.openings import Sent, ask, combine, folded, open_sum, send_kahe, shares
 from tests.support.parties import World, random_integers

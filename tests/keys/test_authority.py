@@ -6,7 +6,10 @@ from typing import Any
 
 import pytest
 
-from he_protocol.identity import check_credential
+from he_authority.enrolment import enrol
+from he_authority.tasks import build_config
+from he_protocol.identity.credentials import check_credential
+from he_protocol.identity.jws import SigningKey, verify
 from he_protocol.messages import Credential, EnrolRequest, Role
 from he_protocol.problems import (
     BAD_COMMITTEE,
@@ -18,10 +21,8 @@ from he_protocol.problems import (
     WRONG_SCHEME,
     ProblemType,
 )
-from he_protocol.schemes import load_scheme
-from he_protocol.signing import SigningKey, verify
+from he_protocol.schemes.registry import load_scheme
 from he_protocol.task import check_config, sum_plan
-from keys.authority import build_config, enrol
 from tests.support.parties import NOW, Authority, World
 from tests.support.parties import PLAN as SHAPE
 from tests.unit.refusals import refused

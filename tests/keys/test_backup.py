@@ -13,10 +13,19 @@ import numpy as np
 import pytest
 from msgspec.structs import replace
 
-from he_client.identity import AUTHORITY_FILE, CREDENTIAL_FILE, KEY_FILE, REQUEST_FILE, Identity, create
-from he_protocol import keyfile
-from he_protocol.keyfile import KeyRecord, read_private, write_private
+from he_authority.enrolment import check_renewal, enrol
+from he_authority.tasks import next_epoch
+from he_holder import keyring
+from he_holder.backup import Backup, backup, restore
+from he_holder.epochs import state_of
+from he_holder.holder import KeyHolder
+from he_holder.ledger import Ledger
+from he_party import keyfile
+from he_party.identity import AUTHORITY_FILE, CREDENTIAL_FILE, KEY_FILE, REQUEST_FILE, Identity, create
+from he_party.keyfile import KeyRecord, read_private, write_private
+from he_protocol.identity.jws import fingerprint, jwk_x, read_unverified
 from he_protocol.messages import Cnf, Credential, EnrolRequest, Jwk
+from he_protocol.privacy.quantise import Integers
 from he_protocol.problems import (
     BAD_COMMITTEE,
     BAD_KEY_FILE,
@@ -25,15 +34,7 @@ from he_protocol.problems import (
     UPDATE_OPENED_BEFORE,
     Refusal,
 )
-from he_protocol.quantise import Integers
-from he_protocol.signing import fingerprint, jwk_x, read_unverified
 from he_protocol.task import TensorSpec
-from keys import keyring
-from keys.authority import check_renewal, enrol, next_epoch
-from keys.backup import Backup, backup, restore
-from keys.epochs import state_of
-from keys.holder import KeyHolder
-from keys.ledger import Ledger
 from tests.keys.holders import line_to, open_round
 from tests.support.fake_server import FakeServer, key_bodies
 from tests.support.openings import Sent, ask, combine, send_kahe

@@ -10,7 +10,11 @@ import numpy as np
 import pytest
 from msgspec.structs import replace
 
-from he_protocol import ntt, residues
+from he_holder.ceremony import messages
+from he_holder.ceremony.messages import Seeds
+from he_holder.schemes import make_dealer
+from he_holder.schemes.ckks import SecretPart
+from he_protocol.arithmetic import ntt, residues
 from he_protocol.messages import Commitment, Contribution, PartDigest, SealedSeeds
 from he_protocol.problems import (
     CEREMONY_CONFLICT,
@@ -22,10 +26,6 @@ from he_protocol.problems import (
 )
 from he_protocol.schemes.ckks import Ckks, decode
 from he_protocol.sharing import Sharing
-from keys import ceremony
-from keys.ceremony import Seeds
-from keys.schemes import make_dealer
-from keys.schemes.ckks import SecretPart
 from tests.support.parties import World, random_integers
 from tests.unit.refusals import refused
 
@@ -47,13 +47,13 @@ class Dealt:
 
 def deal(world: World) -> Dealt:
     task, count = world.task, world.holders
-    own = [ceremony.draw_seeds(task.sharing, i) for i in range(count)]
-    posts = [ceremony.contribute(task, i, seeds) for i, seeds in enumerate(own)]
-    seeds = [ceremony.part_seeds(task, i, own[i], posts, key) for i, key in enumerate(world.hpke)]
+    own = [messages.draw_seeds(task.sharing, i) for i in range(count)]
+    posts = [messages.contribute(task, i, seeds) for i, seeds in enumerate(own)]
+    seeds = [messages.part_seeds(task, i, own[i], posts, key) for i, key in enumerate(world.hpke)]
     dealer = make_dealer(task)
     packed = [{p: residues.pack(dealer.key_part(s), dealer.layout) for p, s in mine.items()} for mine in seeds]
-    commitments = [ceremony.commit(task, i, SEEN, packed[i]) for i in range(count)]
-    bodies = [ceremony.reveal(task, i, SEEN, packed[i])[1] for i in range(count)]
+    commitments = [messages.commit(task, i, SEEN, packed[i]) for i in range(count)]
+    bodies = [messages.reveal(task, i, SEEN, packed[i])[1] for i in range(count)]
     return Dealt(world, own, posts, seeds, packed, commitments, bodies)
 
 
@@ -71,7 +71,7 @@ def test_rogue_key(tmp_path: Path, holders: int) -> None:
     dealt = deal(World(holders, {"threshold": holders}))
     world, task, layout = dealt.world, dealt.world.task, make_dealer(dealt.world.task).layout
     last = holders - 1
-    assert [task.sharing.holders_of(part) for part in ceremony.revealed_parts(task.sharing, last)] == [(last,)]
+    assert [task.sharing.holders_of(part) for part in messages.revealed_parts(task.sharing, last)] == [(last,)]
 
     stolen = b"\x66" * 32
     target = make_dealer(task).key_part(stolen)
@@ -79,19 +79,19 @@ def test_rogue_key(tmp_path: Path, holders: int) -> None:
     for body in dealt.bodies[:last]:
         target = (target + primes - residues.unpack(body, layout)) % primes
     rogue = [*dealt.bodies[:last], residues.pack(target, layout)]
-    joint = ceremony.joint_key(layout, rogue)
+    joint = messages.joint_key(layout, rogue)
     assert joint == residues.pack(make_dealer(task).key_part(stolen), layout)
-    assert joint != ceremony.joint_key(layout, dealt.bodies)
+    assert joint != messages.joint_key(layout, dealt.bodies)
 
     world.dealt = (dealt.seeds, joint)
     secret = random_integers(task.length, 7, 1 << 20)
     sent = world.encrypt(secret, tmp_path)
     assert (read_alone(world, sent, stolen) == secret).all()
 
-    agreed = ceremony.check_commitments(task, dealt.commitments)
-    ceremony.check_reveals(task, layout, dealt.bodies, agreed)
+    agreed = messages.check_commitments(task, dealt.commitments)
+    messages.check_reveals(task, layout, dealt.bodies, agreed)
     with refused(COMMITMENT_BROKEN, world.committee[last].name):
-        ceremony.check_reveals(task, layout, rogue, agreed)
+        messages.check_reveals(task, layout, rogue, agreed)
 
 
 def read_alone(world: World, body: dict[str, bytes], seed: bytes) -> np.ndarray:
@@ -109,7 +109,7 @@ def read_alone(world: World, body: dict[str, bytes], seed: bytes) -> np.ndarray:
 def test_an_honest_joint_key_is_nobodys(tmp_path: Path) -> None:
     """The control: under the honest joint key, one part's secret reads nothing."""
     dealt = deal(World(2, {"threshold": 2}))
-    dealt.world.dealt = (dealt.seeds, ceremony.joint_key(make_dealer(dealt.world.task).layout, dealt.bodies))
+    dealt.world.dealt = (dealt.seeds, messages.joint_key(make_dealer(dealt.world.task).layout, dealt.bodies))
     secret = random_integers(dealt.world.task.length, 7, 1 << 20)
     sent = dealt.world.encrypt(secret, tmp_path)
     assert not (read_alone(dealt.world, sent, next(iter(dealt.seeds[1].values()))) == secret).any()
@@ -128,17 +128,17 @@ def test_a_parts_seed_depends_on_every_contribution(dealt: Dealt, changed: int) 
     """One honest holder of a part suffices to make its seed unpredictable."""
     task, sharing = dealt.world.task, dealt.world.task.sharing
     own = list(dealt.own)
-    own[changed] = ceremony.draw_seeds(sharing, changed)
+    own[changed] = messages.draw_seeds(sharing, changed)
     posts = list(dealt.contributions)
-    posts[changed] = ceremony.contribute(task, changed, own[changed])
+    posts[changed] = messages.contribute(task, changed, own[changed])
     for holder in range(3):
-        seeds = ceremony.part_seeds(task, holder, own[holder], posts, dealt.world.hpke[holder])
+        seeds = messages.part_seeds(task, holder, own[holder], posts, dealt.world.hpke[holder])
         for part, seed in seeds.items():
             assert (seed != dealt.seeds[holder][part]) == (changed in sharing.holders_of(part))
 
 
 def test_seeds_are_fresh_and_only_of_known_parts() -> None:
-    one, two = (ceremony.draw_seeds(Sharing(3, 2), 1) for _ in range(2))
+    one, two = (messages.draw_seeds(Sharing(3, 2), 1) for _ in range(2))
     assert set(one) == set(two) == {0, 2}
     assert len({*one.values(), *two.values()}) == 4
 
@@ -147,24 +147,24 @@ def test_a_part_seed_is_bound_to_task_and_epoch(dealt: Dealt) -> None:
     """A committee that meets again with the same contributions does not get the same keys."""
     world = dealt.world
     for task in (world.signed(world.task.config, epoch=2), world.signed(world.task.config, name="other")):
-        posts = [ceremony.contribute(task, i, own) for i, own in enumerate(dealt.own)]
-        seeds = ceremony.part_seeds(task, 0, dealt.own[0], posts, world.hpke[0])
+        posts = [messages.contribute(task, i, own) for i, own in enumerate(dealt.own)]
+        seeds = messages.part_seeds(task, 0, dealt.own[0], posts, world.hpke[0])
         assert not set(seeds.values()) & set(dealt.seeds[0].values())
 
 
 def test_everybody_computes_one_joint_key(dealt: Dealt) -> None:
     task, layout = dealt.world.task, make_dealer(dealt.world.task).layout
-    key = ceremony.joint_key(layout, dealt.bodies)
+    key = messages.joint_key(layout, dealt.bodies)
     every = {part: data for packed in dealt.packed for part, data in packed.items()}
     total = np.sum([residues.unpack(data, layout).astype(object) for data in every.values()], axis=0)
     assert key == residues.pack((total % np.array(layout.moduli, object)[None, :, None]).astype(np.uint64), layout)
-    confirmations = {ceremony.confirm(task, i, SEEN, key).key for i in range(3)}
+    confirmations = {messages.confirm(task, i, SEEN, key).key for i in range(3)}
     assert len(confirmations) == 1
 
 
 def test_every_part_is_revealed_once() -> None:
     for sharing in (Sharing(1, 1), Sharing(3, 2), Sharing(5, 3), Sharing(4, 4)):
-        revealed = [part for i in range(sharing.holders) for part in ceremony.revealed_parts(sharing, i)]
+        revealed = [part for i in range(sharing.holders) for part in messages.revealed_parts(sharing, i)]
         assert sorted(revealed) == list(range(sharing.parts))
 
 
@@ -180,7 +180,7 @@ def wrong_digest(commitment: Commitment) -> tuple[PartDigest, ...]:
 
 
 def test_agreed_digests_are_those_of_the_parts(dealt: Dealt) -> None:
-    agreed = ceremony.check_commitments(dealt.world.task, dealt.commitments)
+    agreed = messages.check_commitments(dealt.world.task, dealt.commitments)
     assert agreed == {entry.part: entry.sha256 for one in dealt.commitments for entry in one.parts}
     assert set(agreed) == {0, 1, 2}
 
@@ -200,12 +200,12 @@ def test_agreed_digests_are_those_of_the_parts(dealt: Dealt) -> None:
 def test_commitments_that_do_not_fit(dealt: Dealt, change: Callable[[Commitment], dict], match: str) -> None:
     broken = commitments(dealt, 2, **change(dealt.commitments[2]))
     with refused(CEREMONY_CONFLICT, match):
-        ceremony.check_commitments(dealt.world.task, broken)
+        messages.check_commitments(dealt.world.task, broken)
 
 
 def test_the_transcript_covers_every_contribution_and_its_order() -> None:
     tokens = ["a.b.c", "d.e.f", "g.h.i"]
-    seen = {ceremony.transcript(t) for t in (tokens, tokens[::-1], ["a.b.x", *tokens[1:]], tokens[:2], [*tokens, ""])}
+    seen = {messages.transcript(t) for t in (tokens, tokens[::-1], ["a.b.x", *tokens[1:]], tokens[:2], [*tokens, ""])}
     assert len(seen) == 5
 
 
@@ -213,11 +213,11 @@ def test_the_transcript_covers_every_contribution_and_its_order() -> None:
 @pytest.mark.parametrize("byte", [0, -1])
 def test_a_flipped_bit_in_a_revealed_part_breaks_its_commitment(dealt: Dealt, holder: int, byte: int) -> None:
     task = dealt.world.task
-    agreed = ceremony.check_commitments(task, dealt.commitments)
+    agreed = messages.check_commitments(task, dealt.commitments)
     bodies = [bytearray(body) for body in dealt.bodies]
     bodies[holder][byte] ^= 1
     with refused(COMMITMENT_BROKEN, f"'holder-{holder}'"):
-        ceremony.check_reveals(task, make_dealer(task).layout, [bytes(body) for body in bodies], agreed)
+        messages.check_reveals(task, make_dealer(task).layout, [bytes(body) for body in bodies], agreed)
 
 
 @pytest.mark.parametrize(
@@ -225,29 +225,29 @@ def test_a_flipped_bit_in_a_revealed_part_breaks_its_commitment(dealt: Dealt, ho
 )
 def test_revealed_bytes_of_a_wrong_length(dealt: Dealt, change: Callable[[bytes], bytes]) -> None:
     task = dealt.world.task
-    agreed = ceremony.check_commitments(task, dealt.commitments)
+    agreed = messages.check_commitments(task, dealt.commitments)
     with refused(MALFORMED, "'holder-0'"):
-        ceremony.check_reveals(task, make_dealer(task).layout, [change(dealt.bodies[0]), *dealt.bodies[1:]], agreed)
+        messages.check_reveals(task, make_dealer(task).layout, [change(dealt.bodies[0]), *dealt.bodies[1:]], agreed)
 
 
 def test_who_is_first_to_know_nothing_reveals_nothing(dealt: Dealt) -> None:
     """In 2-of-3 the parts are known before the third holder's turn; it must not smuggle one in."""
     task = dealt.world.task
-    agreed = ceremony.check_commitments(task, dealt.commitments)
+    agreed = messages.check_commitments(task, dealt.commitments)
     assert dealt.bodies[2] == b""
     with refused(MALFORMED, "'holder-2'"):
-        ceremony.check_reveals(task, make_dealer(task).layout, [*dealt.bodies[:2], dealt.bodies[0]], agreed)
+        messages.check_reveals(task, make_dealer(task).layout, [*dealt.bodies[:2], dealt.bodies[0]], agreed)
 
 
 def test_a_committed_part_with_a_residue_out_of_range_makes_no_key(dealt: Dealt) -> None:
     layout = make_dealer(dealt.world.task).layout
     with refused(RESIDUE_RANGE):
-        ceremony.joint_key(layout, [b"\xff" * layout.size])
+        messages.joint_key(layout, [b"\xff" * layout.size])
 
 
 def open_as_holder_1(dealt: Dealt, boxes: tuple[SealedSeeds, ...], name: str = "holder-0") -> Seeds:
     posts = [replace(dealt.contributions[0], boxes=boxes, holder=name), *dealt.contributions[1:]]
-    return ceremony.part_seeds(dealt.world.task, 1, dealt.own[1], posts, dealt.world.hpke[1])
+    return messages.part_seeds(dealt.world.task, 1, dealt.own[1], posts, dealt.world.hpke[1])
 
 
 def box_for(dealt: Dealt, name: str) -> SealedSeeds:
@@ -267,12 +267,12 @@ def test_a_missing_or_a_second_box(dealt: Dealt, count: int) -> None:
 def test_a_box_from_somebody_who_shares_no_part() -> None:
     """In n-of-n every part is known by one holder: whatever box comes is not part of the ceremony."""
     world = World(2, {"threshold": 2})
-    own = [ceremony.draw_seeds(world.task.sharing, i) for i in range(2)]
-    posts = [ceremony.contribute(world.task, i, seeds) for i, seeds in enumerate(own)]
+    own = [messages.draw_seeds(world.task.sharing, i) for i in range(2)]
+    posts = [messages.contribute(world.task, i, seeds) for i, seeds in enumerate(own)]
     assert [post.boxes for post in posts] == [(), ()]
     posts[0] = replace(posts[0], boxes=(SealedSeeds("holder-1", b"box"),))
     with refused(CEREMONY_CONFLICT):
-        ceremony.part_seeds(world.task, 1, own[1], posts, world.hpke[1])
+        messages.part_seeds(world.task, 1, own[1], posts, world.hpke[1])
 
 
 def replayed(dealt: Dealt, how: str) -> bytes:
@@ -287,7 +287,7 @@ def replayed(dealt: Dealt, how: str) -> bytes:
             task = world.signed(task.config, name="other")
         case "other sender":
             return next(box.box for box in dealt.contributions[2].boxes if box.to == "holder-1")
-    return ceremony.contribute(task, 0, dealt.own[0]).boxes[0].box
+    return messages.contribute(task, 0, dealt.own[0]).boxes[0].box
 
 
 @pytest.mark.parametrize("how", ["other holder", "other epoch", "other task", "other sender"])
@@ -300,6 +300,6 @@ def test_a_replayed_box_does_not_open(dealt: Dealt, how: str) -> None:
 def test_seeds_of_a_wrong_length(dealt: Dealt, length: int, problem: ProblemType) -> None:
     """Holders 0 and 1 share one part of 2-of-3: exactly one seed of 32 bytes."""
     world = dealt.world
-    box = ceremony.seal(b"s" * length, world.hpke[1].public, ceremony._info(world.task, "holder-0", "holder-1"))
+    box = messages.seal(b"s" * length, world.hpke[1].public, messages._info(world.task, "holder-0", "holder-1"))
     with refused(problem, "expected 32"):
         open_as_holder_1(dealt, (SealedSeeds("holder-1", box),))

@@ -1,4 +1,4 @@
-"""Every rule of `keys.checks`: the attack that it alone stops passes when the rule is off.
+"""Every rule of `he_holder.rules`: the attack that it alone stops passes when the rule is off.
 
 Before a vote, before anything binds, before a share leaves: wherever the rule stands.
 """
@@ -11,8 +11,12 @@ from dataclasses import dataclass, replace
 import msgspec
 import pytest
 
-from he_client.identity import Identity
-from he_protocol.identity import CLOCK_SKEW_SECONDS
+from he_holder import rules as checks
+from he_holder.request import Request
+from he_holder.rules import RELEASING, SCREENING, VOTING, Rule, UpdateRule, judge, revoked_buckets, screen
+from he_party.identity import Identity
+from he_protocol.identity.credentials import CLOCK_SKEW_SECONDS
+from he_protocol.identity.jws import SigningKey, read_unverified
 from he_protocol.messages import Part, SignedUpdate, UpdateHeader
 from he_protocol.problems import (
     BAD_SIGNATURE,
@@ -42,10 +46,6 @@ from he_protocol.problems import (
     WRONG_TASK,
     ProblemType,
 )
-from he_protocol.signing import SigningKey, read_unverified
-from keys import checks
-from keys.checks import RELEASING, SCREENING, VOTING, Rule, UpdateRule, judge, revoked_buckets, screen
-from keys.request import Request
 from tests.support.openings import FRESH, ask, certify, vote
 from tests.support.parties import NOW, Authority, World
 from tests.support.revocations import DAY, revoked

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from he_protocol import ntt
-from he_protocol.keystream import expand_words
-from he_protocol.residues import ResidueLayout
+from he_holder.schemes import make_dealer
+from he_holder.schemes.ckks import SecretPart, flood
+from he_protocol.arithmetic import ntt
+from he_protocol.arithmetic.keystream import expand_words
+from he_protocol.arithmetic.residues import ResidueLayout
 from he_protocol.schemes.ckks import PROFILES, CkksProfile, common_polynomial
-from keys.schemes import make_dealer
-from keys.schemes.ckks import SecretPart, flood
 from tests.support.parties import World
 
 PROFILE: CkksProfile = PROFILES["ckks-8192"]

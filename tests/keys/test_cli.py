@@ -1,4 +1,4 @@
-"""`he-keys`, as its users meet it: the authority's folder, a committee of one, a server over HTTP."""
+"""`he-authority` and `he-holder`, as their users meet them: a folder, a committee of one, a server over HTTP."""
 
 from __future__ import annotations
 
@@ -20,16 +20,18 @@ from click.testing import Result
 from safetensors.numpy import save_file
 from typer.testing import CliRunner
 
-from he_client import console
-from he_client.identity import Identity, create
-from he_client.transport import RetryPolicy
-from he_protocol.keyfile import KeyRecord, read_private
+from he_authority.cli import app as authority_app
+from he_holder.cli.main import app
+from he_holder.ledger import Ledger
+from he_party import console
+from he_party.identity import Identity, create
+from he_party.keyfile import KeyRecord, read_private
+from he_party.transport import RetryPolicy
+from he_protocol.identity.jws import public_from_jwk, verify
 from he_protocol.messages import Credential
 from he_protocol.problems import NOT_FOUND, STALE_UPDATE, Refusal
-from he_protocol.signing import public_from_jwk, verify
 from he_protocol.task import Task
-from keys.cli import app
-from keys.ledger import Ledger
+from tests.architecture.source import IMPORTABLE
 from tests.support.fake_server import FakeServer, refusal
 
 PASSPHRASE = "correct horse battery staple"
@@ -66,11 +68,13 @@ def _plain(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in list(os.environ):
         if name.startswith("HUSHSUM"):
             monkeypatch.delenv(name)
-    monkeypatch.setenv("HUSHSUM_KEYS_LEAST_F", "0")  # these are committees of one
+    monkeypatch.setenv("HUSHSUM_HOLDER_LEAST_F", "0")  # these are committees of one
 
 
 def run(*args: object) -> Result:
-    return CliRunner().invoke(app, [str(arg) for arg in args], catch_exceptions=False)
+    """`he-authority` where the first word is "authority", else `he-holder`."""
+    program, words = (authority_app, args[1:]) if args[0] == "authority" else (app, args)
+    return CliRunner().invoke(program, [str(word) for word in words], catch_exceptions=False)
 
 
 def done(*args: object) -> str:
@@ -104,7 +108,17 @@ class Office:
 
 def enrolled(folder: Path, role: str) -> None:
     """Send the request, bring the credential and the authority's public key."""
-    done("enroll", folder / "enroll-request.jws", "--role", role, "--out", folder / "credential.jws", "--days", 2)
+    done(
+        "authority",
+        "enroll",
+        folder / "enroll-request.jws",
+        "--role",
+        role,
+        "--out",
+        folder / "credential.jws",
+        "--days",
+        2,
+    )
     (folder / "authority.pub").write_text(Path("authority/authority.pub").read_text())
 
 
@@ -136,7 +150,7 @@ def sign(**changes: str) -> list[str]:
         "out": "task.jws",
     } | changes
     plan = files.pop("plan")
-    return ["task", "sign", plan, *(word for name, file in files.items() for word in (f"--{name}", file))]
+    return ["authority", "task", "sign", plan, *(word for name, file in files.items() for word in (f"--{name}", file))]
 
 
 @pytest.mark.parametrize("role", ["client", "holder", "server"])
@@ -184,26 +198,37 @@ def test_a_passphrase_protects_the_keys(monkeypatch: pytest.MonkeyPatch) -> None
         assert read_private(path, KeyRecord, PASSPHRASE).private
     monkeypatch.setenv("HUSHSUM_PASSPHRASE", "wrong horse battery staple")
     assert "passphrase does not open" in refuses("bad-key-file", "status", "--data-dir", "holder")
-    refuses("bad-key-file", "enroll", "holder/enroll-request.jws", "--role", "holder", "--out", "x")
+    refuses("bad-key-file", "authority", "enroll", "holder/enroll-request.jws", "--role", "holder", "--out", "x")
     monkeypatch.delenv("HUSHSUM_PASSPHRASE")
     assert "was not given" in refuses("bad-key-file", "status", "--data-dir", "holder")
     assert not Path("x").exists()
 
 
 def test_enrolments_that_are_refused(office: Office) -> None:
-    refuses("wrong-role", "enroll", "client/enroll-request.jws", "--role", "holder", "--out", "x")
-    refuses("bad-plan", "enroll", "missing.jws", "--role", "client", "--out", "x")
+    refuses("wrong-role", "authority", "enroll", "client/enroll-request.jws", "--role", "holder", "--out", "x")
+    refuses("bad-plan", "authority", "enroll", "missing.jws", "--role", "client", "--out", "x")
     Path("nonsense.jws").write_text("nonsense")
-    refuses("malformed", "enroll", "nonsense.jws", "--role", "client", "--out", "x")
+    refuses("malformed", "authority", "enroll", "nonsense.jws", "--role", "client", "--out", "x")
     Path("binary.jws").write_bytes(b"\xff\xfe\x00")
-    refuses("bad-plan", "enroll", "binary.jws", "--role", "client", "--out", "x")
+    refuses("bad-plan", "authority", "enroll", "binary.jws", "--role", "client", "--out", "x")
     elsewhere = ("--authority-dir", "nowhere")
-    refuses("bad-key-file", "enroll", "client/enroll-request.jws", "--role", "client", "--out", "x", *elsewhere)
+    refuses(
+        "bad-key-file", "authority", "enroll", "client/enroll-request.jws", "--role", "client", "--out", "x", *elsewhere
+    )
     assert not Path("x").exists()
 
 
 def test_a_place_that_cannot_be_written_is_one_line(office: Office) -> None:
-    refuses("bad-settings", "enroll", "client/enroll-request.jws", "--role", "client", "--out", "no/such/folder/x")
+    refuses(
+        "bad-settings",
+        "authority",
+        "enroll",
+        "client/enroll-request.jws",
+        "--role",
+        "client",
+        "--out",
+        "no/such/folder/x",
+    )
     refuses("bad-settings", *sign(out="no/such/folder/task.jws"))
 
 
@@ -234,12 +259,12 @@ def test_settings_that_are_refused(office: Office) -> None:
 
 def test_a_refusal_keeps_its_brackets(office: Office) -> None:
     """What a peer or a path puts in square brackets is text: neither markup nor a reason to crash."""
-    line = refuses("bad-plan", "enroll", "[/red][bold]x.jws", "--role", "client", "--out", "x")
+    line = refuses("bad-plan", "authority", "enroll", "[/red][bold]x.jws", "--role", "client", "--out", "x")
     assert "[/red][bold]x.jws" in line
 
 
 def test_run_without_a_task_says_what_to_do(office: Office) -> None:
-    assert "he-keys keygen" in refuses("bad-plan", "run", "--data-dir", "holder")
+    assert "he-holder join" in refuses("bad-plan", "run", "--data-dir", "holder")
 
 
 def test_nothing_joined_is_not_an_error(office: Office) -> None:
@@ -249,7 +274,7 @@ def test_nothing_joined_is_not_an_error(office: Office) -> None:
 
 @pytest.fixture
 def joined(office: Office) -> Office:
-    """As after `keygen`, without a server."""
+    """As after `join`, without a server."""
 
     async def join() -> None:
         ledger = await Ledger.open(office.holder / "ledger.db")
@@ -328,19 +353,19 @@ def test_a_ledger_with_a_task_of_another_authority_is_refused_and_ends(joined: O
     assert "Traceback" not in program.stderr
 
 
-PROGRAM = [sys.executable, "-c", "from keys.cli import app; app()"]
+PROGRAM = [sys.executable, "-c", "from he_holder.cli.main import app; app()"]
 
 
 @pytest.fixture
 def _here(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(IMPORTABLE))
     return
 
 
 async def test_keygen_then_run_until_told_to_stop(office: Office, monkeypatch: pytest.MonkeyPatch) -> None:
     """In this process: the ceremony of a committee of one, and `run` until a SIGTERM arrives."""
     async with FakeServer(office.task) as server:
-        said = await asyncio.to_thread(done, "keygen", "demo", "--server", server.url, "--data-dir", "holder")
+        said = await asyncio.to_thread(done, "join", "demo", "--server", server.url, "--data-dir", "holder")
         assert "joined 'demo'" in said
         assert "promises hold while at most 0 of them collude with the server (f = 0)" in said
         assert "joint key " in said
@@ -348,10 +373,10 @@ async def test_keygen_then_run_until_told_to_stop(office: Office, monkeypatch: p
         (row,) = json.loads(await asyncio.to_thread(done, "status", "--data-dir", "holder", "--format", "json"))
         assert row["keys"] is True
 
-        from keys import cli
+        from he_holder.cli import main
 
-        settings = cli.Settings.load(data_dir=Path("holder"), poll_seconds=0.01)
-        work = asyncio.create_task(cli._run(settings))
+        settings = main.Settings.load(data_dir=Path("holder"), poll_seconds=0.01)
+        work = asyncio.create_task(main._run(settings))
         await server.until(lambda: any(path.endswith("/openings") for _, path in server.seen))
         os.kill(os.getpid(), signal.SIGTERM)
         await asyncio.wait_for(work, 5)
@@ -360,9 +385,9 @@ async def test_keygen_then_run_until_told_to_stop(office: Office, monkeypatch: p
 async def test_a_committee_of_one_is_not_joined_unless_its_holder_says_so(
     office: Office, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delenv("HUSHSUM_KEYS_LEAST_F")
+    monkeypatch.delenv("HUSHSUM_HOLDER_LEAST_F")
     async with FakeServer(office.task) as server:
-        joining = ("keygen", "demo", "--server", server.url, "--data-dir", "holder")
+        joining = ("join", "demo", "--server", server.url, "--data-dir", "holder")
         line = await asyncio.to_thread(refuses, "bad-committee", *joining)
         assert "expected f at least 1 (least_f), got 0" in line
         Path("keys.toml").write_text("least_f = 0\n")
@@ -372,7 +397,7 @@ async def test_a_committee_of_one_is_not_joined_unless_its_holder_says_so(
 async def test_keygen_of_a_task_that_the_server_does_not_have(office: Office) -> None:
     async with FakeServer(office.task) as server:
         line = await asyncio.to_thread(
-            refuses, "not-found", "keygen", "else", "--server", server.url, "--data-dir", "holder"
+            refuses, "not-found", "join", "else", "--server", server.url, "--data-dir", "holder"
         )
         assert "'else'" in line
 
@@ -408,14 +433,24 @@ async def test_what_a_server_says_reaches_the_terminal_without_its_control_chara
     async with FakeServer(office.task) as server:
         server.replaced["GET", "/v1/tasks"] = shout
         line = await asyncio.to_thread(
-            refuses, "not-found", "keygen", "demo", "--server", server.url, "--data-dir", "holder"
+            refuses, "not-found", "join", "demo", "--server", server.url, "--data-dir", "holder"
         )
     assert r"gone \x1b[2J\x1b]0;owned\x07\nrefused nothing" in line
 
 
 def renew(out: str = "holder/credential.jws") -> None:
     """The authority answers the request that `rotate` or `restore` has made."""
-    done("enroll", "holder/enroll-request.jws", "--role", "holder", "--renews", "holder/credential.jws", "--out", out)
+    done(
+        "authority",
+        "enroll",
+        "holder/enroll-request.jws",
+        "--role",
+        "holder",
+        "--renews",
+        "holder/credential.jws",
+        "--out",
+        out,
+    )
 
 
 MODEL = ("--model", "model.safetensors")
@@ -424,7 +459,7 @@ MODEL = ("--model", "model.safetensors")
 def following(office: Office) -> Task:
     """The next epoch, after `rotate`."""
     renew()
-    done("task", "next", "task.jws", *MODEL, "--holder", "holder/credential.jws", "--out", "next.jws")
+    done("authority", "task", "next", "task.jws", *MODEL, "--holder", "holder/credential.jws", "--out", "next.jws")
     return Task.from_token(Path("next.jws").read_text().strip(), authority())
 
 
@@ -437,14 +472,14 @@ async def test_rotate_next_epoch_keygen_destroy(office: Office, monkeypatch: pyt
     monkeypatch.setattr(RetryPolicy.__init__, "__defaults__", (0.05, 0.2, 1.0))  # for the server that is gone
     (old,) = keys()
     async with FakeServer(office.task) as server:
-        await asyncio.to_thread(done, "keygen", "demo", "--server", server.url, "--data-dir", "holder")
+        await asyncio.to_thread(done, "join", "demo", "--server", server.url, "--data-dir", "holder")
     said = await asyncio.to_thread(done, "rotate", "--data-dir", "holder")
-    assert all(word in said for word in ("--renews", "task next", "keygen", "destroy-epoch"))
+    assert all(word in said for word in ("--renews", "task next", "join", "destroy-epoch"))
     task = await asyncio.to_thread(following, office)
     assert (task.config.epoch, task.config.name) == (2, "demo")
     assert task.config.holders[0].hpke != office.task.config.holders[0].hpke
     async with FakeServer(task) as server:
-        await asyncio.to_thread(done, "keygen", "demo", "--server", server.url, "--data-dir", "holder")
+        await asyncio.to_thread(done, "join", "demo", "--server", server.url, "--data-dir", "holder")
     assert "epoch 1" in await asyncio.to_thread(
         refuses, "not-found", "destroy-epoch", "demo", "--data-dir", "holder", "--yes"
     )  # which of the two?
@@ -462,9 +497,9 @@ async def test_rotate_next_epoch_keygen_destroy(office: Office, monkeypatch: pyt
     assert [(row["epoch"], row["state"], row["keys"]) for row in rows] == [(1, "destroyed", False), (2, "open", True)]
     async with FakeServer(office.task) as server:
         await asyncio.to_thread(
-            refuses, "epoch-destroyed", "keygen", office.task.id, "--server", server.url, "--data-dir", "holder"
+            refuses, "epoch-destroyed", "join", office.task.id, "--server", server.url, "--data-dir", "holder"
         )
-        await asyncio.to_thread(refuses, "old-epoch", "keygen", "demo", "--server", server.url, "--data-dir", "holder")
+        await asyncio.to_thread(refuses, "old-epoch", "join", "demo", "--server", server.url, "--data-dir", "holder")
 
 
 def test_an_epoch_is_destroyed_only_when_somebody_says_yes(joined: Office) -> None:
@@ -476,7 +511,7 @@ def test_an_epoch_is_destroyed_only_when_somebody_says_yes(joined: Office) -> No
     assert len(keys()) == 1
     assert CliRunner().invoke(app, destroying, input="y\n").exit_code == 0
     assert keys() == []
-    assert "he-keys keygen" in run("run", "--data-dir", "holder").stderr
+    assert "he-holder join" in run("run", "--data-dir", "holder").stderr
     refuses("not-found", "destroy-epoch", "other", "--data-dir", "holder")
 
 
@@ -516,10 +551,21 @@ def test_a_table_shows_control_characters_and_does_not_obey_them(capsys: pytest.
 
 
 def test_the_next_epoch_needs_new_keys_of_the_same_parties(office: Office) -> None:
-    reuse = ("task", "next", "task.jws", *MODEL, "--holder", "holder/credential.jws", "--out", "next.jws")
-    assert "he-keys rotate" in refuses("bad-committee", *reuse)
-    refuses("wrong-role", "task", "next", "task.jws", *MODEL, "--holder", "client/credential.jws", "--out", "next.jws")
-    asked = ("enroll", "holder/enroll-request.jws", "--role", "holder", "--out", "x", "--renews")
+    reuse = ("authority", "task", "next", "task.jws", *MODEL, "--holder", "holder/credential.jws", "--out", "next.jws")
+    assert "he-holder rotate" in refuses("bad-committee", *reuse)
+    refuses(
+        "wrong-role",
+        "authority",
+        "task",
+        "next",
+        "task.jws",
+        *MODEL,
+        "--holder",
+        "client/credential.jws",
+        "--out",
+        "next.jws",
+    )
+    asked = ("authority", "enroll", "holder/enroll-request.jws", "--role", "holder", "--out", "x", "--renews")
     refuses("not-addressed", *asked, "client/credential.jws")
     refuses("bad-plan", *asked, "missing.jws")
     assert not Path("x").exists()

@@ -12,8 +12,13 @@ import pytest
 from aiohttp import web
 from msgspec.structs import replace
 
-from he_client.identity import Identity
-from he_protocol import api
+from he_holder.holder import KeyHolder, check_promise
+from he_holder.hpke_key import HpkeKey
+from he_holder.ledger import Ledger
+from he_holder.request import Request
+from he_party.identity import Identity
+from he_protocol import paths
+from he_protocol.identity.jws import SigningKey, token_hash, verify
 from he_protocol.messages import FailedBucket, Share, SignedUpdate
 from he_protocol.problems import (
     BAD_COMMITTEE,
@@ -32,11 +37,6 @@ from he_protocol.problems import (
     WRONG_EPOCH,
     WRONG_SIZE,
 )
-from he_protocol.signing import SigningKey, token_hash, verify
-from keys.holder import KeyHolder, check_promise
-from keys.hpke_key import HpkeKey
-from keys.ledger import Ledger
-from keys.request import Request
 from tests.keys.holders import give_key, holder_of, line_to, open_round
 from tests.support.fake_server import FakeServer, key_bodies, problem
 from tests.support.openings import ask, share
@@ -136,7 +136,7 @@ async def test_a_crash_between_decision_and_release_then_the_same_bytes(
     tmp_path: Path, world: World, scene: Scene
 ) -> None:
     """The PUT fails after the decision; a holder restarted on the same files releases what it would have."""
-    key = ("PUT", api.share_path(world.task.id, 1, "holder-0"))
+    key = ("PUT", paths.share_path(world.task.id, 1, "holder-0"))
     scene.server.replaced[key] = problem(INTERNAL)
     with refused(INTERNAL):
         await scene.open()
@@ -154,7 +154,7 @@ async def test_a_crash_between_decision_and_release_then_the_same_bytes(
 
 
 async def test_a_failure_of_the_service_is_not_a_refusal(scene: Scene) -> None:
-    scene.server.replaced["GET", api.key_parts_path(scene.world.task.id, 1)] = problem(UNREACHABLE)
+    scene.server.replaced["GET", paths.key_parts_path(scene.world.task.id, 1)] = problem(UNREACHABLE)
     with refused(UNREACHABLE):
         await scene.open()
     assert await scene.rounds() == []  # while it screened

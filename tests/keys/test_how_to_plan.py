@@ -6,11 +6,11 @@ import re
 import tomllib
 from pathlib import Path
 
-from he_protocol.privacy import epsilon
+from he_authority.tasks import build_config
+from he_holder.holder import check_promise
+from he_holder.hpke_key import HpkeKey
+from he_protocol.privacy.plan import epsilon
 from he_protocol.task import Task, TensorSpec
-from keys.authority import build_config
-from keys.holder import check_promise
-from keys.hpke_key import HpkeKey
 from tests.support.parties import Authority
 
 TEXT = (Path(__file__).parents[2] / "docs" / "how-to.md").read_text()
@@ -21,7 +21,7 @@ USEFUL = 8.0
 def signed() -> Task:
     """With a model of a million parameters and as many key holders as the how-to's command names."""
     [plan] = re.findall(r"^```toml\n(.*?)^```", TEXT, re.DOTALL | re.MULTILINE)
-    [command] = re.findall(r"^he-keys task sign .*?(?<!\\)$", TEXT, re.DOTALL | re.MULTILINE)
+    [command] = re.findall(r"^he-authority task sign .*?(?<!\\)$", TEXT, re.DOTALL | re.MULTILINE)
     authority = Authority()
     holders = [
         authority.party(f"holder-{number}", "holder", hpke=HpkeKey.generate()).credential

@@ -6,6 +6,12 @@ import numpy as np
 import pytest
 from msgspec.structs import replace
 
+from he_authority import enrolment
+from he_authority.enrolment import enrol
+from he_authority.tasks import build_config, next_epoch
+from he_holder.hpke_key import HpkeKey
+from he_holder.keyring import new_holder, rotate
+from he_holder.schemes import make_opener
 from he_protocol import envelope
 from he_protocol.envelope import (
     CURVE_PRIME,
@@ -16,15 +22,10 @@ from he_protocol.envelope import (
     possession_message,
     share_a_half,
 )
+from he_protocol.identity.jws import SigningKey, verify
 from he_protocol.messages import Credential, EnrolRequest
 from he_protocol.problems import BAD_COMMITTEE, BAD_SIGNATURE, MALFORMED, ProblemType
-from he_protocol.signing import SigningKey, verify
 from he_protocol.task import TensorSpec, check_config
-from keys import authority
-from keys.authority import build_config, enrol, next_epoch
-from keys.hpke_key import HpkeKey
-from keys.keyring import new_holder, rotate
-from keys.schemes import make_opener
 from tests.support.openings import send_kahe
 from tests.support.parties import NOW, PLAN, Authority, World, enrol_request, zeros_digest
 from tests.unit.refusals import refused
@@ -175,7 +176,7 @@ def test_a_key_of_somebody_else_is_not_enrolled(what: str, monkeypatch: pytest.M
     with refused(BAD_SIGNATURE):
         enrol(Authority().key, request, "holder", now=NOW, days=1)
     with monkeypatch.context() as off:
-        off.setattr(authority.envelope, "check_possession", lambda proof, public, message: None)
+        off.setattr(enrolment.envelope, "check_possession", lambda proof, public, message: None)
         assert enrol(Authority().key, request, "holder", now=NOW, days=1)
 
 
@@ -187,8 +188,8 @@ def test_only_holders_have_one(role: ProblemType) -> None:
 
 
 def test_holders_prove_theirs_when_they_begin_and_when_they_rotate(tmp_path) -> None:  # type: ignore[no-untyped-def]
-    from he_client.identity import AUTHORITY_FILE, CREDENTIAL_FILE
-    from he_protocol.signing import jwk_x
+    from he_party.identity import AUTHORITY_FILE, CREDENTIAL_FILE
+    from he_protocol.identity.jws import jwk_x
 
     signer = Authority().key
     credential = enrol(signer, new_holder(tmp_path, "bank-a", NOW), "holder", now=NOW, days=1)

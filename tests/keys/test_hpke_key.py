@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
+from he_holder.holder import EpochSecret, PartSeed
+from he_holder.hpke_key import PRIVATE_BYTES, HpkeKey
+from he_holder.schemes.ckks import SecretPart
+from he_party.keyfile import KeyRecord
 from he_protocol.envelope import PUBLIC_BYTES, seal
-from he_protocol.keyfile import KeyRecord
+from he_protocol.identity.jws import SigningKey
 from he_protocol.problems import BAD_KEY_FILE, DIGEST_MISMATCH
-from he_protocol.signing import SigningKey
-from keys.holder import EpochSecret, PartSeed
-from keys.hpke_key import PRIVATE_BYTES, HpkeKey
-from keys.schemes.ckks import SecretPart
 from tests.unit.refusals import refused
 
 KEY = HpkeKey(bytes(range(PRIVATE_BYTES)))

@@ -13,16 +13,17 @@ import pytest
 
 from he_client.encode import Encoder
 from he_client.schemes.kahe import KaheSealer
-from he_protocol import residues
+from he_holder.schemes import make_opener
+from he_protocol.arithmetic import residues
+from he_protocol.identity.jws import read_unverified
 from he_protocol.messages import UpdateHeader
-from he_protocol.privacy import PrivacyPlan
-from he_protocol.schemes import combine, load_scheme
+from he_protocol.privacy.plan import PrivacyPlan
 from he_protocol.schemes.kahe import PROFILES, Kahe
+from he_protocol.schemes.registry import load_scheme
+from he_protocol.schemes.scheme import combine
 from he_protocol.sharing import Sharing
-from he_protocol.signing import read_unverified
-from he_protocol.sums import plan_sums
+from he_protocol.sum_bounds import plan_sums
 from he_protocol.task import TensorSpec
-from keys.schemes import make_opener
 from tests.support.parties import World
 
 

@@ -12,8 +12,14 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from he_protocol import api, residues
-from he_protocol.keyfile import read_private
+from he_holder.ceremony import run
+from he_holder.ceremony.run import Ceremony
+from he_holder.holder import EpochSecret, KeyHolder
+from he_holder.schemes import ckks, make_dealer
+from he_party.keyfile import read_private
+from he_protocol import documents
+from he_protocol.arithmetic import residues
+from he_protocol.identity.jws import read_unverified
 from he_protocol.messages import Commitment, Confirmation, Contribution, Message, PartDigest, Reveal
 from he_protocol.problems import (
     BAD_KEY_FILE,
@@ -30,11 +36,6 @@ from he_protocol.problems import (
     ProblemType,
     Refusal,
 )
-from he_protocol.signing import read_unverified
-from keys import keygen
-from keys.holder import EpochSecret, KeyHolder
-from keys.keygen import Ceremony
-from keys.schemes import ckks, make_dealer
 from tests.keys.holders import holder_of, line_to
 from tests.support.fake_server import FakeServer, Posts, View
 from tests.support.parties import World
@@ -51,7 +52,7 @@ KINDS: dict[str, type[Message]] = {
 
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(keygen, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(run, "POLL_SECONDS", 0.01)
     monkeypatch.setattr(ckks, "common_polynomial", COMMON)
 
 
@@ -105,7 +106,7 @@ async def test_three_holders_make_one_key(tmp_path: Path, world: World, server: 
     assert (
         residues.unpack(key, dealer.layout) == [[p % q for p, q in zip(total[0], dealer.layout.moduli, strict=True)]]
     ).all()
-    assert all(set(server.posts[phase]) == {"holder-0", "holder-1", "holder-2"} for phase in api.PHASES)
+    assert all(set(server.posts[phase]) == {"holder-0", "holder-1", "holder-2"} for phase in documents.PHASES)
 
 
 async def test_nothing_secret_is_on_the_board(tmp_path: Path, world: World, server: FakeServer) -> None:
@@ -139,10 +140,10 @@ async def test_secrets_are_private_files_under_the_passphrase(tmp_path: Path, se
             with refused(BAD_KEY_FILE, "passphrase"):
                 read_private(path, EpochSecret)
         assert set(stored(tmp_path, "holder-0", world, passphrase="correct horse battery staple")) == {0}
-        assert [line for line in told if "posting" in line] == [f"{phase}: posting" for phase in api.PHASES]
+        assert [line for line in told if "posting" in line] == [f"{phase}: posting" for phase in documents.PHASES]
 
 
-@pytest.mark.parametrize("phase", api.PHASES)
+@pytest.mark.parametrize("phase", documents.PHASES)
 async def test_a_restart_after_each_post(tmp_path: Path, world: World, server: FakeServer, phase: str) -> None:
     """Holder 0 dies as soon as its post of a phase is on the board, and comes back with only its files."""
     async with (
@@ -191,7 +192,7 @@ def resigned(world: World, phase: str, signer: int, **changes: object) -> Callab
     return change
 
 
-@pytest.mark.parametrize("phase", api.PHASES)
+@pytest.mark.parametrize("phase", documents.PHASES)
 @pytest.mark.parametrize(
     ("signer", "changes", "problem"),
     [

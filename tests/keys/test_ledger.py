@@ -16,6 +16,13 @@ from alembic.migration import MigrationContext
 from sqlalchemy import create_engine
 from sqlalchemy.exc import IntegrityError
 
+from he_holder import ledger
+from he_holder import rules as checks
+from he_holder.ledger import Ledger
+from he_holder.request import Request
+from he_holder.rules import VOTING, Rule
+from he_migrations.run import downgrade
+from he_protocol.identity.jws import read_unverified, token_hash
 from he_protocol.messages import SignedUpdate, UpdateHeader
 from he_protocol.problems import (
     BUDGET_EXHAUSTED,
@@ -28,12 +35,6 @@ from he_protocol.problems import (
     UPDATE_OPENED_BEFORE,
     Refusal,
 )
-from he_protocol.signing import read_unverified, token_hash
-from keys import checks, ledger
-from keys.checks import VOTING, Rule
-from keys.ledger import Ledger
-from keys.request import Request
-from migrations.run import downgrade
 from tests.support.openings import FRESH, ask
 from tests.support.parties import NOW, World
 from tests.support.rules import without

@@ -12,7 +12,18 @@ import numpy as np
 import pytest
 import structlog
 
-from he_protocol.keyfile import read_private
+from he_authority.enrolment import enrol
+from he_authority.tasks import build_config, next_epoch
+from he_holder import epochs, rules
+from he_holder.agent import Agent
+from he_holder.epochs import check_finished, destroy, due, secrets_of, state_of
+from he_holder.holder import KeyHolder
+from he_holder.hpke_key import HpkeKey
+from he_holder.keyring import HpkeRecord, Keyring, check_ledger
+from he_holder.ledger import Ledger, VoteRecord
+from he_holder.request import Request
+from he_party.keyfile import read_private
+from he_protocol.identity.jws import fingerprint
 from he_protocol.problems import (
     BAD_COMMITTEE,
     BAD_KEY_FILE,
@@ -22,17 +33,7 @@ from he_protocol.problems import (
     UNREACHABLE,
     WRONG_STATE,
 )
-from he_protocol.signing import fingerprint
 from he_protocol.task import Task, TensorSpec
-from keys import checks, epochs
-from keys.agent import Agent
-from keys.authority import build_config, enrol, next_epoch
-from keys.epochs import check_finished, destroy, due, secrets_of, state_of
-from keys.holder import KeyHolder
-from keys.hpke_key import HpkeKey
-from keys.keyring import HpkeRecord, Keyring, check_ledger
-from keys.ledger import Ledger, VoteRecord
-from keys.request import Request
 from tests.keys.holders import give_key, holder_of, line_to, open_round
 from tests.support.fake_server import FakeServer, key_bodies, problem
 from tests.support.openings import Sent, ask, combine, send_kahe
@@ -167,7 +168,7 @@ async def test_a_destroyed_epoch_stays_closed_when_its_key_file_comes_back(scene
     request = ask(scene.world, [send_kahe(scene.world, n, random_integers(D, 9, 9)).update for n in "xyz"], number=2)
     with refused(EPOCH_DESTROYED):
         await holder.ledger.decide(request)
-    await holder.ledger.decide(request, without(checks.epoch_alive))
+    await holder.ledger.decide(request, without(rules.epoch_alive))
 
 
 async def test_the_ledger_knows_before_the_first_key_goes(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:

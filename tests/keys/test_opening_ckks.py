@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from he_protocol import residues
+from he_holder.schemes import make_opener
+from he_protocol.arithmetic import residues
+from he_protocol.identity.jws import read_unverified
 from he_protocol.messages import UpdateHeader
 from he_protocol.problems import COMBINE_REFUSED, Refusal
-from he_protocol.schemes import combine
-from he_protocol.signing import read_unverified
+from he_protocol.schemes.scheme import combine
 from he_protocol.task import TensorSpec
-from keys.schemes import make_opener
 from tests.support.parties import World, random_integers
 
 MANIFEST = bytes(range(32))

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from he_client.schemes.kahe import JOB, KaheSealer
-from he_protocol import schemes
+from he_holder.schemes import make_opener
+from he_protocol.arithmetic.residues import unpack
 from he_protocol.problems import COMBINE_REFUSED
-from he_protocol.residues import unpack
+from he_protocol.schemes import scheme
 from he_protocol.schemes.kahe import PROFILES, Kahe
 from he_protocol.task import TensorSpec
-from keys.schemes import make_opener
 from tests.support.kahe import FixedWords
 from tests.support.openings import Sent, ask, combine, folded, open_sum, send_kahe, shares
 from tests.support.parties import World, random_integers
@@ -107,7 +107,7 @@ def test_one_holder_too_few_opens_nothing() -> None:
         assert len(missing) == 1
         vectors = [unpack(data, layout) for data in parts.values()]
         with refused(COMBINE_REFUSED, "out of range"):
-            schemes.combine(made.task.scheme, folded(made, sent), vectors, 10, 3, made.task.epoch_id)
+            scheme.combine(made.task.scheme, folded(made, sent), vectors, 10, 3, made.task.epoch_id)
 
 
 @pytest.mark.parametrize("length", [1, 511, 512, 513, 16 * 512, 16 * 512 + 1, JOB, JOB + 1, 2 * JOB + 33 * 512 + 3])
@@ -171,6 +171,6 @@ def test_where_the_vector_ends_errors_hide_the_product_too() -> None:
     assert isinstance(made.task.scheme, Kahe)
     secret = (words.secret(profile) % (1 << 32)).astype(np.uint64).reshape(1, 1, -1)
     total = unpack(sent.body["b"], layout)
-    opened = schemes.combine(made.task.scheme, total, [secret], profile.degree, 1, made.task.epoch_id)
+    opened = scheme.combine(made.task.scheme, total, [secret], profile.degree, 1, made.task.epoch_id)
     assert 5 < opened[1:].std() < 8
     np.testing.assert_array_equal(opened[1:], words.errors(profile, profile.degree)[1:])

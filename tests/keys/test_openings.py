@@ -13,7 +13,11 @@ import msgspec
 import pytest
 from aiohttp import web
 
-from he_protocol import api
+from he_holder.holder import KeyHolder
+from he_holder.opening import Openings
+from he_holder.request import Request
+from he_protocol import documents, paths
+from he_protocol.identity.jws import SigningKey, verify
 from he_protocol.messages import Exclusion, FailedBucket, Message, Objection, Screening, Share, Vote
 from he_protocol.problems import (
     BAD_SIGNATURE,
@@ -28,11 +32,7 @@ from he_protocol.problems import (
     UPDATE_OPENED_BEFORE,
     WRONG_STATE,
 )
-from he_protocol.signing import SigningKey, verify
 from he_protocol.task import TensorSpec
-from keys.holder import KeyHolder
-from keys.opening import Openings
-from keys.request import Request
 from tests.keys.holders import holder_of, line_to, open_round
 from tests.support.fake_server import FakeServer, key_bodies, problem
 from tests.support.openings import Sent, ask, certify, send_kahe, share
@@ -63,7 +63,7 @@ class Scene:
         self.server.offer(request, key_bodies([(one.update, one.body["shares"]) for one in sent]))
         return request
 
-    async def serve(self, number: int = 1) -> api.Stage:
+    async def serve(self, number: int = 1) -> documents.Stage:
         async with line_to(self.server.url, self.holder) as line:
             return await self.openings.serve(number, line)
 
@@ -167,7 +167,7 @@ async def test_what_no_leaving_out_would_mend_is_refused_with_an_objection(scene
 
 async def test_an_objection_that_is_not_heard_hides_nothing(scene: Scene) -> None:
     scene.offer(scene.sent[:2])
-    scene.server.replaced["PUT", api.answer_path(scene.world.task.id, 1, "holder-0")] = problem(INTERNAL)
+    scene.server.replaced["PUT", paths.answer_path(scene.world.task.id, 1, "holder-0")] = problem(INTERNAL)
     with refused(TOO_FEW_CLIENTS):
         await scene.serve()
     assert [one.problem for one in await scene.holder.ledger.refusals(scene.world.task.hash)] == ["too-few-clients"]
@@ -199,7 +199,7 @@ async def test_a_crash_between_vote_and_its_sending_leaves_the_holder_bound(scen
     """It comes back, and the server shows it another manifest of the same number; then the first again."""
     first = scene.offer(scene.sent)
     scene.server.stages[1] = "vote"
-    path = ("PUT", api.answer_path(scene.world.task.id, 1, "holder-0"))
+    path = ("PUT", paths.answer_path(scene.world.task.id, 1, "holder-0"))
     scene.server.replaced[path] = problem(INTERNAL)
     with refused(INTERNAL):
         await scene.serve()
@@ -250,7 +250,7 @@ async def test_sums_of_the_screening_are_used_when_nothing_was_lost(scene: Scene
     await scene.serve()
     final = scene.offer(scene.sent)
     assert [await scene.serve(), await scene.serve()] == ["vote", "release"]
-    assert scene.asked(api.key_parts_path) == scene.asked(api.heads_path) == 1  # six updates, of which five stay
+    assert scene.asked(paths.key_parts_path) == scene.asked(paths.heads_path) == 1  # six updates, of which five stay
     assert scene.server.shares[1, "holder-0"][1] == scene.expected(final)
 
 
@@ -259,7 +259,7 @@ async def test_a_manifest_that_has_lost_updates_is_added_up_again(scene: Scene) 
     await scene.serve()
     final = scene.offer(scene.sent[:4])
     assert [await scene.serve(), await scene.serve()] == ["vote", "release"]
-    assert scene.asked(api.key_parts_path) == 2
+    assert scene.asked(paths.key_parts_path) == 2
     assert scene.server.shares[1, "holder-0"][1] == scene.expected(final)
 
 
@@ -293,7 +293,7 @@ async def test_a_manifest_that_changes_between_vote_and_release(scene: Scene) ->
 
 
 @pytest.mark.parametrize("stage", ["vote", "release"])
-async def test_other_heads_than_the_manifests(scene: Scene, stage: api.Stage) -> None:
+async def test_other_heads_than_the_manifests(scene: Scene, stage: documents.Stage) -> None:
     request = scene.offer(scene.sent)
     scene.server.stages[1] = stage
     scene.server.heads[1] = (*request.updates[:4], crowd(scene.world, "z").update)
@@ -331,7 +331,7 @@ async def test_a_client_that_is_revoked_between_votes_keeps_its_bucket_closed(tm
 
 async def test_a_round_that_went_on_without_us_is_no_evidence(scene: Scene) -> None:
     await scene.serve()
-    scene.server.replaced["PUT", api.answer_path(scene.world.task.id, 1, "holder-0")] = problem(WRONG_STATE)
+    scene.server.replaced["PUT", paths.answer_path(scene.world.task.id, 1, "holder-0")] = problem(WRONG_STATE)
     with refused(WRONG_STATE):
         await scene.serve()
     assert await scene.holder.ledger.refusals(scene.world.task.hash) == []

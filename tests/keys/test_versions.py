@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from he_authority.enrolment import enrol
+from he_holder.rules import judge
+from he_protocol.identity.jws import SigningKey, read_unverified
+from he_protocol.identity.revocation import Revocations
 from he_protocol.messages import EnrolRequest, RevocationList, SignedUpdate, UpdateHeader
 from he_protocol.problems import UNKNOWN_PROTOCOL
-from he_protocol.revocation import Revocations
-from he_protocol.signing import SigningKey, read_unverified
-from keys.authority import enrol
-from keys.checks import judge
 from tests.support.openings import ask
 from tests.support.parties import NOW, World
 from tests.support.versions import OTHERS, OtherVersion

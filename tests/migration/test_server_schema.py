@@ -14,9 +14,9 @@ from alembic.migration import MigrationContext
 from sqlalchemy import Connection, inspect, text
 from sqlalchemy.exc import IntegrityError
 
-from he_server.store.database import make_engine, sqlite_url
+from he_migrations.run import downgrade, upgrade
+from he_server.store.engine import make_engine, sqlite_url
 from he_server.store.schema import metadata
-from migrations.run import downgrade, upgrade
 
 from ..server.conftest import postgres_dsn
 

@@ -8,12 +8,12 @@ from functools import cache
 from itertools import combinations
 from typing import Literal, Protocol
 
+from he_holder.ledger import Ledger
+from he_holder.request import History, Request
+from he_holder.rules import RELEASING, VOTING, Rule, judge
 from he_protocol.committee import Committee, parse_committee
 from he_protocol.messages import SignedUpdate
 from he_protocol.problems import Refusal
-from keys.checks import RELEASING, VOTING, Rule, judge
-from keys.ledger import Ledger
-from keys.request import History, Request
 from tests.support.openings import ask, vote
 from tests.support.parties import World
 

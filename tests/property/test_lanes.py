@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from he_protocol import lanes
+from he_protocol.arithmetic import ntt_lanes
 
 MODULI = st.sampled_from((257, 12289, 1038337, 1073692673, (1 << 30) - 1))
 """The last is no prime: reduction must not care."""
@@ -21,7 +21,7 @@ def near(top: int) -> st.SearchStrategy[int]:
 def test_a_product_by_a_constant(q, data):
     """For every 32-bit word, not only for residues."""
     x, factor = data.draw(near((1 << 32) - 1)), data.draw(near(q - 1))
-    got = int(lanes._times(np.uint32(x), np.uint32(factor), np.uint32((factor << 32) // q), np.uint32(q)))
+    got = int(ntt_lanes._times(np.uint32(x), np.uint32(factor), np.uint32((factor << 32) // q), np.uint32(q)))
     assert got < 2 * q
     assert got % q == x * factor % q
 
@@ -30,7 +30,7 @@ def test_a_product_by_a_constant(q, data):
 def test_a_butterfly(q, data):
     u, v, root = data.draw(near(2 * q - 1)), data.draw(near(2 * q - 1)), data.draw(near(q - 1))
     shoup = np.uint32((root << 32) // q)
-    upper, lower = map(int, lanes._butterfly(np.uint32(u), np.uint32(v), np.uint32(root), shoup, np.uint32(q)))
+    upper, lower = map(int, ntt_lanes._butterfly(np.uint32(u), np.uint32(v), np.uint32(root), shoup, np.uint32(q)))
     assert max(upper, lower) < 2 * q
     assert (upper % q, lower % q) == ((u + v) % q, (u - v) * root % q)
 
@@ -49,7 +49,7 @@ def test_all_passes_are_the_plain_stages(q, degree, seed):
         pairs[:, 0], pairs[:, 1] = (u + v) % q, (u - v) * roots[half : 2 * half, None].astype(object) % q
         half //= 2
     tables = [np.stack([t, (t << np.uint64(32)) // np.uint64(q)], axis=1).astype(np.uint32) for t in (factors, roots)]
-    lanes._multiply(work.reshape(-1), *tables, np.uint32(q))
+    ntt_lanes._multiply(work.reshape(-1), *tables, np.uint32(q))
     assert work.max() < 2 * q
     assert (work.astype(object) % q == values).all()
 
@@ -67,7 +67,7 @@ def test_rejected_words_are_replaced_in_their_order(q, places, left, data):
     enough = len(places) <= left
     if enough:
         wanted = [next(replacements) % q if word >= limit else word for word in wanted]
-    assert lanes._replace_rejected(words, spare, np.uint32(limit), np.uint32(q)) == enough
+    assert ntt_lanes._replace_rejected(words, spare, np.uint32(limit), np.uint32(q)) == enough
     assert not enough or words.tolist() == wanted
 
 
@@ -77,5 +77,5 @@ def test_rows_reduce_fully_and_transpose(q, seed, data):
     values[data.draw(st.integers(0, 127)), data.draw(st.integers(0, 15))] = data.draw(near(2 * q - 1))
     values[0, 0], values[127, 15], values[64, 3] = q, 2 * q - 1, q - 1
     out = np.empty((16, 128), dtype=np.uint32)
-    lanes._rows(values, np.uint32(q), out)
+    ntt_lanes._rows(values, np.uint32(q), out)
     np.testing.assert_array_equal(out, values.T % np.uint32(q))

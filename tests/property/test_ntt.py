@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from he_protocol import ntt
+from he_protocol.arithmetic import ntt
 
 PRIMES = (12289, 1073692673, 1125899905351681, 1125899905744897, 97, 65537)
 """All are 1 modulo 32."""

@@ -14,11 +14,11 @@ import pytest
 from hypothesis import HealthCheck, Phase, find, given, settings
 from hypothesis import strategies as st
 
+from he_holder import rules as checks
+from he_holder.ledger import Ledger
+from he_holder.rules import RELEASING, VOTING, Rule
 from he_protocol.committee import parse_committee
 from he_protocol.problems import Refusal
-from keys import checks
-from keys.checks import RELEASING, VOTING, Rule
-from keys.ledger import Ledger
 from tests.property.quorums import (
     COMMITTEES,
     LEAST,

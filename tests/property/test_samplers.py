@@ -9,8 +9,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from he_protocol.gaussian import TABLE_STD, UNDECIDED, Gaussian
-from he_protocol.quantise import COLUMNS, clip_factor, l2_norm, quantise, shrink
+from he_protocol.privacy.gaussian import TABLE_STD, UNDECIDED, Gaussian
+from he_protocol.privacy.quantise import COLUMNS, clip_factor, l2_norm, quantise, shrink
 
 
 def clip_l2(update, norm):

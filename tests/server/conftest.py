@@ -16,14 +16,14 @@ import asyncpg
 import pytest
 from sqlalchemy import text
 
-from he_protocol.keyfile import KeyRecord, write_private
-from he_protocol.signing import SigningKey, jwk_x
-from he_server.app import open_server
-from he_server.handlers import updates
+from he_migrations.run import upgrade
+from he_party.keyfile import KeyRecord, write_private
+from he_protocol.identity.jws import SigningKey, jwk_x
+from he_server.services import submit
+from he_server.services.context import open_server
 from he_server.settings import Settings
-from he_server.store.database import make_engine, sqlite_url
+from he_server.store.engine import make_engine, sqlite_url
 from he_server.store.schema import metadata
-from migrations.run import upgrade
 
 from .world import Clock, World
 
@@ -124,4 +124,4 @@ both = pytest.mark.parametrize(
 def both_sizes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Updates as small ones, which share blobs, and as large ones, which are written as they arrive."""
     if request.param == "own blobs":
-        monkeypatch.setattr(updates, "TOGETHER_BYTES", 0)
+        monkeypatch.setattr(submit, "TOGETHER_BYTES", 0)

@@ -13,13 +13,13 @@ from msgspec.structs import replace
 from sqlalchemy import text
 from typer.testing import CliRunner
 
-from he_protocol import api, problems
+from he_protocol import documents, paths, problems
+from he_protocol.identity.jws import verify
 from he_protocol.messages import AuditHead
 from he_protocol.problems import Refusal
-from he_protocol.signing import verify
-from he_server.audit import GENESIS, Entry, chained, verify_chain
-from he_server.cli import app
-from he_server.store.database import make_engine
+from he_server.cli.main import app
+from he_server.rules.audit_chain import GENESIS, Entry, chained, verify_chain
+from he_server.store.engine import make_engine
 
 from .conftest import both
 from .world import World
@@ -114,7 +114,7 @@ async def test_what_happens_to_rounds_is_written(world: World) -> None:
     assert details[9]["model"] == (await world.server.store.model(world.task.id, 1)).sha256
     assert details[10]["problem"] == problems.TOO_FEW_CLIENTS.urn
     assert manifest
-    answer = await world.get(None, api.AUDIT_HEAD, api.AuditStatus)
+    answer = await world.get(None, paths.AUDIT_HEAD, documents.AuditStatus)
     head = verify(answer.head, AuditHead, world.server_key.public)
     assert (head.seq, head.hash) == verify_chain(entries)
     assert (head.server, head.time) == ("aggregator", int(world.clock()))
@@ -140,7 +140,7 @@ async def test_a_change_that_did_not_happen_is_not_in_the_log(world: World) -> N
 async def test_the_command(world: World, tmp_path: Path) -> None:
     await world.fill(3)
     pinned = tmp_path / "head.json"
-    pinned.write_bytes(msgspec.json.encode(await world.get(None, api.AUDIT_HEAD, api.AuditStatus)))
+    pinned.write_bytes(msgspec.json.encode(await world.get(None, paths.AUDIT_HEAD, documents.AuditStatus)))
     url = world.server.settings.url
 
     def run(*arguments: str) -> tuple[int, str]:

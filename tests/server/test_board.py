@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 from aiohttp import ClientResponse
 
-from he_protocol import api, framing, problems
+from he_protocol import documents, frames, paths, problems
 from he_protocol.messages import Commitment, Confirmation, Contribution, Message, PartDigest, Reveal
 
 from .conftest import both
 from .world import World
 
 
-def _message(world: World, phase: api.Phase, holder: int, /, **changes: Any) -> Message:
+def _message(world: World, phase: documents.Phase, holder: int, /, **changes: Any) -> Message:
     bound: dict[str, Any] = {"task_hash": world.task.hash, "epoch": 1, "holder": world.holders[holder].name, **changes}
     match phase:
         case "contribution":
@@ -27,22 +27,24 @@ def _message(world: World, phase: api.Phase, holder: int, /, **changes: Any) -> 
             return Confirmation(transcript=bytes(32), key=bytes(32), **bound)
 
 
-async def _post(world: World, phase: api.Phase, holder: int, body: bytes = b"", /, **changes: Any) -> ClientResponse:
+async def _post(
+    world: World, phase: documents.Phase, holder: int, body: bytes = b"", /, **changes: Any
+) -> ClientResponse:
     person = world.holders[holder]
     token = person.key.sign(_message(world, phase, holder, **changes))
-    path = api.post_path(world.task.id, phase, person.name)
-    return await world.call(person, "PUT", path, data=framing.start(token.encode()) + body)
+    path = paths.post_path(world.task.id, phase, person.name)
+    return await world.call(person, "PUT", path, data=frames.start(token.encode()) + body)
 
 
 @both
-@pytest.mark.parametrize("phase", api.PHASES)
-async def test_posts_are_listed_and_fetched(world: World, phase: api.Phase) -> None:
+@pytest.mark.parametrize("phase", documents.PHASES)
+async def test_posts_are_listed_and_fetched(world: World, phase: documents.Phase) -> None:
     response = await _post(world, phase, 1, b"key parts")
     assert response.status == 201
     client = world.person("ada", "client")
-    found = await world.get(client, api.board_path(world.task.id, phase), api.Board)
+    found = await world.get(client, paths.board_path(world.task.id, phase), documents.Board)
     assert [(post.holder, post.size) for post in found.posts] == [("holder-1", 9)]
-    body = await world.call(client, "GET", api.post_path(world.task.id, phase, "holder-1"))
+    body = await world.call(client, "GET", paths.post_path(world.task.id, phase, "holder-1"))
     assert await body.read() == b"key parts"
 
 
@@ -51,7 +53,7 @@ async def test_keys_are_ready_with_the_last_confirmation(world: World) -> None:
     ready = []
     for holder in range(3):
         assert (await _post(world, "confirmation", holder)).status == 201
-        ready.append((await world.get(None, api.task_path(world.task.id), api.TaskStatus)).keys_ready)
+        ready.append((await world.get(None, paths.task_path(world.task.id), documents.TaskStatus)).keys_ready)
     assert ready == [False, False, True]
 
 
@@ -66,8 +68,8 @@ async def test_a_repeat_and_a_contradiction(world: World) -> None:
 async def _contradict(world: World) -> ClientResponse:
     person = world.holders[0]
     message = Reveal(world.task.hash, 1, person.name, b"\1" * 32, ())
-    path = api.post_path(world.task.id, "reveal", person.name)
-    return await world.call(person, "PUT", path, data=framing.start(person.key.sign(message).encode()))
+    path = paths.post_path(world.task.id, "reveal", person.name)
+    return await world.call(person, "PUT", path, data=frames.start(person.key.sign(message).encode()))
 
 
 @pytest.mark.parametrize(
@@ -88,19 +90,19 @@ async def test_a_post_bound_to_something_else(
 async def test_a_post_of_another_phase(world: World) -> None:
     person = world.holders[0]
     token = person.key.sign(_message(world, "reveal", 0))
-    path = api.post_path(world.task.id, "commitment", person.name)
-    response = await world.call(person, "PUT", path, data=framing.start(token.encode()))
+    path = paths.post_path(world.task.id, "commitment", person.name)
+    response = await world.call(person, "PUT", path, data=frames.start(token.encode()))
     assert await world.problem(response) == problems.BAD_SIGNATURE
 
 
 async def test_a_post_that_is_too_large(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("he_server.handlers.board.POST_LIMIT", 1000)
+    monkeypatch.setattr("he_server.services.board.POST_LIMIT", 1000)
     assert await world.problem(await _post(world, "reveal", 0, bytes(1001))) == problems.TOO_LARGE
     assert (await _post(world, "reveal", 0, bytes(1000))).status == 201
 
 
 async def test_a_post_for_another_holder(world: World) -> None:
     token = world.holders[0].key.sign(_message(world, "reveal", 0))
-    path = api.post_path(world.task.id, "reveal", "holder-1")
-    response = await world.call(world.holders[0], "PUT", path, data=framing.start(token.encode()))
+    path = paths.post_path(world.task.id, "reveal", "holder-1")
+    response = await world.call(world.holders[0], "PUT", path, data=frames.start(token.encode()))
     assert await world.problem(response) == problems.NOT_ADDRESSED

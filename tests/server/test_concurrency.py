@@ -9,7 +9,7 @@ import pytest
 from he_protocol import problems
 from he_protocol.messages import RequestProof
 from he_protocol.problems import Refusal
-from he_server.replay import ReplayCache
+from he_server.services.replay import ReplayCache
 
 from .conftest import both
 from .world import World

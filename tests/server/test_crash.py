@@ -16,15 +16,15 @@ import pytest
 from aiohttp import ClientResponse
 from safetensors.numpy import load
 
-from he_protocol import api, problems
+from he_protocol import documents, paths, problems
 from he_protocol.problems import ProblemType, Refusal
-from he_server.manifests import Plan
+from he_server.jobs.garbage import sweep
+from he_server.jobs.worker import Worker
+from he_server.rules.manifests import Plan
+from he_server.rules.records import RoundRecord
 from he_server.store import Store
-from he_server.store.records import RoundRecord
 from he_server.store.rounds import Lease
 from he_server.store.updates import NewUpdate
-from he_server.sweep import sweep
-from he_server.worker import Worker
 
 from .conftest import both
 from .world import World
@@ -37,10 +37,10 @@ BY_ROUND = ("updates", "keys", "accumulators", "shares", "totals")
 
 async def _published_once(world: World) -> None:
     """Round 1 of three updates of 200 was published, and the model moved by their mean once."""
-    status = await world.get(None, api.task_path(world.task.id), api.TaskStatus)
+    status = await world.get(None, paths.task_path(world.task.id), documents.TaskStatus)
     assert status.model_version == 1
     assert (await world.round(1)).state == "published"
-    response = await world.call(world.holders[0], "GET", api.model_path(world.task.id))
+    response = await world.call(world.holders[0], "GET", paths.model_path(world.task.id))
     np.testing.assert_allclose(load(await response.read())["b"], [2.0, 2.0], atol=1e-6)
 
 
@@ -85,7 +85,7 @@ async def test_a_server_killed_after_publishing_leaves_nothing_for_ever(
     await world.fill(3, 200)
     await world.work()
     with monkeypatch.context() as patch:
-        patch.setattr("he_server.worker.drop_round", _raise_killed)
+        patch.setattr("he_server.jobs.outcomes.drop_round", _raise_killed)
         with pytest.raises(Killed):
             await world.open(1)
     await _published_once(world)

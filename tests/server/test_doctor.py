@@ -12,12 +12,12 @@ import pytest
 from sqlalchemy import text
 from typer.testing import CliRunner
 
-from he_server import doctor
-from he_server.blobs import Blobs
-from he_server.cli import app
-from he_server.doctor import CHECKS, Finding, examine
+from he_server.blobs.local import Blobs
+from he_server.cli import doctor
+from he_server.cli.doctor import CHECKS, Finding, examine
+from he_server.cli.main import app
 from he_server.settings import Settings
-from he_server.store.database import make_engine
+from he_server.store.engine import make_engine
 from tests.support.revocations import revoked
 
 from .conftest import both

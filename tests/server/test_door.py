@@ -14,13 +14,13 @@ import pytest
 import structlog
 from aiohttp import web
 
-from he_protocol import api, problems
-from he_protocol.identity import prove_request
+from he_protocol import paths, problems
+from he_protocol.identity.requests import prove_request
 from he_protocol.problems import Refusal
-from he_server import door as door_module
-from he_server.door import Connection, Door, Places
-from he_server.log import http_log
-from he_server.serving import make_listener
+from he_server.http.logging import http_log
+from he_server.http.process import make_listener
+from he_server.services import door as door_module
+from he_server.services.door import Connection, Door, Places
 
 from .world import Person, World
 
@@ -229,7 +229,7 @@ def _small_door(world: World, places: Places) -> Door:
 
 
 def _signed(world: World, who: Person, jti: str) -> bytes:
-    path = f"{api.task_path(world.task.id)}/rounds"
+    path = f"{paths.task_path(world.task.id)}/rounds"
     proof = prove_request(
         who.key, who.credential, audience="aggregator", method="GET", path=path, now=world.clock(), jti=jti
     )

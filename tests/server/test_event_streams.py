@@ -8,12 +8,12 @@ from contextlib import ExitStack
 
 import pytest
 
-from he_protocol import api, problems
+from he_protocol import paths, problems
 from he_protocol.problems import Refusal
-from he_server import streams as streams_module
-from he_server.events import Notifier
-from he_server.store.records import RoundRecord
-from he_server.streams import STILL_HERE, Streams, texts
+from he_server.rules.records import RoundRecord
+from he_server.services import streams as streams_module
+from he_server.services.notifier import Notifier
+from he_server.services.streams import STILL_HERE, Streams, texts
 
 from .world import World
 
@@ -84,7 +84,7 @@ async def test_a_database_that_fails_ends_the_streams() -> None:
 
 async def test_the_ninth_stream_of_a_client_is_refused(world: World) -> None:
     ada, bob = world.person("ada", "client"), world.person("bob", "client")
-    path = f"{api.task_path(world.task.id)}/events"
+    path = f"{paths.task_path(world.task.id)}/events"
     most = world.server.settings.max_streams_per_party
     open_ = [await world.call(ada, "GET", path) for _ in range(most)]
     assert [answer.status for answer in open_] == [200] * most

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from aiohttp import ClientResponse
 
-from he_protocol import api, framing, problems
+from he_protocol import frames, paths, problems
 from he_protocol.messages import Contribution
-from he_server.blobs import BlobWriter
-from he_server.server import Server
+from he_server.blobs.local import BlobWriter
+from he_server.services.context import Server
 from he_server.store import Store
-from he_server.store.database import make_engine, sqlite_url
+from he_server.store.engine import make_engine, sqlite_url
 
 from .world import World, initial_model
 
@@ -103,7 +103,7 @@ async def test_a_database_that_is_gone_and_comes_back(world: World, url: str) ->
 async def test_a_database_without_a_schema(world: World) -> None:
     good = world.server.store
     world.server.store = Store(make_engine(sqlite_url(world.server.settings.data_dir / "empty.db")))
-    assert await world.problem(await world.call(None, "GET", api.TASKS)) == problems.DATABASE_UNAVAILABLE
+    assert await world.problem(await world.call(None, "GET", paths.TASKS)) == problems.DATABASE_UNAVAILABLE
     await world.server.store.close()
     world.server.store = good
 
@@ -116,18 +116,18 @@ async def test_a_bug_is_logged_and_not_told(
 
     with monkeypatch.context() as patch:
         patch.setattr(Store, "tasks", broken)
-        response = await world.call(None, "GET", api.TASKS)
+        response = await world.call(None, "GET", paths.TASKS)
         assert "secret reason" not in await response.text()
         assert await world.problem(response) == problems.INTERNAL
     assert "the secret reason" in capsys.readouterr().out
-    assert (await world.call(None, "GET", api.TASKS)).status == 200
+    assert (await world.call(None, "GET", paths.TASKS)).status == 200
 
 
 async def test_a_client_that_hangs_up_leaves_nothing(world: World) -> None:
     ada = world.person("ada", "client")
     upload = world.upload(ada)
-    path = api.update_path(world.task.id, upload.id.hex())
-    from he_protocol.identity import prove_request
+    path = paths.update_path(world.task.id, upload.id.hex())
+    from he_protocol.identity.requests import prove_request
 
     headers = prove_request(
         ada.key, ada.credential, audience="aggregator", method="PUT", path=path, now=world.clock(), jti="1"
@@ -150,7 +150,7 @@ async def test_a_client_that_hangs_up_leaves_nothing(world: World) -> None:
 async def test_the_worker_survives_errors_and_readiness_watches_it(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from he_server import worker
+    from he_server.jobs import worker
 
     monkeypatch.setattr(worker, "ERROR_PAUSE_SECONDS", 0.01)
     calls = 0
@@ -214,16 +214,16 @@ async def test_a_full_disk_refuses_shares_posts_and_models(world: World, monkeyp
     await world.certify(1)
     holder = world.holders[0]
     share = await world.share(0, 1)
-    task = framing.start(world.authority.sign(world.config(epoch=2)).encode()) + initial_model(world.config())
+    task = frames.start(world.authority.sign(world.config(epoch=2)).encode()) + initial_model(world.config())
     contribution = Contribution(world.task.hash, 1, holder.name, boxes=())
-    frame = framing.start(holder.key.sign(contribution).encode())
-    board = api.post_path(world.task.id, "contribution", holder.name)
+    frame = frames.start(holder.key.sign(contribution).encode())
+    board = paths.post_path(world.task.id, "contribution", holder.name)
 
     async def send() -> list[ClientResponse]:
         return [
             await world.put_share(0, 1, share),
             await world.call(holder, "PUT", board, data=frame),
-            await world.call(None, "POST", api.TASKS, data=task),
+            await world.call(None, "POST", paths.TASKS, data=task),
         ]
 
     with monkeypatch.context() as patch:

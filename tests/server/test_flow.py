@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load
 
-from he_protocol import api, problems
+from he_protocol import documents, paths, problems
+from he_protocol.identity.jws import token_hash, verify
 from he_protocol.messages import FailedBucket, Manifest, Receipt
-from he_protocol.signing import token_hash, verify
 from he_protocol.task import Optimiser
 
 from .conftest import both
@@ -32,13 +32,13 @@ async def test_a_round_from_uploads_to_the_next_model(world: World) -> None:
     status = await world.round(1)
     assert (status.state, status.version, status.shares, status.failure) == ("published", 1, 3, None)
     assert set(status.seconds) == {"collect", "screen", "sum", "wait_shares", "open"}
-    response = await world.call(world.holders[0], "GET", api.model_path(task.id))
+    response = await world.call(world.holders[0], "GET", paths.model_path(task.id))
     data = await response.read()
     assert response.headers["HushSum-Model-Version"] == "1"
     assert response.headers["ETag"] == f'"{hashlib.sha256(data).hexdigest()}"'
     # 3 clients sent 200 = 2.0 * scale; their mean is 2.0, and the initial model was 0.
     np.testing.assert_allclose(load(data)["w"], np.full((2, 2), 2.0, dtype=np.float32), atol=1e-6)
-    opened = await world.call(world.holders[0], "GET", api.sum_path(task.id, 1))
+    opened = await world.call(world.holders[0], "GET", paths.sum_path(task.id, 1))
     np.testing.assert_array_equal(load(await opened.read())["sum"], np.full(task.length, 600))
 
 
@@ -50,10 +50,10 @@ async def test_two_rounds_with_momentum(empty_world: World) -> None:
         await world.fill(3, value=100, first=10 * number, base_version=number - 1)
         await world.work()
         await world.open(number)
-    response = await world.call(world.holders[0], "GET", api.model_path(world.task.id))
+    response = await world.call(world.holders[0], "GET", paths.model_path(world.task.id))
     # velocity 1, then 1.5; model 0.5, then 0.5 + 0.75.
     np.testing.assert_allclose(load(await response.read())["b"], [1.25, 1.25], atol=1e-6)
-    status = await world.get(None, api.task_path(world.task.id), api.TaskStatus)
+    status = await world.get(None, paths.task_path(world.task.id), documents.TaskStatus)
     assert (status.model_version, status.round) == (2, 3)
 
 
@@ -64,7 +64,7 @@ async def test_weighting(empty_world: World, weighting: str, expected: float) ->
     await world.fill(3, value=200)
     await world.work()
     await world.open(1)
-    response = await world.call(world.holders[0], "GET", api.model_path(world.task.id))
+    response = await world.call(world.holders[0], "GET", paths.model_path(world.task.id))
     # examples: every coordinate sums to 6.0 and so does the weight coordinate, W = 6 / value_range = 0.6.
     np.testing.assert_allclose(load(await response.read())["w"], np.full((2, 2), expected), rtol=1e-6)
 
@@ -89,7 +89,7 @@ async def test_the_receipt_is_signed_and_a_repeat_gets_the_same(world: World) ->
     again = await world.put(client, upload)
     assert (first.status, again.status) == (201, 200)
     assert await first.read() == await again.read()
-    document = api.UpdateReceipt(**await first.json())
+    document = documents.UpdateReceipt(**await first.json())
     receipt = verify(document.receipt, Receipt, world.server_key.public)
     assert (receipt.update_id, receipt.header) == (upload.id, token_hash(upload.signed.header))
     assert (await world.round(1)).updates == 1
@@ -112,13 +112,13 @@ async def test_where_an_update_is(world: World) -> None:
     client = world.person("ada", "client")
     upload = world.upload(client)
     await world.put(client, upload)
-    path = api.update_path(world.task.id, upload.id.hex())
-    status = await world.get(client, path, api.UpdateStatus)
+    path = paths.update_path(world.task.id, upload.id.hex())
+    status = await world.get(client, path, documents.UpdateStatus)
     assert (status.round, status.state, status.version) == (1, "open", 0)
     await world.fill(2)
     await world.work()
     await world.open(1)
-    status = await world.get(client, path, api.UpdateStatus)
+    status = await world.get(client, path, documents.UpdateStatus)
     assert (status.state, status.version) == ("published", 1)
 
 
@@ -151,13 +151,13 @@ async def test_a_bucket_that_does_not_open_is_dropped_and_named(empty_world: Wor
     assert named.type == problems.COMBINE_REFUSED.urn
     assert f"holder-0 cannot use update {uploads[1].id.hex()} (digest-mismatch)" in named.detail
     for i, (person, upload) in enumerate(zip(people, uploads, strict=True)):
-        path = api.update_path(task.id, upload.id.hex())
-        seen = await world.get(person, path, api.UpdateStatus)
+        path = paths.update_path(task.id, upload.id.hex())
+        seen = await world.get(person, path, documents.UpdateStatus)
         assert (seen.state, seen.failure is None) == ("published", i == 0)
-    opened = load(await (await world.call(people[0], "GET", api.sum_path(task.id, 1))).read())
+    opened = load(await (await world.call(people[0], "GET", paths.sum_path(task.id, 1))).read())
     np.testing.assert_array_equal(opened["sum"], np.full(task.length, 100))
     assert opened["updates"].tolist() == [1]
-    model = load(await (await world.call(people[0], "GET", api.model_path(task.id))).read())
+    model = load(await (await world.call(people[0], "GET", paths.model_path(task.id))).read())
     np.testing.assert_allclose(model["w"], np.full((2, 2), 1.0))
 
 
@@ -177,7 +177,7 @@ async def test_a_round_without_a_bucket_that_opens_fails(empty_world: World) -> 
 
 
 async def test_an_etag_saves_the_download(world: World) -> None:
-    path = api.model_path(world.task.id)
+    path = paths.model_path(world.task.id)
     first = await world.call(world.holders[0], "GET", path)
     again = await world.call(world.holders[0], "GET", path, headers={"If-None-Match": first.headers["ETag"]})
     assert (again.status, await again.read()) == (304, b"")
@@ -188,7 +188,7 @@ async def test_an_etag_saves_the_download(world: World) -> None:
 
 
 async def test_tasks_are_listed_and_a_repeat_changes_nothing(world: World) -> None:
-    listed = await world.get(None, api.TASKS, api.TaskList)
+    listed = await world.get(None, paths.TASKS, documents.TaskList)
     assert [(t.task, t.name, t.keys_ready) for t in listed.tasks] == [(world.task.id, "demo", False)]
 
 
@@ -205,15 +205,15 @@ async def test_bytes_of_a_finished_round_are_deleted(world: World) -> None:
 async def test_a_holder_downloads_the_key_parts(world: World) -> None:
     uploads = await world.fill(3)
     await world.work()
-    pending = await world.get(world.holders[2], api.openings_path(world.task.id), api.PendingOpenings)
-    assert pending.rounds == (api.Waiting(1, "screen"),)
-    response = await world.call(world.holders[2], "GET", api.key_parts_path(world.task.id, 1))
+    pending = await world.get(world.holders[2], paths.openings_path(world.task.id), documents.PendingOpenings)
+    assert pending.rounds == (documents.Waiting(1, "screen"),)
+    response = await world.call(world.holders[2], "GET", paths.key_parts_path(world.task.id, 1))
     ordered = sorted(uploads, key=lambda upload: upload.id)
     assert await response.read() == b"".join(upload.body[world.task.part("sum").size :] for upload in ordered)
     for stage in ("vote", "release"):
         await (world.screen if stage == "vote" else world.vote)(1)
-        pending = await world.get(world.holders[2], api.openings_path(world.task.id), api.PendingOpenings)
-        assert pending.rounds == (api.Waiting(1, stage),)
+        pending = await world.get(world.holders[2], paths.openings_path(world.task.id), documents.PendingOpenings)
+        assert pending.rounds == (documents.Waiting(1, stage),)
     await world.put_share(2, 1, await world.share(2, 1))
-    pending = await world.get(world.holders[2], api.openings_path(world.task.id), api.PendingOpenings)
+    pending = await world.get(world.holders[2], paths.openings_path(world.task.id), documents.PendingOpenings)
     assert pending.rounds == ()

@@ -16,22 +16,22 @@ from msgspec.structs import replace
 from safetensors.numpy import load
 from sqlalchemy import ColumnElement
 
-from he_protocol import api, problems
+from he_protocol import paths, problems
+from he_protocol.arithmetic.residues import pack
 from he_protocol.problems import Refusal
-from he_protocol.residues import pack
-from he_protocol.schemes import load_scheme
+from he_protocol.schemes.registry import load_scheme
 from he_protocol.task import Task, TensorSpec
-from he_server import forming
-from he_server import worker as worker_module
-from he_server.aggregate import fold_updates, read_total, stored_type, sum_layout
-from he_server.app import open_server
-from he_server.blobs import Blobs, BlobWriter
-from he_server.names import accumulator_blob, total_blob, update_blob
-from he_server.rounds import FOLD_BATCH
+from he_server.blobs.keys import accumulator_blob, total_blob, update_blob
+from he_server.blobs.local import Blobs, BlobWriter
+from he_server.blobs.vectors import fold_updates, read_total, stored_type, sum_layout
+from he_server.jobs import folding as folding_module
+from he_server.jobs import forming
+from he_server.jobs.worker import Worker
+from he_server.rules.rounds import FOLD_BATCH
+from he_server.services.context import open_server
 from he_server.store import Store, folding
 from he_server.store.folding import Fold
 from he_server.store.schema import accumulators
-from he_server.worker import Worker
 
 from .conftest import both
 from .world import UNIT, World
@@ -68,7 +68,7 @@ async def _counted(world: World, clients: int) -> list[int]:
     """How often every update is in the published sum of round 1."""
     await world.open(1)
     assert (await world.round(1)).state == "published"
-    response = await world.call(world.holders[0], "GET", api.sum_path(world.task.id, 1))
+    response = await world.call(world.holders[0], "GET", paths.sum_path(world.task.id, 1))
     (total,) = set(load(await response.read())["sum"].reshape(-1).tolist())
     return _digits(total, clients)
 
@@ -99,11 +99,11 @@ def _kill(patch: pytest.MonkeyPatch, owner: Any, name: str, when: str) -> None:
     ("owner", "step"),
     [
         (Store, "begin_fold"),
-        (worker_module, "fold_updates"),
+        (folding_module, "fold_updates"),
         (BlobWriter, "commit"),
         (Store, "checkpoint"),
         (Blobs, "delete"),
-        (worker_module, "discard"),
+        (folding_module, "discard"),
         (Store, "begin_screening"),
         (forming, "merge_sums"),
         (Store, "begin_opening"),
@@ -151,7 +151,7 @@ async def test_two_workers_fold_at_the_same_time(empty_world: World, monkeypatch
 
     await _send(world, 0, FOLD_BATCH)
     with monkeypatch.context() as patch:
-        patch.setattr(worker_module, "fold_updates", slow)
+        patch.setattr(folding_module, "fold_updates", slow)
         first = asyncio.create_task(world.worker.step())
         assert await asyncio.to_thread(began.wait, 60)
     await _send(world, FOLD_BATCH, FOLD_BATCH)
@@ -193,7 +193,7 @@ async def test_a_worker_that_lost_its_accumulator_changes_nothing(
     await _send(world, FOLD_BATCH, clients - FOLD_BATCH)
     assert await store.begin_fold(current.id, 0, world.clock(), 60) is not None  # somebody folds the next batch
     world.clock.now += 60
-    progress = await world.worker._fold(world.task, await store.round(world.task.id, 1), world.clock())
+    progress = await folding_module.fold(world.server, world.task, await store.round(world.task.id, 1), world.clock())
     assert progress == "folded"
     if guarded:
         with pytest.raises(Refusal) as caught:
@@ -219,11 +219,11 @@ async def test_a_late_result_is_discarded(empty_world: World, monkeypatch: pytes
 
     def overtaken(*args: Any) -> None:
         fold_updates(*args)
-        monkeypatch.setattr(worker_module, "fold_updates", fold_updates)
+        monkeypatch.setattr(folding_module, "fold_updates", fold_updates)
         world.clock.now += world.server.settings.lease_seconds
         assert asyncio.run_coroutine_threadsafe(other.step(), loop).result(60)
 
-    monkeypatch.setattr(worker_module, "fold_updates", overtaken)
+    monkeypatch.setattr(folding_module, "fold_updates", overtaken)
     assert await world.worker.step()
     assert _sizes(world, "accumulators") == [_accumulator_bytes(world.task)]  # the late one's is gone
     await world.work()

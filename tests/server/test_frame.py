@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from he_protocol.problems import TOO_LARGE, TRAILING_BYTES
-from he_server.intake import Frame
+from he_server.services.frames import Frame
 from tests.unit.refusals import refused
 
 

@@ -9,8 +9,8 @@ from functools import partial
 import pytest
 
 from he_protocol.problems import STALE_UPDATE, Refusal
-from he_server import grouped
-from he_server.grouped import Grouped, Together
+from he_server.services import group_commit
+from he_server.services.group_commit import Grouped, Together
 
 
 class Work:
@@ -47,7 +47,7 @@ async def test_those_who_come_meanwhile_share_the_next_run() -> None:
 
 
 async def test_a_run_may_answer_the_first_few_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(grouped, "MOST", 3)
+    monkeypatch.setattr(group_commit, "MOST", 3)
     work = Work()
     work.most = 2
     work.go.set()

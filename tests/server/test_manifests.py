@@ -11,17 +11,17 @@ import structlog
 from safetensors.numpy import load
 from typer.testing import CliRunner
 
-from he_protocol import api, problems
-from he_protocol.api import Failure
+from he_protocol import documents, paths, problems
+from he_protocol.arithmetic.residues import pack
+from he_protocol.documents import Failure
+from he_protocol.identity.jws import read_unverified
 from he_protocol.messages import Credential, Exclusion, Objection, Screening
 from he_protocol.problems import Refusal
-from he_protocol.residues import pack
-from he_protocol.signing import read_unverified
-from he_server.aggregate import fold_updates, is_intact, merge_sums, read_total, sum_layout
-from he_server.blobs import Blobs
-from he_server.cli import app, waiting_for
-from he_server.manifests import Circumstances, check_update, excluded_by_holders, plan_round
-from he_server.store.records import UpdateRecord
+from he_server.blobs.local import Blobs
+from he_server.blobs.vectors import fold_updates, is_intact, merge_sums, read_total, sum_layout
+from he_server.cli.main import app, waiting_for
+from he_server.rules.manifests import Circumstances, check_update, excluded_by_holders, plan_round
+from he_server.rules.records import UpdateRecord
 from tests.support import parties
 from tests.support.revocations import revoked
 
@@ -156,9 +156,9 @@ def test_bytes_that_are_not_what_was_signed_are_not_taken_out(tmp_path: Path) ->
 # In a round
 
 
-async def told(world: World, upload_id: bytes) -> api.UpdateStatus:
-    found = await world.get(world.holders[0], api.update_path(world.task.id, upload_id.hex()), api.UpdateStatus)
-    assert isinstance(found, api.UpdateStatus)
+async def told(world: World, upload_id: bytes) -> documents.UpdateStatus:
+    found = await world.get(world.holders[0], paths.update_path(world.task.id, upload_id.hex()), documents.UpdateStatus)
+    assert isinstance(found, documents.UpdateStatus)
     return found
 
 
@@ -180,10 +180,10 @@ async def test_holders_leave_an_update_out(empty_world: World, kept: bool) -> No
     assert status.state == "published"
     gone = {bad.id.hex()} if kept else {bad.id.hex(), uploads[3].id.hex()}
     assert {one.update for one in status.excluded} == gone
-    opened = load(await (await world.call(world.holders[0], "GET", api.sum_path(world.task.id, 1))).read())
+    opened = load(await (await world.call(world.holders[0], "GET", paths.sum_path(world.task.id, 1))).read())
     np.testing.assert_array_equal(opened["sum"], np.full(world.task.length, 100 * (6 - len(gone))))
     client = world.person("client-0", "client")
-    seen = await world.get(client, api.update_path(world.task.id, bad.id.hex()), api.UpdateStatus)
+    seen = await world.get(client, paths.update_path(world.task.id, bad.id.hex()), documents.UpdateStatus)
     assert seen.failure is not None
     assert seen.failure.type == problems.MALFORMED.urn
 
@@ -224,7 +224,7 @@ async def test_a_round_is_given_up_by_an_operator(world: World) -> None:
     await asyncio.to_thread(run, "abandon", world.task.id[:12], "1", "--yes")
     assert (await world.round(1)).state == "failed"
     client = world.person("client-0", "client")
-    seen = await world.get(client, api.update_path(world.task.id, uploads[0].id.hex()), api.UpdateStatus)
+    seen = await world.get(client, paths.update_path(world.task.id, uploads[0].id.hex()), documents.UpdateStatus)
     assert seen.failure is not None
     assert seen.failure.type == problems.ABANDONED.urn
     await world.fill(3, first=3)

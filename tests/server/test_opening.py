@@ -17,13 +17,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import save
 
-from he_protocol.lanes import LANES
+from he_protocol.arithmetic.ntt_lanes import LANES
 from he_protocol.problems import COMBINE_REFUSED, DISK_FULL, MALFORMED, WRONG_SIZE
-from he_protocol.schemes import blocks
+from he_protocol.schemes.scheme import blocks
 from he_protocol.task import TensorSpec
-from he_server.names import model_blob, sum_blob, total_blob, velocity_blob
-from he_server.opening import write_version
-from he_server.tensors import TensorFile, model_file, write_tensors
+from he_server.blobs.keys import model_blob, sum_blob, total_blob, velocity_blob
+from he_server.blobs.tensor_file import TensorFile, model_file, write_tensors
+from he_server.jobs.opening import write_version
 from tests.support.closed_round import SCALE, ClosedRound, opened_whole
 from tests.unit.refusals import refused
 
@@ -197,7 +197,7 @@ def test_a_file_of_another_kind_is_damaged(tmp_path: Path) -> None:
 OPENING = """
 import json, os, sys
 from pathlib import Path
-from bench.memory import PeakMemory
+from he_bench.memory import PeakMemory
 from he_protocol.task import TensorSpec
 from tests.support.closed_round import ClosedRound
 

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from he_protocol import api, problems
-from he_server import worker
-from he_server.app import begin_draining
-from he_server.server import METRICS_SECONDS
+from he_protocol import paths, problems
+from he_server.http.app import begin_draining
+from he_server.jobs import folding, worker
+from he_server.services.context import METRICS_SECONDS
 from he_server.store import Store
-from he_server.store.database import make_engine
+from he_server.store.engine import make_engine
 from tests.support.revocations import revoked
 
 from .conftest import both
@@ -48,7 +48,7 @@ async def test_gauges(world: World) -> None:
 
 async def test_the_end_of_the_revocation_list_is_shown(world: World) -> None:
     listed = revoked(world.authority, now=world.clock())
-    await world.call(None, "PUT", api.REVOCATIONS, data=listed.token)
+    await world.call(None, "PUT", paths.REVOCATIONS, data=listed.token)
     text = await (await world.call(None, "GET", "/metrics")).text()
     (shown,) = re.findall(r"^hushsum_revocations_valid_until_seconds (\S+)$", text, re.M)
     assert float(shown) == listed.valid_until
@@ -76,7 +76,7 @@ async def test_a_worker_that_is_stopped_gives_its_lease_back(world: World, monke
         await asyncio.Event().wait()
 
     with monkeypatch.context() as patch:
-        patch.setattr(worker.Worker, "_fold_in", endless)
+        patch.setattr(folding, "fold_in", endless)
         first = asyncio.create_task(world.worker.run(world.server.stopping))
         await reached.wait()
         assert await worker.Worker(world.server).step() is False  # the lease holds
@@ -98,4 +98,4 @@ async def test_a_worker_stops_after_its_step(world: World) -> None:
 async def test_requests_are_refused_once_draining(world: World) -> None:
     begin_draining(world.server)
     assert await world.problem(await world.call(None, "GET", "/readyz")) == problems.SHUTTING_DOWN
-    assert await world.problem(await world.call(None, "GET", api.TASKS)) == problems.SHUTTING_DOWN
+    assert await world.problem(await world.call(None, "GET", paths.TASKS)) == problems.SHUTTING_DOWN

@@ -7,13 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from he_party.keyfile import KeyRecord
 from he_protocol import problems
-from he_protocol.keyfile import KeyRecord
+from he_protocol.identity.jws import SigningKey
+from he_protocol.privacy.quantise import Integers
 from he_protocol.problems import Refusal
-from he_protocol.quantise import Integers
-from he_protocol.signing import SigningKey
 from he_protocol.task import Optimiser, TaskConfig, TensorSpec
-from he_server.optimiser import Mean, mean_of, step, weight_of
+from he_server.rules.aggregation import Mean, mean_of, step, weight_of
 
 from .world import Clock, World
 

@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from he_protocol.problems import Refusal
-from he_server.cli import app
+from he_server.cli.main import app
 
 
 def offers(*options: str) -> dict[str, dict[str, object]]:

@@ -8,11 +8,14 @@ from dataclasses import replace
 
 import pytest
 
-from he_protocol import api, problems
-from he_protocol.identity import prove_request
+from he_protocol import paths, problems
+from he_protocol.identity.requests import prove_request
 from he_protocol.problems import ProblemType, Refusal
-from he_server import app, pressure
-from he_server.pressure import Limits, Load, Measured, Pressure, check_room, retry_after, room, too_slow
+from he_server.http import app, pacing
+from he_server.http.pacing import retry_after
+from he_server.rules.admission import Limits, Load, Measured, check_room, room, too_slow
+from he_server.services import backpressure
+from he_server.services.backpressure import Pressure
 
 from .world import Person, Upload, World
 
@@ -70,7 +73,7 @@ def test_a_pace() -> None:
 
 def test_those_who_were_refused_together_come_back_apart() -> None:
     waits = {retry_after() for _ in range(200)}
-    assert waits == set(range(1, pressure.RETRY_SECONDS + 1))
+    assert waits == set(range(1, pacing.RETRY_SECONDS + 1))
 
 
 class Gauge:
@@ -98,7 +101,7 @@ async def test_bytes_count_from_admission_until_they_are_folded() -> None:
     assert (await meter.load()).unfolded == 70  # it landed after the measurement
     with pytest.raises(Refusal):
         await meter.admit(31, b"a").__aenter__()
-    gauge.now += pressure.REFRESH_SECONDS
+    gauge.now += backpressure.REFRESH_SECONDS
     async with meter.admit(31, b"a"):
         pass
 
@@ -119,13 +122,13 @@ async def test_who_finds_no_room_waits_for_it_in_turn() -> None:
     async def upload(name: str, size: int) -> None:
         async with meter.admit(size, b"a"):
             order.append(name)
-            gauge.now += pressure.REFRESH_SECONDS  # what has landed is folded by the next look
+            gauge.now += backpressure.REFRESH_SECONDS  # what has landed is folded by the next look
 
     async with meter.admit(70, b"a"):
         waiting = [asyncio.create_task(upload(name, size)) for name, size in (("large", 100), ("small", 10))]
-        await asyncio.sleep(3 * pressure.LOOK_SECONDS)
+        await asyncio.sleep(3 * backpressure.LOOK_SECONDS)
         assert order == []  # the small one would fit, and would starve the large one
-    gauge.now += pressure.REFRESH_SECONDS
+    gauge.now += backpressure.REFRESH_SECONDS
     await asyncio.gather(*waiting)
     assert order == ["large", "small"]
 
@@ -142,7 +145,7 @@ async def test_one_measurement_serves_many_uploads() -> None:
     meter = gauge.pressure()
     await asyncio.gather(*(meter.load() for _ in range(50)))
     assert gauge.asked == 1
-    gauge.now += pressure.REFRESH_SECONDS
+    gauge.now += backpressure.REFRESH_SECONDS
     await meter.load()
     assert gauge.asked == 2
 
@@ -167,7 +170,7 @@ def _limit(world: World, **changes: int) -> None:
 
 async def _stalled(world: World, who: Person, upload: Upload) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     """An upload that has begun and sends no more."""
-    path = api.update_path(world.task.id, upload.id.hex())
+    path = paths.update_path(world.task.id, upload.id.hex())
     headers = prove_request(
         who.key, who.credential, audience="aggregator", method="PUT", path=path, now=world.clock(), jti=upload.id.hex()
     )
@@ -188,12 +191,12 @@ async def test_an_upload_waits_for_the_folding_of_those_before(world: World) -> 
     assert (await world.put(ada, world.upload(ada))).status == 201
     upload = world.upload(bob)
     answer = await world.put(bob, upload)
-    assert 1 <= int(answer.headers["Retry-After"]) <= pressure.RETRY_SECONDS
+    assert 1 <= int(answer.headers["Retry-After"]) <= pacing.RETRY_SECONDS
     assert await world.problem(answer) == problems.OVERLOADED
     assert (await world.round(1)).updates == 1
     world.clock.now += 30.0  # a batch is gathered no longer than that
     await world.work()
-    await asyncio.sleep(pressure.REFRESH_SECONDS)
+    await asyncio.sleep(backpressure.REFRESH_SECONDS)
     assert (await world.put(bob, upload)).status == 201
 
 
@@ -210,7 +213,7 @@ async def test_uploads_at_once_are_counted_before_they_are_believed(world: World
     _limit(world, max_uploads=1)
     _, writer = await _stalled(world, ada, world.upload(ada))
     assert await world.problem(await world.put(bob, world.upload(bob))) == problems.OVERLOADED
-    assert (await world.call(None, "GET", api.TASKS)).status == 200
+    assert (await world.call(None, "GET", paths.TASKS)).status == 200
     writer.close()
     await writer.wait_closed()
     async with asyncio.timeout(5):
@@ -221,7 +224,7 @@ async def test_uploads_at_once_are_counted_before_they_are_believed(world: World
 
 async def _asked(world: World, who: Person, upload: Upload) -> bytes:
     """The first line of the answer to an upload that waits for "100 Continue"."""
-    path = api.update_path(world.task.id, upload.id.hex())
+    path = paths.update_path(world.task.id, upload.id.hex())
     headers = prove_request(
         who.key, who.credential, audience="aggregator", method="PUT", path=path, now=world.clock(), jti=upload.id.hex()
     )
@@ -259,7 +262,7 @@ async def test_a_nearly_full_disk_refuses_uploads_and_readiness(world: World) ->
 
 
 async def test_a_slow_loris_loses_its_slot(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = pressure.paced
+    original = pacing.paced
     monkeypatch.setattr(app, "paced", lambda request, rate: original(request, rate, 0.2))
     ada, bob = world.person("ada", "client"), world.person("bob", "client")
     _limit(world, max_uploads=1)
@@ -276,7 +279,7 @@ async def test_a_slow_loris_loses_its_slot(world: World, monkeypatch: pytest.Mon
 
 
 async def test_without_a_pace_a_slow_loris_keeps_its_slot(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = pressure.paced
+    original = pacing.paced
     monkeypatch.setattr(app, "paced", lambda request, rate: original(request, rate, 0.05))
     world.server.settings = world.server.settings.model_copy(update={"min_rate": 0.0})
     ada = world.person("ada", "client")
@@ -288,7 +291,7 @@ async def test_without_a_pace_a_slow_loris_keeps_its_slot(world: World, monkeypa
 
 
 async def test_a_steady_upload_is_left_alone(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = pressure.paced
+    original = pacing.paced
     monkeypatch.setattr(app, "paced", lambda request, rate: original(request, rate, 0.1))
     ada = world.person("ada", "client")
     upload = world.upload(ada)
@@ -299,6 +302,6 @@ async def test_a_steady_upload_is_left_alone(world: World, monkeypatch: pytest.M
             yield upload.frame[at : at + step]
             await asyncio.sleep(0.05)
 
-    path = api.update_path(world.task.id, upload.id.hex())
+    path = paths.update_path(world.task.id, upload.id.hex())
     answer = await world.call(ada, "PUT", path, data=body())
     assert answer.status == 201, await answer.text()

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from he_protocol import api, problems
-from he_protocol.identity import PROOF_SECONDS, prove_request
+from he_protocol import paths, problems
+from he_protocol.identity.jws import SigningKey
+from he_protocol.identity.requests import PROOF_SECONDS, prove_request
 from he_protocol.problems import ProblemType
-from he_protocol.signing import SigningKey
 
 from .world import Person, World
 
@@ -16,7 +16,7 @@ def _headers(world: World, who: Person, **changes: object) -> dict[str, str]:
     claims: dict[str, object] = {
         "audience": "aggregator",
         "method": "GET",
-        "path": api.model_path(world.task.id),
+        "path": paths.model_path(world.task.id),
         "now": world.clock(),
         "jti": "once",
     }
@@ -24,11 +24,11 @@ def _headers(world: World, who: Person, **changes: object) -> dict[str, str]:
 
 
 async def _answer(world: World, headers: dict[str, str]) -> ProblemType:
-    return await world.problem(await world.http.get(api.model_path(world.task.id), headers=headers))
+    return await world.problem(await world.http.get(paths.model_path(world.task.id), headers=headers))
 
 
 async def test_no_credential(world: World) -> None:
-    response = await world.http.get(api.model_path(world.task.id))
+    response = await world.http.get(paths.model_path(world.task.id))
     assert response.headers["WWW-Authenticate"] == "DPoP"
     assert await world.problem(response) == problems.UNAUTHENTICATED
 
@@ -63,7 +63,7 @@ async def test_a_credential_that_expired(world: World) -> None:
 
 async def test_a_proof_is_good_once(world: World) -> None:
     headers = _headers(world, world.holders[0])
-    assert (await world.http.get(api.model_path(world.task.id), headers=headers)).status == 200
+    assert (await world.http.get(paths.model_path(world.task.id), headers=headers)).status == 200
     assert await _answer(world, headers) == problems.REPLAYED_REQUEST
     world.clock.now += PROOF_SECONDS
     assert await _answer(world, headers) == problems.UNAUTHENTICATED
@@ -75,14 +75,14 @@ async def test_a_holder_may_not_upload(world: World) -> None:
 
 
 async def test_a_client_may_not_ask_for_openings(world: World) -> None:
-    response = await world.call(world.person("ada", "client"), "GET", api.openings_path(world.task.id))
+    response = await world.call(world.person("ada", "client"), "GET", paths.openings_path(world.task.id))
     assert await world.problem(response) == problems.WRONG_ROLE
 
 
 @pytest.mark.parametrize("name", ["holder-0", "holder-9"])
 async def test_a_holder_outside_the_committee(world: World, name: str) -> None:
     other = world.person(name, "holder")  # holder-0 with another key, or a stranger
-    response = await world.call(other, "GET", api.openings_path(world.task.id))
+    response = await world.call(other, "GET", paths.openings_path(world.task.id))
     assert await world.problem(response) == problems.WRONG_ROLE
 
 
@@ -102,35 +102,35 @@ async def test_a_holder_outside_the_committee(world: World, name: str) -> None:
     ],
 )
 async def test_nothing_there(world: World, path: str) -> None:
-    response = await world.call(world.holders[0], "GET", path.format(task=api.task_path(world.task.id)))
+    response = await world.call(world.holders[0], "GET", path.format(task=paths.task_path(world.task.id)))
     assert await world.problem(response) == problems.NOT_FOUND
 
 
 @pytest.mark.parametrize("update", ["xyz", "A" * 32, "0" * 32])
 async def test_no_such_update(world: World, update: str) -> None:
-    response = await world.call(world.person("ada", "client"), "GET", api.update_path(world.task.id, update))
+    response = await world.call(world.person("ada", "client"), "GET", paths.update_path(world.task.id, update))
     assert await world.problem(response) == problems.NOT_FOUND
 
 
 async def test_another_clients_update_is_not_shown(world: World) -> None:
     (upload,) = await world.fill(1)
-    response = await world.call(world.person("eve", "client"), "GET", api.update_path(world.task.id, upload.id.hex()))
+    response = await world.call(world.person("eve", "client"), "GET", paths.update_path(world.task.id, upload.id.hex()))
     assert await world.problem(response) == problems.NOT_FOUND
 
 
 async def test_key_parts_only_while_opening(world: World) -> None:
     await world.fill(1)
-    response = await world.call(world.holders[0], "GET", api.key_parts_path(world.task.id, 1))
+    response = await world.call(world.holders[0], "GET", paths.key_parts_path(world.task.id, 1))
     assert await world.problem(response) == problems.WRONG_STATE
 
 
 async def test_wrong_method(world: World) -> None:
-    response = await world.call(None, "DELETE", api.TASKS)
+    response = await world.call(None, "DELETE", paths.TASKS)
     assert set(response.headers["Allow"].split(",")) == {"GET", "POST"}
     assert await world.problem(response) == problems.METHOD_NOT_ALLOWED
 
 
 @pytest.mark.parametrize("what", ["sum", "opening"])
 async def test_rounds_that_are_not_there_yet(world: World, what: str) -> None:
-    response = await world.call(world.holders[0], "GET", f"{api.round_path(world.task.id, 1)}/{what}")
+    response = await world.call(world.holders[0], "GET", f"{paths.round_path(world.task.id, 1)}/{what}")
     assert await world.problem(response) == problems.WRONG_STATE

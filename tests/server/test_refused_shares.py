@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from safetensors.numpy import load
 
-from he_protocol import api, problems
+from he_protocol import paths, problems
+from he_protocol.identity.jws import SigningKey
 from he_protocol.messages import FailedBucket, ShareVector
-from he_protocol.signing import SigningKey
 
 from .conftest import both
 from .world import World, a_unit, half_a_unit
@@ -78,7 +78,7 @@ async def test_shares_of_the_wrong_length(opening: World) -> None:
 
 async def test_a_share_under_another_holders_name(opening: World) -> None:
     frame = await opening.share(0, 1)
-    path = api.share_path(opening.task.id, 1, "holder-1")
+    path = paths.share_path(opening.task.id, 1, "holder-1")
     response = await opening.call(opening.holders[0], "PUT", path, data=frame)
     assert await opening.problem(response) == problems.NOT_ADDRESSED
 
@@ -194,7 +194,7 @@ async def test_a_lie_that_is_a_sum_waits_for_agreement(
     await world.work()
     assert (await world.round(1)).state == ("published" if off else "opening")
     if off:
-        opened = load(await (await world.call(world.holders[0], "GET", api.sum_path(world.task.id, 1))).read())
+        opened = load(await (await world.call(world.holders[0], "GET", paths.sum_path(world.task.id, 1))).read())
         assert set(opened["sum"].tolist()) == {4}  # 3 were sent
         return
     await world.put_share(2, 1, await world.share(2, 1))

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from he_protocol import api, framing, problems
-from he_protocol.identity import CLOCK_SKEW_SECONDS
+from he_protocol import frames, paths, problems
+from he_protocol.identity.credentials import CLOCK_SKEW_SECONDS
+from he_protocol.identity.jws import SigningKey
 from he_protocol.messages import SignedUpdate, encode
 from he_protocol.problems import ProblemType
-from he_protocol.signing import SigningKey
 
 from .conftest import both
 from .world import Person, Upload, World, constant
@@ -37,7 +37,7 @@ async def _refused(world: World, client: Person, upload: Upload) -> ProblemType:
 
 
 async def _refused_frame(world: World, client: Person, upload: Upload, frame: bytes) -> ProblemType:
-    path = api.update_path(world.task.id, upload.id.hex())
+    path = paths.update_path(world.task.id, upload.id.hex())
     problem = await world.problem(await world.call(client, "PUT", path, data=frame))
     assert blobs(world) == []
     return problem
@@ -50,16 +50,16 @@ async def test_a_frame_that_ends_early(world: World, ada: Person, size: int) -> 
 
 
 async def test_a_head_that_is_no_json(world: World, ada: Person) -> None:
-    assert await _refused_frame(world, ada, world.upload(ada), framing.start(b"no")) == problems.MALFORMED
+    assert await _refused_frame(world, ada, world.upload(ada), frames.start(b"no")) == problems.MALFORMED
 
 
 async def test_a_head_with_an_unknown_field(world: World, ada: Person) -> None:
     head = b'{"header":"a","credential":"b","more":1}'
-    assert await _refused_frame(world, ada, world.upload(ada), framing.start(head)) == problems.UNKNOWN_FIELD
+    assert await _refused_frame(world, ada, world.upload(ada), frames.start(head)) == problems.UNKNOWN_FIELD
 
 
 async def test_a_head_longer_than_its_limit(world: World, ada: Person) -> None:
-    frame = framing.MAGIC + (framing.HEAD_LIMIT + 1).to_bytes(4, "little")
+    frame = frames.MAGIC + (frames.HEAD_LIMIT + 1).to_bytes(4, "little")
     assert await _refused_frame(world, ada, world.upload(ada), frame) == problems.TOO_LARGE
 
 
@@ -173,6 +173,6 @@ async def test_a_second_update_in_one_round(world: World) -> None:
 
 async def test_nothing_is_read_of_a_body_that_cannot_be_accepted(world: World, ada: Person) -> None:
     upload = world.upload(ada, task_hash=bytes(32))
-    head = framing.start(encode(upload.signed))
-    path = api.update_path(world.task.id, upload.id.hex())
+    head = frames.start(encode(upload.signed))
+    path = paths.update_path(world.task.id, upload.id.hex())
     assert await world.problem(await world.call(ada, "PUT", path, data=head)) == problems.WRONG_TASK

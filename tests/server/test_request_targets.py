@@ -8,10 +8,10 @@ from collections.abc import Callable
 
 import pytest
 
-from he_protocol import api, problems
-from he_protocol.identity import prove_request
+from he_protocol import paths, problems
+from he_protocol.identity.requests import prove_request
 from he_protocol.problems import Refusal
-from he_server import auth
+from he_server.http import auth
 
 from .world import World
 
@@ -61,14 +61,14 @@ def problem(answer: tuple[int, bytes]) -> problems.ProblemType:
 
 
 async def test_what_was_signed_is_answered_with_and_without_a_query(world: World) -> None:
-    path = api.model_path(world.task.id)
+    path = paths.model_path(world.task.id)
     for target in (path, f"{path}?version=0"):
         assert (await ask(world, "GET", target, target))[0] == 200
 
 
 @pytest.mark.parametrize("change", CHANGED.values(), ids=CHANGED.keys())
 async def test_another_target_under_the_same_proof_is_refused(world: World, change: Change) -> None:
-    path = api.model_path(world.task.id)
+    path = paths.model_path(world.task.id)
     for signed in (path, f"{path}?version=1"):
         assert (await ask(world, "GET", signed, change(path)))[0] in {400, 401, 404}
 
@@ -77,13 +77,13 @@ async def test_another_target_under_the_same_proof_is_refused(world: World, chan
     "other", ["?version=1", "", "?version=0&x=1", "?x=1&version=0", "?version=%30", "?", "?version=0#"]
 )
 async def test_a_query_is_bound_as_it_was_signed(world: World, other: str) -> None:
-    path = api.model_path(world.task.id)
+    path = paths.model_path(world.task.id)
     assert problem(await ask(world, "GET", f"{path}?version=0", path + other)) == problems.UNAUTHENTICATED
 
 
 @pytest.mark.parametrize("method", ["HEAD", "PUT", "POST", "DELETE", "PATCH", "OPTIONS"])
 async def test_a_proof_for_get_is_for_get(world: World, method: str) -> None:
-    path = api.model_path(world.task.id)
+    path = paths.model_path(world.task.id)
     assert (await ask(world, method, path, path, signed_method="GET"))[0] in {401, 405}
 
 
@@ -91,7 +91,7 @@ async def test_a_proof_that_binds_the_path_only_lets_a_stranger_choose_the_query
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Off, as it was: whoever sits between asks for another version in somebody's name."""
-    path = api.model_path(world.task.id)
+    path = paths.model_path(world.task.id)
     bound = auth.check_request
     monkeypatch.setattr(
         auth, "check_request", lambda *args, path, **rest: bound(*args, path=path.partition("?")[0], **rest)

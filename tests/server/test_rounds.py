@@ -7,14 +7,13 @@ from typing import get_args
 import pytest
 
 from he_protocol import problems
-from he_protocol.api import RoundState
 from he_protocol.committee import parse_committee
+from he_protocol.documents import RoundState
 from he_protocol.problems import Refusal
-from he_server.rounds import (
+from he_server.rules.rounds import (
     TERMINAL,
     TRANSITIONS,
     at_deadline,
-    check_base_version,
     check_transition,
     combining_due,
     enough_shares,
@@ -22,6 +21,7 @@ from he_server.rounds import (
     merge_buckets,
     stage_of,
 )
+from he_server.rules.updates import check_base_version
 
 from .conftest import both
 from .world import World

@@ -11,11 +11,11 @@ import msgspec
 import pytest
 from jsonschema import Draft202012Validator
 
-from he_protocol import api, problems
+from he_protocol import documents, paths, problems
 from he_protocol.problems import PROBLEMS
-from he_server.app import drain
-from he_server.openapi import PROBLEM, problems_of
-from he_server.routes import JSON, ROUTES
+from he_server.http.app import drain
+from he_server.http.openapi import PROBLEM, problems_of
+from he_server.http.routes import JSON, ROUTES
 
 from .world import World
 
@@ -96,17 +96,17 @@ async def test_answers_are_as_described(world: World, description: dict[str, Any
     _check(description, "/v1/tasks/{task}/updates/{update}", "put", 409, PROBLEM, await refused.json())
 
 
-async def _event(response: Any) -> api.RoundStatus:
+async def _event(response: Any) -> documents.RoundStatus:
     """The next event that is not a comment."""
     async with asyncio.timeout(5):
         while True:
             line = (await response.content.readline()).decode()
             if line.startswith("data: "):
-                return msgspec.json.decode(line.removeprefix("data: "), type=api.RoundStatus)
+                return msgspec.json.decode(line.removeprefix("data: "), type=documents.RoundStatus)
 
 
 async def test_events_tell_every_change_of_state(world: World) -> None:
-    response = await world.call(world.holders[0], "GET", f"{api.task_path(world.task.id)}/events")
+    response = await world.call(world.holders[0], "GET", f"{paths.task_path(world.task.id)}/events")
     assert response.content_type == "text/event-stream"
     first = await _event(response)
     assert (first.round, first.state) == (1, "open")
@@ -123,7 +123,7 @@ async def test_events_tell_every_change_of_state(world: World) -> None:
 
 
 async def test_events_of_another_process_come_by_polling(world: World) -> None:
-    response = await world.call(world.holders[0], "GET", f"{api.task_path(world.task.id)}/events")
+    response = await world.call(world.holders[0], "GET", f"{paths.task_path(world.task.id)}/events")
     await _event(response)
     world.server.notifier.notify = lambda _task: None  # type: ignore[method-assign]
     await world.fill(3)
@@ -142,7 +142,7 @@ async def test_draining_refuses_new_work_and_finishes_what_has_begun(world: Worl
         await released.wait()
         yield upload.frame[1000:]
 
-    path = api.update_path(world.task.id, upload.id.hex())
+    path = paths.update_path(world.task.id, upload.id.hex())
     sending = asyncio.create_task(world.call(ada, "PUT", path, data=body()))
     await arrived.wait()
     while not world.server.in_flight:
@@ -151,7 +151,7 @@ async def test_draining_refuses_new_work_and_finishes_what_has_begun(world: Worl
     await asyncio.sleep(0.05)
     assert not draining.done()
     assert await world.problem(await world.call(None, "GET", "/readyz")) == problems.SHUTTING_DOWN
-    assert await world.problem(await world.call(None, "GET", api.TASKS)) == problems.SHUTTING_DOWN
+    assert await world.problem(await world.call(None, "GET", paths.TASKS)) == problems.SHUTTING_DOWN
     assert (await world.call(None, "GET", "/healthz")).status == 200
     released.set()
     assert (await sending).status == 201
@@ -168,7 +168,7 @@ async def test_draining_waits_no_longer_than_it_may(world: World) -> None:
 
 
 async def test_draining_ends_event_streams(world: World) -> None:
-    response = await world.call(world.holders[0], "GET", f"{api.task_path(world.task.id)}/events")
+    response = await world.call(world.holders[0], "GET", f"{paths.task_path(world.task.id)}/events")
     await _event(response)
     async with asyncio.timeout(2):
         await drain(world.server)

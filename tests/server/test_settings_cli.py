@@ -18,12 +18,12 @@ from msgspec.structs import replace
 from sqlalchemy.exc import ProgrammingError
 from typer.testing import CliRunner
 
+from he_party.keyfile import KeyRecord, read_private
 from he_protocol import problems
-from he_protocol.keyfile import KeyRecord, read_private
+from he_protocol.identity.jws import SigningKey, jwk_x, verify
 from he_protocol.messages import EnrolRequest
 from he_protocol.problems import Refusal
-from he_protocol.signing import SigningKey, jwk_x, verify
-from he_server.cli import app
+from he_server.cli.main import app
 from he_server.settings import load_settings
 
 from .world import Clock, World, initial_model
@@ -115,7 +115,7 @@ def test_a_failure_of_the_database_while_migrating_is_no_wrong_setting(
     async def raced(*_: object) -> None:
         raise ProgrammingError("CREATE TABLE tasks", None, Exception("relation exists"))
 
-    monkeypatch.setattr("migrations.run.upgrade", raced)
+    monkeypatch.setattr("he_migrations.run.upgrade", raced)
     result = run(app, ["migrate", "--data-dir", str(data_dir)])
     assert (result.exit_code, "[database-unavailable]" in result.stderr) == (2, True)
 

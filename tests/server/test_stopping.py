@@ -16,9 +16,9 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from he_protocol import api, problems
-from he_protocol.signing import SigningKey, jwk_x
-from he_server import serving as serving_module
+from he_protocol import documents, paths, problems
+from he_protocol.identity.jws import SigningKey, jwk_x
+from he_server.http import process as serving_module
 from he_server.settings import Settings
 
 from .world import Clock, World
@@ -26,15 +26,16 @@ from .world import Clock, World
 SERVE = [sys.executable, "-m", "he_server"]
 STUCK = """
 import asyncio, sys
-from he_server import cli, worker
+from he_server.cli import main
+from he_server.jobs import folding
 
 async def endless(*_):
     print("folding", flush=True)
     await asyncio.Event().wait()
 
-worker.Worker._fold_in = endless
+folding.fold_in = endless
 sys.argv[0] = "he-server"
-cli.app()
+main.app()
 """
 LONG = 3600.0
 
@@ -75,7 +76,7 @@ async def serving(world: World, settings: Settings, *program: str, drain: float 
         await process.wait()
 
 
-async def _state(world: World, state: str) -> api.RoundStatus:
+async def _state(world: World, state: str) -> documents.RoundStatus:
     async with asyncio.timeout(30):
         while (found := await world.round(1)).state != state:
             await asyncio.sleep(0.05)
@@ -95,7 +96,7 @@ async def test_an_upload_in_flight_is_finished(outside: World, settings: Setting
             await released.wait()
             yield upload.frame[1000:]
 
-        path = api.update_path(outside.task.id, upload.id.hex())
+        path = paths.update_path(outside.task.id, upload.id.hex())
         sending = asyncio.create_task(outside.call(ada, "PUT", path, data=body(), expect100=True))
         async with asyncio.timeout(30):
             await admitted.wait()
@@ -103,7 +104,7 @@ async def test_an_upload_in_flight_is_finished(outside: World, settings: Setting
             while (answer := await outside.call(None, "GET", "/readyz")).status == 200:
                 await asyncio.sleep(0.01)
             assert await outside.problem(answer) == problems.SHUTTING_DOWN
-            assert await outside.problem(await outside.call(None, "GET", api.TASKS)) == problems.SHUTTING_DOWN
+            assert await outside.problem(await outside.call(None, "GET", paths.TASKS)) == problems.SHUTTING_DOWN
             assert not sending.done()
             released.set()
             assert (await sending).status == 201

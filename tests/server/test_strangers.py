@@ -9,15 +9,16 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import load, save
 
-from he_protocol import api, framing, problems
+from he_protocol import frames, paths, problems
 from he_protocol.problems import Refusal
 from he_protocol.task import Task
-from he_server import strangers
-from he_server.bodies import check_codings, check_declared, update_frame
-from he_server.pressure import Limits, Pressure
+from he_server.jobs.garbage import sweep
+from he_server.rules.admission import Limits
+from he_server.rules.bodies import check_codings, check_declared, update_frame
+from he_server.services import strangers
+from he_server.services.backpressure import Pressure
+from he_server.services.strangers import Bodies, Turnstile, has_slot
 from he_server.store import Store
-from he_server.strangers import Bodies, Turnstile, has_slot
-from he_server.sweep import sweep
 from tests.support.revocations import revoked
 
 from .world import World, initial_model
@@ -59,14 +60,14 @@ async def test_who_is_refused_was_never_admitted(world: World, monkeypatch: pyte
         raise AssertionError("a stranger was admitted")
 
     monkeypatch.setattr(world.server.pressure, "admit", never)
-    path = api.update_path(world.task.id, "0" * 32)
+    path = paths.update_path(world.task.id, "0" * 32)
     forged = world.person("ada", "client")
     forged.key = world.person("eve", "client").key
     for who in (None, forged):
         assert (await world.call(who, "PUT", path, data=bytes(1000))).status == 401
     tus = {"Tus-Resumable": "1.0.0", "Upload-Offset": "0", "Content-Type": "application/offset+octet-stream"}
     for method in ("PATCH", "POST"):
-        answer = await world.call(None, method, api.upload_path("0" * 32), data=bytes(10), headers=tus)
+        answer = await world.call(None, method, paths.upload_path("0" * 32), data=bytes(10), headers=tus)
         assert await world.problem(answer) == problems.NOT_FOUND
 
 
@@ -76,7 +77,7 @@ async def test_an_upload_counts_for_what_its_task_takes(world: World) -> None:
     assert most < 1 << 20
     assert check_declared(None, most) == most
     assert check_declared(10, most) == 10
-    path = api.update_path(world.task.id, "0" * 32)
+    path = paths.update_path(world.task.id, "0" * 32)
     answer = await world.call(ada, "PUT", path, data=bytes(most + 1))
     assert (await world.refused(answer)).expected == f"at most {most} bytes"
 
@@ -132,39 +133,39 @@ async def test_strangers_share_a_few_slots(monkeypatch: pytest.MonkeyPatch) -> N
 async def test_a_known_task_with_another_model_leaves_no_file(world: World) -> None:
     before = files(world)
     for value in (1.0, 2.0):
-        body = framing.start(world.task.token.encode()) + initial_model(world.task.config, value)
-        assert await world.problem(await world.call(None, "POST", api.TASKS, data=body)) == problems.DIGEST_MISMATCH
+        body = frames.start(world.task.token.encode()) + initial_model(world.task.config, value)
+        assert await world.problem(await world.call(None, "POST", paths.TASKS, data=body)) == problems.DIGEST_MISMATCH
     assert files(world) == before
 
 
 async def test_a_known_task_is_not_even_written(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(world.server.blobs, "writer", None)
-    body = framing.start(world.task.token.encode()) + initial_model(world.task.config)
-    assert (await world.call(None, "POST", api.TASKS, data=body)).status == 200
+    body = frames.start(world.task.token.encode()) + initial_model(world.task.config)
+    assert (await world.call(None, "POST", paths.TASKS, data=body)).status == 200
 
 
 async def test_a_new_task_that_is_refused_leaves_no_file(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     config = world.config(name="second")
-    head, model = framing.start(world.authority.sign(config).encode()), initial_model(config)
+    head, model = frames.start(world.authority.sign(config).encode()), initial_model(config)
     before = files(world)
     odd = save({name: value.T.copy() for name, value in load(model).items()} | {"extra": load(model)["b"]})
     for body in (model[:-4], model + b"more", model[:-4] + b"\0\0\x80\x7f", odd, model[:8] + b" " + model[8:]):
-        assert (await world.call(None, "POST", api.TASKS, data=head + body)).status == 400
+        assert (await world.call(None, "POST", paths.TASKS, data=head + body)).status == 400
     assert files(world) == before
 
     async def refused(*_: object) -> bool:
         raise Refusal(problems.BAD_TENSORS, "somebody was first")
 
     monkeypatch.setattr(Store, "add_task", refused)
-    assert (await world.call(None, "POST", api.TASKS, data=head + model)).status == 400
+    assert (await world.call(None, "POST", paths.TASKS, data=head + model)).status == 400
     assert files(world) == before
 
 
 async def test_a_new_tasks_model_is_taken_when_the_disk_has_room(world: World) -> None:
     config = world.config(name="second")
-    head, model = framing.start(world.authority.sign(config).encode()), initial_model(config)
+    head, model = frames.start(world.authority.sign(config).encode()), initial_model(config)
     world.server.pressure = Pressure(Limits(1 << 20, 1 << 60, 2, 2, 0.0), world.server.measure)
-    assert await world.problem(await world.call(None, "POST", api.TASKS, data=head + model)) == problems.OVERLOADED
+    assert await world.problem(await world.call(None, "POST", paths.TASKS, data=head + model)) == problems.OVERLOADED
 
 
 async def test_one_writes_a_tasks_model_at_a_time(world: World) -> None:
@@ -172,10 +173,10 @@ async def test_one_writes_a_tasks_model_at_a_time(world: World) -> None:
     token = world.authority.sign(config)
     task = Task.from_token(token, world.authority.public)
     world.server.adding.add(task.id)
-    body = framing.start(token.encode()) + initial_model(config)
-    assert await world.problem(await world.call(None, "POST", api.TASKS, data=body)) == problems.OVERLOADED
+    body = frames.start(token.encode()) + initial_model(config)
+    assert await world.problem(await world.call(None, "POST", paths.TASKS, data=body)) == problems.OVERLOADED
     world.server.adding.discard(task.id)
-    assert (await world.call(None, "POST", api.TASKS, data=body)).status == 201
+    assert (await world.call(None, "POST", paths.TASKS, data=body)).status == 201
 
 
 async def test_what_no_row_refers_to_is_swept_from_models_and_board(world: World) -> None:
@@ -194,11 +195,11 @@ async def test_what_no_row_refers_to_is_swept_from_models_and_board(world: World
 async def test_the_list_that_is_known_costs_no_transaction(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     eve = world.person("eve", "client").credential
     older, token = (revoked(world.authority, eve, number=n, now=world.clock()).token for n in (1, 2))
-    assert (await world.call(None, "PUT", api.REVOCATIONS, data=token)).status == 201
+    assert (await world.call(None, "PUT", paths.REVOCATIONS, data=token)).status == 201
     await world.server.revocations()
     monkeypatch.setattr(Store, "learn_revocations", None)
-    assert (await world.call(None, "PUT", api.REVOCATIONS, data=token)).status == 200
-    assert await world.problem(await world.call(None, "PUT", api.REVOCATIONS, data=older)) == problems.OLD_REVOCATIONS
+    assert (await world.call(None, "PUT", paths.REVOCATIONS, data=token)).status == 200
+    assert await world.problem(await world.call(None, "PUT", paths.REVOCATIONS, data=older)) == problems.OLD_REVOCATIONS
 
 
 async def test_readiness_looks_at_the_disk_now_and_then(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -238,7 +239,7 @@ async def test_strangers_wait_for_their_turn_and_newcomers_go_first(monkeypatch:
 async def test_a_client_never_waits_for_strangers(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(strangers, "TURN_SECONDS", 0.05)
     ada = world.person("ada", "client")
-    path = f"{api.task_path(world.task.id)}/rounds"
+    path = f"{paths.task_path(world.task.id)}/rounds"
     assert (await world.call(ada, "GET", path)).status == 200
     world.server.turnstile = Turnstile(0.001)  # one request, and the next in an hour
     known = [(await world.call(ada, "GET", path)).status for _ in range(5)]  # its connection has proved who it is
@@ -257,7 +258,7 @@ async def test_a_client_never_waits_for_strangers(world: World, monkeypatch: pyt
 
 async def test_a_wrong_proof_makes_a_stranger_of_a_client(world: World) -> None:
     ada = world.person("ada", "client")
-    path = f"{api.task_path(world.task.id)}/rounds"
+    path = f"{paths.task_path(world.task.id)}/rounds"
     assert (await world.call(ada, "GET", path)).status == 200
     assert len(world.server.door._strangers) == 0
     ada.key = world.person("eve", "client").key

@@ -12,10 +12,10 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from he_protocol import api, problems
-from he_protocol.identity import prove_request
-from he_server import answers
-from he_server.app import make_app
+from he_protocol import paths, problems
+from he_protocol.identity.requests import prove_request
+from he_server.http import responses
+from he_server.http.app import make_app
 
 from .world import Person, World
 
@@ -44,7 +44,7 @@ async def test_a_receiver_that_goes_away_is_nobodys_fault(
     world: World, ada: Person, caplog: pytest.LogCaptureFixture
 ) -> None:
     _grow_model(world)
-    path = api.model_path(world.task.id)
+    path = paths.model_path(world.task.id)
     proof = prove_request(
         ada.key, ada.credential, audience="aggregator", method="GET", path=path, now=world.clock(), jti="1"
     )
@@ -69,9 +69,9 @@ async def test_a_server_that_fails_in_the_middle_gives_no_whole_answer(
 ) -> None:
     _grow_model(world)
 
-    monkeypatch.setattr(world.server.blobs, "open", lambda _name: BytesIO(bytes(answers.BLOCK_BYTES + 1)))
+    monkeypatch.setattr(world.server.blobs, "open", lambda _name: BytesIO(bytes(responses.BLOCK_BYTES + 1)))
     with pytest.raises(aiohttp.ClientError):
-        await (await world.call(ada, "GET", api.model_path(world.task.id))).read()
+        await (await world.call(ada, "GET", paths.model_path(world.task.id))).read()
     assert 'hushsum_refusals_total{problem="internal",route="/v1/tasks/{task}/model"} 1.0' in await _ended(world)
 
 

@@ -11,10 +11,10 @@ import pytest
 from msgspec.structs import replace
 from safetensors.numpy import save
 
-from he_protocol import api, framing, problems
+from he_protocol import documents, frames, paths, problems
+from he_protocol.identity.jws import SigningKey
 from he_protocol.messages import Message
 from he_protocol.problems import ProblemType
-from he_protocol.signing import SigningKey
 from he_protocol.task import ServerEntry, TaskConfig, TensorSpec
 from tests.unit.parties import ALICE
 
@@ -23,7 +23,7 @@ from .world import World, initial_model
 
 
 async def _post(world: World, token: str, model: bytes) -> tuple[int, ProblemType | None]:
-    response = await world.http.post(api.TASKS, data=io.BytesIO(framing.start(token.encode()) + model))
+    response = await world.http.post(paths.TASKS, data=io.BytesIO(frames.start(token.encode()) + model))
     return response.status, None if response.status < 300 else await world.problem(response)
 
 
@@ -34,7 +34,7 @@ async def test_the_same_task_again(empty_world: World) -> None:
     assert await _post(empty_world, token, initial_model(config)) == (201, None)
     assert await _post(empty_world, token, initial_model(config)) == (200, None)
     assert await _post(empty_world, token, initial_model(config, 1.0)) == (400, problems.DIGEST_MISMATCH)
-    listed = await empty_world.get(None, api.TASKS, api.TaskList)
+    listed = await empty_world.get(None, paths.TASKS, documents.TaskList)
     assert len(listed.tasks) == 1
 
 

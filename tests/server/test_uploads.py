@@ -17,17 +17,19 @@ import msgspec
 import pytest
 from aiohttp.test_utils import make_mocked_request
 
-from he_protocol import api, framing, problems, tus
-from he_protocol.identity import check_credential, check_signed
+from he_protocol import documents, frames, paths, problems, tus
+from he_protocol.identity.credentials import check_credential, check_signed
+from he_protocol.identity.jws import verify
 from he_protocol.messages import Receipt, UpdateHeader
 from he_protocol.problems import Refusal
-from he_protocol.signing import verify
-from he_server.app import open_server
-from he_server.handlers import uploads
-from he_server.pressure import Limits, Pressure
+from he_server.blobs.upload_file import UploadFile
+from he_server.http.handlers import uploads
+from he_server.jobs.garbage import sweep
+from he_server.rules.admission import Limits
+from he_server.services import uploads as services
+from he_server.services.backpressure import Pressure
+from he_server.services.context import open_server
 from he_server.store import Store
-from he_server.sweep import sweep
-from he_server.uploads import UploadFile
 
 from .conftest import both
 from .tus import append, ask, begin, begun, offset
@@ -51,12 +53,12 @@ def files(world: World) -> list[Path]:
 async def receipt(world: World, path: str) -> Receipt:
     answer = await ask(world, path, "GET")
     assert answer.status == 200, await answer.text()
-    document = msgspec.json.decode(await answer.read(), type=api.UpdateReceipt)
+    document = msgspec.json.decode(await answer.read(), type=documents.UpdateReceipt)
     return verify(document.receipt, Receipt, world.server_key.public)
 
 
 async def test_what_is_spoken(world: World) -> None:
-    answer = await world.call(None, "OPTIONS", api.uploads_path(world.task.id))
+    answer = await world.call(None, "OPTIONS", paths.uploads_path(world.task.id))
     assert answer.status == 204
     assert {name: answer.headers[name] for name in answer.headers if name.startswith("Tus-")} == {
         "Tus-Resumable": "1.0.0",
@@ -98,11 +100,11 @@ async def test_every_answer_names_the_version(world: World, ada: Person) -> None
         await ask(world, path),
         await ask(world, path, "GET"),
         await append(world, path, 7, b"x"),
-        await world.call(None, "POST", api.uploads_path(world.task.id)),
+        await world.call(None, "POST", paths.uploads_path(world.task.id)),
         await world.call(None, "PUT", path),
     ):
         assert answer.headers["Tus-Resumable"] == "1.0.0"
-    assert "Tus-Resumable" not in (await world.call(None, "GET", api.TASKS)).headers
+    assert "Tus-Resumable" not in (await world.call(None, "GET", paths.TASKS)).headers
 
 
 @pytest.mark.parametrize("version", ["", "0.2.2", "1.0.1"])
@@ -171,7 +173,7 @@ async def test_what_cannot_be_an_update_is_not_begun(
     world: World, ada: Person, change: dict[str, str], problem: problems.ProblemType
 ) -> None:
     body = sum(part.size for part in world.task.body)
-    sizes = {"body": body + framing.PREFIX_BYTES, "over": body + framing.PREFIX_BYTES + framing.HEAD_LIMIT + 1}
+    sizes = {"body": body + frames.PREFIX_BYTES, "over": body + frames.PREFIX_BYTES + frames.HEAD_LIMIT + 1}
     headers = {name: value.format(**sizes) for name, value in change.items()}
     assert await world.problem(await begin(world, ada, world.upload(ada), **headers)) == problem
     assert files(world) == []
@@ -180,14 +182,14 @@ async def test_what_cannot_be_an_update_is_not_begun(
 async def test_only_clients_begin_uploads(world: World, ada: Person) -> None:
     upload = world.upload(ada)
     assert await world.problem(await begin(world, world.holders[0], upload)) == problems.WRONG_ROLE
-    answer = await world.call(None, "POST", api.uploads_path(world.task.id), headers={"Tus-Resumable": "1.0.0"})
+    answer = await world.call(None, "POST", paths.uploads_path(world.task.id), headers={"Tus-Resumable": "1.0.0"})
     assert await world.problem(answer) == problems.UNAUTHENTICATED
 
 
 async def test_an_upload_that_nobody_began(world: World) -> None:
     for name in ("0" * 32, "x" * 32, "0" * 31):
-        assert await world.problem(await append(world, api.upload_path(name), 0, b"x")) == problems.NOT_FOUND
-    assert (await ask(world, api.upload_path("0" * 32))).status == 404
+        assert await world.problem(await append(world, paths.upload_path(name), 0, b"x")) == problems.NOT_FOUND
+    assert (await ask(world, paths.upload_path("0" * 32))).status == 404
 
 
 @both
@@ -239,7 +241,7 @@ async def test_a_damaged_chunk_is_dropped(
     world: World, ada: Person, algorithm: str, defence: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not defence:
-        monkeypatch.setattr("he_server.handlers.uploads.check_chunk", lambda *_: None)
+        monkeypatch.setattr("he_server.services.uploads.check_chunk", lambda *_: None)
     upload = world.upload(ada)
     path = await begun(world, ada, upload)
 
@@ -278,7 +280,8 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         reached.append(offset + size)
 
     check_fits = uploads.check_fits
-    monkeypatch.setattr(uploads, "check_fits", recording)
+    for module in (uploads, services):
+        monkeypatch.setattr(module, "check_fits", recording)
     return reached
 
 
@@ -370,7 +373,7 @@ async def test_two_at_once_do_not_mix_their_bytes(
     world: World, ada: Person, defence: bool, taken: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not defence:
-        monkeypatch.setattr("he_server.uploads.fcntl.flock", lambda *_: None)
+        monkeypatch.setattr("he_server.blobs.upload_file.fcntl.flock", lambda *_: None)
     upload = world.upload(ada)
     path = await begun(world, ada, upload)
     body = Half(upload.frame[:5000])
@@ -424,7 +427,7 @@ async def test_nobody_uploads_what_another_has_signed(
             client = check_credential(signed.credential, authority, "client", now)
             return check_signed(signed.header, UpdateHeader, client, "client")
 
-        monkeypatch.setattr("he_server.handlers.updates.check_signed_update", trusting)
+        monkeypatch.setattr("he_server.services.submit.check_signed_update", trusting)
     upload = world.upload(ada)
     path = await begun(world, world.person("mallory", "client"), upload)
     answer = await append(world, path, 0, upload.frame)
@@ -588,7 +591,7 @@ async def test_uploads_are_begun_only_while_the_disk_has_room_for_all(
     world: World, ada: Person, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, second, free = world.upload(ada), world.upload(ada), 1 << 30
-    monkeypatch.setattr("he_server.server.free_bytes", lambda _: free)  # others write to the real disk, too
+    monkeypatch.setattr("he_server.services.context.free_bytes", lambda _: free)  # others write to the real disk, too
     world.server.pressure.relieved()  # it has looked at the real one
     settle(world, min_free_bytes=free - len(first.frame) - 1000)
     path = await begun(world, ada, first)

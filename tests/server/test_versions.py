@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from he_protocol import api, framing
+from he_protocol import documents, frames, paths
 from he_protocol.messages import Reveal, RevocationList, SignedUpdate, encode
 from he_protocol.problems import UNKNOWN_PROTOCOL
 from tests.support.versions import MAGICS, OTHERS, OtherVersion, reframed
@@ -38,8 +38,8 @@ def enrolled(world: World, version: str) -> Person:
 @other_versions
 async def test_a_task(world: World, version: str) -> None:
     config = world.config(epoch=2)
-    frame = framing.start(OtherVersion.of(world.authority, version).sign(config).encode()) + initial_model(config)
-    refusal = await world.refused(await world.call(None, "POST", api.TASKS, data=frame))
+    frame = frames.start(OtherVersion.of(world.authority, version).sign(config).encode()) + initial_model(config)
+    refusal = await world.refused(await world.call(None, "POST", paths.TASKS, data=frame))
     assert refusal.problem is UNKNOWN_PROTOCOL
     assert refusal.expected == "2"
     assert refusal.got == f"hushsum-taskconfig+jws;{version.removeprefix(';')}"
@@ -57,20 +57,20 @@ async def test_an_update(world: World, ada: Person, version: str) -> None:
 async def test_a_credential_in_an_update(world: World, ada: Person, version: str) -> None:
     upload = world.upload(ada)
     head = encode(SignedUpdate(upload.signed.header, enrolled(world, version).credential))
-    frame = framing.start(head) + upload.body
-    answer = await world.call(ada, "PUT", api.update_path(world.task.id, upload.id.hex()), data=frame)
+    frame = frames.start(head) + upload.body
+    answer = await world.call(ada, "PUT", paths.update_path(world.task.id, upload.id.hex()), data=frame)
     assert await world.problem(answer) is UNKNOWN_PROTOCOL
 
 
 @other_versions
 async def test_a_credential_in_a_request(world: World, version: str) -> None:
-    answer = await world.call(enrolled(world, version), "GET", api.round_path(world.task.id, 1))
+    answer = await world.call(enrolled(world, version), "GET", paths.round_path(world.task.id, 1))
     assert await world.problem(answer) is UNKNOWN_PROTOCOL
 
 
 @other_versions
 async def test_a_proof_of_a_request(world: World, ada: Person, version: str) -> None:
-    answer = await world.call(speaking(ada, version), "GET", api.round_path(world.task.id, 1))
+    answer = await world.call(speaking(ada, version), "GET", paths.round_path(world.task.id, 1))
     assert await world.problem(answer) is UNKNOWN_PROTOCOL
 
 
@@ -87,18 +87,18 @@ async def test_a_share(world: World, version: str) -> None:
 async def test_a_post_on_the_board(world: World, version: str) -> None:
     holder = world.holders[0]
     token = OtherVersion.of(holder.key, version).sign(Reveal(world.task.hash, 1, holder.name, bytes(32), ()))
-    path = api.post_path(world.task.id, "reveal", holder.name)
-    answer = await world.call(holder, "PUT", path, data=framing.start(token.encode()))
+    path = paths.post_path(world.task.id, "reveal", holder.name)
+    answer = await world.call(holder, "PUT", path, data=frames.start(token.encode()))
     assert await world.problem(answer) is UNKNOWN_PROTOCOL
-    assert (await world.get(holder, api.board_path(world.task.id, "reveal"), api.Board)).posts == ()
+    assert (await world.get(holder, paths.board_path(world.task.id, "reveal"), documents.Board)).posts == ()
 
 
 @other_versions
 async def test_a_revocation_list(world: World, version: str) -> None:
     token = OtherVersion.of(world.authority, version).sign(RevocationList(1, 0, 2**50, ()))
-    answer = await world.call(None, "PUT", api.REVOCATIONS, data=token.encode())
+    answer = await world.call(None, "PUT", paths.REVOCATIONS, data=token.encode())
     assert await world.problem(answer) is UNKNOWN_PROTOCOL
-    assert (await world.get(None, api.REVOCATIONS, api.Revoked)).revocations == ""
+    assert (await world.get(None, paths.REVOCATIONS, documents.Revoked)).revocations == ""
 
 
 @other_magics
@@ -111,14 +111,14 @@ async def test_frames(world: World, ada: Person, magic: bytes) -> None:
         assert (await world.call(who, method, path, data=frame)).status == 201
 
     config, holder, upload = world.config(epoch=2), world.holders[0], world.upload(ada)
-    task = framing.start(world.authority.sign(config).encode()) + initial_model(config)
-    post = framing.start(holder.key.sign(Reveal(world.task.hash, 1, holder.name, bytes(32), ())).encode())
-    await refuses(None, "POST", api.TASKS, task)
-    await refuses(holder, "PUT", api.post_path(world.task.id, "reveal", holder.name), post)
-    await refuses(ada, "PUT", api.update_path(world.task.id, upload.id.hex()), upload.frame)
+    task = frames.start(world.authority.sign(config).encode()) + initial_model(config)
+    post = frames.start(holder.key.sign(Reveal(world.task.hash, 1, holder.name, bytes(32), ())).encode())
+    await refuses(None, "POST", paths.TASKS, task)
+    await refuses(holder, "PUT", paths.post_path(world.task.id, "reveal", holder.name), post)
+    await refuses(ada, "PUT", paths.update_path(world.task.id, upload.id.hex()), upload.frame)
     await world.fill(2)
     await world.certify(1)
-    await refuses(holder, "PUT", api.share_path(world.task.id, 1, holder.name), await world.share(0, 1))
+    await refuses(holder, "PUT", paths.share_path(world.task.id, 1, holder.name), await world.share(0, 1))
 
 
 @other_magics

@@ -8,22 +8,22 @@ import msgspec
 import pytest
 from aiohttp import ClientResponse
 
-from he_protocol import api, problems
-from he_server import streams
-from he_server.app import drain
-from he_server.handlers.openings import MAX_WAIT, preferred_wait
+from he_protocol import documents, paths, problems
+from he_server.http.app import drain
+from he_server.http.handlers.openings import MAX_WAIT, preferred_wait
+from he_server.services import streams
 
 from .world import World
 
-NOTHING = api.PendingOpenings(())
+NOTHING = documents.PendingOpenings(())
 
 
-async def _ask(world: World, known: api.PendingOpenings, wait: int, holder: int = 0) -> ClientResponse:
+async def _ask(world: World, known: documents.PendingOpenings, wait: int, holder: int = 0) -> ClientResponse:
     headers = {"If-None-Match": known.etag, "Prefer": f"wait={wait}"}
-    return await world.call(world.holders[holder], "GET", api.openings_path(world.task.id), headers=headers)
+    return await world.call(world.holders[holder], "GET", paths.openings_path(world.task.id), headers=headers)
 
 
-async def _waiting(world: World, known: api.PendingOpenings) -> asyncio.Task[ClientResponse]:
+async def _waiting(world: World, known: documents.PendingOpenings) -> asyncio.Task[ClientResponse]:
     """A holder that waits by now."""
     before = world.server.waiting._parties.total()
     asking = asyncio.create_task(_ask(world, known, 30))
@@ -33,11 +33,11 @@ async def _waiting(world: World, known: api.PendingOpenings) -> asyncio.Task[Cli
     return asking
 
 
-async def _told(asking: asyncio.Task[ClientResponse]) -> api.PendingOpenings:
+async def _told(asking: asyncio.Task[ClientResponse]) -> documents.PendingOpenings:
     async with asyncio.timeout(5):
         response = await asking
         assert response.status == 200
-        pending = msgspec.json.decode(await response.read(), type=api.PendingOpenings)
+        pending = msgspec.json.decode(await response.read(), type=documents.PendingOpenings)
     assert response.headers["ETag"] == pending.etag
     return pending
 
@@ -47,13 +47,13 @@ async def test_every_stage_is_heard_at_once(world: World) -> None:
     await world.fill(3)
     await world.work()
     pending = await _told(asking)
-    assert pending.rounds == (api.Waiting(1, "screen"),)
+    assert pending.rounds == (documents.Waiting(1, "screen"),)
     for stage in ("vote", "release"):
         await (world.screen if stage == "vote" else world.vote)(1)
         asking = asyncio.create_task(_ask(world, NOTHING, 30))
         await world.work()
         pending = await _told(asking)
-        assert pending.rounds == (api.Waiting(1, stage),)
+        assert pending.rounds == (documents.Waiting(1, stage),)
 
 
 async def test_without_news_it_is_told_so_when_its_time_is_over(world: World) -> None:
@@ -65,7 +65,7 @@ async def test_without_news_it_is_told_so_when_its_time_is_over(world: World) ->
 
 async def test_what_is_news_or_wanted_now_is_told_now(world: World) -> None:
     async with asyncio.timeout(5):
-        assert (await _ask(world, api.PendingOpenings((api.Waiting(7, "vote"),)), 30)).status == 200
+        assert (await _ask(world, documents.PendingOpenings((documents.Waiting(7, "vote"),)), 30)).status == 200
         assert (await _ask(world, NOTHING, 0)).status == 304
 
 
@@ -76,7 +76,7 @@ async def test_news_that_another_process_made_is_heard_too(world: World, monkeyp
     asking = await _waiting(world, NOTHING)
     await world.fill(3)
     await world.work()
-    assert (await _told(asking)).rounds == (api.Waiting(1, "screen"),)
+    assert (await _told(asking)).rounds == (documents.Waiting(1, "screen"),)
 
 
 async def test_a_server_that_goes_away_answers_first(world: World) -> None:
@@ -97,7 +97,7 @@ async def test_a_holder_waits_few_times_for_one_task(world: World) -> None:
 
 async def test_no_client_waits_for_openings(world: World) -> None:
     ada = world.person("ada", "client")
-    answer = await world.call(ada, "GET", api.openings_path(world.task.id), headers={"Prefer": "wait=30"})
+    answer = await world.call(ada, "GET", paths.openings_path(world.task.id), headers={"Prefer": "wait=30"})
     assert answer.status == 403
 
 

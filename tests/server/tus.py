@@ -7,7 +7,7 @@ from typing import Any
 
 from aiohttp import ClientResponse
 
-from he_protocol import api, tus
+from he_protocol import paths, tus
 
 from .world import Person, Upload, World
 
@@ -17,7 +17,9 @@ VERSION = {"Tus-Resumable": tus.VERSION}
 async def begin(world: World, client: Person, upload: Upload, /, **headers: str) -> ClientResponse:
     """Begin an upload; `headers` (with _ for -) replace what is sent, or with "" leave it out."""
     about = {"Upload-Length": str(len(upload.frame)), "Upload-Metadata": tus.metadata(upload.id)}
-    return await world.call(client, "POST", api.uploads_path(world.task.id), headers=_changed(VERSION | about, headers))
+    return await world.call(
+        client, "POST", paths.uploads_path(world.task.id), headers=_changed(VERSION | about, headers)
+    )
 
 
 async def begun(world: World, client: Person, upload: Upload) -> str:

@@ -16,9 +16,11 @@ from msgspec.structs import replace
 from safetensors.numpy import save
 from yarl import URL
 
-from he_protocol import api, framing
-from he_protocol.identity import prove_request
-from he_protocol.keyfile import KeyRecord
+from he_party.keyfile import KeyRecord
+from he_protocol import documents, frames, paths
+from he_protocol.arithmetic.residues import ResidueLayout, pack
+from he_protocol.identity.jws import SigningKey, fingerprint, jwk_x, payload_hash, read_unverified
+from he_protocol.identity.requests import prove_request
 from he_protocol.messages import (
     Cnf,
     Credential,
@@ -36,17 +38,15 @@ from he_protocol.messages import (
     Vote,
     encode,
 )
-from he_protocol.privacy import PrivacyPlan
+from he_protocol.privacy.plan import PrivacyPlan
 from he_protocol.problems import ProblemType, Refusal
-from he_protocol.residues import ResidueLayout, pack
-from he_protocol.schemes import load_scheme
-from he_protocol.signing import SigningKey, fingerprint, jwk_x, payload_hash, read_unverified
+from he_protocol.schemes.registry import load_scheme
 from he_protocol.task import HolderEntry, ServerEntry, Task, TaskConfig, TensorSpec
-from he_server.app import make_app
-from he_server.listening import Listener
-from he_server.server import Server
-from he_server.serving import make_listener, make_runner
-from he_server.worker import Worker
+from he_server.http.app import make_app
+from he_server.http.listening import Listener
+from he_server.http.process import make_listener, make_runner
+from he_server.jobs.worker import Worker
+from he_server.services.context import Server
 from tests.unit.parties import hpke_key
 
 START = 1_900_000_000.0
@@ -84,7 +84,7 @@ class Upload:
 
     @property
     def frame(self) -> bytes:
-        return framing.start(encode(self.signed)) + self.body
+        return frames.start(encode(self.signed)) + self.body
 
 
 class Front(TestServer):
@@ -178,7 +178,7 @@ class World:
     async def add_task(self, **changes: Any) -> Task:
         config = self.config(**changes)
         token = self.authority.sign(config)
-        response = await self.http.post(api.TASKS, data=framing.start(token.encode()) + initial_model(config))
+        response = await self.http.post(paths.TASKS, data=frames.start(token.encode()) + initial_model(config))
         assert response.status == 201, await response.text()
         self.task = Task.from_token(token, self.authority.public)
         return self.task
@@ -243,7 +243,7 @@ class World:
         return Upload(header.update_id, SignedUpdate(client.key.sign(header), client.credential), body)
 
     async def put(self, client: Person, upload: Upload) -> ClientResponse:
-        return await self.call(client, "PUT", api.update_path(self.task.id, upload.id.hex()), data=upload.frame)
+        return await self.call(client, "PUT", paths.update_path(self.task.id, upload.id.hex()), data=upload.frame)
 
     async def fill(self, count: int = 3, value: int = 1, *, first: int = 0, **changes: Any) -> list[Upload]:
         """Updates of `count` new clients, all accepted."""
@@ -263,9 +263,9 @@ class World:
             steps += 1
         return steps
 
-    async def round(self, number: int) -> api.RoundStatus:
-        found = await self.get(self.holders[0], api.round_path(self.task.id, number), api.RoundStatus)
-        assert isinstance(found, api.RoundStatus)
+    async def round(self, number: int) -> documents.RoundStatus:
+        found = await self.get(self.holders[0], paths.round_path(self.task.id, number), documents.RoundStatus)
+        assert isinstance(found, documents.RoundStatus)
         return found
 
     @property
@@ -309,10 +309,10 @@ class World:
 
     async def put_answer(self, holder: int, number: int, token: str) -> ClientResponse:
         person = self.holders[holder]
-        return await self.call(person, "PUT", api.answer_path(self.task.id, number, person.name), data=token.encode())
+        return await self.call(person, "PUT", paths.answer_path(self.task.id, number, person.name), data=token.encode())
 
     async def manifest(self, number: int) -> tuple[str, Manifest]:
-        opening = await self.get(self.holders[0], api.opening_path(self.task.id, number), api.Opening)
+        opening = await self.get(self.holders[0], paths.opening_path(self.task.id, number), documents.Opening)
         return opening.manifest, read_unverified(opening.manifest, Manifest)
 
     async def share(
@@ -347,11 +347,11 @@ class World:
             failed=failed,
         )
         signed = (signer or self.holders[holder].key).sign(replace(share, **changes))
-        return framing.start(signed.encode()) + b"".join(bodies)
+        return frames.start(signed.encode()) + b"".join(bodies)
 
     async def put_share(self, holder: int, number: int, frame: bytes) -> ClientResponse:
         person = self.holders[holder]
-        return await self.call(person, "PUT", api.share_path(self.task.id, number, person.name), data=BytesIO(frame))
+        return await self.call(person, "PUT", paths.share_path(self.task.id, number, person.name), data=BytesIO(frame))
 
     async def open(self, number: int, holders: tuple[int, ...] = (0, 1, 2)) -> None:
         """Screenings, votes and honest shares of some holders, and the worker's part."""

@@ -11,13 +11,14 @@ from functools import cache
 
 import numpy as np
 
-from he_protocol import api, framing
-from he_protocol.api import RoundState
+from he_protocol import documents, paths
+from he_protocol import frames as framing
+from he_protocol.documents import RoundState
+from he_protocol.identity.jws import message_kind, payload_hash, read_unverified
 from he_protocol.messages import Manifest, Share, Vote
 from he_protocol.problems import ABANDONED, BUDGET_EXHAUSTED, COMBINE_REFUSED, TOO_FEW_CLIENTS, Refusal
-from he_protocol.signing import message_kind, payload_hash, read_unverified
 from he_protocol.task import Task
-from he_server.rounds import TRANSITIONS
+from he_server.rules.rounds import TRANSITIONS
 
 from .machine import Machine
 from .world import AGREEMENT, CLIENTS, MIN_CLIENTS, SCALE, THRESHOLD, World
@@ -378,8 +379,8 @@ class Observer:
                 if frame.client in self.world.record.revoked:
                     continue  # the server does not talk to it any more
                 async with self.world.device(frame.client) as device:
-                    path, server = api.update_path(task.id, update), task.config.server.name
-                    status = await device._transport.document("GET", path, api.UpdateStatus, audience=server)
+                    path, server = paths.update_path(task.id, update), task.config.server.name
+                    status = await device._transport.document("GET", path, documents.UpdateStatus, audience=server)
                 if status.failure is None:
                     raise Violation("who is left out is told why", update)
 

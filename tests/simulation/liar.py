@@ -11,9 +11,9 @@ from typing import Literal, get_args
 import msgspec
 from aiohttp import web
 
-from he_protocol import api
+from he_protocol import documents
+from he_protocol.identity.jws import SigningKey, message_kind, payload_hash, read_unverified, token_hash
 from he_protocol.messages import Manifest, ManifestEntry, SignedUpdate, Vote, decode
-from he_protocol.signing import SigningKey, message_kind, payload_hash, read_unverified, token_hash
 from he_protocol.task import Task
 
 from .machine import Machine, enter
@@ -58,7 +58,7 @@ class Lie:
     token: str
     manifest: Manifest
     frames: tuple[Frame, ...]
-    stage: api.Stage = "vote"
+    stage: documents.Stage = "vote"
     votes: tuple[str, ...] = ()
     heard: list[str] = field(default_factory=list)
 
@@ -67,16 +67,16 @@ class Lie:
         at = f"/v1/tasks/{self.task.id}"
         match request.path.removeprefix(at):
             case "/openings":
-                return _document(api.PendingOpenings((api.Waiting(self.number, self.stage),)))
+                return _document(documents.PendingOpenings((documents.Waiting(self.number, self.stage),)))
             case path if path == f"/rounds/{self.number}/opening":
-                return _document(api.Opening(self.stage, self.token, self.votes))
+                return _document(documents.Opening(self.stage, self.token, self.votes))
             case path if path == f"/rounds/{self.number}/heads":
-                return _document(api.Heads(tuple(decode(frame.head, SignedUpdate) for frame in self.frames)))
+                return _document(documents.Heads(tuple(decode(frame.head, SignedUpdate) for frame in self.frames)))
             case path if path == f"/rounds/{self.number}/key-parts":
                 size = self.task.part("key").size
                 return web.Response(body=b"".join(frame.body[-size:] for frame in self.frames))
             case path if path.endswith("/openings"):  # of another task
-                return _document(api.PendingOpenings(()))
+                return _document(documents.PendingOpenings(()))
         body = await request.read()
         if "/answers/" in request.path and message_kind(body.decode()) == "vote":
             self.heard.append(body.decode())

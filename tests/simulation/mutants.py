@@ -21,23 +21,24 @@ from rich.table import Table
 from sqlalchemy import delete, func, insert, select, update
 
 from he_client.client import HushSumClient
+from he_holder import ledger
+from he_holder import rules as checks
+from he_holder.ledger import Ledger
+from he_holder.opening import Openings
 from he_protocol.committee import Committee
+from he_protocol.identity.jws import read_unverified, verify
 from he_protocol.messages import Vote
 from he_protocol.problems import NOT_CERTIFIED, Refusal
 from he_protocol.schemes import kahe
-from he_protocol.signing import read_unverified, verify
-from he_server import forming, opening, worker
-from he_server import rounds as rules
-from he_server.acceptance import Acceptance
-from he_server.aggregate import merge_sums
-from he_server.blobs import BlobWriter
+from he_server.blobs.local import BlobWriter
+from he_server.blobs.vectors import merge_sums
+from he_server.jobs import forming, opening, publishing
+from he_server.jobs.garbage import drop_round
+from he_server.rules import updates as updates_rules
+from he_server.rules.records import Accepted, RoundRecord
+from he_server.services.commit_updates import Acceptance
 from he_server.store import Store
-from he_server.store.records import Accepted, RoundRecord
 from he_server.store.schema import accumulators, models, rounds, updates
-from he_server.sweep import drop_round
-from keys import checks, ledger
-from keys.ledger import Ledger
-from keys.opening import Openings
 
 from .invariants import Violation
 from .operations import run
@@ -114,14 +115,14 @@ def shared_bytes_go(patch: Patch) -> None:
 
 
 def dropped_early(patch: Patch) -> None:
-    opens = worker.open_sum  # type: ignore[attr-defined]
+    opens = publishing.open_sum  # type: ignore[attr-defined]
 
     async def opened(server: Any, task: Any, current: Any, *rest: Any, last: bool) -> Any:
         outcome = await opens(server, task, current, *rest, last=last)
         await drop_round(server, current.id)
         return outcome
 
-    patch.setattr(worker, "open_sum", opened)
+    patch.setattr(publishing, "open_sum", opened)
 
 
 def published_twice(patch: Patch) -> None:
@@ -221,7 +222,7 @@ def counted_twice(patch: Patch) -> None:
             raise Refusal(NOT_CERTIFIED, "too few votes")
 
     rules = tuple(counted if rule is checks.certified else rule for rule in checks.RELEASING)
-    patch.setattr("keys.opening.RELEASING", rules)
+    patch.setattr("he_holder.opening.RELEASING", rules)
 
 
 def decided_late(patch: Patch) -> None:
@@ -287,7 +288,7 @@ def result_unchecked(patch: Patch) -> None:
 
 
 def unbound(patch: Patch) -> None:
-    patch.setattr(rules, "check_binding", lambda *_: None)
+    patch.setattr(updates_rules, "check_binding", lambda *_: None)
 
 
 MUTANTS = (

@@ -13,7 +13,7 @@ from pathlib import Path
 import structlog
 
 from he_protocol.task import Task
-from he_server.sweep import sweep
+from he_server.jobs.garbage import sweep
 
 from .invariants import Observer, Violation
 from .liar import ATTACKS, PROOFS, certify, make_lie, tell

@@ -25,9 +25,9 @@ from sqlalchemy.util import LRUCache, await_only
 
 from he_client.encode import secret_words
 from he_client.schemes.kahe import KaheSealer
-from he_protocol.quantise import Integers
+from he_protocol.privacy.quantise import Integers
 from he_protocol.schemes.kahe import SEED_BYTES
-from he_server.pressure import Pressure
+from he_server.services.backpressure import Pressure
 
 from . import machine
 from .machine import MACHINE, START, VirtualLoop, alive, point
@@ -167,14 +167,14 @@ def simulated(world: World, seed: int, *, streamed: bool) -> Iterator[None]:
         patch.setattr("random._urandom", token_bytes)
         patch.setattr(Pressure.__init__, "__defaults__", (loop.time,))
         patch.setattr("random.uniform", lambda low, high: low + (high - low) * rng.random())
-        patch.setattr("keys.ledger.upgrade", _migrated)
-        patch.setattr("keys.ledger.create_async_engine", _make_engine)
-        patch.setattr("he_server.store.database.create_async_engine", _make_engine)
-        patch.setattr("he_server.openapi.document", lambda *_: b"{}")
+        patch.setattr("he_holder.ledger.upgrade", _migrated)
+        patch.setattr("he_holder.ledger.create_async_engine", _make_engine)
+        patch.setattr("he_server.store.engine.create_async_engine", _make_engine)
+        patch.setattr("he_server.http.openapi.document", lambda *_: b"{}")
         patch.setattr(KaheSealer.__init__, "__kwdefaults__", {"threads": 1, "words": words})
         patch.setattr(KaheSealer, "_shares", shares)
         if streamed:
-            patch.setattr("he_server.handlers.updates.TOGETHER_BYTES", 0)
+            patch.setattr("he_server.services.submit.TOGETHER_BYTES", 0)
         patch.setattr(aiohttp, "TCPConnector", world.network.connector)
         # aiohttp's own lives as long as the process, and with it the world of every schedule.
         patch.setattr(web_app, "_cached_build_middleware", cache(web_app._build_middlewares))

@@ -7,16 +7,16 @@ from typing import Literal, get_args
 
 from msgspec.structs import replace
 
-from he_client.transport import Transport
-from he_protocol import api
+from he_holder.holder import KeyHolder
+from he_holder.opening import Openings
+from he_holder.release import make_share
+from he_holder.request import Request
+from he_holder.schemes import Opener
+from he_party.transport import Transport
+from he_protocol import documents, paths
 from he_protocol.messages import Exclusion, Screening, ShareVector, Vote
 from he_protocol.problems import DIGEST_MISMATCH, MANIFEST_MISMATCH, Refusal
 from he_protocol.task import Task
-from keys.holder import KeyHolder
-from keys.opening import Openings
-from keys.request import Request
-from keys.schemes import Opener
-from keys.sums import make_share
 
 Manner = Literal["yes", "excludes", "objects", "spoils", "silent"]
 """yes: votes for whatever it is shown. excludes: finds every update useless. objects: refuses every manifest. spoils:
@@ -31,11 +31,13 @@ class Traitor(Openings):
         super().__init__(holder, task)
         self._manner = manner
 
-    async def serve(self, number: int, transport: Transport) -> api.Stage:
+    async def serve(self, number: int, transport: Transport) -> documents.Stage:
         if self._manner != "objects":
             return await super().serve(number, transport)
         server = self._task.config.server.name
-        asked = await transport.document("GET", api.opening_path(self._task.id, number), api.Opening, audience=server)
+        asked = await transport.document(
+            "GET", paths.opening_path(self._task.id, number), documents.Opening, audience=server
+        )
         await self._object(number, asked, Refusal(MANIFEST_MISMATCH, "as if"), transport)
         return asked.stage
 
@@ -62,5 +64,5 @@ class Traitor(Openings):
             first, second = share.parts[:2]
             wrong = ShareVector(first.bucket, first.part, second.sha256)
             share, vectors = replace(share, parts=(wrong, *share.parts[1:])), [vectors[1], *vectors[1:]]
-        head, path = identity.key.sign(share).encode(), api.share_path(task.id, number, identity.name)
+        head, path = identity.key.sign(share).encode(), paths.share_path(task.id, number, identity.name)
         await transport.put_frame(path, head, vectors, task.config.server.name)

@@ -22,35 +22,35 @@ import numpy as np
 import pytest
 from aiohttp import web
 
+from he_authority.tasks import build_config
 from he_client import HushSumClient, Identity
 from he_client.client import RESUMABLE_ABOVE, Submission
 from he_client.schemes import Source
 from he_client.spool import SealedUpdate, Spool
-from he_client.transport import RetryPolicy, Transport
-from he_protocol import api, schemes
-from he_protocol.keyfile import KeyRecord
+from he_holder.agent import Agent
+from he_holder.holder import KeyHolder
+from he_holder.hpke_key import HpkeKey
+from he_holder.keyring import HpkeRecord
+from he_holder.ledger import Ledger
+from he_holder.opening import Openings
+from he_migrations.run import upgrade
+from he_party.keyfile import KeyRecord
+from he_party.transport import RetryPolicy, Transport
+from he_protocol import documents, paths
+from he_protocol.identity.jws import fingerprint, jwk_x, verify
+from he_protocol.identity.revocation import Revocations, key_digest
 from he_protocol.messages import Receipt, RevocationList, SignedUpdate, decode, encode
 from he_protocol.problems import REVOKED_KEY, Refusal
-from he_protocol.revocation import Revocations, key_digest
-from he_protocol.schemes import kahe
+from he_protocol.schemes import kahe, registry
 from he_protocol.schemes.kahe import box_bytes
-from he_protocol.signing import fingerprint, jwk_x, verify
 from he_protocol.task import Task, TensorSpec
-from he_server.app import make_app, open_server
-from he_server.cli import _abandon, _recover
-from he_server.server import Server
+from he_server.blobs.tensor_file import keep_model, write_tensors
+from he_server.cli.main import _abandon, _recover
+from he_server.http.app import make_app
+from he_server.jobs.worker import Worker
+from he_server.services.context import Server, open_server
 from he_server.settings import Settings
-from he_server.store.database import sqlite_url
-from he_server.tensors import keep_model, write_tensors
-from he_server.worker import Worker
-from keys.agent import Agent
-from keys.authority import build_config
-from keys.holder import KeyHolder
-from keys.hpke_key import HpkeKey
-from keys.keyring import HpkeRecord
-from keys.ledger import Ledger
-from keys.opening import Openings
-from migrations.run import upgrade
+from he_server.store.engine import sqlite_url
 from tests.support.parties import Authority, zeros_digest
 
 from .disk import Disk
@@ -137,7 +137,7 @@ def cast() -> Cast:
     """Enrols everybody, signs the epochs of the task, and migrates the databases."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(kahe.PROFILES, PROFILE, SMALL)
-        schemes.load_scheme("kahe", PROFILE)  # from here on it is known, to whom asks for it by name
+        registry.load_scheme("kahe", PROFILE)  # from here on it is known, to whom asks for it by name
     now = START - 60
     authority = Authority()
     server = authority.party("aggregator", "server", now=now)
@@ -423,11 +423,11 @@ class World:
         async with transport:
             try:
                 answer = await transport.put_frame(
-                    api.update_path(task.id, frame.update_id), frame.head, [frame.body], self.cast.server.name
+                    paths.update_path(task.id, frame.update_id), frame.head, [frame.body], self.cast.server.name
                 )
             except Refusal as refusal:
                 return refusal.problem.slug
-        receipt = verify(decode(answer.body, api.UpdateReceipt).receipt, Receipt, self.cast.server.key.public)
+        receipt = verify(decode(answer.body, documents.UpdateReceipt).receipt, Receipt, self.cast.server.key.public)
         assert receipt.update_id.hex() == frame.update_id
         self.record.acknowledged[task.id, frame.update_id] = frame.client
         return "acknowledged"

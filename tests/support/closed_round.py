@@ -10,20 +10,20 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save
 
-from he_protocol import schemes
-from he_protocol.lanes import LANES, CommonProduct
+from he_protocol.arithmetic.ntt_lanes import LANES, CommonProduct
+from he_protocol.arithmetic.residues import ResidueLayout, Residues, pack, unpack
 from he_protocol.messages import Manifest, ManifestEntry, Share, ShareVector
-from he_protocol.quantise import Integers
-from he_protocol.residues import ResidueLayout, Residues, pack, unpack
+from he_protocol.privacy.quantise import Integers
+from he_protocol.schemes import scheme
 from he_protocol.schemes.ckks import CkksProfile
 from he_protocol.schemes.kahe import common_key
 from he_protocol.task import Optimiser, TensorSpec
-from he_server.aggregate import Released, read_total, stored_type, sum_layout
-from he_server.blobs import Blobs
-from he_server.names import model_blob, share_blob, total_blob, velocity_blob
-from he_server.opening import Checked, check_buckets, write_version
-from he_server.store.records import ModelRecord
-from he_server.tensors import write_tensors
+from he_server.blobs.keys import model_blob, share_blob, total_blob, velocity_blob
+from he_server.blobs.local import Blobs
+from he_server.blobs.tensor_file import write_tensors
+from he_server.blobs.vectors import Released, read_total, stored_type, sum_layout
+from he_server.jobs.opening import Checked, check_buckets, write_version
+from he_server.rules.records import ModelRecord
 from tests.support.parties import NOW, World
 
 SCALE = 512.0
@@ -152,6 +152,6 @@ class ClosedRound:
 def opened_whole(closed: ClosedRound, bucket: int) -> Integers:
     """What a bucket opens to, as one vector in memory."""
     task = closed.task
-    return schemes.combine(
+    return scheme.combine(
         task.scheme, closed.total(bucket), [closed.vector(bucket)], task.length, closed.count, task.epoch_id
     )

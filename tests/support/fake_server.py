@@ -10,13 +10,13 @@ import msgspec
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from he_client.identity import Identity
-from he_protocol import api, framing
+from he_holder.request import Request as Asked
+from he_party.identity import Identity
+from he_protocol import documents, frames, paths
+from he_protocol.identity.jws import message_kind, payload_hash, read_unverified
 from he_protocol.messages import Credential, Manifest, SignedUpdate, UpdateHeader, Vote
 from he_protocol.problems import NOT_FOUND, ProblemType, Refusal
-from he_protocol.signing import message_kind, payload_hash, read_unverified
 from he_protocol.task import Task
-from keys.request import Request as Asked
 
 Posts = dict[str, tuple[str, bytes]]
 View = Callable[[str, str, Posts], Posts]
@@ -52,12 +52,12 @@ class FakeServer:
     """
 
     task: Task
-    posts: dict[str, Posts] = field(default_factory=lambda: {phase: {} for phase in api.PHASES})
+    posts: dict[str, Posts] = field(default_factory=lambda: {phase: {} for phase in documents.PHASES})
     view: View = lambda phase, who, posts: posts
     committee: Sequence[Identity] = ()
     manifests: dict[int, str] = field(default_factory=dict)
     heads: dict[int, tuple[SignedUpdate, ...]] = field(default_factory=dict)
-    stages: dict[int, api.Stage] = field(default_factory=dict)
+    stages: dict[int, documents.Stage] = field(default_factory=dict)
     votes: dict[int, tuple[str, ...]] = field(default_factory=dict)
     answers: dict[tuple[int, str, str], str] = field(default_factory=dict)
     revocations: str = ""
@@ -77,7 +77,7 @@ class FakeServer:
         app.add_routes(
             [
                 web.get("/v1/tasks", self._tasks),
-                web.get(api.REVOCATIONS, self._revocations),
+                web.get(paths.REVOCATIONS, self._revocations),
                 web.get(at + "/board/{phase}", self._board),
                 web.get(at + "/board/{phase}/{holder}", self._post),
                 web.put(at + "/board/{phase}/{holder}", self._put_post),
@@ -107,7 +107,7 @@ class FakeServer:
         """The round is over."""
         del self.manifests[number]
 
-    def stage(self, number: int, who: str) -> api.Stage:
+    def stage(self, number: int, who: str) -> documents.Stage:
         """What a round asks of one holder."""
         if number in self.stages:
             return self.stages[number]
@@ -143,17 +143,17 @@ class FakeServer:
             return refusal(Refusal(NOT_FOUND, request.path))
 
     async def _tasks(self, _: web.Request) -> web.Response:
-        status = api.TaskStatus(self.task.id, self.task.config.name, self.task.token, False, 0, 1)
-        return answer(api.TaskList((status,)))
+        status = documents.TaskStatus(self.task.id, self.task.config.name, self.task.token, False, 0, 1)
+        return answer(documents.TaskList((status,)))
 
     async def _revocations(self, _: web.Request) -> web.Response:
-        return answer(api.Revoked(self.revocations))
+        return answer(documents.Revoked(self.revocations))
 
     async def _board(self, request: web.Request) -> web.Response:
         phase = request.match_info["phase"]
         posts = self.view(phase, reader(request), dict(self.posts[phase]))
-        entries = tuple(api.BoardEntry(holder, message, len(body)) for holder, (message, body) in posts.items())
-        return answer(api.Board(phase, entries))
+        entries = tuple(documents.BoardEntry(holder, message, len(body)) for holder, (message, body) in posts.items())
+        return answer(documents.Board(phase, entries))
 
     async def _post(self, request: web.Request) -> web.Response:
         phase = request.match_info["phase"]
@@ -161,7 +161,7 @@ class FakeServer:
         return web.Response(body=posts[request.match_info["holder"]][1])
 
     async def _put_post(self, request: web.Request) -> web.Response:
-        head, body = framing.split(await request.read())
+        head, body = frames.split(await request.read())
         posts = self.posts[request.match_info["phase"]]
         assert reader(request) == request.match_info["holder"]
         assert posts.setdefault(request.match_info["holder"], (head.decode(), bytes(body)))[0] == head.decode()
@@ -169,17 +169,17 @@ class FakeServer:
 
     async def _pending(self, request: web.Request) -> web.Response:
         who = reader(request)
-        waiting = (api.Waiting(n, self.stage(n, who)) for n in self.manifests if (n, who) not in self.shares)
-        return answer(api.PendingOpenings(tuple(waiting)))
+        waiting = (documents.Waiting(n, self.stage(n, who)) for n in self.manifests if (n, who) not in self.shares)
+        return answer(documents.PendingOpenings(tuple(waiting)))
 
     async def _opening(self, request: web.Request) -> web.Response:
         number = int(request.match_info["number"])
         stage, manifest = self.stage(number, reader(request)), self.manifests[number]
         votes = self.votes.get(number, self.certificate(number) if stage == "release" else ())
-        return answer(api.Opening(stage, manifest, votes, self.revocations))
+        return answer(documents.Opening(stage, manifest, votes, self.revocations))
 
     async def _heads(self, request: web.Request) -> web.Response:
-        return answer(api.Heads(self.heads[int(request.match_info["number"])]))
+        return answer(documents.Heads(self.heads[int(request.match_info["number"])]))
 
     async def _put_answer(self, request: web.Request) -> web.Response:
         token = (await request.read()).decode()
@@ -195,7 +195,7 @@ class FakeServer:
         return web.Response(body=b"".join(self.bodies[entry.update_id.hex()] for entry in manifest.updates))
 
     async def _put_share(self, request: web.Request) -> web.Response:
-        head, body = framing.split(await request.read())
+        head, body = frames.split(await request.read())
         if self.on_share is not None:
             await self.on_share(request)
         key = (int(request.match_info["number"]), request.match_info["holder"])
@@ -204,7 +204,7 @@ class FakeServer:
         return web.Response(status=201)
 
 
-def answer(document: api.Document) -> web.Response:
+def answer(document: documents.Document) -> web.Response:
     return web.Response(body=msgspec.json.encode(document), content_type="application/json")
 
 

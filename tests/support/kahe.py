@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from he_client.schemes.kahe import JOB
-from he_protocol.gaussian import Gaussian, Samples
-from he_protocol.keystream import derive_key, expand_words
+from he_protocol.arithmetic.keystream import derive_key, expand_words
+from he_protocol.privacy.gaussian import Gaussian, Samples
 from he_protocol.schemes.kahe import KaheProfile
 
 

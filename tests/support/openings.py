@@ -10,14 +10,15 @@ from pathlib import Path
 import msgspec
 
 from he_client.encode import Words, secret_words
-from he_protocol import residues, schemes
+from he_holder.release import BucketSums, make_share
+from he_holder.request import History, Request
+from he_holder.schemes import make_opener
+from he_protocol.arithmetic import residues
+from he_protocol.arithmetic.residues import Residues
+from he_protocol.identity.jws import SigningKey, read_unverified
 from he_protocol.messages import Share, SignedUpdate, UpdateHeader, Vote
-from he_protocol.quantise import Integers
-from he_protocol.residues import Residues
-from he_protocol.signing import SigningKey, read_unverified
-from keys.request import History, Request
-from keys.schemes import make_opener
-from keys.sums import BucketSums, make_share
+from he_protocol.privacy.quantise import Integers
+from he_protocol.schemes import scheme
 from tests.support.parties import NOW, World, random_integers
 
 FRESH = History()
@@ -140,7 +141,7 @@ def combine(world: World, parts: Mapping[int, bytes], sent: Sequence[Sent]) -> I
     task = world.task
     layout = task.scheme.share_layout(task.length)
     vectors = [residues.unpack(parts[i], layout) for i in range(task.sharing.parts)]
-    return schemes.combine(task.scheme, folded(world, sent), vectors, task.length, len(sent), task.epoch_id)
+    return scheme.combine(task.scheme, folded(world, sent), vectors, task.length, len(sent), task.epoch_id)
 
 
 def open_sum(

@@ -14,30 +14,23 @@ from typing import Any
 import numpy as np
 from msgspec.structs import replace
 
+from he_authority.enrolment import enrol
+from he_authority.tasks import build_config
 from he_client.encode import Words, secret_words
-from he_client.identity import Identity
 from he_client.schemes.ckks import encrypt, joint_context
 from he_client.schemes.kahe import KaheSealer
-from he_protocol import residues
+from he_holder.ceremony import messages
+from he_holder.hpke_key import HpkeKey
+from he_holder.schemes import make_dealer
+from he_party.identity import Identity
+from he_protocol.arithmetic import residues
 from he_protocol.envelope import possession_message
-from he_protocol.messages import (
-    EnrolRequest,
-    Manifest,
-    ManifestEntry,
-    Part,
-    Role,
-    SignedUpdate,
-    UpdateHeader,
-)
-from he_protocol.quantise import Integers
+from he_protocol.identity.jws import SigningKey, token_hash
+from he_protocol.messages import EnrolRequest, Manifest, ManifestEntry, Part, Role, SignedUpdate, UpdateHeader
+from he_protocol.privacy.quantise import Integers
 from he_protocol.schemes.ckks import Ckks
-from he_protocol.signing import SigningKey, token_hash
 from he_protocol.task import Task, TaskConfig, TensorSpec
 from he_protocol.tensors import model_digest
-from keys import ceremony
-from keys.authority import build_config, enrol
-from keys.hpke_key import HpkeKey
-from keys.schemes import make_dealer
 
 NOW = 1_800_000_000.0
 
@@ -124,23 +117,23 @@ class World:
         return self.clients[name]
 
     @cached_property
-    def dealt(self) -> tuple[list[ceremony.Seeds], bytes]:
+    def dealt(self) -> tuple[list[messages.Seeds], bytes]:
         """The ceremony in memory: every holder's part seeds, and the packed joint key."""
         task, sharing = self.task, self.task.sharing
-        own = [ceremony.draw_seeds(sharing, i) for i in range(self.holders)]
-        posts = [ceremony.contribute(task, i, seeds) for i, seeds in enumerate(own)]
-        seeds = [ceremony.part_seeds(task, i, own[i], posts, key) for i, key in enumerate(self.hpke)]
+        own = [messages.draw_seeds(sharing, i) for i in range(self.holders)]
+        posts = [messages.contribute(task, i, seeds) for i, seeds in enumerate(own)]
+        seeds = [messages.part_seeds(task, i, own[i], posts, key) for i, key in enumerate(self.hpke)]
         dealer = make_dealer(task)
         packed = [
             {part: residues.pack(dealer.key_part(seed), dealer.layout) for part, seed in mine.items()} for mine in seeds
         ]
-        seen = ceremony.transcript([self.committee[i].key.sign(post) for i, post in enumerate(posts)])
-        agreed = ceremony.check_commitments(
-            task, [ceremony.commit(task, i, seen, packed[i]) for i in range(self.holders)]
+        seen = messages.transcript([self.committee[i].key.sign(post) for i, post in enumerate(posts)])
+        agreed = messages.check_commitments(
+            task, [messages.commit(task, i, seen, packed[i]) for i in range(self.holders)]
         )
-        bodies = [ceremony.reveal(task, i, seen, packed[i])[1] for i in range(self.holders)]
-        ceremony.check_reveals(task, dealer.layout, bodies, agreed)
-        return seeds, ceremony.joint_key(dealer.layout, bodies)
+        bodies = [messages.reveal(task, i, seen, packed[i])[1] for i in range(self.holders)]
+        messages.check_reveals(task, dealer.layout, bodies, agreed)
+        return seeds, messages.joint_key(dealer.layout, bodies)
 
     def encrypt(self, integers: Integers, folder: Path) -> dict[str, bytes]:
         """The body parts of one update, by TenSEAL under the joint key."""
@@ -189,7 +182,7 @@ class World:
         **changes: object,
     ) -> tuple[str, tuple[SignedUpdate, ...]]:
         """A signed manifest of updates, and the updates in its order. `buckets`: by client, 0 for the others."""
-        from he_protocol.signing import read_unverified
+        from he_protocol.identity.jws import read_unverified
 
         headers = {id(update): read_unverified(update.header, UpdateHeader) for update in updates}
         ordered = sorted(updates, key=lambda update: headers[id(update)].update_id)

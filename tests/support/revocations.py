@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
+from he_authority.revocations import revoke
+from he_protocol.identity.jws import SigningKey, read_unverified
+from he_protocol.identity.revocation import Revocations
 from he_protocol.messages import RevocationList
-from he_protocol.revocation import Revocations
-from he_protocol.signing import SigningKey, read_unverified
-from keys.authority import revoke
 
 DAY = 86400
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from keys.checks import RELEASING, SCREENING, VOTING, Rule
+from he_holder.rules import RELEASING, SCREENING, VOTING, Rule
 
 EVERY_RULE = tuple(dict.fromkeys((*SCREENING, *VOTING, *RELEASING)))
 """Of a key holder, whatever it is about to do."""

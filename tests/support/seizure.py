@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from he_holder.hpke_key import HpkeKey
+from he_holder.keyring import HpkeRecord
+from he_holder.schemes import make_opener
 from he_protocol.messages import decode
+from he_protocol.privacy.quantise import Integers
 from he_protocol.problems import Refusal
-from he_protocol.quantise import Integers
-from keys.hpke_key import HpkeKey
-from keys.keyring import HpkeRecord
-from keys.schemes import make_opener
 from tests.support.openings import Sent, combine
 from tests.support.parties import World
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from he_protocol.seal import _message, _varint
+from he_protocol.schemes.seal_codec import _message, _varint
 
 
 def ckks_vector(values: int, object_: bytes, scale: float) -> bytes:

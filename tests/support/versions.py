@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from joserfc.util import urlsafe_b64encode
 
-from he_protocol.framing import MAGIC
+from he_protocol.frames import MAGIC
+from he_protocol.identity.jws import SigningKey
 from he_protocol.messages import Message, encode
-from he_protocol.signing import SigningKey
 
 OTHERS = ("", ";v=1", ";v=3")
 """What follows the kind in `typ`: as before there were versions, an older one, a newer one."""

@@ -6,12 +6,12 @@ from functools import cache
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from he_holder.hpke_key import HpkeKey
+from he_protocol.identity.jws import SigningKey, fingerprint, jwk_x
 from he_protocol.messages import Cnf, Credential, Jwk, Role
-from he_protocol.privacy import PrivacyPlan
-from he_protocol.schemes import load_scheme
-from he_protocol.signing import SigningKey, fingerprint, jwk_x
+from he_protocol.privacy.plan import PrivacyPlan
+from he_protocol.schemes.registry import load_scheme
 from he_protocol.task import HolderEntry, ServerEntry, TaskConfig, TensorSpec
-from keys.hpke_key import HpkeKey
 
 NOW = 1_800_000_000
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from he_protocol.accountant import Release, Spent, _gaussian, _renyi, account, gaussian_epsilon
+from he_protocol.privacy.accountant import Release, Spent, _gaussian, _renyi, account, gaussian_epsilon
 
 WARM = account([Release(1.0, 0.5, 2)], 1e-5)
 """dp-accounting takes a second to import, once."""
@@ -86,7 +86,7 @@ def test_no_sampling_needs_no_dp_accounting() -> None:
     program = """
 import sys
 sys.modules["dp_accounting"] = sys.modules["scipy"] = None
-from he_protocol.accountant import Release, account
+from he_protocol.privacy.accountant import Release, account
 print(account([Release(1.0, 1.0, 1)], 1e-5).method)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from he_protocol import api
+from he_protocol import documents, paths
 
 
 def test_paths():
     task, root = "ab", "/v1/tasks/ab"
-    assert api.task_path(task) == root
-    assert api.model_path(task) == f"{root}/model"
-    assert api.update_path(task, "01") == f"{root}/updates/01"
-    assert api.key_parts_path(task, 3) == f"{root}/rounds/3/key-parts"
-    assert api.round_path(task, 3) == f"{root}/rounds/3"
-    assert api.openings_path(task) == f"{root}/openings"
-    assert api.opening_path(task, 3) == f"{root}/rounds/3/opening"
-    assert api.share_path(task, 3, "h") == f"{root}/rounds/3/shares/h"
-    assert api.sum_path(task, 3) == f"{root}/rounds/3/sum"
-    assert api.board_path(task, "reveal") == f"{root}/board/reveal"
-    assert api.post_path(task, "reveal", "h") == f"{root}/board/reveal/h"
-    assert api.PHASES == ("contribution", "commitment", "reveal", "confirmation")
+    assert paths.task_path(task) == root
+    assert paths.model_path(task) == f"{root}/model"
+    assert paths.update_path(task, "01") == f"{root}/updates/01"
+    assert paths.key_parts_path(task, 3) == f"{root}/rounds/3/key-parts"
+    assert paths.round_path(task, 3) == f"{root}/rounds/3"
+    assert paths.openings_path(task) == f"{root}/openings"
+    assert paths.opening_path(task, 3) == f"{root}/rounds/3/opening"
+    assert paths.share_path(task, 3, "h") == f"{root}/rounds/3/shares/h"
+    assert paths.sum_path(task, 3) == f"{root}/rounds/3/sum"
+    assert paths.board_path(task, "reveal") == f"{root}/board/reveal"
+    assert paths.post_path(task, "reveal", "h") == f"{root}/board/reveal/h"
+    assert documents.PHASES == ("contribution", "commitment", "reveal", "confirmation")

@@ -8,7 +8,7 @@ import pytest
 
 from he_protocol.problems import COMBINE_REFUSED, WRONG_SIZE, Refusal
 from he_protocol.sharing import Resolution
-from he_server.choosing import Candidate, Settled, Unsettled, settle
+from he_server.rules.choosing import Candidate, Settled, Unsettled, settle
 from tests.support.committees import sharing_of
 
 from .refusals import refused

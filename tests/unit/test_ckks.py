@@ -9,11 +9,11 @@ from math import log2, prod
 import numpy as np
 import pytest
 
-from he_protocol import ntt
-from he_protocol.keystream import derive_key, expand_words
+from he_protocol.arithmetic import ntt
+from he_protocol.arithmetic.keystream import derive_key, expand_words
 from he_protocol.problems import BAD_PLAN, COMBINE_REFUSED
-from he_protocol.schemes import combine
 from he_protocol.schemes.ckks import PROFILES, Ckks, common_polynomial, decode, make
+from he_protocol.schemes.scheme import combine
 from he_protocol.sharing import Sharing
 
 from .refusals import refused

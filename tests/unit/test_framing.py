@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from he_protocol.framing import HEAD_LIMIT, MAGIC, head_size, split, start
+from he_protocol.frames import HEAD_LIMIT, MAGIC, head_size, split, start
 from he_protocol.problems import MALFORMED, TOO_LARGE, UNKNOWN_PROTOCOL
 
 from .refusals import refused

@@ -12,9 +12,9 @@ from math import ceil, erf, exp, log, prod, sqrt
 import numpy as np
 import pytest
 
-from he_protocol import gaussian
-from he_protocol.gaussian import LANE_BITS, MAX_RATIO, TABLE_STD, TAIL, UNDECIDED, Gaussian
-from he_protocol.keystream import expand_words
+from he_protocol.arithmetic.keystream import expand_words
+from he_protocol.privacy import gaussian
+from he_protocol.privacy.gaussian import LANE_BITS, MAX_RATIO, TABLE_STD, TAIL, UNDECIDED, Gaussian
 
 
 def drawn(sampler: Gaussian, count: int, key: bytes = bytes(32)) -> np.ndarray:

@@ -4,15 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from he_protocol.identity import (
-    CLOCK_SKEW_SECONDS,
-    PROOF_SECONDS,
-    Party,
-    check_credential,
-    check_request,
-    check_signed,
-    prove_request,
-)
+from he_protocol.identity.credentials import CLOCK_SKEW_SECONDS, Party, check_credential, check_signed
+from he_protocol.identity.jws import fingerprint
+from he_protocol.identity.requests import PROOF_SECONDS, check_request, prove_request
 from he_protocol.messages import Cnf, Credential, EnrolRequest, Jwk, RequestProof, UpdateHeader
 from he_protocol.problems import (
     BAD_SIGNATURE,
@@ -24,7 +18,6 @@ from he_protocol.problems import (
     UNKNOWN_FIELD,
     WRONG_ROLE,
 )
-from he_protocol.signing import fingerprint
 
 from .parties import ALICE, AUTHORITY, BOB, MALLORY, NOW, credential
 from .refusals import refused

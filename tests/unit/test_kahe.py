@@ -7,11 +7,11 @@ from math import ceil, isqrt
 import numpy as np
 import pytest
 
+from he_holder.hpke_key import HpkeKey
+from he_protocol.arithmetic.keystream import derive_key, expand_words
+from he_protocol.arithmetic.ntt_lanes import CommonProduct
 from he_protocol.envelope import seal
-from he_protocol.keystream import derive_key, expand_words
-from he_protocol.lanes import CommonProduct
 from he_protocol.problems import COMBINE_REFUSED
-from he_protocol.schemes import combine, load_scheme
 from he_protocol.schemes.kahe import (
     PROFILES,
     SEED_BYTES,
@@ -25,8 +25,9 @@ from he_protocol.schemes.kahe import (
     make,
     opened_key,
 )
+from he_protocol.schemes.registry import load_scheme
+from he_protocol.schemes.scheme import combine
 from he_protocol.sharing import Sharing
-from keys.hpke_key import HpkeKey
 
 from .refusals import refused
 

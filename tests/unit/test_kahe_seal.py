@@ -13,10 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from he_protocol import ntt, residues, seal
-from he_protocol.residues import Residues
-from he_protocol.schemes import combine
+from he_protocol.arithmetic import ntt, residues
+from he_protocol.arithmetic.residues import Residues
+from he_protocol.schemes import seal_codec
 from he_protocol.schemes.kahe import PROFILES, KaheProfile, common_key
+from he_protocol.schemes.scheme import combine
 from he_protocol.task import TensorSpec
 from tests.support.kahe import FixedWords, public_lanes
 from tests.support.parties import World, random_integers
@@ -30,7 +31,7 @@ POLYNOMIALS = 3
 def seal_context(profile: KaheProfile):
     """SEAL's context for exactly one prime: read from bytes, since TenSEAL makes none that cannot switch keys."""
     key = np.zeros((2, 1, profile.degree), dtype=np.uint64)
-    return ts.context_from(seal.public_context(key, (profile.modulus,), 1.0))
+    return ts.context_from(seal_codec.public_context(key, (profile.modulus,), 1.0))
 
 
 def seal_decrypt(profile: KaheProfile, secret: np.ndarray, b: Residues, number: int, a: Residues, folder: Path):
@@ -46,11 +47,11 @@ def seal_decrypt(profile: KaheProfile, secret: np.ndarray, b: Residues, number: 
     for polynomial in (key, c0):
         ntt.forward(polynomial, (q,))
     minus_a = (np.uint64(q) - a[:, number]) % np.uint64(q)
-    body = struct.pack("<32sQd", seal.parms_id(n, (q,)), n, 1.0)
-    body += seal.wrap(struct.pack("<Q", n) + key.astype("<u8").tobytes())
-    pair = seal.ciphertext(np.stack([c0[0], minus_a[None, :]]), (q,), 1.0)
+    body = struct.pack("<32sQd", seal_codec.parms_id(n, (q,)), n, 1.0)
+    body += seal_codec.wrap(struct.pack("<Q", n) + key.astype("<u8").tobytes())
+    pair = seal_codec.ciphertext(np.stack([c0[0], minus_a[None, :]]), (q,), 1.0)
     loaded, found, plain = cpp.SecretKey(), cpp.Ciphertext(), cpp.Plaintext()
-    for what, data, target in (("key", seal.wrap(body), loaded), ("ciphertext", pair, found)):
+    for what, data, target in (("key", seal_codec.wrap(body), loaded), ("ciphertext", pair, found)):
         (folder / what).write_bytes(data)
         target.load(context, str(folder / what))
     cpp.Decryptor(context, loaded).decrypt(found, plain)
@@ -81,7 +82,7 @@ def test_seal_accepts_the_parameters_at_128_bits(name):
     assert context.parameters_set()
     assert not context.using_keyswitching()
     found = np.array(context.first_parms_id(), dtype="<u8").tobytes()
-    assert found == seal.parms_id(PROFILES[name].degree, (PROFILES[name].modulus,))
+    assert found == seal_codec.parms_id(PROFILES[name].degree, (PROFILES[name].modulus,))
 
 
 def test_seal_knows_no_ring_as_small_as_kahe_14s():

@@ -7,8 +7,8 @@ import stat
 
 import pytest
 
-from he_protocol import keyfile
-from he_protocol.keyfile import KeyRecord, read_private, write_private
+from he_party import keyfile
+from he_party.keyfile import KeyRecord, read_private, write_private
 from he_protocol.messages import encode
 from he_protocol.problems import BAD_KEY_FILE, MALFORMED, UNKNOWN_FIELD
 

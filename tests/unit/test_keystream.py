@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
-from he_protocol.keystream import derive_key, expand_words
+from he_protocol.arithmetic.keystream import derive_key, expand_words
 
 # SP 800-38A, F.5.5 CTR-AES256.Encrypt
 KEY = bytes.fromhex("603deb1015ca71be2b73aef0857d77811f352c073b6108d72d9810a30914dff4")

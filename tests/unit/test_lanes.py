@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from he_protocol import lanes, ntt
-from he_protocol.lanes import LANES, MAX_PRIME, SPARE, CommonProduct
+from he_protocol.arithmetic import ntt, ntt_lanes
+from he_protocol.arithmetic.ntt_lanes import LANES, MAX_PRIME, SPARE, CommonProduct
 from he_protocol.schemes.kahe import PROFILES
 from tests.support.kahe import public_lanes
 
@@ -144,7 +144,7 @@ def test_a_word_that_would_favour_small_residues_is_replaced(monkeypatch):
     flat = words[:size].view("<u4")
     flat[[3, 40, degree * LANES - 1]], flat[41] = (limit, 0xFFFFFFFF, limit + 1), limit - 1
     words[size : size + 3] = (1 << 63) + 5, modulus - 1, 7
-    monkeypatch.setattr(lanes, "expand_words", lambda key, count, block: words.copy())
+    monkeypatch.setattr(ntt_lanes, "expand_words", lambda key, count, block: words.copy())
     one = np.zeros(degree, dtype=np.int64)
     one[0] = 1
     values = flat.astype(np.int64)
@@ -158,7 +158,7 @@ def test_a_word_that_would_favour_small_residues_is_replaced(monkeypatch):
 def test_too_few_spare_words_are_an_error(monkeypatch):
     degree, modulus = SMALL[0]
     words = np.full(degree * LANES // 2 + SPARE, (1 << 64) - 1, dtype=np.uint64)
-    monkeypatch.setattr(lanes, "expand_words", lambda key, count, block: words)
+    monkeypatch.setattr(ntt_lanes, "expand_words", lambda key, count, block: words)
     with pytest.raises(RuntimeError, match="not enough"):
         CommonProduct(KEY, short(degree), modulus).groups(0)
 
@@ -179,10 +179,10 @@ def test_every_stage_stays_below_2q_on_the_largest_inputs():
         work = np.full((degree, LANES), start, dtype=np.uint32)
         work[::2] = 0xFFFFFFFF
         values = (work.astype(object) * product._factors[:, :1].astype(object) % q).astype(np.int64)
-        lanes._multiply(work.reshape(-1), product._factors, product._roots, q32)
+        ntt_lanes._multiply(work.reshape(-1), product._factors, product._roots, q32)
         assert (work < 2 * q).all()
         rows = np.empty((LANES, degree), dtype=np.uint32)
-        lanes._rows(work, q32, rows)
+        ntt_lanes._rows(work, q32, rows)
         assert (rows < q).all()
         for i in (0, 1, degree - 1):  # the factor 1/N is not the transform's business
             assert (rows[:, i].astype(np.int64) == coefficient(values, i, q) * degree % q).all()

@@ -116,7 +116,7 @@ def test_roles_are_three():
 
 def test_a_plain_document_ignores_what_it_does_not_know():
     """Answers may grow; only what is signed is strict."""
-    from he_protocol.api import PendingOpenings, Waiting
+    from he_protocol.documents import PendingOpenings, Waiting
 
     said = b'{"rounds":[{"round":1,"stage":"vote","since":3}],"new":2}'
     assert msgspec.json.decode(said, type=PendingOpenings) == PendingOpenings((Waiting(1, "vote"),))

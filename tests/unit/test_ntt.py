@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from he_protocol import ntt
+from he_protocol.arithmetic import ntt
 from he_protocol.schemes.ckks import PROFILES
 
 P = PROFILES["ckks-8192"]

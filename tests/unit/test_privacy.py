@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from msgspec.structs import replace
 
-from he_protocol.gaussian import Gaussian
 from he_protocol.messages import decode, encode
-from he_protocol.privacy import LEAST_STD, PrivacyPlan, check_noise, check_plan, epsilon, noise_std, sensitivity
+from he_protocol.privacy.gaussian import Gaussian
+from he_protocol.privacy.plan import LEAST_STD, PrivacyPlan, check_noise, check_plan, epsilon, noise_std, sensitivity
 from he_protocol.problems import BAD_PLAN, MALFORMED
-from he_protocol.schemes import load_scheme
-from he_protocol.sums import SumPlan
+from he_protocol.schemes.registry import load_scheme
+from he_protocol.sum_bounds import SumPlan
 
 from .refusals import refused
 
@@ -94,7 +94,7 @@ def test_noise_that_rounds_away_is_refused(unit, scheme, profile, length, client
         with refused(BAD_PLAN, "too narrow"):
             sums.check(1.0)
         return
-    monkeypatch.setattr("he_protocol.sums.check_noise", lambda *_: None)
+    monkeypatch.setattr("he_protocol.sum_bounds.check_noise", lambda *_: None)
     sums.check(1.0)
     std = sums.noise_std(1.0)
     sampler = Gaussian(std)

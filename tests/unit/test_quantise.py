@@ -7,8 +7,8 @@ from math import sqrt
 import numpy as np
 import pytest
 
-from he_protocol.keystream import expand_words
-from he_protocol.quantise import clip_factor, dequantise, l2_norm, quantise, shrink
+from he_protocol.arithmetic.keystream import expand_words
+from he_protocol.privacy.quantise import clip_factor, dequantise, l2_norm, quantise, shrink
 
 
 def clip_l2(update, norm):

@@ -5,8 +5,18 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from he_protocol.arithmetic.residues import (
+    ResidueLayout,
+    _kernels,
+    add,
+    check,
+    fold,
+    pack,
+    pack_into,
+    row_moduli,
+    unpack,
+)
 from he_protocol.problems import RESIDUE_RANGE, WRONG_SIZE
-from he_protocol.residues import ResidueLayout, _kernels, add, check, fold, pack, pack_into, row_moduli, unpack
 
 from .refusals import refused
 

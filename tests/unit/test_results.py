@@ -10,10 +10,10 @@ import pytest
 from msgspec.structs import replace as changed
 
 from he_protocol.problems import BAD_PLAN, COMBINE_REFUSED, SUM_COULD_WRAP
-from he_protocol.schemes import load_scheme
+from he_protocol.schemes.registry import load_scheme
 from he_protocol.task import check_config, sum_plan
-from he_server import optimiser
-from he_server.optimiser import check_range, mean_of, weight_of
+from he_server.rules import aggregation
+from he_server.rules.aggregation import check_range, mean_of, weight_of
 
 from .refusals import refused
 from .test_sums import CLIENT, plan
@@ -124,5 +124,5 @@ def test_no_coordinate_of_a_mean_exceeds_what_honest_updates_come_to(
     mean = mean_of(huge, weights, config)
     np.testing.assert_allclose(mean[:2], [largest, -largest])
     assert 0 < mean[2] < largest
-    monkeypatch.setattr(optimiser, "largest_mean", lambda _: np.inf)
+    monkeypatch.setattr(aggregation, "largest_mean", lambda _: np.inf)
     assert np.abs(mean_of(huge, weights, config)[:2]).min() > 30

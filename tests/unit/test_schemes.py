@@ -7,7 +7,7 @@ from dataclasses import fields, replace
 import pytest
 
 from he_protocol.problems import WRONG_SCHEME
-from he_protocol.schemes import load_scheme, scheme_names
+from he_protocol.schemes.registry import load_scheme, scheme_names
 
 from .refusals import refused
 

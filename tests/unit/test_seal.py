@@ -7,24 +7,24 @@ import struct
 import numpy as np
 import pytest
 
-from he_protocol import seal
 from he_protocol.problems import FINGERPRINT_MISMATCH, MALFORMED, PRIVATE_CONTEXT, RESIDUE_RANGE, TRAILING_BYTES
+from he_protocol.schemes import seal_codec
 from tests.support.tenseal_vector import ckks_vector
 
 from .refusals import refused
 
 MODULI = (97, 113)
 RESIDUES = np.arange(32, dtype=np.uint64).reshape(2, 2, 8)
-OBJECT = seal.ciphertext(RESIDUES, MODULI, 4.0)
-PAYLOAD = seal.unwrap(OBJECT)[1]
+OBJECT = seal_codec.ciphertext(RESIDUES, MODULI, 4.0)
+PAYLOAD = seal_codec.unwrap(OBJECT)[1]
 
 
 def test_an_object_is_a_header_and_a_payload():
-    assert seal.wrap(b"abc").hex() == "5ea1100403000000" + "1300000000000000" + "616263"
-    assert seal.unwrap(seal.wrap(b"abc")) == (seal.PLAIN, b"abc")
-    compressed = bytearray(seal.wrap(b"abc"))
-    compressed[5] = seal.ZSTD
-    assert seal.unwrap(bytes(compressed)) == (seal.ZSTD, b"abc")
+    assert seal_codec.wrap(b"abc").hex() == "5ea1100403000000" + "1300000000000000" + "616263"
+    assert seal_codec.unwrap(seal_codec.wrap(b"abc")) == (seal_codec.PLAIN, b"abc")
+    compressed = bytearray(seal_codec.wrap(b"abc"))
+    compressed[5] = seal_codec.ZSTD
+    assert seal_codec.unwrap(bytes(compressed)) == (seal_codec.ZSTD, b"abc")
 
 
 @pytest.mark.parametrize(
@@ -41,13 +41,13 @@ def test_an_object_is_a_header_and_a_payload():
 )
 def test_other_objects_are_refused(change, problem):
     with refused(problem):
-        seal.unwrap(change(seal.wrap(b"abc")))
+        seal_codec.unwrap(change(seal_codec.wrap(b"abc")))
 
 
 def test_a_ciphertext_comes_back():
-    np.testing.assert_array_equal(seal.read_ciphertext(PAYLOAD, MODULI, 8, 4.0), RESIDUES)
+    np.testing.assert_array_equal(seal_codec.read_ciphertext(PAYLOAD, MODULI, 8, 4.0), RESIDUES)
     assert len(OBJECT) == 16 + 73 + 16 + 8 + 8 * 32
-    assert PAYLOAD[:32] == seal.parms_id(8, MODULI)
+    assert PAYLOAD[:32] == seal_codec.parms_id(8, MODULI)
 
 
 def patch(at: int, raw: bytes) -> bytes:
@@ -73,46 +73,50 @@ def patch(at: int, raw: bytes) -> bytes:
 )
 def test_other_ciphertexts_are_refused(payload, problem):
     with refused(problem):
-        seal.read_ciphertext(payload, MODULI, 8, 4.0)
+        seal_codec.read_ciphertext(payload, MODULI, 8, 4.0)
 
 
 def test_residues_just_below_their_prime_are_accepted():
     top = patch(97, struct.pack("<Q", 96))
-    assert seal.read_ciphertext(top, MODULI, 8, 4.0)[0, 0, 0] == 96
+    assert seal_codec.read_ciphertext(top, MODULI, 8, 4.0)[0, 0, 0] == 96
 
 
 def test_other_parameters_are_refused_by_name():
     for moduli, degree in (((97, 117), 8), ((97,), 8), (MODULI, 16), (MODULI[::-1], 8)):
         with refused(FINGERPRINT_MISMATCH):
-            seal.read_ciphertext(PAYLOAD, moduli, degree, 4.0)
+            seal_codec.read_ciphertext(PAYLOAD, moduli, degree, 4.0)
 
 
 def test_a_vector_yields_its_objects():
     vector = ckks_vector(300, OBJECT, 4.0)
     assert vector[:4].hex() == "0a02ac02"
-    assert seal.read_vector(vector) == [OBJECT]
-    assert seal.read_vector(b"") == []
-    assert seal.read_vector(seal._message((2, b"a"), (2, b"b"))) == [b"a", b"b"]
+    assert seal_codec.read_vector(vector) == [OBJECT]
+    assert seal_codec.read_vector(b"") == []
+    assert seal_codec.read_vector(seal_codec._message((2, b"a"), (2, b"b"))) == [b"a", b"b"]
 
 
 def test_a_private_part_is_refused():
-    public = seal.public_context(np.zeros((2, 2, 8), dtype=np.uint64), MODULI, 4.0)
-    seal.refuse_private(public)
-    for private in (public + seal._message((3, b"key")), seal._message((3, b"")) + public, seal._message((3, 1))):
+    public = seal_codec.public_context(np.zeros((2, 2, 8), dtype=np.uint64), MODULI, 4.0)
+    seal_codec.refuse_private(public)
+    for private in (
+        public + seal_codec._message((3, b"key")),
+        seal_codec._message((3, b"")) + public,
+        seal_codec._message((3, 1)),
+    ):
         with refused(PRIVATE_CONTEXT):
-            seal.refuse_private(private)
+            seal_codec.refuse_private(private)
 
 
 @pytest.mark.parametrize("high", [1 << 32, 1 << 34, 7 << 32, 1 << 63])
 def test_a_private_part_cannot_hide_behind_a_long_tag(high):
     """Protobuf cuts tags to 32 bits: 2^32 + 26 is field 3 for TenSEAL, and was field 536870915 here."""
     with refused(MALFORMED, "tag"):
-        seal.refuse_private(seal._varint(high + 26) + b"\x03key")
+        seal_codec.refuse_private(seal_codec._varint(high + 26) + b"\x03key")
 
 
 def test_a_padded_tag_is_still_field_three():
     with refused(PRIVATE_CONTEXT):
-        seal.refuse_private(b"\x9a\x80\x00\x03key")
+        seal_codec.refuse_private(b"\x9a\x80\x00\x03key")
 
 
 @pytest.mark.parametrize(
@@ -131,6 +135,6 @@ def test_a_padded_tag_is_still_field_three():
     ],
 )
 def test_what_is_not_protobuf_is_malformed(data):
-    for read in (seal.refuse_private, seal.read_vector):
+    for read in (seal_codec.refuse_private, seal_codec.read_vector):
         with refused(MALFORMED, "protobuf"):
             read(data)

@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from he_protocol import ntt, seal
+from he_protocol.arithmetic import ntt
+from he_protocol.arithmetic.residues import Residues
 from he_protocol.problems import PRIVATE_CONTEXT
-from he_protocol.residues import Residues
-from he_protocol.schemes import combine
+from he_protocol.schemes import seal_codec
 from he_protocol.schemes.ckks import PROFILES, Ckks, common_polynomial, decode
+from he_protocol.schemes.scheme import combine
 from tests.support.tenseal_vector import ckks_vector
 
 from .refusals import refused
@@ -45,7 +46,7 @@ def committee():
     secrets = [small(rng, 1) for _ in range(3)]
     parts = [(WIDE - ntt.multiply(a, s, P.moduli) + small(rng, 10)) % WIDE for s in secrets]
     joint = np.concatenate([sum(parts[1:], parts[0]) % WIDE, a])
-    context = ts.context_from(seal.public_context(joint, P.moduli, P.scale))
+    context = ts.context_from(seal_codec.public_context(joint, P.moduli, P.scale))
     return secrets, context
 
 
@@ -54,11 +55,11 @@ def encrypted(committee):
     """Values, TenSEAL's own object, and its residues (c0, c1)."""
     _, context = committee
     values = np.random.default_rng(8).integers(-(2**30), 2**30, P.slots)
-    [found] = seal.read_vector(ts.ckks_vector(context, values.tolist(), scale=P.scale).serialize())
-    mode, payload = seal.unwrap(found)
-    assert mode == seal.ZSTD
+    [found] = seal_codec.read_vector(ts.ckks_vector(context, values.tolist(), scale=P.scale).serialize())
+    mode, payload = seal_codec.unwrap(found)
+    assert mode == seal_codec.ZSTD
     payload = zstandard.ZstdDecompressor().decompressobj().decompress(payload)
-    return values, found, seal.read_ciphertext(payload, P.data_moduli, P.degree, P.scale)
+    return values, found, seal_codec.read_ciphertext(payload, P.data_moduli, P.degree, P.scale)
 
 
 def seal_decrypt(secret: Residues, ciphertext: bytes, folder: Path) -> Residues:
@@ -68,10 +69,10 @@ def seal_decrypt(secret: Residues, ciphertext: bytes, folder: Path) -> Residues:
     owner = private_context()
     holder = owner.seal_context()
     context = holder.data
-    body = struct.pack("<32sQd", seal.parms_id(P.degree, P.moduli), secret.size, 1.0)
-    body += seal.wrap(struct.pack("<Q", secret.size) + np.ascontiguousarray(secret, dtype="<u8").tobytes())
+    body = struct.pack("<32sQd", seal_codec.parms_id(P.degree, P.moduli), secret.size, 1.0)
+    body += seal_codec.wrap(struct.pack("<Q", secret.size) + np.ascontiguousarray(secret, dtype="<u8").tobytes())
     key, loaded, plain = cpp.SecretKey(), cpp.Ciphertext(), cpp.Plaintext()
-    for name, data, target in (("key", seal.wrap(body), key), ("ciphertext", ciphertext, loaded)):
+    for name, data, target in (("key", seal_codec.wrap(body), key), ("ciphertext", ciphertext, loaded)):
         (folder / name).write_bytes(data)
         target.load(context, str(folder / name))
     cpp.Decryptor(context, key).decrypt(loaded, plain)
@@ -88,17 +89,19 @@ def test_parameter_names_are_seals():
     holder = owner.seal_context()
     context = holder.data
     for found, moduli in ((context.key_parms_id(), P.moduli), (context.first_parms_id(), P.data_moduli)):
-        assert np.array(found, dtype="<u8").tobytes() == seal.parms_id(P.degree, moduli)
+        assert np.array(found, dtype="<u8").tobytes() == seal_codec.parms_id(P.degree, moduli)
 
 
 def test_the_primes_are_those_that_seal_creates():
-    parameters = dict(seal._fields(private_context().serialize(save_secret_key=False)))[1]
-    assert seal.unwrap(parameters)[0] in {seal.PLAIN, seal.ZSTD}
-    ours = dict(seal._fields(seal.public_context(np.zeros((2, 4, 8192), dtype=np.uint64), P.moduli, P.scale)))[1]
-    payload = seal.unwrap(parameters)[1]
-    if seal.unwrap(parameters)[0] == seal.ZSTD:
+    parameters = dict(seal_codec._fields(private_context().serialize(save_secret_key=False)))[1]
+    assert seal_codec.unwrap(parameters)[0] in {seal_codec.PLAIN, seal_codec.ZSTD}
+    ours = dict(
+        seal_codec._fields(seal_codec.public_context(np.zeros((2, 4, 8192), dtype=np.uint64), P.moduli, P.scale))
+    )[1]
+    payload = seal_codec.unwrap(parameters)[1]
+    if seal_codec.unwrap(parameters)[0] == seal_codec.ZSTD:
         payload = zstandard.ZstdDecompressor().decompressobj().decompress(payload)
-    assert payload == seal.unwrap(ours)[1]
+    assert payload == seal_codec.unwrap(ours)[1]
 
 
 def test_a_joint_key_enters_tenseal_without_a_secret(committee):
@@ -112,22 +115,22 @@ def test_a_joint_key_enters_tenseal_without_a_secret(committee):
 def test_a_private_context_is_refused_and_a_public_one_is_not(committee):
     context = private_context()
     with refused(PRIVATE_CONTEXT):
-        seal.refuse_private(context.serialize(save_secret_key=True))
-    seal.refuse_private(context.serialize(save_secret_key=False, save_galois_keys=False, save_relin_keys=False))
-    seal.refuse_private(committee[1].serialize())
+        seal_codec.refuse_private(context.serialize(save_secret_key=True))
+    seal_codec.refuse_private(context.serialize(save_secret_key=False, save_galois_keys=False, save_relin_keys=False))
+    seal_codec.refuse_private(committee[1].serialize())
 
 
 @pytest.mark.parametrize("tag", [26 + (1 << 32), 26 + (1 << 34)])
 def test_tenseal_takes_a_long_tag_for_the_secret_key_so_it_is_refused(tag):
     """The attack: TenSEAL loads the secret key from a field whose number looks unknown."""
     private = private_context().serialize(save_secret_key=True, save_galois_keys=False, save_relin_keys=False)
-    key = dict(seal._fields(private))[3]
-    head = seal._varint(26) + seal._varint(len(key))
+    key = dict(seal_codec._fields(private))[3]
+    head = seal_codec._varint(26) + seal_codec._varint(len(key))
     at = private.index(head + key)
-    smuggled = private[:at] + seal._varint(tag) + private[at + 1 :]
+    smuggled = private[:at] + seal_codec._varint(tag) + private[at + 1 :]
     assert ts.context_from(smuggled).has_secret_key()
     with pytest.raises(Exception, match=r"tag above 32 bits"):
-        seal.refuse_private(smuggled)
+        seal_codec.refuse_private(smuggled)
 
 
 def test_seals_own_decryption_is_c0_plus_c1_s_residue_for_residue(committee, encrypted, tmp_path):
@@ -159,7 +162,7 @@ def test_our_ciphertext_is_decrypted_by_seal_residue_for_residue(tmp_path):
     c = np.stack([rng.integers(0, limbs, (LEVEL, P.degree), dtype=np.uint64) for _ in range(2)])
     secret = small(rng, 1)
     wanted = (c[:1] + ntt.multiply(c[1:], secret[:, :LEVEL], P.data_moduli)) % limbs
-    got = seal_decrypt(secret, seal.ciphertext(c, P.data_moduli, P.scale), tmp_path)
+    got = seal_decrypt(secret, seal_codec.ciphertext(c, P.data_moduli, P.scale), tmp_path)
     np.testing.assert_array_equal(got, wanted)
 
 
@@ -182,7 +185,7 @@ def test_decode_agrees_with_tenseal():
     coefficients = [int(c) << 80 for c in rng.integers(-(2**50), 2**50, P.degree)]
     m = np.array([[[c % q for c in coefficients] for q in P.data_moduli]], dtype=np.uint64)
     ntt.forward(m, P.data_moduli)
-    found = seal.ciphertext(np.concatenate([m, np.zeros_like(m)]), P.data_moduli, P.scale)
+    found = seal_codec.ciphertext(np.concatenate([m, np.zeros_like(m)]), P.data_moduli, P.scale)
     vector = ts.ckks_vector_from(private_context(), ckks_vector(P.slots, found, P.scale))
     slots = decode(m, P)
     assert np.abs(slots).max() > 2**20

@@ -8,17 +8,7 @@ import json
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from he_protocol.messages import Commitment, Reveal
-from he_protocol.problems import (
-    BAD_SIGNATURE,
-    MALFORMED,
-    TOO_LARGE,
-    TRAILING_BYTES,
-    UNKNOWN_FIELD,
-    UNKNOWN_PROTOCOL,
-    Refusal,
-)
-from he_protocol.signing import (
+from he_protocol.identity.jws import (
     TOKEN_LIMIT,
     SigningKey,
     fingerprint,
@@ -28,6 +18,16 @@ from he_protocol.signing import (
     read_unverified,
     token_hash,
     verify,
+)
+from he_protocol.messages import Commitment, Reveal
+from he_protocol.problems import (
+    BAD_SIGNATURE,
+    MALFORMED,
+    TOO_LARGE,
+    TRAILING_BYTES,
+    UNKNOWN_FIELD,
+    UNKNOWN_PROTOCOL,
+    Refusal,
 )
 
 from .parties import ALICE, MALLORY
@@ -152,7 +152,7 @@ def test_without_the_check_an_older_message_is_read_as_one_of_ours(monkeypatch):
     older = raw_jws({"alg": "Ed25519", "typ": KIND}, payload_of(TOKEN))
     with refused(UNKNOWN_PROTOCOL):
         read_unverified(older, Commitment)
-    monkeypatch.setattr("he_protocol.signing._check_version", lambda typ: None)
+    monkeypatch.setattr("he_protocol.identity.jws._check_version", lambda typ: None)
     assert read_unverified(older, Commitment) == MESSAGE
     assert payload_hash(older) == payload_hash(TOKEN)
 

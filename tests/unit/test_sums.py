@@ -6,11 +6,11 @@ from math import hypot, sqrt
 
 import pytest
 
-from he_protocol.privacy import PrivacyPlan
+from he_protocol.privacy.plan import PrivacyPlan
 from he_protocol.problems import BAD_PLAN, SUM_COULD_WRAP
-from he_protocol.schemes import load_scheme
+from he_protocol.schemes.registry import load_scheme
 from he_protocol.sharing import Sharing
-from he_protocol.sums import SumPlan, plan_sums
+from he_protocol.sum_bounds import SumPlan, plan_sums
 
 from .refusals import refused
 

@@ -8,9 +8,10 @@ from dataclasses import replace as profile_replace
 import pytest
 from msgspec.structs import replace
 
-from he_protocol.framing import HEAD_LIMIT
+from he_protocol.frames import HEAD_LIMIT
+from he_protocol.identity.jws import verify
 from he_protocol.messages import FailedBucket, Share, ShareVector, encode
-from he_protocol.privacy import PrivacyPlan
+from he_protocol.privacy.plan import PrivacyPlan
 from he_protocol.problems import (
     BAD_COMMITTEE,
     BAD_PLAN,
@@ -22,8 +23,7 @@ from he_protocol.problems import (
     UNKNOWN_FIELD,
     WRONG_SCHEME,
 )
-from he_protocol.schemes import load_scheme
-from he_protocol.signing import verify
+from he_protocol.schemes.registry import load_scheme
 from he_protocol.task import MAX_LENGTH, MAX_VECTORS, Task, TaskConfig, TensorSpec, check_config, sum_plan
 
 from .parties import AUTHORITY, MALLORY, hpke_key, task_config

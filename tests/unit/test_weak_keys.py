@@ -9,13 +9,13 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from msgspec.structs import replace
 
-from he_protocol import signing
-from he_protocol.identity import check_credential
+from he_authority.enrolment import enrol
+from he_protocol.identity import jws
+from he_protocol.identity.credentials import check_credential
+from he_protocol.identity.jws import CURVE_PRIME, SigningKey, check_public, fingerprint, jwk_x, public_from_jwk, verify
 from he_protocol.messages import Cnf, Credential, EnrolRequest, Jwk
 from he_protocol.problems import BAD_SIGNATURE, MALFORMED
-from he_protocol.signing import CURVE_PRIME, SigningKey, check_public, fingerprint, jwk_x, public_from_jwk, verify
 from he_protocol.task import Task, check_config
-from keys.authority import enrol
 from tests.unit.parties import ALICE, AUTHORITY, NOW, task_config
 from tests.unit.refusals import refused
 
@@ -79,12 +79,12 @@ BAD = sorted(WEAK | SECOND, key=bytes.hex)
 def _no_kept_keys() -> Iterator[None]:
     """What is imported without the check must not be found by the next test."""
     yield
-    signing._imported.cache_clear()
+    jws._imported.cache_clear()
 
 
 def test_there_are_eight() -> None:
     assert len(SMALL) == 8
-    assert {p[1] for p in SMALL} == signing._LOW_ORDER_Y
+    assert {p[1] for p in SMALL} == jws._LOW_ORDER_Y
     assert len(BAD) >= 14
 
 
@@ -128,7 +128,7 @@ def test_under_a_key_of_small_order_one_signature_fits_everything(monkeypatch: p
     with refused(MALFORMED):
         Task.from_token(token, neutral)
     with monkeypatch.context() as off:
-        off.setattr(signing, "check_public", lambda public, what="": public)
+        off.setattr(jws, "check_public", lambda public, what="": public)
         assert Task.from_token(token, neutral).config.name == "har"
 
 
@@ -139,14 +139,14 @@ def test_nobody_enrols_a_key_that_everybody_can_sign_with(monkeypatch: pytest.Mo
     with refused(MALFORMED):
         enrol(AUTHORITY, request, "client", now=NOW, days=1)
     with monkeypatch.context() as off:
-        off.setattr(signing, "check_public", lambda public, what="": public)
+        off.setattr(jws, "check_public", lambda public, what="": public)
         assert enrol(AUTHORITY, request, "client", now=NOW, days=1)
 
 
 def test_a_signature_has_one_spelling() -> None:
     """S + L is refused by the library (RFC 8032 section 5.1.7): an update cannot be signed twice in other bytes."""
     head, payload, signature = AUTHORITY.sign(task_config()).split(".")
-    raw = signing.urlsafe_b64decode(signature.encode())
+    raw = jws.urlsafe_b64decode(signature.encode())
     other = raw[:32] + (int.from_bytes(raw[32:], "little") + GROUP_ORDER).to_bytes(32, "little")
     with pytest.raises(InvalidSignature):
         Ed25519PublicKey.from_public_bytes(AUTHORITY.public).verify(other, f"{head}.{payload}".encode())

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from he_protocol.gaussian import Gaussian
-from he_protocol.keystream import derive_key, expand_words
-from he_protocol.quantise import quantise
-from he_protocol.residues import ResidueLayout, pack
+from he_protocol.arithmetic.keystream import derive_key, expand_words
+from he_protocol.arithmetic.residues import ResidueLayout, pack
+from he_protocol.privacy.gaussian import Gaussian
+from he_protocol.privacy.quantise import quantise
 from he_protocol.schemes.ckks import PROFILES, common_polynomial
 from he_protocol.schemes.kahe import PROFILES as KAHE
 from he_protocol.sharing import Sharing

@@ -8,17 +8,17 @@ from typing import Any
 import numpy as np
 
 from he_client.schemes.kahe import KaheSealer
+from he_holder.schemes import make_opener
 from he_protocol import messages as m
-from he_protocol.gaussian import Gaussian
-from he_protocol.keystream import expand_words
-from he_protocol.lanes import CommonProduct
+from he_protocol.arithmetic.keystream import expand_words
+from he_protocol.arithmetic.ntt_lanes import CommonProduct
+from he_protocol.arithmetic.residues import fold, pack, unpack
 from he_protocol.messages import encode
-from he_protocol.residues import fold, pack, unpack
-from he_protocol.schemes import combine
+from he_protocol.privacy.gaussian import Gaussian
 from he_protocol.schemes.kahe import PROFILES as KAHE
 from he_protocol.schemes.kahe import KaheProfile, common_key, envelope_info, opened_key
+from he_protocol.schemes.scheme import combine
 from he_protocol.task import Task
-from keys.schemes import make_opener
 from tests.support.kahe import FixedWords
 from tests.vectors.parties import EPOCH_ID, NOW, Case, hpke_key, kahe_config, sha
 

@@ -8,14 +8,14 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from msgspec.structs import replace
 
+from he_holder.hpke_key import HpkeKey
 from he_protocol import messages as m
-from he_protocol.keystream import expand_words
-from he_protocol.privacy import PrivacyPlan
-from he_protocol.schemes import load_scheme
+from he_protocol.arithmetic.keystream import expand_words
+from he_protocol.identity.jws import SigningKey, fingerprint, jwk_x
+from he_protocol.privacy.plan import PrivacyPlan
 from he_protocol.schemes.kahe import PROFILES as KAHE
-from he_protocol.signing import SigningKey, fingerprint, jwk_x
+from he_protocol.schemes.registry import load_scheme
 from he_protocol.task import HolderEntry, ServerEntry, TaskConfig, TensorSpec
-from keys.hpke_key import HpkeKey
 
 NOW = 1_800_000_000
 Case = dict[str, Any]

@@ -12,22 +12,23 @@ import pytest
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from msgspec.structs import replace
 
-from he_protocol import framing, messages
+from he_holder.schemes import make_opener
+from he_protocol import frames, messages
+from he_protocol.arithmetic.keystream import derive_key, expand_words
+from he_protocol.arithmetic.ntt_lanes import CommonProduct
+from he_protocol.arithmetic.residues import ResidueLayout, check, fold, pack, unpack
 from he_protocol.committee import parse_committee
-from he_protocol.gaussian import Gaussian
-from he_protocol.identity import check_request, prove_request
-from he_protocol.keystream import derive_key, expand_words
-from he_protocol.lanes import CommonProduct
+from he_protocol.identity.jws import SigningKey, payload_hash, read_unverified, token_hash, verify
+from he_protocol.identity.requests import check_request, prove_request
 from he_protocol.messages import Message, decode, encode
+from he_protocol.privacy.gaussian import Gaussian
+from he_protocol.privacy.quantise import quantise
 from he_protocol.problems import Refusal
-from he_protocol.quantise import quantise
-from he_protocol.residues import ResidueLayout, check, fold, pack, unpack
-from he_protocol.schemes import kahe, load_scheme
+from he_protocol.schemes import kahe
 from he_protocol.schemes.ckks import common_polynomial
+from he_protocol.schemes.registry import load_scheme
 from he_protocol.sharing import Sharing
-from he_protocol.signing import SigningKey, payload_hash, read_unverified, token_hash, verify
 from he_protocol.task import Task, TaskConfig, check_config
-from keys.schemes import make_opener
 from tests.support.kahe import FixedWords
 
 from . import arithmetic, make, parties
@@ -151,15 +152,15 @@ def test_good_task():
 @cases("good_frames")
 def test_good_frame(v):
     frame, head, body = raw(v, "frame", "head", "body")
-    got = framing.split(frame)
+    got = frames.split(frame)
     assert (got[0], bytes(got[1])) == (head, body)
-    assert framing.start(head) + body == frame
+    assert frames.start(head) + body == frame
 
 
 @cases("bad_frames")
 def test_bad_frame(v):
     with refuses(v):
-        framing.split(*raw(v, "frame"))
+        frames.split(*raw(v, "frame"))
 
 
 def layout(v: dict[str, Any]) -> ResidueLayout:

@@ -9,11 +9,11 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from he_protocol import framing
+from he_protocol import frames
 from he_protocol import messages as m
-from he_protocol.identity import prove_request
+from he_protocol.identity.jws import TOKEN_LIMIT, SigningKey, fingerprint, jwk_x, payload_hash, token_hash
+from he_protocol.identity.requests import prove_request
 from he_protocol.messages import MESSAGE_LIMIT, Message, encode
-from he_protocol.signing import TOKEN_LIMIT, SigningKey, fingerprint, jwk_x, payload_hash, token_hash
 from tests.vectors.parties import (
     AUTHORITY,
     CLIENT,
@@ -274,7 +274,7 @@ def bad_tasks() -> list[Case]:
 def good_frames() -> list[Case]:
     head = encode(m.SignedUpdate("h", "c"))
     return [
-        {"frame": (framing.start(h) + body).hex(), "head": h.hex(), "body": body.hex()}
+        {"frame": (frames.start(h) + body).hex(), "head": h.hex(), "body": body.hex()}
         for h, body in ((head, b"body"), (head, b""), (b"", b"\0"))
     ]
 
@@ -287,7 +287,7 @@ def bad_frames() -> list[Case]:
         ("half a length", (magic + head)[:7], "malformed"),
         ("half a head", (magic + head)[:-1], "malformed"),
         ("a big-endian length", magic + struct.pack(">I", 5) + b"hello", "too-large"),
-        ("a head over the limit", magic + struct.pack("<I", framing.HEAD_LIMIT + 1), "too-large"),
+        ("a head over the limit", magic + struct.pack("<I", frames.HEAD_LIMIT + 1), "too-large"),
         ("no version, as before there were any", head, "unknown-protocol"),
         ("an older version", b"HSF\x01" + head, "unknown-protocol"),
         ("a newer version", b"HSF\x03" + head, "unknown-protocol"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 
-from he_protocol import framing
+from he_protocol import frames
 from he_protocol.messages import SignedUpdate, decode, encode
 from he_protocol.problems import Refusal
 from tests.fuzz.vectors import load
@@ -14,7 +14,7 @@ SEEDS = [bytes.fromhex(v["frame"]) for v in load("good_frames")]
 
 def run(data: bytes) -> None:
     with suppress(Refusal):
-        head, body = framing.split(data)
-        assert framing.start(head) + bytes(body) == data
+        head, body = frames.split(data)
+        assert frames.start(head) + bytes(body) == data
         signed = decode(head, SignedUpdate)
         assert decode(encode(signed), SignedUpdate) == signed

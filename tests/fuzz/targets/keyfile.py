@@ -11,10 +11,10 @@ from joserfc import jwe
 from joserfc.errors import SecurityWarning
 from joserfc.jwk import OctKey
 
-from he_protocol.keyfile import KeyRecord, read_private
+from he_party.keyfile import KeyRecord, read_private
+from he_protocol.identity.jws import SigningKey
 from he_protocol.messages import Part, encode
 from he_protocol.problems import Refusal
-from he_protocol.signing import SigningKey
 
 warnings.simplefilter("ignore", SecurityWarning)  # few rounds: this key guards nothing, and has to open fast
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 
-from he_protocol import api
+from he_protocol import documents
 from he_protocol.messages import decode, encode
 from he_protocol.problems import Refusal
 from he_protocol.task import TaskConfig, check_config
@@ -12,7 +12,7 @@ from tests.fuzz.vectors import KINDS, MESSAGES
 
 _READ = [
     *KINDS.values(),
-    *(kind for kind in vars(api).values() if isinstance(kind, type) and issubclass(kind, api.Document)),
+    *(kind for kind in vars(documents).values() if isinstance(kind, type) and issubclass(kind, documents.Document)),
 ]
 SEEDS = [bytes([_READ.index(KINDS[v["type"]])]) + v["payload"].encode() for v in MESSAGES]
 

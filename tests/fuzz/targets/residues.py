@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from he_protocol.arithmetic.residues import ResidueLayout, check, fold, pack, unpack
 from he_protocol.problems import Refusal
-from he_protocol.residues import ResidueLayout, check, fold, pack, unpack
 from tests.fuzz.vectors import load
 
 

@@ -10,10 +10,10 @@ from tempfile import NamedTemporaryFile
 import numpy as np
 from safetensors.numpy import save
 
-from he_client.published import _tensors_of
-from he_protocol.problems import Refusal
+from he_party import tensors as party_tensors
+from he_protocol.problems import UNEXPECTED_ANSWER, Refusal
 from he_protocol.task import TensorSpec
-from he_server.tensors import read_tensors, write_tensors
+from he_server.blobs.tensor_file import read_tensors, write_tensors
 
 SPECS = (TensorSpec("w", (2, 2)), TensorSpec("b", (2,)))
 
@@ -36,7 +36,7 @@ def read(data: bytes) -> None:
     with NamedTemporaryFile() as saved:
         saved.write(data)
         saved.flush()
-        _tensors_of(Path(saved.name))
+        party_tensors.read_tensors(Path(saved.name), UNEXPECTED_ANSWER, "a model")
 
 
 def run(data: bytes) -> None:

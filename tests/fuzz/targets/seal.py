@@ -6,24 +6,24 @@ from contextlib import suppress
 
 import numpy as np
 
-from he_protocol import seal
 from he_protocol.problems import Refusal
+from he_protocol.schemes import seal_codec
 from tests.support.tenseal_vector import ckks_vector
 
 MODULI, DEGREE, SCALE = (97, 113), 8, 4.0
 _RESIDUES = np.arange(32, dtype=np.uint64).reshape(2, 2, DEGREE)
-_OBJECT = seal.ciphertext(_RESIDUES, MODULI, SCALE)
-SEEDS = [_OBJECT, ckks_vector(4, _OBJECT, SCALE), seal.public_context(_RESIDUES, MODULI, SCALE)]
+_OBJECT = seal_codec.ciphertext(_RESIDUES, MODULI, SCALE)
+SEEDS = [_OBJECT, ckks_vector(4, _OBJECT, SCALE), seal_codec.public_context(_RESIDUES, MODULI, SCALE)]
 
 
 def run(data: bytes) -> None:
     objects = [data]
     with suppress(Refusal):
-        seal.refuse_private(data)
-        objects += seal.read_vector(data)
+        seal_codec.refuse_private(data)
+        objects += seal_codec.read_vector(data)
     for item in objects:
         with suppress(Refusal):
-            mode, payload = seal.unwrap(item)
-            polynomials = seal.read_ciphertext(payload, MODULI, DEGREE, SCALE)
-            assert item[6:] == seal.ciphertext(polynomials, MODULI, SCALE)[6:]
+            mode, payload = seal_codec.unwrap(item)
+            polynomials = seal_codec.read_ciphertext(payload, MODULI, DEGREE, SCALE)
+            assert item[6:] == seal_codec.ciphertext(polynomials, MODULI, SCALE)[6:]
             assert item[5] == mode

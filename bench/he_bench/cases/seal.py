@@ -1,0 +1,33 @@
+"""A client seals one update: from float32 to body parts, which are discarded as they come."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from he_bench.cases import Job
+from he_bench.results import Point
+from he_bench.updates import random_update
+from he_bench.world import World, new_update_id
+from he_client.encode import Encoder
+from he_protocol import frames
+
+
+@asynccontextmanager
+async def prepare(point: Point) -> AsyncIterator[Job]:
+    async with sealing(World(point.profile, point.parameters, point.clients)) as job:
+        yield job
+
+
+@asynccontextmanager
+async def sealing(world: World) -> AsyncIterator[Job]:
+    """Seal random updates for a world's task."""
+    sealer, update = await world.sealer(), random_update(world.parameters)
+    _, head = world.sign(1, new_update_id(), {part.name: bytes(32) for part in world.task.body})
+
+    async def run() -> dict[str, float]:
+        await sealer.seal(new_update_id(), Encoder(world.task, update, None).block, lambda name, data: None)
+        return {}
+
+    traffic = len(frames.start(head)) + sum(part.size for part in world.task.body)
+    yield Job(run, work=world.parameters, traffic=traffic)

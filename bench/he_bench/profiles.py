@@ -1,0 +1,33 @@
+"""The profiles that there are, and the one that others are compared with."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib import import_module
+
+from he_protocol import schemes
+from he_protocol.problems import WRONG_SCHEME, Refusal
+from he_protocol.schemes import registry
+from he_protocol.schemes.scheme import Profile
+
+FLAGSHIP = "kahe-30"
+"""The profile that a new task gets unless somebody decides otherwise."""
+
+
+@cache
+def profiles() -> dict[str, Profile]:
+    """Every profile of every scheme, by name."""
+    modules = [import_module(f"{schemes.__name__}.{name}") for name in registry.scheme_names()]
+    return {name: profile for module in modules for name, profile in module.PROFILES.items()}
+
+
+def profile(name: str) -> Profile:
+    """One profile. Raises `wrong-scheme` for a name that no scheme has."""
+    if name not in profiles():
+        raise Refusal(WRONG_SCHEME, "unknown profile", expected=", ".join(profiles()), got=name)
+    return profiles()[name]
+
+
+def default_profile() -> str:
+    """The flagship, or the first profile where this build lacks it."""
+    return FLAGSHIP if FLAGSHIP in profiles() else next(iter(profiles()))

@@ -1,0 +1,186 @@
+"""One task with its parties, and what they do to one update without a server between them.
+
+Everything goes through the seams of `he_client.schemes` and `he_holder.schemes`, so a new scheme is
+measured without a line here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from io import BytesIO
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from he_authority.tasks import build_config
+from he_bench import profiles
+from he_bench.board import CommitteeBoard
+from he_bench.parties import AGREEMENT, THRESHOLD, Parties
+from he_bench.updates import SPREAD
+from he_client.encode import Encoder
+from he_client.schemes import Sealer, make_sealer
+from he_holder.ceremony import messages
+from he_holder.schemes import Opener, make_dealer, make_opener
+from he_protocol import frames
+from he_protocol.arithmetic import residues
+from he_protocol.arithmetic.residues import Residues
+from he_protocol.messages import Part, SignedUpdate, UpdateHeader, encode
+from he_protocol.privacy.plan import PrivacyPlan
+from he_protocol.privacy.quantise import Floats
+from he_protocol.task import Task, TensorSpec
+from he_protocol.tensors import model_digest
+
+TASK_NAME = "bench"
+MAX_OPENINGS = 64
+NO_PRIVACY = PrivacyPlan("none")
+VALUE_RANGE = 6 * SPREAD
+
+
+@dataclass(frozen=True)
+class Update:
+    """One sealed update: its header, the signed head as it travels, and the body's parts by name."""
+
+    header: UpdateHeader
+    head: bytes
+    # asyncio writes the repr of results now and then: of megabytes, that would be measured too.
+    parts: Mapping[str, bytes] = field(repr=False)
+
+    @property
+    def size(self) -> int:
+        """Bytes on the wire."""
+        return len(frames.start(self.head)) + sum(len(part) for part in self.parts.values())
+
+    @property
+    def digests(self) -> dict[str, bytes]:
+        """SHA-256 of every part, by name."""
+        return {part.name: part.sha256 for part in self.header.parts}
+
+
+@dataclass
+class World:
+    """A task of `parameters` coordinates under a profile; at most `clients` updates enter a sum."""
+
+    profile: str
+    parameters: int
+    clients: int
+    parties: Parties = field(default_factory=Parties)
+    privacy: PrivacyPlan = NO_PRIVACY
+    signing: float = 0.0
+    """Seconds that digests and signatures took of the last `update`."""
+
+    @cached_property
+    def task(self) -> Task:
+        tensors = [TensorSpec("parameters", (self.parameters,))]
+        config = build_config(
+            {
+                "name": TASK_NAME,
+                "scheme": profiles.profile(self.profile).scheme,
+                "profile": self.profile,
+                "epoch": 1,
+                "value_range": VALUE_RANGE,
+                "privacy": msgspec.to_builtins(self.privacy),
+                "min_clients": min(2, self.clients),
+                "max_clients": self.clients,
+                "collect_seconds": 3600,
+                "opening_seconds": 3600,
+                "staleness": MAX_OPENINGS,
+                "max_openings": MAX_OPENINGS,
+                "threshold": THRESHOLD,
+                "agreement": AGREEMENT,
+                "initial_model": model_digest({"parameters": np.broadcast_to(np.float32(0), (self.parameters,))}),
+            },
+            tensors,
+            self.parties.server.credential,
+            [holder.credential for holder in self.parties.holders],
+            self.parties.authority.public,
+        )
+        return Task.from_token(self.parties.authority.sign(config), self.parties.authority.public)
+
+    @cached_property
+    def ceremony(self) -> tuple[list[messages.Seeds], bytes]:
+        """Every holder's part seeds and the packed joint key; empty for a scheme without a ceremony."""
+        task, holders = self.task, range(len(self.parties.holders))
+        if not task.scheme.ceremony:
+            return [{} for _ in holders], b""
+        own = [messages.draw_seeds(task.sharing, i) for i in holders]
+        posts = [messages.contribute(task, i, own[i]) for i in holders]
+        seeds = [messages.part_seeds(task, i, own[i], posts, self.parties.hpke[i]) for i in holders]
+        dealer = make_dealer(task)
+        packed = [
+            {part: residues.pack(dealer.key_part(seed), dealer.layout) for part, seed in s.items()} for s in seeds
+        ]
+        bodies = [messages.reveal(task, i, b"", packed[i])[1] for i in holders]
+        return seeds, messages.joint_key(dealer.layout, bodies)
+
+    async def sealer(self) -> Sealer:
+        """The task's sealer, as a client makes it from what the committee has posted."""
+        board = CommitteeBoard(self.task, self.parties, self.ceremony[1])
+        return await make_sealer(self.task, board, Path(self._folder.name))
+
+    @cached_property
+    def _folder(self) -> tempfile.TemporaryDirectory[str]:
+        return tempfile.TemporaryDirectory(prefix="he-bench-")
+
+    async def update(self, sealer: Sealer, floats: Floats) -> Update:
+        """All that a client does to a float32 update before it sends it, but in memory."""
+        parts = {part.name: BytesIO() for part in self.task.body}
+        digests = {part.name: hashlib.sha256() for part in self.task.body}
+
+        self.signing = 0.0
+
+        def write(name: str, data: bytes | memoryview) -> None:
+            started = time.perf_counter()
+            digests[name].update(data)
+            self.signing += time.perf_counter() - started
+            parts[name].write(data)
+
+        update_id = new_update_id()
+        await sealer.seal(update_id, Encoder(self.task, floats, None).block, write)
+        started = time.perf_counter()
+        header, head = self.sign(1, update_id, {name: digest.digest() for name, digest in digests.items()})
+        self.signing += time.perf_counter() - started
+        return Update(header, head, {name: file.getvalue() for name, file in parts.items()})
+
+    def sign(self, client: int, update_id: bytes, digests: Mapping[str, bytes]) -> tuple[UpdateHeader, bytes]:
+        """Header and head of an update of client `client`, whose parts have these SHA-256 digests."""
+        identity = self.parties.client(client)
+        header = UpdateHeader(
+            task_hash=self.task.hash,
+            epoch=self.task.config.epoch,
+            update_id=update_id,
+            client=identity.name,
+            base_version=0,
+            created=int(time.time()),
+            parts=tuple(Part(part.name, part.size, digests[part.name]) for part in self.task.body),
+        )
+        return header, encode(SignedUpdate(identity.key.sign(header), identity.credential))
+
+    def opener(self, holder: int) -> Opener:
+        """What one holder opens sums with."""
+        return make_opener(self.task, holder, self.parties.hpke[holder], self.ceremony[0][holder])
+
+    def release(self, holder: int, update: Update, times: int) -> dict[int, bytes]:
+        """What one holder releases for a sum of `times` times one update: packed vectors by part."""
+        total, body = self.opener(holder).begin(), update.parts[self.task.part("key").name]
+        for _ in range(times):
+            total.add(update.header, body)
+        return dict(total.release(bytes(32), 0))
+
+    def released(self, update: Update, times: int) -> list[Residues]:
+        """One vector for every part of the sharing, from a quorum of holders."""
+        vectors: dict[int, bytes] = {}
+        for holder in range(THRESHOLD):
+            vectors |= self.release(holder, update, times)
+        layout = self.task.scheme.share_layout(self.task.length)
+        return [residues.unpack(vectors[part], layout) for part in range(self.task.sharing.parts)]
+
+
+def new_update_id() -> bytes:
+    return secrets.token_bytes(16)

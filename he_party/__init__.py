@@ -1,0 +1,1 @@
+"""What clients, key holders, the authority and the server share as parties: files, keys, HTTP, settings."""

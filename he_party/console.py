@@ -1,0 +1,68 @@
+"""How the command lines of clients and key holders speak: one clear line per refusal, JSON for scripts."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import sys
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Annotated, Any, Literal, ParamSpec, TypeVar
+
+import msgspec
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from he_protocol.problems import Refusal, printable
+
+Format = Literal["text", "json"]
+REFUSED = 2
+"""Exit code of a refusal."""
+
+WIDE = 200
+"""Columns where standard output is no terminal: a log or a pipe must not cut names short."""
+
+out = Console(width=None if sys.stdout.isatty() else WIDE)
+err = Console(stderr=True)
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def command(function: Callable[P, T]) -> Callable[P, T]:
+    """Turn refusals into one line on standard error and exit code 2: no traceback reaches a user."""
+
+    @functools.wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return function(*args, **kwargs)
+        except Refusal as refusal:
+            err.print(f"[red]refused[/red] {escape(str(refusal))}", highlight=False, soft_wrap=True, markup=True)
+            raise typer.Exit(REFUSED) from None
+        except KeyboardInterrupt:
+            raise typer.Exit(130) from None
+
+    return run
+
+
+def run_async(work: Coroutine[Any, Any, T]) -> T:
+    """Run one coroutine to its end."""
+    return asyncio.run(work)
+
+
+def show(rows: Sequence[dict[str, object]], form: Format, title: str) -> None:
+    """Print rows as a table, or as one JSON array."""
+    if form == "json":
+        typer.echo(msgspec.json.encode(rows).decode())
+        return
+    table = Table(title=title)
+    for name in rows[0] if rows else ("nothing yet",):
+        table.add_column(name.replace("_", " "))
+    for row in rows:
+        table.add_row(*(escape(printable(str(value))) for value in row.values()))
+    out.print(table)
+
+
+Passphrase = Annotated[
+    str, typer.Option(envvar="HUSHSUM_PASSPHRASE", help="protects the key file; better set by environment")
+]

@@ -1,0 +1,58 @@
+"""Files and folders that are nobody else's business, whatever the umask is: mode 0600 and 0700, written durably
+and as a whole.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from contextlib import suppress
+from pathlib import Path
+
+
+def write_durably(path: Path, data: bytes) -> None:
+    """Write a file of mode 0600 completely or not at all, and durably."""
+    partial = path.with_name(path.name + ".partial")
+    partial.unlink(missing_ok=True)  # what a crash left behind may have another mode
+    with open(partial, "xb", opener=private_opener) as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+    sync(path.parent)
+
+
+def private_opener(path: str, flags: int) -> int:
+    """For `open(..., opener=private_opener)`: a file that is made is its owner's only."""
+    return os.open(path, flags | os.O_CLOEXEC, 0o600)
+
+
+def private_directory(path: Path) -> None:
+    """Make a directory, and what is missing above it, for its owner only; one that was there is closed to others."""
+    for missing in reversed([folder for folder in (path, *path.parents) if not folder.exists()]):
+        missing.mkdir(mode=0o700, exist_ok=True)
+    close_to_others(path)
+
+
+def close_to_others(path: Path) -> None:
+    """Take everybody else's rights away. Nothing happens to what is not there, what is not ours, or a shared /tmp."""
+    with suppress(FileNotFoundError, PermissionError):
+        mode = stat.S_IMODE(path.stat().st_mode)
+        if mode & 0o077 and not mode & stat.S_ISVTX:
+            path.chmod(mode & 0o700)
+
+
+def close_database(path: Path) -> None:
+    """Let an SQLite file be its owner's only: it is made here if need be; SQLite gives its journals the same mode."""
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+    for suffix in ("", "-wal", "-shm", "-journal"):
+        close_to_others(path.with_name(path.name + suffix))
+
+
+def sync(path: Path) -> None:
+    """Make a file's bytes, or the names in a folder, durable."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,26 @@
+"""Named tensors from safetensors files that somebody else has written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+
+from he_protocol.problems import ProblemType, Refusal
+
+
+def read_tensors(path: Path, problem: ProblemType, detail: str) -> dict[str, npt.NDArray[Any]]:
+    """The tensors of a file, mapped and copied one by one. Raises `problem` for what is no such file."""
+    try:
+        return dict(load_file(path))
+    except (
+        SafetensorError,
+        KeyError,
+        TypeError,
+        ValueError,
+        OSError,
+    ) as error:  # a type or a shape that numpy does not have
+        raise Refusal(problem, f"{detail}: {error}") from None

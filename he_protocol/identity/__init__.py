@@ -1,0 +1,1 @@
+"""Who speaks: signatures, credentials, proofs of requests, revocation."""

@@ -1,0 +1,41 @@
+"""Which schemes and profiles there are, found by name."""
+
+from __future__ import annotations
+
+import pkgutil
+from functools import cache
+from importlib import import_module
+
+from he_protocol import schemes
+from he_protocol.problems import WRONG_SCHEME, Refusal
+from he_protocol.schemes.scheme import Profile, Scheme
+
+NO_SCHEMES = frozenset({"registry", "scheme", "seal_codec"})
+"""Modules here that are none."""
+
+
+@cache
+def load_scheme(scheme: str, profile: str) -> Scheme:
+    """The public half of a scheme, by the names in a task's configuration."""
+    if scheme not in scheme_names():
+        raise Refusal(WRONG_SCHEME, "unknown scheme", expected=", ".join(scheme_names()), got=scheme)
+    module = import_module(f"{__package__}.{scheme}")
+    profiles: dict[str, Profile] = module.PROFILES
+    if profile not in profiles:
+        raise Refusal(WRONG_SCHEME, "unknown profile", expected=", ".join(profiles), got=profile)
+    made: Scheme = module.make(profiles[profile])
+    return made
+
+
+@cache
+def all_profiles() -> tuple[Profile, ...]:
+    """Every profile of every scheme."""
+    return tuple(
+        profile for name in scheme_names() for profile in import_module(f"{__package__}.{name}").PROFILES.values()
+    )
+
+
+@cache
+def scheme_names() -> tuple[str, ...]:
+    found = {module.name for module in pkgutil.iter_modules(schemes.__path__)}
+    return tuple(sorted(found - NO_SCHEMES))

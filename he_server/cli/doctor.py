@@ -1,0 +1,209 @@
+"""`he-server doctor`: what would keep this server from doing its work, and what to do about it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import Literal, TypeAlias
+
+import msgspec
+import numpy as np
+from sqlalchemy.exc import SQLAlchemyError
+
+from he_protocol.arithmetic.residues import ResidueLayout, fold
+from he_protocol.identity.revocation import Revocations
+from he_protocol.problems import Refusal
+from he_protocol.task import Task
+from he_server.blobs.local import Blobs
+from he_server.jobs.garbage import SWEPT, SWEPT_OF_TASKS, orphans
+from he_server.rules.audit_chain import verify_chain
+from he_server.rules.records import waiting_for
+from he_server.services.backpressure import free_bytes
+from he_server.settings import Settings
+from he_server.store import Store
+from he_server.store.engine import make_engine
+
+SLOW_SYNC_SECONDS = 0.5
+SKEW_SECONDS = 5.0
+LATE_SECONDS = 60.0
+"""How long after a deadline, or a lease's end, a living worker has surely taken care of it."""
+ORPHAN_SECONDS = 2 * 3600.0
+COMPILE_SECONDS = 2.0
+RENEWAL_DAYS = 7.0
+_PROBE = "doctor"
+
+
+class Finding(msgspec.Struct, frozen=True):
+    """One check's outcome: `wrong` needs somebody now, a `warning` soon."""
+
+    check: str
+    level: Literal["ok", "warning", "wrong"]
+    found: str
+    advice: str = ""
+
+
+Check: TypeAlias = Callable[[Settings, Store], Awaitable[Finding]]
+
+
+async def examine(settings: Settings) -> list[Finding]:
+    """Run every check; one that cannot be made is wrong itself. Raises `bad-settings` for a nonsensical URL."""
+    store = Store(make_engine(settings.url))
+    try:
+        return [await _outcome(name, check, settings, store) for name, check in CHECKS.items()]
+    finally:
+        await store.close()
+
+
+async def _outcome(name: str, check: Check, settings: Settings, store: Store) -> Finding:
+    try:
+        return await check(settings, store)
+    except Refusal as refusal:
+        return Finding(name, "wrong", str(refusal), _ADVICE.get(name, "see the message"))
+    except (OSError, SQLAlchemyError) as error:
+        return Finding(name, "wrong", str(error), _ADVICE.get(name, "see the message"))
+
+
+async def _settings(settings: Settings, _store: Store) -> Finding:
+    if settings.tls_cert is None and settings.host not in {"127.0.0.1", "::1", "localhost"}:
+        advice = "set tls_cert and tls_key, or see to it that a proxy in front speaks TLS"
+        return Finding("settings", "warning", f"serves {settings.host} without TLS", advice)
+    return Finding("settings", "ok", f"{settings.host}:{settings.port}, data in {settings.data_dir}")
+
+
+async def _key(settings: Settings, _store: Store) -> Finding:
+    key = await asyncio.to_thread(settings.read_key)
+    await asyncio.to_thread(settings.read_authority)
+    return Finding("keys", "ok", f"{key.name}: key readable by its owner only, authority known")
+
+
+async def _database(settings: Settings, store: Store) -> Finding:
+    from he_migrations.run import newest  # other commands need not wait for Alembic's import
+
+    wanted = newest("server")
+    found = await store.revision()
+    if found != wanted:
+        advice = "stop older servers, then run `he-server migrate`"
+        return Finding("database", "wrong", f"schema {found}, this program needs {wanted}", advice)
+    return Finding("database", "ok", f"answers, schema {found}")
+
+
+async def _clock(_settings: Settings, store: Store) -> Finding:
+    before = time.time()
+    theirs = await store.database_time()
+    skew = theirs - (before + time.time()) / 2
+    level: Literal["ok", "wrong"] = "ok" if abs(skew) <= SKEW_SECONDS else "wrong"
+    advice = "" if level == "ok" else "run NTP on both hosts: leases and deadlines compare their clocks"
+    return Finding("clock", level, f"{skew:+.1f} s against the database", advice)
+
+
+async def _blobs(settings: Settings, _store: Store) -> Finding:
+    blobs = Blobs(settings.data_dir / "blobs")
+    start = time.monotonic()
+    await asyncio.to_thread(blobs.prepare)
+    await asyncio.to_thread(blobs.put, _PROBE, b"ok")
+    seconds = time.monotonic() - start
+    await asyncio.to_thread(blobs.delete, _PROBE)
+    found = f"writable, a durable write takes {1000 * seconds:.0f} ms"
+    if seconds > SLOW_SYNC_SECONDS:
+        return Finding("blobs", "warning", found, "every upload waits for this twice: use a faster disk")
+    return Finding("blobs", "ok", found)
+
+
+async def _space(settings: Settings, _store: Store) -> Finding:
+    free = await asyncio.to_thread(free_bytes, settings.data_dir)
+    found, least = f"{free / 2**20:.0f} MiB free", settings.min_free_bytes
+    if free < least:
+        advice = f"uploads are refused below {least / 2**20:.0f} MiB (min_free_bytes): make room in {settings.data_dir}"
+        return Finding("space", "wrong", found, advice)
+    if free < 2 * least:
+        return Finding("space", "warning", found, f"uploads are refused below {least / 2**20:.0f} MiB: make room soon")
+    return Finding("space", "ok", found)
+
+
+async def _revocations(settings: Settings, store: Store) -> Finding:
+    token = await store.newer_revocations(0)
+    if not token:
+        return Finding("revocations", "ok", "no list, and none needed yet")
+    authority = await asyncio.to_thread(settings.read_authority)
+    known = await asyncio.to_thread(Revocations.read, token, authority)
+    left = (known.valid_until - time.time()) / 86400
+    found = f"list {known.number}, {len(known.keys)} keys, good for {left:.1f} days"
+    if left < RENEWAL_DAYS:
+        advice = "nothing is opened once it expires: `he-authority revoke --previous ...`, `he-server revoke`"
+        return Finding("revocations", "warning" if left > 0 else "wrong", found, advice)
+    return Finding("revocations", "ok", found)
+
+
+async def _orphans(settings: Settings, store: Store) -> Finding:
+    found = await orphans(Blobs(settings.data_dir / "blobs"), store, ORPHAN_SECONDS)
+    if found:
+        advice = "a running worker removes them every hour: is one running? They hold nothing that is needed"
+        return Finding("orphans", "warning", f"{len(found)} blobs without a row, {found[0]} for one", advice)
+    return Finding("orphans", "ok", f"none in {', '.join(SWEPT + SWEPT_OF_TASKS)}")
+
+
+async def _rounds(settings: Settings, store: Store) -> Finding:
+    standing = await store.standing(time.time() - LATE_SECONDS)
+    found = ", ".join(f"{count} {state}" for state, count in standing.rounds.items())
+    waiting = await _waiting(settings, store)
+    if waiting:
+        advice = (
+            "start the holders that are missing; see what the others refuse in docs/operations.md, HushSumRoundOverdue"
+        )
+        return Finding("rounds", "warning", "; ".join(waiting), advice)
+    if standing.overdue or standing.stuck:
+        late = f"{standing.overdue} rounds overdue, {standing.stuck} leases expired"
+        return Finding("rounds", "wrong", late, "no worker does its work: start a server, or read its log")
+    return Finding("rounds", "ok", found)
+
+
+async def _waiting(settings: Settings, store: Store) -> list[str]:
+    """The rounds that wait for key holders longer than they should, each with what these said last."""
+    late = [r for r in await store.live_rounds() if r.manifest and r.opening_deadline <= time.time() - LATE_SECONDS]
+    found = []
+    for record in late:
+        task = Task.from_token((await store.task(record.task)).token, await asyncio.to_thread(settings.read_authority))
+        (status,) = await store.statuses(task, [record])
+        found.append(f"round {record.number} of {task.config.name!r} waits: {waiting_for(status)}")
+    return found
+
+
+async def _audit(_settings: Settings, store: Store) -> Finding:
+    entries = await store.audit_entries()
+    seq, digest = await asyncio.to_thread(verify_chain, entries)
+    return Finding("audit", "ok", f"{seq} entries, head {digest.hex()}")
+
+
+async def _kernels(_settings: Settings, _store: Store) -> Finding:
+    layout = ResidueLayout(polynomials=1, moduli=(1073692673,), degree=64, bits=30)  # as in profile kahe-30
+    start = time.monotonic()
+    total = np.zeros((layout.rows, layout.degree), dtype=np.uint64)
+    await asyncio.to_thread(fold, total, bytes(layout.size), layout)
+    seconds = time.monotonic() - start
+    if seconds > COMPILE_SECONDS:
+        advice = "compiled just now; if this comes again, let NUMBA_CACHE_DIR name a writable directory"
+        return Finding("kernels", "warning", f"ready after {seconds:.1f} s", advice)
+    return Finding("kernels", "ok", f"ready after {seconds:.1f} s")
+
+
+CHECKS: dict[str, Check] = {
+    "settings": _settings,
+    "keys": _key,
+    "database": _database,
+    "clock": _clock,
+    "blobs": _blobs,
+    "space": _space,
+    "revocations": _revocations,
+    "orphans": _orphans,
+    "rounds": _rounds,
+    "audit": _audit,
+    "kernels": _kernels,
+}
+_ADVICE = {
+    "keys": "`he-server init` makes a key; the authority gives out authority.pub",
+    "database": "is it running, is database_url right, did `he-server migrate` run?",
+    "blobs": "data_dir must be writable for the server's user and have room",
+    "space": "data_dir must exist",
+    "audit": "somebody changed the database: keep it as it is, compare with a backup and with pinned heads",
+}

@@ -1,0 +1,119 @@
+"""`he-server doctor` and `he-server audit`: look at a server from outside, changing nothing."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from he_protocol.documents import AuditStatus
+from he_protocol.identity.jws import verify
+from he_protocol.messages import AuditHead
+from he_protocol.problems import BAD_SETTINGS, Refusal
+from he_server.cli.doctor import Finding, examine
+from he_server.rules.audit_chain import Entry, verify_chain
+from he_server.settings import Settings, load_settings
+from he_server.store import Store
+from he_server.store.engine import make_engine
+
+Form = Literal["table", "json"]
+Config = Annotated[Path | None, typer.Option("--config", help="TOML file with settings.", show_default=False)]
+DataDir = Annotated[Path | None, typer.Option(help="Where blobs, key and SQLite file live.", show_default=False)]
+DatabaseUrl = Annotated[str | None, typer.Option(help="The database's SQLAlchemy URL.", show_default=False)]
+Format = Annotated[Form, typer.Option("--format", help="A table for people, JSON for scripts.")]
+COLOURS = {"ok": "green", "warning": "yellow", "wrong": "red"}
+
+
+def doctor(
+    config: Config = None, data_dir: DataDir = None, database_url: DatabaseUrl = None, form: Format = "table"
+) -> None:
+    """Check settings, keys, database, disk, rounds and audit log; exit code 1 when something is wrong."""
+    settings = load_settings(config, data_dir=data_dir, database_url=database_url)
+    findings = asyncio.run(examine(settings))
+    if form == "json":
+        typer.echo(msgspec.json.encode(findings))
+    else:
+        _show_findings(findings)
+    if any(finding.level == "wrong" for finding in findings):
+        raise typer.Exit(1)
+
+
+def audit(
+    config: Config = None,
+    data_dir: DataDir = None,
+    database_url: DatabaseUrl = None,
+    verify_it: Annotated[
+        bool, typer.Option("--verify", help="Check every link; exit code 2 if one is broken.")
+    ] = False,
+    pinned: Annotated[
+        Path | None,
+        typer.Option(help="With --verify: a head kept from an earlier day, as GET /v1/audit/head gave it."),
+    ] = None,
+    since: Annotated[str, typer.Option(help="Show entries from this ISO 8601 time on.")] = "",
+    form: Format = "table",
+) -> None:
+    """Show the audit log: what happened to tasks and rounds, in hash-chained entries."""
+    settings = load_settings(config, data_dir=data_dir, database_url=database_url)
+    start = _time(since) if since else 0.0
+    head = None if pinned is None else read_head(pinned, settings)
+    entries = asyncio.run(_entries(settings))
+    if verify_it or head is not None:
+        verify_chain(entries, head)
+    shown = [entry for entry in entries if entry.time >= start]
+    if form == "json":
+        typer.echo(msgspec.json.encode(shown))
+    else:
+        _show_entries(shown)
+
+
+def read_head(path: Path, settings: Settings) -> AuditHead:
+    """A head that this server signed, from a file with the answer or only its token.
+
+    Raises `bad-settings` for a file that cannot be read, and what `verify` raises.
+    """
+    try:
+        text = path.read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise Refusal(BAD_SETTINGS, f"cannot read {path}: {error}") from None
+    token = msgspec.json.decode(text, type=AuditStatus).head if text.startswith("{") else text
+    return verify(token, AuditHead, settings.read_key().public)
+
+
+async def _entries(settings: Settings) -> list[Entry]:
+    store = Store(make_engine(settings.url))
+    try:
+        return await store.audit_entries()
+    finally:
+        await store.close()
+
+
+def _time(text: str) -> float:
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError:
+        raise Refusal(BAD_SETTINGS, "--since", expected="2026-11-22T10:00:00+00:00", got=text[:80]) from None
+    return found.replace(tzinfo=found.tzinfo or UTC).timestamp()
+
+
+def _show_findings(findings: Sequence[Finding]) -> None:
+    table = Table("check", "", "found", "what to do")
+    for item in findings:
+        table.add_row(item.check, f"[{COLOURS[item.level]}]{item.level}[/]", escape(item.found), escape(item.advice))
+    Console().print(table)
+
+
+def _show_entries(entries: Sequence[Entry]) -> None:
+    table = Table("seq", "time", "event", "task", "round", "detail", "hash")
+    for entry in entries:
+        when = datetime.fromtimestamp(entry.time, UTC).isoformat(timespec="seconds")
+        numbers = (str(entry.round) if entry.round else "", escape(entry.detail), entry.hash[:16])
+        table.add_row(str(entry.seq), when, entry.event, entry.task[:12], *numbers)
+    Console().print(table)

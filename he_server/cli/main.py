@@ -1,0 +1,344 @@
+"""`he-server`: make a server's key, migrate, serve, add tasks, look at rounds."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from collections.abc import Coroutine, Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import msgspec
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from he_party.keyfile import KeyRecord, write_private
+from he_protocol.documents import RoundStatus
+from he_protocol.identity.jws import SigningKey, jwk_x
+from he_protocol.identity.revocation import Revocations
+from he_protocol.messages import EnrolRequest, Name
+from he_protocol.problems import BAD_SETTINGS, DATABASE_UNAVAILABLE, NOT_ADDRESSED, NOT_FOUND, Refusal
+from he_protocol.task import Task
+from he_server.blobs.tensor_file import keep_model
+from he_server.cli.inspect import audit, doctor
+from he_server.cli.plan import plan
+from he_server.http import logging
+from he_server.http.process import run
+from he_server.rules.records import TaskRecord, waiting_for
+from he_server.services.context import open_server
+from he_server.services.migration import migrate as migrate_database
+from he_server.settings import Settings, load_settings
+from he_server.store import Store
+from he_server.store.engine import make_engine, sqlite_file
+
+Form = Literal["table", "json"]
+T = TypeVar("T")
+
+app = typer.Typer(
+    help="The aggregation server: it sums what it cannot read.\n\n"
+    "A first run: `he-server init --data-dir data --name aggregator`, give data/enroll-request.jws to the authority, "
+    "put the authority's public key into data/authority.pub, then `he-server serve --data-dir data`.\n\n"
+    "Every setting can stand in a TOML file (--config), in the environment (HUSHSUM_SERVER_PORT=8470), "
+    "or on the command line; the later wins.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+task_app = typer.Typer(help="Tasks of this server.", no_args_is_help=True)
+app.add_typer(task_app, name="task")
+
+
+@contextmanager
+def refusing() -> Generator[None, None, None]:
+    """Turns refusals into one line on standard error and exit code 2: no traceback reaches a user."""
+    try:
+        yield
+    except Refusal as refusal:
+        typer.echo(f"he-server: {refusal}", err=True)
+        sys.exit(2)
+
+
+for command in (plan, doctor, audit):
+    app.command(command.__name__)(refusing()(command))
+
+Config = Annotated[Path | None, typer.Option("--config", help="TOML file with settings.", show_default=False)]
+DataDir = Annotated[Path | None, typer.Option(help="Where blobs, key and SQLite file live.", show_default=False)]
+DatabaseUrl = Annotated[
+    str | None,
+    typer.Option(help="sqlite+aiosqlite:///FILE, postgresql+asyncpg://USER@HOST/DB.", show_default=False),
+]
+Format = Annotated[Form, typer.Option("--format", help="A table for people, JSON for scripts.")]
+
+
+@app.command()
+def init(
+    data_dir: Annotated[Path, typer.Option(help="Directory to make the server's files in.")],
+    name: Annotated[str, typer.Option(help="The server's name, as clients will address it.")],
+    passphrase: Annotated[
+        str, typer.Option(envvar="HUSHSUM_SERVER_PASSPHRASE", help="Protects the key file.", show_envvar=True)
+    ] = "",
+) -> None:
+    """Make the server's key, and the request that the authority turns into a task's server entry."""
+    key = SigningKey.generate()
+    request = data_dir / "enroll-request.jws"
+    with refusing():
+        try:
+            checked = msgspec.convert(name, Name)
+            write_private(data_dir / "server.key", KeyRecord(checked, key.public, key.private), passphrase)
+            request.write_text(key.sign(EnrolRequest(checked, "server", key.public, int(time.time()))) + "\n")
+        except msgspec.ValidationError as error:
+            raise Refusal(BAD_SETTINGS, f"name: {error}") from None
+        except OSError as error:
+            raise Refusal(BAD_SETTINGS, f"cannot write to {data_dir}: {error.strerror}") from None
+    typer.echo(f"key      {data_dir / 'server.key'}\nrequest  {request}\npublic   {jwk_x(key.public)}")
+
+
+@app.command()
+def migrate(config: Config = None, data_dir: DataDir = None, database_url: DatabaseUrl = None) -> None:
+    """Bring the database to this version's schema."""
+    settings = _settings(config, data_dir=data_dir, database_url=database_url)
+    _run(migrate_database(settings))
+    typer.echo("the database is up to date")
+
+
+@app.command()
+def serve(
+    config: Config = None,
+    data_dir: DataDir = None,
+    database_url: DatabaseUrl = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on.", show_default=False)] = None,
+    port: Annotated[int | None, typer.Option(help="Port; 0 takes a free one.", show_default=False)] = None,
+    port_file: Annotated[Path | None, typer.Option(help="Write the port here once the server is ready.")] = None,
+    key_file: Annotated[Path | None, typer.Option(help="The server's key.", show_default=False)] = None,
+    authority_key_file: Annotated[
+        Path | None, typer.Option(help="Text file: the authority's public key, base64url.", show_default=False)
+    ] = None,
+    tls_cert: Annotated[Path | None, typer.Option(help="Certificate chain, PEM.", show_default=False)] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="Its key, PEM.", show_default=False)] = None,
+    drain_seconds: Annotated[float | None, typer.Option(help="Time for requests in flight at SIGTERM.")] = None,
+    log_format: Annotated[str | None, typer.Option(help="json or console.", show_default=False)] = None,
+    log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.", show_default=False)] = None,
+) -> None:
+    """Migrate the database, then serve until SIGTERM or Ctrl-C; requests in flight are finished."""
+    settings = _settings(
+        config,
+        data_dir=data_dir,
+        database_url=database_url,
+        host=host,
+        port=port,
+        key_file=key_file,
+        authority_key_file=authority_key_file,
+        tls_cert=tls_cert,
+        tls_key=tls_key,
+        drain_seconds=drain_seconds,
+        log_format=log_format,
+        log_level=log_level,
+    )
+    _run(run(settings, port_file))
+
+
+@task_app.command("add")
+def task_add(
+    task: Annotated[Path, typer.Argument(help="The TaskConfig that the authority signed (JWS).")],
+    model: Annotated[Path, typer.Option(help="The initial model: safetensors, float32.")],
+    config: Config = None,
+    data_dir: DataDir = None,
+    database_url: DatabaseUrl = None,
+) -> None:
+    """Add a task straight into the database; the server need not run."""
+    settings = _settings(config, data_dir=data_dir, database_url=database_url)
+    typer.echo(_run(_add(settings, task, model)))
+
+
+@app.command()
+def revoke(
+    revocations: Annotated[Path, typer.Argument(help="The RevocationList that the authority signed (JWS).")],
+    config: Config = None,
+    data_dir: DataDir = None,
+    database_url: DatabaseUrl = None,
+) -> None:
+    """Put the authority's next revocation list into force; a running server sees it within seconds."""
+    settings = _settings(config, data_dir=data_dir, database_url=database_url)
+    known = _run(_revoke(settings, revocations))
+    typer.echo(f"list {known.number}, {len(known.keys)} revoked keys")
+
+
+@task_app.command("list")
+def task_list(
+    config: Config = None, data_dir: DataDir = None, database_url: DatabaseUrl = None, form: Format = "table"
+) -> None:
+    """All tasks and where they stand."""
+    settings = _settings(config, data_dir=data_dir, database_url=database_url)
+    found = _run(_read(settings))
+    _show([(task, []) for task, _ in found], form)
+
+
+@app.command()
+def status(
+    config: Config = None, data_dir: DataDir = None, database_url: DatabaseUrl = None, form: Format = "table"
+) -> None:
+    """Tasks and their last rounds."""
+    settings = _settings(config, data_dir=data_dir, database_url=database_url)
+    _show(_run(_read(settings)), form)
+
+
+@app.command()
+def abandon(
+    task: Annotated[str, typer.Argument(help="The task's hash, or its beginning.")],
+    number: Annotated[int, typer.Argument(help="The round.")],
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    config: Config = None,
+    data_dir: DataDir = None,
+    database_url: DatabaseUrl = None,
+) -> None:
+    """Give up a round that waits for its key holders: its updates are spent, and their clients train again.
+
+    A key holder votes once for an update, so none of these can be opened in another round. Nothing else is lost: later
+    rounds go on.
+    """
+    settings = _settings(config, data_dir=data_dir, database_url=database_url)
+    if not yes:
+        typer.confirm(f"Round {number} fails, and its updates are spent. Go on?", abort=True, err=True)
+    _run(_abandon(settings, task, number))
+    typer.echo(f"round {number} is given up")
+
+
+@app.command()
+def recover(
+    task: Annotated[str, typer.Argument(help="The task's hash, or its beginning.")],
+    opening: Annotated[
+        int | None, typer.Option(min=0, help="The last opening that holders voted for; default: what they say.")
+    ] = None,
+    version: Annotated[
+        int | None,
+        typer.Option(min=0, help="The version that the model gets; default: one that no lost model can have."),
+    ] = None,
+    config: Config = None,
+    data_dir: DataDir = None,
+    database_url: DatabaseUrl = None,
+) -> None:
+    """Go on after an older backup was restored: key holders have seen later openings and model versions than this
+    database has. The newest model that is here gets a version that no lost model can have; numbers go on after theirs.
+
+    By default the numbers are those that more holders have seen than may lie; 'he-holder status' shows them at each.
+    """
+    settings = _settings(config, data_dir=data_dir, database_url=database_url)
+    went_on = _run(_recover(settings, task, opening, version))
+    typer.echo(f"the next opening is {went_on[0] + 1}, the newest model version {went_on[1]}")
+
+
+async def _found(store: Store, wanted: str) -> TaskRecord:
+    """The one task whose hash begins so. Raises `not-found`."""
+    found = [task for task in await store.tasks() if task.task.startswith(wanted)]
+    if len(found) != 1:
+        raise Refusal(NOT_FOUND, f"{len(found)} tasks have hashes that begin so", got=wanted[:80])
+    return found[0]
+
+
+async def _abandon(settings: Settings, wanted: str, number: int) -> None:
+    store = Store(make_engine(settings.url))
+    try:
+        record = await store.round((await _found(store, wanted)).task, number)
+        await store.abandon(record, "an operator gave the round up: its updates are spent", time.time())
+    finally:
+        await store.close()
+
+
+async def _recover(settings: Settings, wanted: str, opening: int | None, version: int | None) -> tuple[int, int]:
+    store = Store(make_engine(settings.url))
+    try:
+        record = await _found(store, wanted)
+        task = Task.from_token(record.token, settings.read_authority())
+        seen = await store.seen_by_holders(task)
+        opening = seen[0] if opening is None else opening
+        if (
+            version is None
+        ):  # the last opening may have published the one after what they voted on: that number is taken
+            version = max(seen[1] + 2 if any(seen) else 0, record.model_version)
+        await store.recover(task.id, opening, version, time.time())
+        return opening, version
+    finally:
+        await store.close()
+
+
+async def _add(settings: Settings, token: Path, model: Path) -> str:
+    await migrate_database(settings)
+    server = open_server(settings)
+    try:
+        signed, initial = await asyncio.to_thread(lambda: (token.read_text().strip(), model.read_bytes()))
+        task = Task.from_token(signed, server.authority)
+        if task.config.server.key != server.key.public:
+            raise Refusal(NOT_ADDRESSED, "the task is for another server", got=task.config.server.name)
+        sha256 = await server.thread(keep_model, server.blobs, task, initial)
+        await server.store.add_task(task, sha256, time.time())
+    except OSError as error:
+        raise Refusal(BAD_SETTINGS, f"cannot read {error.filename}: {error.strerror}") from None
+    finally:
+        await server.store.close()
+    return task.id
+
+
+async def _revoke(settings: Settings, file: Path) -> Revocations:
+    await migrate_database(settings)
+    store = Store(make_engine(settings.url))
+    try:
+        known = Revocations.read((await asyncio.to_thread(file.read_text)).strip(), settings.read_authority())
+        await store.learn_revocations(known, time.time())
+    except (OSError, UnicodeDecodeError) as error:
+        raise Refusal(BAD_SETTINGS, f"cannot read {file}: {error}") from None
+    finally:
+        await store.close()
+    return known
+
+
+async def _read(settings: Settings) -> list[tuple[TaskRecord, list[RoundStatus]]]:
+    file = sqlite_file(settings.url)
+    if file is not None and not await asyncio.to_thread(file.is_file):
+        raise Refusal(DATABASE_UNAVAILABLE, f"there is no database {file}; `he-server migrate` makes one")
+    store, authority = Store(make_engine(settings.url)), settings.read_authority()
+    try:
+        found = []
+        for record in await store.tasks():
+            task = Task.from_token(record.token, authority)
+            found.append((record, await store.statuses(task, await store.recent_rounds(task.id))))
+        return found
+    finally:
+        await store.close()
+
+
+def _show(found: list[tuple[TaskRecord, list[RoundStatus]]], form: Form) -> None:
+    if form == "json":
+        documents = [
+            {
+                "task": task.task,
+                "name": task.name,
+                "model_version": task.model_version,
+                "round": task.round,
+                "rounds": rounds,
+            }
+            for task, rounds in found
+        ]
+        typer.echo(msgspec.json.encode(documents))
+        return
+    table = Table("task", "name", "model", "round", "state", "updates", "shares", "why")
+    for task, rounds in found:
+        table.add_row(task.task[:12], task.name, str(task.model_version), str(task.round), "", "", "", "")
+        for r in rounds:
+            why = r.failure.detail if r.failure is not None else waiting_for(r)
+            table.add_row("", "", str(r.version), str(r.round), r.state, str(r.updates), str(r.shares), why)
+    Console().print(table)
+
+
+def _settings(config: Path | None, **flags: str | int | float | Path | None) -> Settings:
+    with refusing():
+        settings = load_settings(config, **flags)
+    logging.configure(settings.log_format, settings.log_level)
+    return settings
+
+
+def _run(work: Coroutine[Any, Any, T]) -> T:
+    with refusing():
+        return asyncio.run(work)

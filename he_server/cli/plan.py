@@ -1,0 +1,107 @@
+"""`he-server plan`: which profile, scale and value range a task should take, and what they cost."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Literal
+
+import msgspec
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from he_protocol.committee import Committee, describe, parse_committee
+from he_protocol.privacy.accountant import Spent
+from he_protocol.privacy.plan import PrivacyPlan, check_plan, spent
+from he_protocol.problems import BAD_PLAN, SUM_COULD_WRAP, Refusal
+from he_protocol.sharing import Sharing
+from he_protocol.sum_bounds import Candidate, plan_sums
+
+
+def plan(
+    parameters: Annotated[int, typer.Option(min=1, help="Model parameters, d.")],
+    clients: Annotated[int, typer.Option(min=1, help="Most clients in one round.")],
+    min_clients: Annotated[
+        int | None, typer.Option(min=1, help="Fewest clients in one bucket; default: an equal part of them.")
+    ] = None,
+    unit: Annotated[Literal["record", "client", "none"], typer.Option(help="What DP protects.")] = "client",
+    clip_norm: Annotated[float, typer.Option(min=0, help="L2 bound of what is clipped.")] = 1.0,
+    noise: Annotated[float, typer.Option(min=0, help="Noise multiplier on the sum.")] = 1.0,
+    sampling_rate: Annotated[float, typer.Option(min=0, max=1, help="Poisson rate, unit record only.")] = 1.0,
+    delta: Annotated[float, typer.Option(min=0, max=1, help="Delta of the DP promise.")] = 1e-5,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds to open in an epoch.")] = 100,
+    buckets: Annotated[int, typer.Option(min=1, help="Sums that a round is opened in.")] = 1,
+    committee: Annotated[
+        str, typer.Option(help="Key holders: threshold/holders/agreement, that open, that there are, that must vote.")
+    ] = "2/4/3",
+    value_range: Annotated[
+        float | None, typer.Option(min=0, help="Largest coordinate of an update; unit client has a default.")
+    ] = None,
+    accuracy: Annotated[float | None, typer.Option(min=0, help="Acceptable error of the mean (std).")] = None,
+    form: Annotated[
+        Literal["table", "json"], typer.Option("--format", help="A table for people, JSON for scripts.")
+    ] = "table",
+) -> None:
+    """Recommend a profile, scale and value range; refuse what would wrap."""
+    privacy = PrivacyPlan("none", clip_norm)
+    if unit != "none":
+        privacy = PrivacyPlan(unit, clip_norm, noise, sampling_rate, delta, epsilon_budget=sys.float_info.max)
+    check_plan(privacy)
+    fewest = min_clients or clients // buckets
+    if buckets * fewest > clients:
+        raise Refusal(BAD_PLAN, "buckets * min_clients exceeds clients", got=f"{buckets * fewest} > {clients}")
+    holders = parse_committee(committee)
+    sharing = Sharing(holders.holders, holders.threshold)
+    offers = plan_sums(
+        privacy,
+        length=parameters,
+        min_clients=fewest,
+        max_clients=clients,
+        sharing=sharing,
+        openings=rounds * buckets,
+        value_range=value_range,
+        accuracy=accuracy,
+    )
+    cost = spent(privacy, rounds) if privacy.noisy else None
+    if form == "json":
+        typer.echo(msgspec.json.encode(_document(offers, cost, privacy, holders)))
+    else:
+        _show(offers, cost, privacy, rounds)
+        Console().print(describe(holders))
+    if offers[0].refusal:
+        raise Refusal(SUM_COULD_WRAP, "no profile fits", got=f"{offers[0].profile}: {offers[0].refusal}")
+
+
+def _document(
+    offers: list[Candidate], cost: Spent | None, privacy: PrivacyPlan, holders: Committee
+) -> dict[str, object]:
+    return {
+        "recommended": offers[0] if not offers[0].refusal else None,
+        "epsilon": cost.epsilon if cost else None,
+        "method": cost.method if cost else "none",
+        "neighbours": privacy.neighbours,
+        "committee": {
+            "holders": holders.holders,
+            "threshold": holders.threshold,
+            "agreement": holders.agreement,
+            "f": holders.colluders,
+        },
+        "profiles": offers,
+    }
+
+
+def _show(offers: list[Candidate], cost: Spent | None, privacy: PrivacyPlan, rounds: int) -> None:
+    table = Table("profile", "scale", "value range", "bytes/param", "error of mean", "DP noise of mean", "verdict")
+    for number, offer in enumerate(offers):
+        verdict = offer.refusal or ("recommended" if number == 0 else "fits")
+        numbers = (offer.scale, offer.value_range, offer.bytes_per_parameter, offer.mean_error, offer.mean_noise)
+        table.add_row(offer.profile, *(f"{value:.4g}" for value in numbers), verdict)
+    console = Console()
+    console.print(table)
+    if cost is None:
+        console.print(f"no differential privacy after {rounds} opened rounds")
+        return
+    console.print(
+        f"{privacy.unit}-level epsilon {cost.epsilon:.3f} at delta {privacy.delta:g} after {rounds} opened rounds\n"
+        f"neighbours: {privacy.neighbours}; accountant: {cost.method}"
+    )

@@ -1,0 +1,1 @@
+"""The server over HTTP: it decodes, calls services, encodes. No SQL here."""

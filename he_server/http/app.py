@@ -1,0 +1,119 @@
+"""The aiohttp application: routes, middleware, and the worker's life."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
+from importlib.metadata import version
+
+from aiohttp import web
+
+from he_server.http import openapi
+from he_server.http.auth import CONNECTION, authenticate
+from he_server.http.handlers import uploads
+from he_server.http.middleware import observe
+from he_server.http.pacing import paced
+from he_server.http.params import check_empty
+from he_server.http.routes import ROUTES, Route
+from he_server.jobs.worker import Worker
+from he_server.rules.bodies import check_declared
+from he_server.services.context import Server
+from he_server.services.strangers import PACE_RATE, PACE_SECONDS
+
+SERVER = web.AppKey("server", Server)
+
+
+def make_app(server: Server, *, work: bool = True) -> web.Application:
+    """The application; with `work` its worker runs while the application does."""
+    app = web.Application(middlewares=[observe(server)])
+    app[SERVER] = server
+    server.openapi = openapi.document(ROUTES, version("hushsum"))
+    for route in ROUTES:
+        app.router.add_route(route.method, route.path, _guarded(server, route), expect_handler=_expected)
+    app.on_response_prepare.append(uploads.mark)
+    app.on_response_prepare.append(_name_no_versions)
+    app.cleanup_ctx.append(_resources)
+    if work:
+        app.cleanup_ctx.append(_working)
+    app.on_shutdown.append(_begin_draining)
+    return app
+
+
+async def drain(server: Server) -> None:
+    """Refuse new work and wait until requests in flight are done, at most `drain_seconds`."""
+    begin_draining(server)
+    with suppress(TimeoutError):
+        async with asyncio.timeout(server.settings.drain_seconds):
+            await server.idle.wait()
+
+
+def begin_draining(server: Server) -> None:
+    """From now on: no new work, readiness fails, event streams end, the worker stops after its step."""
+    server.stopping.set()
+    server.streams.end()
+    server.waiting.end()
+
+
+def _guarded(server: Server, route: Route) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+    async def handle(request: web.Request) -> web.StreamResponse:
+        check_empty(request)
+        await authenticate(server, request, route.access)
+        return await route.handler(server, request)
+
+    async def handle_stranger(request: web.Request) -> web.StreamResponse:
+        limit = server.settings.max_update_bytes
+        held = min(route.held, check_declared(request.content_length, limit))
+        async with server.stranger_bodies.admit(request[CONNECTION].address, held):
+            await _let_send(request)
+            async with paced(request, max(server.settings.min_rate, PACE_RATE), PACE_SECONDS):
+                return await route.handler(server, request)
+
+    async def handle_upload(request: web.Request) -> web.StreamResponse:
+        await authenticate(server, request, route.access)
+        sender = await route.sender(server, request)
+        most = min(sender.most, server.settings.max_update_bytes)
+        async with server.pressure.admit(check_declared(request.content_length, most), sender.party):
+            await _let_send(request)
+            async with paced(request, server.settings.min_rate):
+                return await route.handler(server, request)
+
+    if route.takes is None:
+        return handle
+    return handle_stranger if route.held else handle_upload
+
+
+async def _name_no_versions(_request: web.Request, response: web.StreamResponse) -> None:
+    response.headers["Server"] = "HushSum"  # aiohttp would tell its version and Python's
+
+
+async def _expected(request: web.Request) -> None:
+    """Nothing yet: the sender is told to continue (RFC 9110 section 10.1.1) once its upload is admitted."""
+
+
+async def _let_send(request: web.Request) -> None:
+    request[CONNECTION].reading = True
+    if request.headers.get("Expect", "").lower() == "100-continue":
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        request.writer.output_size = 0  # the answer itself has not begun
+
+
+async def _begin_draining(app: web.Application) -> None:
+    begin_draining(app[SERVER])
+
+
+async def _resources(app: web.Application) -> AsyncIterator[None]:
+    yield
+    server = app[SERVER]
+    await server.store.close()
+    server.threads.shutdown(wait=False, cancel_futures=True)
+
+
+async def _working(app: web.Application) -> AsyncIterator[None]:
+    server = app[SERVER]
+    server.worker = asyncio.create_task(Worker(server).run(server.stopping))
+    yield
+    begin_draining(server)
+    await asyncio.wait({server.worker}, timeout=server.settings.drain_seconds)
+    server.worker.cancel()
+    await asyncio.gather(server.worker, return_exceptions=True)

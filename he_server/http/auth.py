@@ -1,0 +1,62 @@
+"""Who may call a route: the request's proof and the role."""
+
+from __future__ import annotations
+
+from typing import Literal, TypeAlias
+
+from aiohttp import web
+
+from he_protocol.identity.credentials import Party
+from he_protocol.identity.requests import check_request
+from he_protocol.identity.revocation import check_key
+from he_protocol.problems import UNAUTHENTICATED, WRONG_ROLE, Refusal
+from he_server.services.context import Server
+from he_server.services.door import Connection
+
+Access: TypeAlias = Literal["public", "any", "client", "holder"]
+PARTY = web.RequestKey("party", Party)
+CONNECTION = web.RequestKey("connection", Connection)
+
+
+async def authenticate(server: Server, request: web.Request, access: Access) -> None:
+    """Check who sends a request and keep the `Party` in it. Raises what `check_request` raises, and
+    `revoked-key`, `replayed-request`, `too-many-connections` or `wrong-role`."""
+    if access == "public":
+        return
+    connection = request[CONNECTION]
+    try:
+        party = await _checked(server, request)
+    except Refusal:
+        server.door.doubt(connection)
+        raise
+    server.door.prove(connection, party.public)
+    request[PARTY] = party
+    if access not in {"any", party.role}:
+        raise Refusal(WRONG_ROLE, f"{party.name!r} may not do this", expected=access, got=party.role)
+
+
+async def _checked(server: Server, request: web.Request) -> Party:
+    """Who proves to have sent a request. Signatures of strangers never keep those of known parties waiting."""
+    now = server.clock()
+    check = server.unproved if request[CONNECTION].stranger else server.signatures
+    party, proof = await check(
+        lambda: check_request(
+            request.headers.get("Authorization", ""),
+            request.headers.get("DPoP", ""),
+            authority=server.authority,
+            audience=server.key.name,
+            method=request.method,
+            path=request.raw_path,
+            now=now,
+        )
+    )
+    check_key(await server.revocations(), party.name, party.public)
+    server.replays.use(party.public, proof, now)
+    return party
+
+
+def party_of(request: web.Request) -> Party:
+    """Who sent the request."""
+    if PARTY not in request:
+        raise Refusal(UNAUTHENTICATED, "the route needs a credential")
+    return request[PARTY]

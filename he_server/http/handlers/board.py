@@ -1,0 +1,57 @@
+"""The board of a key ceremony: a dumb list of signed posts, one per holder and phase."""
+
+from __future__ import annotations
+
+from aiohttp import web
+
+from he_protocol.documents import PHASES, Board, BoardEntry, Phase
+from he_protocol.problems import NOT_FOUND, Refusal
+from he_server.blobs.keys import post_blob
+from he_server.http.auth import party_of
+from he_server.http.params import task_of
+from he_server.http.responses import answer, stream_blob
+from he_server.rules.board import POST_LIMIT
+from he_server.rules.bodies import FRAME_ROOM, Sender
+from he_server.rules.committee import check_member, check_self
+from he_server.services.board import accept_post
+from he_server.services.context import Server
+from he_server.services.frames import Frame
+
+
+def phase_of(request: web.Request) -> Phase:
+    """The phase that the path names. Raises `not-found`."""
+    wanted = request.match_info["phase"]
+    for phase in PHASES:
+        if phase == wanted:
+            return phase
+    raise Refusal(NOT_FOUND, "no such phase", expected=", ".join(PHASES), got=wanted[:80])
+
+
+async def list_posts(server: Server, request: web.Request) -> web.StreamResponse:
+    task = await task_of(server, request)
+    phase = phase_of(request)
+    posts = await server.store.posts(task.id, phase)
+    return answer(Board(phase, tuple(BoardEntry(post.holder, post.message, post.size) for post in posts)))
+
+
+async def get_post(server: Server, request: web.Request) -> web.StreamResponse:
+    task = await task_of(server, request)
+    post = await server.store.post(task.id, phase_of(request), request.match_info["holder"])
+    return await stream_blob(server, request, post_blob(task.id, post.blob))
+
+
+async def sender_of_post(server: Server, request: web.Request) -> Sender:
+    party = party_of(request)
+    check_member(await task_of(server, request), party)
+    return Sender(party.public, FRAME_ROOM + POST_LIMIT)
+
+
+async def put_post(server: Server, request: web.Request) -> web.StreamResponse:
+    task = await task_of(server, request)
+    phase = phase_of(request)
+    party = party_of(request)
+    check_member(task, party)
+    check_self(party, request.match_info["holder"])
+    frame = Frame(request.content, server.settings.max_update_bytes, request.content_length)
+    entry, created = await accept_post(server, task, phase, party, frame)
+    return answer(entry, 201 if created else 200)

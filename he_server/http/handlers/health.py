@@ -1,0 +1,49 @@
+"""Probes, metrics, and the server's own description."""
+
+from __future__ import annotations
+
+import msgspec
+from aiohttp import web
+
+from he_protocol.documents import AuditStatus, Document
+from he_protocol.messages import AuditHead
+from he_protocol.problems import INTERNAL, SHUTTING_DOWN, Refusal
+from he_server.http.responses import answer
+from he_server.services.context import Server
+
+EXPOSITION = "text/plain; version=0.0.4; charset=utf-8"
+
+
+class Health(Document, frozen=True):
+    """Answer of the probes."""
+
+    status: str
+
+
+async def get_health(_server: Server, _request: web.Request) -> web.StreamResponse:
+    return answer(Health("alive"))
+
+
+async def get_ready(server: Server, _request: web.Request) -> web.StreamResponse:
+    if server.draining:
+        raise Refusal(SHUTTING_DOWN, "requests in flight are being finished")
+    await server.store.ping()
+    await server.pressure.check_disk()
+    await server.probe()
+    if not server.working():
+        raise Refusal(INTERNAL, "the worker has stopped")
+    return answer(Health("ready"))
+
+
+async def get_metrics(server: Server, _request: web.Request) -> web.StreamResponse:
+    return web.Response(body=await server.exposition(), headers={"Content-Type": EXPOSITION})
+
+
+async def get_audit_head(server: Server, _request: web.Request) -> web.StreamResponse:
+    seq, digest = await server.store.audit_head()
+    head = AuditHead(server.key.name, seq, digest, int(server.clock()))
+    return answer(AuditStatus(await server.thread(server.key.signing.sign, head)))
+
+
+async def get_openapi(server: Server, _request: web.Request) -> web.StreamResponse:
+    return answer(msgspec.Raw(server.openapi))

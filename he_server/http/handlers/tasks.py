@@ -1,0 +1,44 @@
+"""Tasks and their models."""
+
+from __future__ import annotations
+
+from aiohttp import web
+
+from he_protocol.documents import TaskList
+from he_protocol.problems import NOT_FOUND, Refusal
+from he_server.blobs.keys import model_blob
+from he_server.http.params import task_of
+from he_server.http.responses import answer, stream_blob
+from he_server.services.context import Server
+from he_server.services.frames import Frame
+from he_server.services.tasks import accept_task, task_status
+
+MODEL_VERSION = "HushSum-Model-Version"
+
+
+async def list_tasks(server: Server, _request: web.Request) -> web.StreamResponse:
+    records = await server.store.tasks()
+    return answer(TaskList(tuple([await task_status(server, record) for record in records])))
+
+
+async def get_task(server: Server, request: web.Request) -> web.StreamResponse:
+    task = await task_of(server, request)
+    return answer(await task_status(server, await server.store.task(task.id)))
+
+
+async def post_task(server: Server, request: web.Request) -> web.StreamResponse:
+    frame = Frame(request.content, server.settings.max_update_bytes, request.content_length)
+    task, created = await accept_task(server, frame, request.content_length)
+    return answer(await task_status(server, await server.store.task(task.id)), 201 if created else 200)
+
+
+async def get_model(server: Server, request: web.Request) -> web.StreamResponse:
+    task = await task_of(server, request)
+    wanted = request.query.get("version")
+    if wanted is not None and not (wanted.isascii() and wanted.isdigit() and len(wanted) <= 15):
+        raise Refusal(NOT_FOUND, "no such model version", got=wanted[:80])
+    model = await server.store.model(task.id, None if wanted is None else int(wanted))
+    headers = {"ETag": f'"{model.sha256}"', MODEL_VERSION: str(model.version), "Cache-Control": "no-cache"}
+    if any(tag.value in {model.sha256, "*"} for tag in request.if_none_match or ()):
+        return web.Response(status=304, headers=headers)
+    return await stream_blob(server, request, model_blob(task.id, model.sha256), headers=headers)

@@ -1,0 +1,80 @@
+"""Adding updates up while their round is open, and the rest once it is closed."""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+from typing import Literal, TypeAlias
+
+import structlog
+
+from he_protocol.problems import DISK_FULL, INTERNAL, WRONG_STATE, Refusal
+from he_protocol.task import Task
+from he_server.blobs import keys
+from he_server.blobs.vectors import fold_updates
+from he_server.jobs.leases import kept
+from he_server.jobs.outcomes import DAMAGED, fail
+from he_server.rules.admission import room
+from he_server.rules.records import RoundRecord
+from he_server.rules.rounds import fold_due
+from he_server.services.context import Server
+from he_server.services.receive import discard, recording
+from he_server.store.folding import Fold
+
+Progress: TypeAlias = Literal["folded", "wait", "done"]
+
+log = structlog.get_logger()
+
+
+async def fold(server: Server, task: Task, record: RoundRecord, now: float) -> Progress:
+    """Fold a batch of updates, if that is due; "done" when all are folded."""
+    backlog = await server.store.backlog(record.id, now)
+    size = task.part("sum").size
+    filled = sum(backlog.waiting.values()) * size / room(size, server.settings.ingest_bytes)
+    bucket = fold_due(backlog.waiting, record.state, waited=now - backlog.oldest, filled=filled)
+    if bucket is None:
+        return "wait" if backlog.unfolded else "done"
+    seconds = server.settings.lease_seconds
+    claimed = await server.store.begin_fold(record.id, bucket, now, seconds)
+    if claimed is None:
+        return "wait"
+    async with kept(server, partial(server.store.renew_fold, claimed)):
+        try:
+            await fold_in(server, task, claimed)
+        except FileNotFoundError as error:
+            await cannot_fold(server, task, record, claimed, str(error))
+        except Refusal as refusal:
+            if refusal.problem in DAMAGED:
+                await cannot_fold(server, task, record, claimed, refusal.detail)
+            elif refusal.problem not in {WRONG_STATE, DISK_FULL}:
+                raise
+            log.warning("fold put off", task=task.id, round=record.number, problem=refusal.problem.slug)
+    return "folded"
+
+
+async def fold_in(server: Server, task: Task, claimed: Fold) -> None:
+    """Bytes first, then the row that counts them, then away with what it replaces."""
+    made, start = keys.fresh(), time.monotonic()
+    before = keys.accumulator_blob(claimed.blob) if claimed.blob else None
+    terms = [(keys.update_blob(claim.blob), claim.position) for claim in claimed.updates]
+    after = keys.accumulator_blob(made)
+    await server.thread(fold_updates, task, server.blobs, before, terms, after)
+    async with recording(server, after):
+        await server.store.checkpoint(claimed, made, partial(server.check_kept, after, WRONG_STATE))
+    server.pressure.relieved()
+    server.metrics.fold.observe(time.monotonic() - start)
+    done = await server.store.folded_blobs(claim.blob for claim in claimed.updates)
+    added = [] if await server.retains() else [keys.update_blob(blob) for blob in done]
+    await discard(server, [*added, *([before] if before else [])])
+
+
+async def cannot_fold(server: Server, task: Task, record: RoundRecord, claimed: Fold, error: str) -> None:
+    """An open round goes on until it closes; a closed one fails. Bytes that went with a lost lease are no loss."""
+    now, seconds = server.clock(), server.settings.lease_seconds
+    if not await server.store.renew_fold(claimed, now, seconds):
+        return
+    log.error("bytes of updates are gone", task=task.id, round=record.number, error=error)
+    if record.state == "closed":
+        lease = await server.store.lease(record, now, seconds)
+        if lease is not None:
+            await fail(server, task, lease, INTERNAL, "stored bytes of the round are gone", {})

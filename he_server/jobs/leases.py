@@ -1,0 +1,37 @@
+"""Leases of rounds and accumulators, kept for as long as something long runs under them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import TypeAlias
+
+from he_server.services.context import Server
+
+Renew: TypeAlias = Callable[[float, float], Awaitable[bool]]
+"""Renews a lease at a time (Unix seconds), for so many seconds; False when it is lost."""
+
+
+@asynccontextmanager
+async def kept(server: Server, renew: Renew) -> AsyncIterator[None]:
+    """Renew a lease while something long runs under it."""
+    renewing = asyncio.create_task(_renew(server, renew))
+    try:
+        yield
+    except asyncio.CancelledError:  # the process stops: let it run out now, so that another goes on at once
+        renewing.cancel()
+        await renew(server.clock(), 0.0)
+        raise
+    finally:
+        renewing.cancel()
+        await asyncio.gather(renewing, return_exceptions=True)
+
+
+async def _renew(server: Server, renew: Renew) -> None:
+    seconds = server.settings.lease_seconds
+    while True:
+        await asyncio.sleep(seconds / 3)
+        if not await renew(server.clock(), seconds):
+            server.metrics.leases_lost.inc()
+            return

@@ -1,0 +1,231 @@
+"""Opening one round: from the holders' shares to the next model, block by block.
+
+Every bucket's sum is opened twice. The first time only tells which choice of shares opens it, if any; the second time
+writes what is published. So nothing is written for a bucket that is dropped, and memory holds one block of each bucket.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial, reduce
+from hashlib import file_digest, sha256
+
+import numpy as np
+import structlog
+
+from he_protocol.documents import DroppedBucket, Failure
+from he_protocol.identity.jws import read_unverified
+from he_protocol.messages import Manifest, Share
+from he_protocol.privacy.quantise import Integers
+from he_protocol.problems import COMBINE_REFUSED, Refusal
+from he_protocol.schemes.scheme import OpenBlock, blocks
+from he_protocol.sharing import Resolution, choices
+from he_protocol.task import Task, sum_plan
+from he_server.blobs.keys import fresh, model_blob, sum_blob, total_blob, velocity_blob
+from he_server.blobs.local import Blobs, BlobWriter
+from he_server.blobs.tensor_file import TensorFile, model_file, sum_file, velocity_file
+from he_server.blobs.vectors import Released, claims_of, read_total, share_readers, sum_layout
+from he_server.rules.aggregation import check_range, mean_of, step, weight_of
+from he_server.rules.choosing import Candidate, Settled, Unsettled, settle
+from he_server.rules.records import ModelRecord, RoundRecord, ShareRecord
+from he_server.services.context import Server
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A round's stored outcome: the SHA-256 of the new model, of how many updates it is, and what is not in it."""
+
+    sha256: str
+    updates: int
+    dropped: tuple[DroppedBucket, ...]
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """A bucket that opens: the blob of its sum, what opens it, its updates and their weight."""
+
+    total: str
+    open_block: OpenBlock
+    updates: int
+    weight: float
+
+
+@dataclass(frozen=True)
+class Checked:
+    """The buckets that open, and those that never will."""
+
+    kept: tuple[Bucket, ...]
+    dropped: tuple[DroppedBucket, ...]
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """Other holders may know better than those that answered. `detail`: what is wrong with these shares."""
+
+    detail: str
+
+
+def released_shares(task: Task, shares: Sequence[ShareRecord]) -> list[Released]:
+    """Stored shares (verified when they came), by the holder's number."""
+    numbers = {holder.name: index for index, holder in enumerate(task.config.holders)}
+    found = [Released(numbers[s.holder], read_unverified(s.token, Share), s.blob) for s in shares]
+    return sorted(found, key=lambda item: item.holder)
+
+
+async def open_sum(
+    server: Server, task: Task, record: RoundRecord, base: ModelRecord, released: Sequence[Released], *, last: bool
+) -> Opened | Waiting | Refusal:
+    """The round's outcome; or why these shares do not open it yet; or the `combine-refused` that ends it.
+
+    Unless these shares are the `last`, a bucket is dropped only where no other holder can know better.
+    """
+    try:
+        manifest = await server.thread(read_unverified, record.manifest, Manifest)
+        checked = await server.thread(check_buckets, task, server.blobs, record.id, manifest, released, last=last)
+        if isinstance(checked, Waiting):
+            return checked
+        digest = await server.thread(write_version, task, server.blobs, record.id, checked.kept, base)
+    except Refusal as refusal:
+        if refusal.problem != COMBINE_REFUSED:
+            raise
+        return refusal
+    return Opened(digest, sum(bucket.updates for bucket in checked.kept), checked.dropped)
+
+
+def check_buckets(
+    task: Task, blobs: Blobs, round_id: int, manifest: Manifest, released: Sequence[Released], *, last: bool
+) -> Checked | Waiting:
+    """Open one bucket after the other and keep nothing: those that open, and those that do not.
+
+    Blocks. Raises `combine-refused` when none opens and no other shares will change that.
+    """
+    members: dict[int, list[str]] = {}
+    for entry in manifest.updates:
+        members.setdefault(entry.bucket, []).append(entry.update_id.hex())
+    kept: list[Bucket] = []
+    dropped: list[DroppedBucket] = []
+    for bucket, ids in sorted(members.items()):
+        sums = Contested(task, blobs, total_blob(round_id, bucket), released, bucket, len(ids), len(manifest.updates))
+        outcome = sums.outcome(last=last)
+        if isinstance(outcome, Settled):
+            candidate = outcome.candidate
+            kept.append(Bucket(sums.total, candidate.open_block, len(ids), candidate.weight))
+            if suspects := outcome.choice.suspects:  # or a client of this bucket sealed different keys to them
+                names = [task.config.holders[i].name for i in sorted(suspects)]
+                log.warning(
+                    "the opened sum contradicts key holders",
+                    task=task.id,
+                    round=manifest.round,
+                    bucket=bucket,
+                    suspects=names,
+                )
+            continue
+        reason = _reason(outcome.refusal, released, bucket)
+        if not (last or outcome.final):
+            return Waiting(f"bucket {bucket}: {reason}")
+        dropped.append(DroppedBucket(bucket, tuple(ids), Failure(COMBINE_REFUSED.urn, reason)))
+    if not kept:
+        raise Refusal(COMBINE_REFUSED, f"no bucket opens; bucket {dropped[0].bucket}: {dropped[0].failure.detail}")
+    return Checked(tuple(kept), tuple(dropped))
+
+
+@dataclass(frozen=True)
+class Contested:
+    """One bucket's sum and the shares that may open it: `count` of the round's `of` updates."""
+
+    task: Task
+    blobs: Blobs
+    total: str
+    released: Sequence[Released]
+    bucket: int
+    count: int
+    of: int
+
+    def outcome(self, *, last: bool) -> Settled | Unsettled:
+        """The one sum that is believed, if there is one."""
+        sharing = self.task.sharing
+        claims = claims_of(self.released, self.bucket)
+        found = choices(sharing, claims)
+        attempt = partial(self._attempt, contested=len(found) > 1)
+        heard = [holder for holder, parts in claims.items() if parts]
+        return settle(sharing, found, attempt, heard=heard, binding=self.task.scheme.binding, last=last)
+
+    def _attempt(self, choice: Resolution, *, contested: bool) -> Candidate:
+        """Open the whole sum with these shares. Raises `combine-refused` at the first block that cannot be right."""
+        task = self.task
+        readers = share_readers(task, self.blobs, self.released, self.bucket, choice)
+        open_block = task.scheme.opener(readers, task.length, self.count, task.epoch_id)
+        largest, final, digest = sum_plan(task.config).largest(task.config.scale, self.count), 0, sha256()
+        for _, (opened,) in _opened(task, self.blobs, [(self.total, open_block)]):
+            check_range(opened, largest)
+            final = int(opened[-1])
+            if contested:  # to tell whether two choices open to one sum
+                digest.update(np.ascontiguousarray(opened).data)
+        return Candidate(open_block, weight_of(task.config, final, self.count, self.of), digest.digest())
+
+
+def write_version(task: Task, blobs: Blobs, round_id: int, kept: Sequence[Bucket], base: ModelRecord) -> str:
+    """Store the opened sum of these buckets, the model after `base`, and its velocity; the model's SHA-256.
+
+    Blocks. Raises `combine-refused` when the model would leave the range of float32, and `disk-full`.
+    """
+    models, velocities, sums = model_file(task), velocity_file(task), sum_file(task)
+    old_model, old_velocity = model_blob(task.id, base.sha256), velocity_blob(task.id, base.sha256)
+    models.check(blobs, old_model)
+    moved = base.sha256 != task.config.initial_model.hex()  # whatever its version is: see `RoundStore.recover`
+    if moved:
+        velocities.check(blobs, old_velocity)
+    weights = [bucket.weight for bucket in kept]
+    with ExitStack() as stack:
+
+        def begin(name: str, file: TensorFile) -> BlobWriter:
+            writer = stack.enter_context(blobs.writer(name))
+            writer.write(file.header)
+            return writer
+
+        new_sum = begin(sum_blob(task.id, round_id), sums)
+        new_velocity = begin(velocity_blob(task.id, fresh()), velocities)  # until the model's hash is known
+        new_model = begin(model_blob(task.id, fresh()), models)
+        for first, opened in _opened(task, blobs, [(bucket.total, bucket.open_block) for bucket in kept]):
+            sums.write(new_sum, first, reduce(np.add, opened))
+            values = [piece[: task.parameters - first] for piece in opened]  # without the weight that rode along
+            if not (count := len(values[0])):
+                continue
+            model = models.read(blobs, old_model, first, count)
+            velocity = np.zeros(count, dtype=np.float32)
+            if moved:
+                velocity = velocities.read(blobs, old_velocity, first, count)
+            model, velocity = step(model, velocity, mean_of(values, weights, task.config), task.config.optimiser)
+            models.write(new_model, first, model)
+            velocities.write(new_velocity, first, velocity)
+        sums.write(new_sum, task.length, np.array([sum(bucket.updates for bucket in kept)]))
+        digest = file_digest(new_model.reread(0), "sha256").hexdigest()
+        new_velocity.rename(blobs.path(velocity_blob(task.id, digest)))
+        new_model.rename(blobs.path(model_blob(task.id, digest)))
+        for writer in (new_velocity, new_sum, new_model):
+            writer.commit()
+    return digest
+
+
+def _opened(task: Task, blobs: Blobs, sums: Sequence[tuple[str, OpenBlock]]) -> Iterator[tuple[int, list[Integers]]]:
+    """The same block of every sum after the other, each with the number of its first integer."""
+    at = 0
+    for first, count in blocks(sum_layout(task).shape, len(sums)):
+        opened = [open_block(first, read_total(task, blobs, total, first, count)) for total, open_block in sums]
+        yield at, opened
+        at += len(opened[0])
+
+
+def _reason(refusal: Refusal, released: Sequence[Released], bucket: int) -> str:
+    """Why a bucket was dropped: what its shares came to, and the updates that holders could not use."""
+    named = [
+        f"{item.share.holder} cannot use update {failed.update_id.hex()} ({failed.problem})"
+        for item in released
+        for failed in item.share.failed
+        if failed.bucket == bucket
+    ]
+    return "; ".join([refusal.detail, *named])

@@ -1,0 +1,1 @@
+"""What the server does, whoever asks for it: no HTTP here."""

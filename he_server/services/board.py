@@ -1,0 +1,41 @@
+"""The board of a key ceremony: a post from its frame onto the board."""
+
+from __future__ import annotations
+
+from he_protocol.documents import BoardEntry, Phase
+from he_protocol.identity.credentials import Party
+from he_protocol.problems import NOT_FOUND, Refusal
+from he_protocol.task import Task
+from he_server.blobs.keys import fresh, post_blob
+from he_server.rules.board import POST_LIMIT, read_post
+from he_server.rules.records import PostRecord
+from he_server.rules.updates import check_binding
+from he_server.services.context import Server
+from he_server.services.frames import Frame
+from he_server.services.receive import keep_body, recording
+from he_server.store.tasks import check_same_post
+
+
+async def accept_post(server: Server, task: Task, phase: Phase, party: Party, frame: Frame) -> tuple[BoardEntry, bool]:
+    """Check a frame that a member of the committee sent and put it on the board; False for the same again.
+
+    Raises whatever is wrong with it, `not-found` for a task without a ceremony, or `ceremony-conflict` when the holder
+    posted something else before.
+    """
+    if not task.scheme.ceremony:
+        raise Refusal(NOT_FOUND, f"scheme {task.config.scheme} has no key ceremony")
+    token = await frame.token()
+    message = read_post(phase, token, party)
+    check_binding(task, message.task_hash, message.epoch)
+    before = [post for post in await server.store.posts(task.id, phase) if post.holder == party.name]
+    if before:
+        check_same_post(before[0].message, token, phase)
+        return BoardEntry(party.name, token, before[0].size), False
+    blob = fresh()
+    name = post_blob(task.id, blob)
+    post = PostRecord(party.name, token, await keep_body(server, frame, name, POST_LIMIT), blob)
+    async with recording(server, name):
+        created = await server.store.post_to_board(task.id, phase, post)
+    if not created:
+        await server.thread(server.blobs.delete, name)
+    return BoardEntry(post.holder, token, post.size), created

@@ -1,0 +1,84 @@
+"""A task's initial model as anybody may send it: it is decided what it is before it is written, or not written at all.
+
+It comes in the one form that is stored, so that its bytes have one hash, and is never whole in memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+
+from he_protocol.problems import DIGEST_MISMATCH, OVERLOADED, Refusal
+from he_protocol.task import MODEL_ROOM, Task
+from he_server.blobs.keys import fresh, model_blob
+from he_server.blobs.local import BlobWriter
+from he_server.blobs.tensor_file import check_finite, check_header, header_size, model_file
+from he_server.services.context import Server
+from he_server.services.frames import Frame
+from he_server.services.receive import gathered
+
+
+@contextmanager
+def adding(server: Server, task: Task) -> Iterator[None]:
+    """Around writing a task's initial model: one at a time. Raises `overloaded`."""
+    if task.id in server.adding:
+        raise Refusal(OVERLOADED, "the task is just being added")
+    server.adding.add(task.id)
+    try:
+        yield
+    finally:
+        server.adding.discard(task.id)
+
+
+def check_model(task: Task, got: str) -> None:
+    """Raises `digest-mismatch` unless a model has the SHA-256 (here in hex) that the authority signed."""
+    if got != (expected := task.config.initial_model.hex()):
+        raise Refusal(DIGEST_MISMATCH, "the initial model", expected=expected, got=got)
+
+
+async def read_model(server: Server, frame: Frame, task: Task) -> str:
+    """The SHA-256 of the model in a frame, of which nothing is kept. Raises what `keep_incoming` raises."""
+    made = hashlib.sha256()
+    async for block in gathered(_blocks(frame, task)):
+        await server.thread(made.update, block)
+    return made.hexdigest()
+
+
+async def keep_incoming(server: Server, frame: Frame, task: Task) -> str:
+    """Make the model in a frame durable; its SHA-256. A refusal leaves nothing behind.
+
+    Raises `malformed`, `bad-tensors`, `digest-mismatch`, `wrong-size`, `trailing-bytes`, `disk-full`, or `overloaded`
+    for want of room.
+    """
+    await server.pressure.check_disk(model_file(task).size)
+    made = hashlib.sha256()
+    writer = await server.thread(server.blobs.writer, fresh())  # until its hash is known
+
+    def write(block: bytes) -> None:
+        writer.write(block)
+        made.update(block)
+
+    try:
+        async for block in gathered(_blocks(frame, task)):
+            await server.thread(write, block)
+        await server.thread(_finish, server, task, writer, made.hexdigest())
+    finally:
+        await server.thread(writer.close)
+    return made.hexdigest()
+
+
+def _finish(server: Server, task: Task, writer: BlobWriter, sha256: str) -> None:
+    check_model(task, sha256)
+    check_finite(writer.reread(len(model_file(task).header)))
+    writer.rename(server.blobs.place(model_blob(task.id, sha256)))
+    writer.commit()
+
+
+async def _blocks(frame: Frame, task: Task) -> AsyncIterator[bytes]:
+    prefix = await frame.exactly(8)
+    text = await frame.exactly(header_size(prefix, MODEL_ROOM))
+    check_header(prefix + text, task)
+    yield prefix + text
+    async for block in frame.blocks(4 * task.parameters):
+        yield block

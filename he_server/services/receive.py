@@ -1,0 +1,179 @@
+"""Bodies from the network to disk: streamed, hashed and checked on the way, never whole in memory."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Sequence
+from contextlib import ExitStack, asynccontextmanager
+from dataclasses import dataclass
+
+from he_protocol.arithmetic.residues import ResidueLayout, check
+from he_protocol.problems import (
+    DATABASE_UNAVAILABLE,
+    DIGEST_MISMATCH,
+    DISK_FULL,
+    Refusal,
+)
+from he_server.blobs.local import Blobs, BlobWriter
+from he_server.blobs.vectors import check_vector
+from he_server.services.context import Server
+from he_server.services.frames import Frame
+
+BLOCK_BYTES = 256 * 1024
+"""Bytes that are handed to a thread at once: so much of every upload under way is in memory."""
+
+
+@dataclass(frozen=True)
+class Section:
+    """One piece of a body: the blob that keeps it (after the blob's earlier sections), its size in bytes,
+    its SHA-256, and the layout of its residues if it has one."""
+
+    name: str
+    blob: str
+    size: int
+    sha256: bytes
+    layout: ResidueLayout | None
+
+
+async def gathered(blocks: AsyncIterable[bytes]) -> AsyncIterator[bytes]:
+    """The same bytes in blocks of `BLOCK_BYTES` or more; the last may be smaller."""
+    held = bytearray()
+    async for block in blocks:
+        held += block
+        if len(held) >= BLOCK_BYTES:
+            yield bytes(held)
+            held.clear()
+    if held:
+        yield bytes(held)
+
+
+class Intake:
+    """Writes a body's sections into their blobs and hashes them while they arrive."""
+
+    def __init__(self, blobs: Blobs, sections: Sequence[Section]) -> None:
+        self._blobs = blobs
+        self._sections = sections
+        self._hashes = [hashlib.sha256() for _ in sections]
+        self._at = 0
+        self._left = sections[0].size if sections else 0
+        self._writers: dict[str, BlobWriter] = {}
+        self._opened = ExitStack()
+
+    def feed(self, block: bytes) -> None:
+        """Take the next bytes; the caller has checked that they are not too many."""
+        if not self._writers:
+            for name in dict.fromkeys(section.blob for section in self._sections):
+                self._writers[name] = self._opened.enter_context(self._blobs.writer(name))
+        view = memoryview(block)
+        while view:
+            while not self._left:
+                self._at += 1
+                self._left = self._sections[self._at].size
+            piece, view = view[: self._left], view[self._left :]
+            self._writers[self._sections[self._at].blob].write(piece)
+            self._hashes[self._at].update(piece)
+            self._left -= len(piece)
+
+    def finish(self, block: bytes) -> None:
+        """Take the last bytes, check digests and residues, then commit all blobs.
+
+        Raises `digest-mismatch` or `residue-out-of-range`.
+        """
+        self.feed(block)
+        for section, made in zip(self._sections, self._hashes, strict=True):
+            _check_digest(section, made.digest())
+        offsets = dict.fromkeys(self._writers, 0)
+        for section in self._sections:
+            if section.layout is not None:
+                check_vector(self._writers[section.blob].reread(offsets[section.blob]), section.layout)
+            offsets[section.blob] += section.size
+        for writer in self._writers.values():
+            writer.commit()
+        self.close()
+
+    def close(self) -> None:
+        """Release all files; what was not committed is removed."""
+        self._opened.close()
+
+
+def check_body(body: bytearray, sections: Sequence[Section]) -> dict[str, memoryview]:
+    """A whole body that is held in memory, checked and cut into its sections: by the blobs that will keep them.
+
+    Raises `digest-mismatch` or `residue-out-of-range`.
+    """
+    found, rest = {}, memoryview(body)
+    for section in sections:
+        piece, rest = rest[: section.size], rest[section.size :]
+        _check_digest(section, hashlib.sha256(piece).digest())
+        if section.layout is not None:
+            check(piece, section.layout)
+        found[section.blob] = piece
+    return found
+
+
+def _check_digest(section: Section, made: bytes) -> None:
+    if made != section.sha256:
+        raise Refusal(DIGEST_MISMATCH, f"part {section.name}", expected=section.sha256.hex(), got=made.hex())
+
+
+@asynccontextmanager
+async def recording(server: Server, *blobs: str) -> AsyncIterator[None]:
+    """Around the transaction that makes a row for `blobs`: a refusal removes them.
+
+    When the database fails, the commit may have happened, and then the bytes belong to a row: they
+    stay, and are swept later if they belong to none.
+    """
+    try:
+        yield
+    except Refusal as refusal:
+        if refusal.problem not in {DATABASE_UNAVAILABLE, DISK_FULL}:
+            await discard(server, blobs)
+        raise
+
+
+async def discard(server: Server, blobs: Iterable[str]) -> None:
+    """Remove blobs that no row refers to."""
+    await server.thread(delete_all, server.blobs, tuple(blobs))
+
+
+def delete_all(blobs: Blobs, names: Iterable[str]) -> None:
+    """One hop to a thread for all of them."""
+    for name in names:
+        blobs.delete(name)
+
+
+async def keep_body(server: Server, frame: Frame, name: str, limit: int) -> int:
+    """Make a body of at most `limit` bytes durable as it arrives, or leave nothing behind; its size.
+
+    Raises `too-large` or `disk-full`.
+    """
+    writer, size = await server.thread(server.blobs.writer, name), 0
+    try:
+        async for block in gathered(frame.pieces(limit)):
+            server.metrics.received.inc(len(block))
+            size += len(block)
+            await server.thread(writer.write, block)
+        await server.thread(writer.commit)
+    finally:
+        await server.thread(writer.close)
+    return size
+
+
+async def receive(server: Server, frame: Frame, sections: Sequence[Section]) -> None:
+    """Make a body durable in the blobs that its sections name, or leave nothing behind.
+
+    Raises `too-large`, `wrong-size`, `trailing-bytes`, `digest-mismatch`, `residue-out-of-range` or `disk-full`.
+    """
+    intake, last = Intake(server.blobs, sections), b""
+    try:
+        async for block in gathered(frame.blocks(sum(section.size for section in sections))):
+            server.metrics.received.inc(len(block))
+            if last:
+                await server.thread(intake.feed, last)
+            last = block
+        await server.thread(intake.finish, last)
+    except BaseException as error:
+        await server.thread(intake.close)
+        if isinstance(error, Refusal):  # one blob may be committed where the next has no room
+            await discard(server, {section.blob for section in sections})
+        raise

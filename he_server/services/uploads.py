@@ -1,0 +1,124 @@
+"""Resumable uploads: begun, appended to, and offered as a whole once their bytes are all there."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import AsyncIterable, AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+
+from he_protocol.identity.credentials import Party
+from he_protocol.problems import NOT_FOUND, Refusal
+from he_protocol.task import Task
+from he_server.blobs.keys import fresh, upload_blob
+from he_server.blobs.upload_file import BLOCK_BYTES, FileSource, UploadFile
+from he_server.rules.uploads import check_chunk, check_fits, is_final
+from he_server.services.context import Server
+from he_server.services.frames import Frame
+from he_server.services.submit import accept
+from he_server.store.uploads import UploadRecord
+
+
+async def begin_upload(server: Server, task: Task, party: Party, update_id: bytes, length: int) -> UploadRecord:
+    """A new upload of an update, of `length` bytes; the one that stands if its client began it before.
+
+    Raises `too-many-uploads`, `overloaded` or `disk-full`.
+    """
+    now = server.clock()
+    new = UploadRecord(
+        id=fresh(),
+        task_hash=task.id,
+        update_id=update_id.hex(),
+        client=party.name,
+        public=party.public.hex(),
+        length=length,
+        created=now,
+        expires=now + server.settings.upload_seconds,
+    )
+    room = (await server.pressure.load()).free - server.settings.min_free_bytes
+    upload = await server.store.add_upload(new, server.settings.max_uploads_per_client, room)
+    if not upload.ended:
+        await server.thread(UploadFile.create, server.blobs.path(upload_blob(upload.id)))
+    return upload
+
+
+@asynccontextmanager
+async def opened_upload(server: Server, upload_id: str) -> AsyncIterator[tuple[UploadRecord, UploadFile | None]]:
+    """An upload with its file and the file's lock; without them when it has ended.
+
+    Raises `not-found`, `upload-expired` or `upload-locked`.
+    """
+    file = UploadFile(server.blobs.path(upload_blob(upload_id)))
+    try:
+        found = await server.thread(file.open)
+        upload = await server.store.upload(upload_id, server.clock())  # under the lock nobody else ends it
+        if not found and not upload.ended:
+            raise Refusal(NOT_FOUND, "the upload's bytes are gone")
+        yield upload, None if upload.ended else file
+    finally:
+        await server.thread(file.close)
+
+
+async def append_chunk(
+    server: Server, upload: UploadRecord, file: UploadFile, body: AsyncIterable[bytes], wanted: tuple[str, bytes] | None
+) -> None:
+    """Append a body and make it durable: also the beginning of one that breaks off. A refusal leaves nothing.
+
+    wanted: an algorithm, and the digest that the body must have. Raises `too-large`, `checksum-mismatch`, `disk-full`.
+    """
+    start = file.size
+    digest = hashlib.new(wanted[0], usedforsecurity=False) if wanted is not None else None
+    held = bytearray()
+
+    def write(block: bytes) -> None:
+        file.append(block)
+        if digest is not None:
+            digest.update(block)
+
+    async def flush() -> None:
+        block = bytes(held)
+        held.clear()  # first: a request that is cancelled while it writes must not write this again
+        await server.thread(write, block)
+
+    try:
+        async for piece in body:
+            held += piece
+            check_fits(upload.length, file.size, len(held))
+            if len(held) >= BLOCK_BYTES:
+                await flush()
+        await flush()
+        if wanted is not None and digest is not None:
+            check_chunk(wanted[1], digest.digest())
+    except Refusal:
+        held.clear()
+        await server.thread(file.truncate, start)
+        raise
+    finally:
+        await flush()
+        if file.size != start:
+            await server.thread(file.sync)
+
+
+async def complete_upload(server: Server, upload: UploadRecord, file: UploadFile) -> UploadRecord:
+    """Offer a frame whose bytes are all there as the PUT of an update would; how that ended is kept.
+
+    Raises the refusals that may not be met again; then the bytes stay, for the next request to try.
+    """
+    task = await server.task(upload.task_hash)
+    frame = Frame(FileSource(file), server.settings.max_update_bytes, upload.length)
+    try:
+        accepted = await accept(server, task, bytes.fromhex(upload.update_id), upload.party, frame)
+        ended = replace(upload, receipt=accepted.receipt, round=accepted.round)
+    except Refusal as refusal:
+        if not is_final(refusal.problem):
+            raise
+        ended = replace(upload, problem=refusal.document().decode())
+    await server.store.end_upload(ended)
+    await server.thread(server.blobs.delete, upload_blob(upload.id))
+    return ended
+
+
+async def forget_upload(server: Server, upload: UploadRecord) -> None:
+    """Drop an upload and its bytes."""
+    await server.thread(server.blobs.delete, upload_blob(upload.id))
+    await server.store.drop_upload(upload.id)

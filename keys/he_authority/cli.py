@@ -1,0 +1,167 @@
+"""`he-authority`: the authority's offline commands."""
+
+from __future__ import annotations
+
+import time
+import tomllib
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import numpy.typing as npt
+import typer
+
+from he_authority.enrolment import check_renewal, enrol
+from he_authority.revocations import revoke
+from he_authority.tasks import build_config, next_epoch
+from he_party import console
+from he_party.console import Passphrase, command
+from he_party.identity import AUTHORITY_FILE
+from he_party.keyfile import KeyRecord, read_private, write_private
+from he_party.tensors import read_tensors
+from he_protocol.committee import describe
+from he_protocol.identity.jws import SigningKey, jwk_x
+from he_protocol.identity.revocation import Revocations
+from he_protocol.messages import Role
+from he_protocol.problems import BAD_PLAN, BAD_SETTINGS, BAD_TENSORS, Refusal
+from he_protocol.task import Task, TaskConfig, TensorSpec, committee_of
+from he_protocol.tensors import model_digest
+
+app = typer.Typer(
+    help="The authority: an offline key that enrols everybody.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+task_app = typer.Typer(help="Tasks, as the authority signs them.", no_args_is_help=True)
+app.add_typer(task_app, name="task")
+
+AuthorityDir = Annotated[Path, typer.Option("--authority-dir", help="where the authority's key lives")]
+AUTHORITY_KEY = "authority.key"
+
+
+@app.command("init")
+@command
+def authority_init(directory: AuthorityDir = Path("authority"), passphrase: Passphrase = "") -> None:
+    """Make the authority's key. Keep the folder offline; give `authority.pub` to everybody."""
+    key = SigningKey.generate()
+    write_private(directory / AUTHORITY_KEY, KeyRecord("authority", key.public, key.private), passphrase)
+    (directory / AUTHORITY_FILE).write_text(jwk_x(key.public) + "\n")
+    console.out.print(f"authority key in {directory}; public key: {jwk_x(key.public)}")
+
+
+@app.command("enroll")
+@command
+def enroll(
+    request: Annotated[Path, typer.Argument(help="the party's enroll-request.jws")],
+    role: Annotated[Role, typer.Option(help="client, holder or server")],
+    out: Annotated[Path, typer.Option(help="where to write the credential")],
+    days: Annotated[float, typer.Option(min=0.01, help="validity")] = 90,
+    renews: Annotated[Path | None, typer.Option(help="the party's last credential: it must be the same party")] = None,
+    directory: AuthorityDir = Path("authority"),
+    passphrase: Passphrase = "",
+) -> None:
+    """Certify a party: read its signed request, write its credential (a JWT)."""
+    key = read_private(directory / AUTHORITY_KEY, KeyRecord, passphrase).signing
+    if renews is not None:
+        check_renewal(_text(request), _text(renews), key.public)
+    _write(out, enrol(key, _text(request), role, now=time.time(), days=days))
+    console.out.print(f"credential for role {role}, valid {days:g} days: {out}")
+
+
+@app.command("revoke")
+@command
+def authority_revoke(
+    out: Annotated[Path, typer.Option(help="where to write the list")],
+    credential: Annotated[list[Path] | None, typer.Option(help="of a key that was stolen; may be repeated")] = None,
+    previous: Annotated[Path | None, typer.Option(help="the list before; left out for the first one only")] = None,
+    days: Annotated[float, typer.Option(min=0.01, help="validity: bring the next list in time")] = 30,
+    directory: AuthorityDir = Path("authority"),
+    passphrase: Passphrase = "",
+) -> None:
+    """Sign the next revocation list: the keys of these credentials speak for nobody any more.
+
+    It names keys: whoever lost one enrols again, under the same name, with a new key. 'he-server revoke' puts it into
+    force. Without a credential it renews the list before.
+    """
+    key = read_private(directory / AUTHORITY_KEY, KeyRecord, passphrase).signing
+    last = None if previous is None else _text(previous)
+    token = revoke(key, [_text(path) for path in credential or ()], last, now=time.time(), days=days)
+    _write(out, token)
+    made = Revocations.read(token, key.public)
+    console.out.print(f"list {made.number}, {len(made.keys)} revoked keys, valid {days:g} days: {out}")
+
+
+@task_app.command("sign")
+@command
+def task_sign(
+    plan: Annotated[Path, typer.Argument(help="TOML plan: name, scheme, profile, privacy, limits")],
+    model: Annotated[Path, typer.Option(help="initial model, safetensors: gives the tensors' names and shapes")],
+    server: Annotated[Path, typer.Option(help="the server's credential")],
+    holder: Annotated[list[Path], typer.Option(help="a key holder's credential; once for each, in order")],
+    out: Annotated[Path, typer.Option(help="where to write the signed task")],
+    directory: AuthorityDir = Path("authority"),
+    passphrase: Passphrase = "",
+) -> None:
+    """Check a plan, complete it (scale, fingerprint, committee) and sign it."""
+    key = read_private(directory / AUTHORITY_KEY, KeyRecord, passphrase).signing
+    try:
+        fields = tomllib.loads(plan.read_text())
+    except (OSError, ValueError) as error:  # not there, not UTF-8, not TOML
+        raise Refusal(BAD_PLAN, f"{plan}: {error}") from None
+    holders = [_text(path) for path in holder]
+    tensors = _tensors(model)
+    fields["initial_model"] = model_digest(tensors)
+    specs = [TensorSpec(name, value.shape) for name, value in tensors.items()]
+    config = build_config(fields, specs, _text(server), holders, key.public)
+    _write(out, key.sign(config))
+    _describe(config, out)
+
+
+@task_app.command("next")
+@command
+def task_next(
+    last: Annotated[Path, typer.Argument(help="the signed task of the epoch that ends")],
+    holder: Annotated[list[Path], typer.Option(help="a key holder's new credential; once for each, in order")],
+    model: Annotated[Path, typer.Option(help="the model to begin with, safetensors: 'he-client model' saves one")],
+    out: Annotated[Path, typer.Option(help="where to write the signed task")],
+    directory: AuthorityDir = Path("authority"),
+    passphrase: Passphrase = "",
+) -> None:
+    """Sign a task's next epoch: the same plan, new keys. Its privacy budget adds to those of the epochs before."""
+    key = read_private(directory / AUTHORITY_KEY, KeyRecord, passphrase).signing
+    before = Task.from_token(_text(last), key.public).config
+    tensors = _tensors(model)
+    if {name: value.shape for name, value in tensors.items()} != {spec.name: spec.shape for spec in before.tensors}:
+        raise Refusal(BAD_TENSORS, f"{model} does not have the tensors of {before.name!r}")
+    config = next_epoch(before, [_text(path) for path in holder], key.public, model_digest(tensors))
+    _write(out, key.sign(config))
+    _describe(config, out)
+
+
+def _describe(config: TaskConfig, out: Path) -> None:
+    console.out.print(
+        f"task {config.name!r}, epoch {config.epoch}, {config.scheme}/{config.profile},"
+        f" scale 2^{config.scale.hex().split('p')[1]}: {out}\n"
+        f"{describe(committee_of(config))}"
+    )
+
+
+def _tensors(model: Path) -> dict[str, npt.NDArray[np.float32]]:
+    found = read_tensors(model, BAD_PLAN, f"cannot read the model {model}")
+    if wrong := [name for name, value in found.items() if value.dtype != np.float32]:
+        raise Refusal(BAD_TENSORS, f"{model}, {', '.join(wrong)[:200]}", expected="float32")
+    return found
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise Refusal(BAD_PLAN, f"cannot read {path}: {error}") from None
+
+
+def _write(path: Path, token: str) -> None:
+    try:
+        path.write_text(token + "\n")
+    except OSError as error:
+        raise Refusal(BAD_SETTINGS, f"cannot write {path}: {error.strerror}") from None

@@ -1,0 +1,128 @@
+"""`he-holder rotate`, `destroy-epoch`, `backup` and `restore`."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from he_holder.backup import backup, restore
+from he_holder.cli.options import DataDir, OutputFormat, TlsCa, open_holder
+from he_holder.epochs import check_finished, destroy, hpke_path, joined_tasks, secrets_of
+from he_holder.holder import KeyHolder
+from he_holder.keyring import rotate
+from he_holder.settings import Settings
+from he_party import console
+from he_party.console import Passphrase, command, run_async
+from he_party.transport import Transport
+from he_protocol.problems import NOT_FOUND, Refusal
+from he_protocol.task import Task
+
+app = typer.Typer()
+
+
+@app.command("rotate")
+@command
+def rotate_(data_dir: DataDir = None, passphrase: Passphrase = "") -> None:
+    """Make a new HPKE key for the next epoch. Joined tasks go on with theirs until their epoch ends."""
+    settings = Settings.load(data_dir=data_dir)
+    rotate(settings.data_dir, time.time(), passphrase)
+    console.out.print(
+        f"new key in {settings.data_dir}\n"
+        "1. send enroll-request.jws to the authority: he-authority enroll ... --renews <the old credential>\n"
+        "2. put its answer in the place of credential.jws\n"
+        "3. once the authority has signed the next epoch (he-authority task next): he-holder join,"
+        " and restart he-holder run\n"
+        "4. once the old epoch has ended: he-holder destroy-epoch"
+    )
+
+
+@app.command("destroy-epoch")
+@command
+def destroy_epoch(
+    task: Annotated[str, typer.Argument(help="the task's name or hash")],
+    data_dir: DataDir = None,
+    tls_ca: TlsCa = None,
+    yes: Annotated[bool, typer.Option("--yes", help="do not ask")] = False,
+    force: Annotated[bool, typer.Option("--force", help="also while openings wait, or without the server")] = False,
+    passphrase: Passphrase = "",
+    form: OutputFormat = "text",
+) -> None:
+    """Destroy this holder's keys of one epoch: what was encrypted under them stays closed, whoever gets this machine.
+
+    Files are overwritten and removed, and the ledger never lets the epoch be opened again. Flash drives and snapshots
+    may keep old blocks: there, what protects is the passphrase that the files were under.
+    """
+    settings = Settings.load(data_dir=data_dir, tls_ca=tls_ca, passphrase=passphrase or None)
+    console.show(run_async(_destroy(settings, task, yes=yes, force=force)), form, "destroyed")
+
+
+@app.command("backup")
+@command
+def backup_(
+    file: Annotated[Path, typer.Argument(help="where to write it")],
+    data_dir: DataDir = None,
+    passphrase: Passphrase = "",
+) -> None:
+    """Write identity and ledger into one file under the passphrase. Keys that open sums stay out of it."""
+    settings = Settings.load(data_dir=data_dir, passphrase=passphrase or None)
+    run_async(_backup(settings, file))
+    console.out.print(f"backup in {file}; this holder goes on as before")
+
+
+@app.command("restore")
+@command
+def restore_(
+    file: Annotated[Path, typer.Argument(help="what 'he-holder backup' wrote")],
+    directory: Annotated[Path, typer.Argument(help="a new directory")],
+    passphrase: Passphrase = "",
+) -> None:
+    """Make a holder from a backup, when the one that it is of is lost for good. It starts with the next epoch."""
+    run_async(restore(file, directory, passphrase, time.time()))
+    console.out.print(
+        f"restored to {directory}, with a new key: the epochs that are running stay closed to it.\n"
+        "Send enroll-request.jws to the authority, and join the next epoch. Never start the old holder again."
+    )
+
+
+async def _destroy(settings: Settings, name: str, *, yes: bool, force: bool) -> list[dict[str, object]]:
+    holder = await open_holder(settings)
+    try:
+        task, url = await _find(holder, name)
+        if not force:
+            async with Transport(url, holder.identity, tls=settings.tls) as transport:
+                await check_finished(holder, task, transport)
+        files = await secrets_of(holder, task)
+        if (key := hpke_path(holder, task)).exists() and key not in files:
+            console.err.print("its HPKE key stays: another joined task uses it, and old ciphertexts can be opened")
+        if not yes:
+            console.err.print(f"{task.config.name}, epoch {task.config.epoch}, will be destroyed for ever, with:")
+            for path in files:
+                console.err.print(str(path), markup=False, soft_wrap=True)
+            typer.confirm("Destroy?", abort=True, err=True)
+        await destroy(holder, task)
+        return [{"task": task.config.name, "epoch": task.config.epoch, "file": str(path)} for path in files]
+    finally:
+        await holder.ledger.close()
+
+
+async def _find(holder: KeyHolder, name: str) -> tuple[Task, str]:
+    """The joined task of this name or hash; of several epochs of a name, only a hash will do."""
+    joined = await joined_tasks(holder)
+    found = [(task, url) for task, url in joined if name in {task.config.name, task.id}]
+    if len(found) != 1:
+        listed = ", ".join(f"{task.id} ({task.config.name}, epoch {task.config.epoch})" for task, _ in found or joined)
+        raise Refusal(
+            NOT_FOUND, f"{len(found)} joined tasks are called {name!r}", expected=f"one of {listed or 'none'}"
+        )
+    return found[0]
+
+
+async def _backup(settings: Settings, file: Path) -> None:
+    holder = await open_holder(settings)
+    try:
+        await backup(holder, file)
+    finally:
+        await holder.ledger.close()

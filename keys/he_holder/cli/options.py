@@ -1,0 +1,33 @@
+"""Options that several commands of `he-holder` take, and what they open."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from he_holder.holder import KeyHolder
+from he_holder.ledger import LEDGER_FILE, Ledger
+from he_holder.settings import Settings
+from he_party.console import Format
+from he_party.identity import Identity
+
+DataDir = Annotated[Path | None, typer.Option(help="identity, secrets and ledger [HUSHSUM_HOLDER_DATA_DIR]")]
+ConfigFile = Annotated[Path | None, typer.Option("--config", help="TOML settings file")]
+TlsCa = Annotated[Path | None, typer.Option(help="PEM file that vouches for the server's certificate")]
+OutputFormat = Annotated[Format, typer.Option("--format", help="text or json")]
+
+
+async def open_holder(settings: Settings) -> KeyHolder:
+    """The holder in the settings' directory; the caller closes its ledger. Raises `bad-key-file`."""
+    secret = settings.passphrase.get_secret_value()
+    return KeyHolder(
+        identity=Identity.load(settings.data_dir, secret),
+        ledger=await Ledger.open(settings.data_dir / LEDGER_FILE),
+        directory=settings.data_dir,
+        floor=settings.floor,
+        least_f=settings.least_f,
+        passphrase=secret,
+        require_revocations=settings.require_revocations,
+    )

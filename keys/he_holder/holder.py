@@ -1,0 +1,152 @@
+"""One key holder: what it holds, and what it does with one task."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from he_holder.hpke_key import HpkeKey
+from he_holder.keyring import Keyring
+from he_holder.ledger import Ledger
+from he_holder.rules import check_alive
+from he_holder.schemes import Opener, make_opener
+from he_party.identity import Identity
+from he_party.keyfile import read_private
+from he_protocol.committee import describe
+from he_protocol.messages import Count, Digest, Key32, Message
+from he_protocol.privacy.plan import epsilon
+from he_protocol.problems import (
+    BAD_COMMITTEE,
+    BAD_KEY_FILE,
+    BUDGET_EXHAUSTED,
+    KEYS_NOT_READY,
+    TOO_FEW_CLIENTS,
+    WRONG_EPOCH,
+    Refusal,
+)
+from he_protocol.task import Task
+
+
+class PartSeed(Message, frozen=True):
+    part: Count
+    seed: Key32
+
+    def __repr__(self) -> str:
+        return f"PartSeed(part={self.part})"
+
+
+class EpochSecret(Message, frozen=True):
+    """What a ceremony leaves with one holder: the seeds of its parts."""
+
+    task_hash: Digest
+    epoch: Count
+    seeds: tuple[PartSeed, ...]
+
+    def __repr__(self) -> str:
+        return f"EpochSecret(task_hash={self.task_hash.hex()}, epoch={self.epoch})"
+
+
+@dataclass
+class KeyHolder:
+    """A holder's identity, ledger and secrets. `floor` is its own minimum of clients per sum.
+
+    least_f: it joins no committee that keeps its promises against fewer colluding holders; see `Committee.colluders`.
+    require_revocations: it opens nothing before it has seen a revocation list of the authority.
+    """
+
+    identity: Identity
+    ledger: Ledger
+    directory: Path
+    floor: int = 2
+    least_f: int = 1
+    passphrase: str = field(default="", repr=False)
+    clock: Callable[[], float] = time.time
+    require_revocations: bool = False
+    _openers: dict[bytes, Opener] = field(default_factory=dict, repr=False)
+
+    def index(self, task: Task) -> int:
+        """This holder's number in a task's committee; refuses a task that lists another key for it."""
+        index = task.holder_index(self.identity.name)
+        if index is None:
+            raise Refusal(BAD_COMMITTEE, f"{self.identity.name!r} is not a holder of task {task.config.name!r}")
+        if task.config.holders[index].key != self.identity.key.public:
+            raise Refusal(BAD_COMMITTEE, f"the task lists another signing key for {self.identity.name!r}")
+        return index
+
+    @property
+    def keyring(self) -> Keyring:
+        return Keyring.of(self.directory, self.passphrase)
+
+    def hpke(self, task: Task) -> HpkeKey:
+        """The HPKE key that a task lists for us. Raises `bad-committee` or `ledger-mismatch`."""
+        return self.keyring.find(task.config.holders[self.index(task)].hpke, self.ledger.name)
+
+    async def join(self, task: Task, server_url: str) -> None:
+        """Agree to open this task's sums, once its promise is checked.
+
+        Raises `epoch-destroyed`, `bad-committee` when we are not in it, or fewer colluders than `least_f` would break
+        it, `ledger-mismatch`, `too-few-clients` when the task's minimum is below our floor, or `budget-exhausted` when
+        its openings would cost more epsilon than it promises.
+        """
+        check_alive(task, task.hash in await self.ledger.destroyed())
+        await asyncio.to_thread(self.hpke, task)
+        if task.committee.colluders < self.least_f:
+            raise Refusal(
+                BAD_COMMITTEE,
+                f"task {task.config.name!r}: {describe(task.committee)}",
+                expected=f"f at least {self.least_f} (least_f)",
+                got=task.committee.colluders,
+            )
+        if task.config.min_clients < self.floor:
+            raise Refusal(
+                TOO_FEW_CLIENTS,
+                f"task {task.config.name!r} would open sums below our floor",
+                expected=f"min_clients at least {self.floor}",
+                got=task.config.min_clients,
+            )
+        await asyncio.to_thread(check_promise, task)
+        await self.ledger.join(task, server_url, self.clock())
+
+    def secret_path(self, task: Task, kind: str) -> Path:
+        return self.directory / "epochs" / f"{task.id}-{task.config.epoch}.{kind}"
+
+    def opener(self, task: Task) -> Opener:
+        """The task's opener with this holder's secrets, loaded once.
+
+        Raises `keys-not-ready` before the ceremony has ended.
+        """
+        if task.hash not in self._openers:
+            self._openers[task.hash] = make_opener(task, self.index(task), self.hpke(task), self._seeds(task))
+        return self._openers[task.hash]
+
+    def forget(self, task: Task) -> None:
+        """Drop a task's secrets from memory."""
+        self._openers.pop(task.hash, None)
+
+    def _seeds(self, task: Task) -> dict[int, bytes]:
+        if not task.scheme.ceremony:
+            return {}
+        try:
+            secret = read_private(self.secret_path(task, "key"), EpochSecret, self.passphrase)
+        except Refusal as refusal:
+            if refusal.problem is BAD_KEY_FILE and not self.secret_path(task, "key").exists():
+                raise Refusal(KEYS_NOT_READY, f"run the key ceremony of {task.config.name!r} first") from None
+            raise
+        if (secret.task_hash, secret.epoch) != (task.hash, task.config.epoch):
+            raise Refusal(WRONG_EPOCH, "the secret is of another task or epoch", expected=task.id, got=secret)
+        return {entry.part: entry.seed for entry in secret.seeds}
+
+
+def check_promise(task: Task) -> None:
+    """The task's whole budget of openings stays within the epsilon that it promises."""
+    plan, openings = task.config.privacy, task.config.max_openings
+    if plan.noisy and (cost := epsilon(plan, openings)) > plan.epsilon_budget:
+        raise Refusal(
+            BUDGET_EXHAUSTED,
+            f"{openings} openings cost more than the task promises",
+            expected=f"epsilon at most {plan.epsilon_budget}",
+            got=f"{cost:.4f}",
+        )

@@ -1,0 +1,183 @@
+"""What a key holder does for the rounds of one task: it screens updates, votes for manifests, and releases shares."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import aclosing
+
+from he_holder.holder import KeyHolder
+from he_holder.release import BucketSums, check_part, make_share
+from he_holder.request import History, Request
+from he_holder.rules import RELEASING, VOTING, check_alive, screen
+from he_holder.schemes import Opener
+from he_party.transport import Transport
+from he_protocol import documents, limits, paths
+from he_protocol.identity.jws import payload_hash, read_unverified, token_hash
+from he_protocol.identity.revocation import Revocations
+from he_protocol.messages import Exclusion, Manifest, Message, Objection, Screening, SignedUpdate, UpdateHeader, Vote
+from he_protocol.problems import DIGEST_MISMATCH, MANIFEST_MISMATCH, WRONG_STATE, Refusal
+from he_protocol.task import Task
+
+SERVICE_FAILURE = 500
+"""Problems from this status on say that somebody could not answer, not that something is wrong."""
+DETAIL_LIMIT = 2000
+
+
+class Openings:
+    """One holder, one task. The round at hand is kept in memory, so that its updates come, and are opened, once."""
+
+    def __init__(self, holder: KeyHolder, task: Task) -> None:
+        self._holder = holder
+        self._task = task
+        self._heads: dict[bytes, SignedUpdate] = {}
+        self._sums: BucketSums | None = None
+
+    async def serve(self, number: int, transport: Transport) -> documents.Stage:
+        """Do what a round asks of this holder now, and answer what that was.
+
+        Raises the refusal, which the server is told and the ledger keeps; not so a failure of the service, or
+        `wrong-state`: the round has moved on without us.
+        """
+        holder, task = self._holder, self._task
+        check_alive(task, task.hash in await holder.ledger.destroyed())
+        path = paths.opening_path(task.id, number)
+        server, limit = task.config.server.name, limits.opening(task)
+        asked = await transport.document("GET", path, documents.Opening, audience=server, limit=limit)
+        try:
+            opener = await asyncio.to_thread(holder.opener, task)
+            request = await self._request(number, asked, transport)
+            match asked.stage:
+                case "screen":
+                    await self._screen(request, opener, transport)
+                case "vote":
+                    await self._vote(request, transport)
+                case "release":
+                    await self._release(request, opener, transport)
+        except Refusal as refusal:
+            if refusal.problem is WRONG_STATE:
+                if asked.stage != "screen":  # the others were enough
+                    await holder.ledger.settled(task, number, holder.clock())
+            elif refusal.problem.status < SERVICE_FAILURE:
+                await holder.ledger.refused(task, number, refusal, holder.clock(), asked.manifest)
+                await self._object(number, asked, refusal, transport)
+            raise
+        return asked.stage
+
+    async def _request(self, number: int, asked: documents.Opening, transport: Transport) -> Request:
+        """What there is to judge, with the heads that the manifest lists. Raises `manifest-mismatch`."""
+        holder, task = self._holder, self._task
+        manifest = read_unverified(asked.manifest, Manifest)
+        if manifest.round != number:
+            raise Refusal(MANIFEST_MISMATCH, "the manifest is of another round", expected=number, got=manifest.round)
+        if asked.revocations:
+            offered = await asyncio.to_thread(Revocations.read, asked.revocations, holder.identity.authority)
+            await holder.ledger.learn_revocations(offered)
+        if not all(entry.header in self._heads for entry in manifest.updates):
+            path = paths.heads_path(task.id, number)
+            server, limit = task.config.server.name, limits.heads(task)
+            heads = await transport.document("GET", path, documents.Heads, audience=server, limit=limit)
+            self._heads = {token_hash(update.header): update for update in heads.updates}
+        updates = tuple(self._heads[entry.header] for entry in manifest.updates if entry.header in self._heads)
+        return Request(
+            task,
+            holder.identity.authority,
+            asked.manifest,
+            updates,
+            History(),
+            holder.floor,
+            holder.clock(),
+            holder.require_revocations,
+            asked.votes,
+        )
+
+    async def _screen(self, request: Request, opener: Opener, transport: Transport) -> None:
+        """Say which updates should be left out: by the rules, and because nobody could open them."""
+        request = await self._holder.ledger.informed(request)
+        found = {one.update_id: one.problem for one in await asyncio.to_thread(screen, request)}
+        self._sums = await self._add_up(request, opener, transport, found)
+        excluded = tuple(Exclusion(update, problem) for update, problem in (found | self._sums.unusable).items())
+        number, seen = request.manifest.round, await self._holder.ledger.newest(self._task.hash)
+        said = Screening(*self._about(number, request.manifest_hash), *seen, excluded)
+        await self._put(number, said, transport)
+
+    async def _vote(self, request: Request, transport: Transport) -> None:
+        """Judge and record, durably, and only then say so."""
+        request = await self._holder.ledger.decide(request, VOTING)
+        task, manifest = self._task, request.manifest
+        name = self._holder.identity.name
+        vote = Vote(task.hash, task.config.epoch, manifest.opening, request.manifest_hash, name)
+        await self._put(manifest.round, vote, transport)
+
+    async def _release(self, request: Request, opener: Opener, transport: Transport) -> None:
+        """Send our share of a certified manifest."""
+        holder, task = self._holder, self._task
+        request = await holder.ledger.decide(request, RELEASING)
+        if self._sums is None or not self._sums.covers(request.manifest):
+            self._sums = await self._add_up(request, opener, transport, None)
+        share, vectors = await asyncio.to_thread(make_share, request, holder.identity.name, self._sums)
+        head = holder.identity.key.sign(share).encode()
+        number = request.manifest.round
+        path = paths.share_path(task.id, number, holder.identity.name)
+        await transport.put_frame(path, head, vectors, task.config.server.name)
+        await holder.ledger.settled(task, number, holder.clock())
+        self._heads, self._sums = {}, None
+
+    async def _add_up(
+        self, request: Request, opener: Opener, transport: Transport, found: dict[bytes, str] | None
+    ) -> BucketSums:
+        """The key-layer sums over what clients signed, but for the updates in `found`.
+
+        Where there is a `found`, an update whose part is not what was signed joins it; otherwise that is refused.
+        """
+        task, sums = self._task, BucketSums(opener, request.manifest)
+        part = task.part("key")
+        bodies = transport.records(
+            paths.key_parts_path(task.id, request.manifest.round),
+            audience=task.config.server.name,
+            size=part.size,
+            count=len(request.headers),
+        )
+
+        def add(header: UpdateHeader, body: bytes) -> None:
+            try:
+                check_part(header, part.name, body)
+            except Refusal:
+                if found is None:
+                    raise
+                found[header.update_id] = DIGEST_MISMATCH.slug
+                return
+            sums.add(header, body)
+
+        async with aclosing(bodies):
+            for header in request.headers:
+                body = await anext(bodies)
+                if not (found and header.update_id in found):
+                    await asyncio.to_thread(add, header, body)
+            await anext(bodies, None)  # lets the stream check that nothing follows
+        return sums
+
+    async def _object(self, number: int, asked: documents.Opening, refusal: Refusal, transport: Transport) -> None:
+        """Tell the server what we refuse, so that whoever looks at it can see it there."""
+        try:
+            digest = payload_hash(asked.manifest)
+        except Refusal:  # no manifest at all: nobody needs to be told
+            return
+        seen = await self._holder.ledger.newest(self._task.hash)
+        said = Objection(*self._about(number, digest), *seen, refusal.problem.slug, str(refusal)[:DETAIL_LIMIT])
+        try:
+            await self._put(number, said, transport)
+        except Refusal:
+            return  # what counts is the refusal itself, which is raised
+
+    def _about(self, number: int, manifest: bytes) -> tuple[bytes, int, int, bytes, str]:
+        """What a holder's word about a round's manifest begins with."""
+        return self._task.hash, self._task.config.epoch, number, manifest, self._holder.identity.name
+
+    async def _put(self, number: int, message: Message, transport: Transport) -> None:
+        """Sign and send what is not secret."""
+        task, identity = self._task, self._holder.identity
+        path = paths.answer_path(task.id, number, identity.name)
+        token = identity.key.sign(message).encode()
+        headers = {"Content-Type": "application/jose"}
+        server, limit = task.config.server.name, limits.round_status(task)
+        await transport.request("PUT", path, audience=server, pieces=[token], headers=headers, limit=limit)

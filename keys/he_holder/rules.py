@@ -1,0 +1,383 @@
+"""What a key holder checks before it votes for a manifest, and before it releases a share (section 8 of the design).
+
+Each rule is a pure function that raises a `Refusal`. Nothing that the server says is believed but what clients,
+holders and the authority signed. What depends on time is judged at the moment when the manifest was formed: holders
+that look at it earlier and later come to the same conclusion.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import lru_cache, update_wrapper
+
+from he_holder.request import Request
+from he_protocol.identity.credentials import CLOCK_SKEW_SECONDS, check_credential, issued_by
+from he_protocol.identity.jws import public_from_jwk, read_unverified, token_hash, verify
+from he_protocol.identity.revocation import check_fresh, check_key
+from he_protocol.messages import Exclusion, Manifest, SignedUpdate, UpdateHeader, Vote
+from he_protocol.problems import (
+    BAD_SIGNATURE,
+    BUDGET_EXHAUSTED,
+    CLOCK_SKEW,
+    DUPLICATE_CLIENT,
+    DUPLICATE_UPDATE,
+    EPOCH_DESTROYED,
+    MANIFEST_MISMATCH,
+    NOT_ADDRESSED,
+    NOT_CERTIFIED,
+    NUMBER_USED,
+    OLD_REVOCATIONS,
+    REPEATED_BASE,
+    STALE_UPDATE,
+    TOO_FEW_CLIENTS,
+    TOO_MANY_CLIENTS,
+    UPDATE_OPENED_BEFORE,
+    WRONG_EPOCH,
+    WRONG_SIZE,
+    WRONG_TASK,
+    Refusal,
+)
+from he_protocol.task import Task
+
+Rule = Callable[[Request], None]
+
+
+class UpdateRule:
+    """A rule about single updates: called with a request, it looks at all of them."""
+
+    def __init__(self, check: Callable[[Request, SignedUpdate, UpdateHeader], None]) -> None:
+        self.check = check
+        self.__name__: str
+        update_wrapper(self, check)
+
+    def __call__(self, request: Request) -> None:
+        for update, header in zip(request.updates, request.headers, strict=True):
+            self.check(request, update, header)
+
+
+def epoch_alive(request: Request) -> None:
+    """Not one that this holder has ended: also not with a copy of its keys, and not a retry."""
+    check_alive(request.task, request.history.destroyed)
+
+
+def manifest_signed(request: Request) -> None:
+    """By the task's server."""
+    verify(request.manifest_token, Manifest, request.task.config.server.key)
+
+
+def manifest_bound(request: Request) -> None:
+    """To this task and epoch."""
+    _bound("the manifest", request.manifest, request.task)
+
+
+def number_in_plan(request: Request) -> None:
+    """Opening numbers go up to the epoch's number of openings: it bounds epsilon and what the flooding noise must hide.
+
+    Every number names one manifest, so that no more sums are opened, whichever holders see them. `KeyHolder.join` has
+    checked that `max_openings` keeps both promises.
+    """
+    most, number = request.task.config.max_openings, request.manifest.opening
+    if number > most:
+        raise Refusal(
+            BUDGET_EXHAUSTED,
+            "every opening that the task's privacy plan allows has been used",
+            expected=f"opening {most} at most",
+            got=number,
+        )
+
+
+def number_unused(request: Request) -> None:
+    """One manifest for each opening number, for ever: the same again is a retry."""
+    before = request.history.voted
+    if before is not None and before != request.manifest_hash:
+        raise Refusal(
+            NUMBER_USED,
+            f"opening {request.manifest.opening}",
+            expected=before.hex(),
+            got=request.manifest_hash.hex(),
+        )
+
+
+def time_moves_on(request: Request) -> None:
+    """A manifest is formed neither in the future, nor before the one that came before it, nor an update's lifetime ago.
+
+    So a server can lie about time by no more than the time between two openings.
+    """
+    if request.history.voted == request.manifest_hash:
+        return  # a retry, which was in time before
+    formed, now = request.manifest.formed, request.now
+    oldest = max(request.history.formed, int(now) - request.task.config.update_lifetime)
+    if not oldest <= formed <= now + CLOCK_SKEW_SECONDS:
+        raise Refusal(CLOCK_SKEW, "the time of the manifest", expected=f"from {oldest} to about {int(now)}", got=formed)
+
+
+def model_moves_on(request: Request) -> None:
+    """The model's version never goes back from opening to opening."""
+    version, seen = request.manifest.model_version, request.history.model_version
+    if version < seen:
+        raise Refusal(STALE_UPDATE, "the model went back", expected=f"at least {seen}", got=version)
+
+
+def headers_complete(request: Request) -> None:
+    """Exactly the headers that the manifest lists: same order, digest, update id and client."""
+    listed = [(entry.header, entry.update_id, entry.client) for entry in request.manifest.updates]
+    given = [
+        (token_hash(update.header), header.update_id, header.client)
+        for update, header in zip(request.updates, request.headers, strict=True)
+    ]
+    if listed != given:
+        raise Refusal(MANIFEST_MISMATCH, "digest, id or client differ", expected=len(listed), got=len(given))
+
+
+def clients_distinct(request: Request) -> None:
+    """One update per client: two of one client would halve the others' cover."""
+    seen: set[str] = set()
+    for header in request.headers:
+        if header.client in seen:
+            raise Refusal(DUPLICATE_CLIENT, f"{header.client!r} has two updates in round {request.manifest.round}")
+        seen.add(header.client)
+
+
+def updates_distinct(request: Request) -> None:
+    """No update twice: a client could read itself as its own noise."""
+    ids = [header.update_id for header in request.headers]
+    if len(set(ids)) != len(ids):
+        raise Refusal(DUPLICATE_UPDATE, f"an update id stands twice in round {request.manifest.round}")
+
+
+def revocations_fresh(request: Request) -> None:
+    """A server that holds back the authority's next list gains the rest of this one's time, and no more."""
+    known = request.history.revocations
+    if request.require_revocations and not known.number:
+        raise Refusal(OLD_REVOCATIONS, "no revocation list is known", expected="one", got="none")
+    check_fresh(known, request.now)
+
+
+def server_not_revoked(request: Request) -> None:
+    """Whoever signs with the server's key may be somebody who has stolen it."""
+    server = request.task.config.server
+    check_key(request.history.revocations, server.name, server.key)
+
+
+def buckets_numbered(request: Request) -> None:
+    """From 0 on without a gap, and no more than the task has: every bucket is one more sum that is seen."""
+    found, most = sorted({entry.bucket for entry in request.manifest.updates}), request.task.config.buckets
+    if found != list(range(len(found))) or not 1 <= len(found) <= most:
+        raise Refusal(
+            MANIFEST_MISMATCH,
+            "the buckets are not numbered from 0 on",
+            expected=f"1 to {most} buckets",
+            got=found[: most + 1],
+        )
+
+
+def buckets_large_enough(request: Request) -> None:
+    """Every bucket alone has the task's minimum and this holder's own floor: each is a sum that is seen."""
+    needed = max(request.task.config.min_clients, request.floor)
+    for bucket, count in sorted(Counter(entry.bucket for entry in request.manifest.updates).items()):
+        if count < needed:
+            where = f"bucket {bucket} of round {request.manifest.round}"
+            raise Refusal(TOO_FEW_CLIENTS, where, expected=f"at least {needed}", got=count)
+
+
+def sums_fit(request: Request) -> None:
+    """No more clients than sums can hold without wrapping."""
+    count, most = len(request.updates), request.task.config.max_clients
+    if count > most:
+        raise Refusal(TOO_MANY_CLIENTS, "the sum could wrap", expected=f"at most {most}", got=count)
+
+
+@UpdateRule
+def headers_signed(request: Request, update: SignedUpdate, header: UpdateHeader) -> None:
+    """Every header by the client that it names, under a client credential of our authority valid when it was formed."""
+    party = check_credential(update.credential, request.authority, "client", request.manifest.formed)
+    if signer_of(update, request.authority) != party.public:
+        raise Refusal(BAD_SIGNATURE, "the header's signature is of another key")
+    if party.name != header.client:
+        raise Refusal(NOT_ADDRESSED, "a header speaks for another client", expected=party.name, got=header.client)
+
+
+@UpdateRule
+def headers_bound(request: Request, _update: SignedUpdate, header: UpdateHeader) -> None:
+    """To this task and epoch, and made neither after the manifest nor an update's lifetime before it."""
+    what = f"update {header.update_id.hex()}"
+    _bound(f"the header of {what}", header, request.task)
+    formed = request.manifest.formed
+    if header.created > formed + CLOCK_SKEW_SECONDS:
+        raise Refusal(CLOCK_SKEW, what, expected=f"at most {formed}", got=header.created)
+    if header.created < (oldest := formed - request.task.config.update_lifetime):
+        raise Refusal(STALE_UPDATE, f"{what} is too old", expected=f"created after {oldest}", got=header.created)
+
+
+@UpdateRule
+def updates_fresh(request: Request, _update: SignedUpdate, header: UpdateHeader) -> None:
+    """No update in two openings: the difference of two sums is one client's update."""
+    if header.update_id in request.history.opened_before:
+        raise Refusal(UPDATE_OPENED_BEFORE, f"update {header.update_id.hex()}")
+
+
+@UpdateRule
+def bases_fresh(request: Request, _update: SignedUpdate, header: UpdateHeader) -> None:
+    """Without DP noise, no client twice on one model version: such sums are equations over the same data."""
+    if not request.task.config.privacy.noisy and (header.client, header.base_version) in request.history.repeated:
+        raise Refusal(REPEATED_BASE, f"update {header.update_id.hex()}", got=f"base version {header.base_version}")
+
+
+@UpdateRule
+def versions_recent(request: Request, _update: SignedUpdate, header: UpdateHeader) -> None:
+    """Updates within the staleness limit."""
+    version, limit = request.manifest.model_version, request.task.config.staleness
+    if not version - limit <= header.base_version <= version:
+        raise Refusal(
+            STALE_UPDATE,
+            f"update {header.update_id.hex()}",
+            expected=f"base version from {max(0, version - limit)} to {version}",
+            got=header.base_version,
+        )
+
+
+@UpdateRule
+def sizes_exact(request: Request, _update: SignedUpdate, header: UpdateHeader) -> None:
+    """Body parts of exactly the names and sizes that the profile fixes."""
+    wanted = [(part.name, part.size) for part in request.task.body]
+    got = [(part.name, part.size) for part in header.parts]
+    if got != wanted:
+        raise Refusal(WRONG_SIZE, f"update {header.update_id.hex()}", expected=wanted, got=got)
+
+
+@UpdateRule
+def clients_not_revoked(request: Request, update: SignedUpdate, header: UpdateHeader) -> None:
+    """No update of a revoked key. When a header was signed does not matter: a stolen key signs any date.
+
+    A list may come while others have voted already, and then a vote against the manifest would hold its round up for
+    ever. So this rule screens, and keeps buckets closed at release; it does not bind votes.
+    """
+    public = public_from_jwk(issued_by(request.authority, update.credential).cnf.jwk.x)
+    check_key(request.history.revocations, header.client, public)
+
+
+def certified(request: Request) -> None:
+    """Enough of the committee have voted for exactly this manifest: so no other has its number or its updates."""
+    task, manifest = request.task, request.manifest
+    members = {holder.name: holder.key for holder in task.config.holders}
+    voters = set()
+    for token in request.votes:
+        claimed = read_unverified(token, Vote)
+        if claimed.holder not in members:
+            raise Refusal(NOT_ADDRESSED, "a vote of somebody outside the committee", got=claimed.holder)
+        vote = verify(token, Vote, members[claimed.holder])
+        _bound("a vote", vote, task)
+        if (vote.opening, vote.manifest) != (manifest.opening, request.manifest_hash):
+            raise Refusal(NOT_CERTIFIED, f"the vote of {vote.holder!r} is for another manifest")
+        voters.add(vote.holder)
+    if len(voters) < task.committee.agreement:
+        raise Refusal(
+            NOT_CERTIFIED,
+            f"opening {manifest.opening}",
+            expected=f"votes of {task.committee.agreement} holders",
+            got=len(voters),
+        )
+
+
+VOTING: tuple[Rule, ...] = (
+    epoch_alive,
+    manifest_signed,
+    manifest_bound,
+    number_in_plan,
+    number_unused,
+    time_moves_on,
+    model_moves_on,
+    headers_complete,
+    clients_distinct,
+    updates_distinct,
+    revocations_fresh,
+    server_not_revoked,
+    buckets_numbered,
+    buckets_large_enough,
+    sums_fit,
+    headers_signed,
+    headers_bound,
+    updates_fresh,
+    bases_fresh,
+    versions_recent,
+    sizes_exact,
+)
+"""Before a vote."""
+
+SCREENING: tuple[Rule, ...] = (*VOTING, clients_not_revoked)
+"""Before anything binds: what is wrong with single updates leaves them out, anything else refuses the manifest."""
+
+RELEASING: tuple[Rule, ...] = (
+    epoch_alive,
+    manifest_signed,
+    manifest_bound,
+    number_in_plan,
+    number_unused,
+    headers_complete,
+    updates_distinct,
+    revocations_fresh,
+    server_not_revoked,
+    buckets_large_enough,
+    headers_signed,
+    updates_fresh,
+    certified,
+)
+"""Before a share leaves: the votes of others are worth their judgement, our own ledger must not contradict them."""
+
+
+def judge(request: Request, rules: Sequence[Rule] = VOTING) -> None:
+    """Raise the first refusal of a manifest; return when every rule is content."""
+    if len(request.updates) != len(request.manifest.updates):
+        raise Refusal(MANIFEST_MISMATCH, "headers", expected=len(request.manifest.updates), got=len(request.updates))
+    for rule in rules:
+        rule(request)
+
+
+def screen(request: Request, rules: Sequence[Rule] = SCREENING) -> tuple[Exclusion, ...]:
+    """The updates that should be left out. Raises the first refusal of what no leaving out would mend."""
+    judge(request, [rule for rule in rules if not isinstance(rule, UpdateRule)])
+    found = []
+    for update, header in zip(request.updates, request.headers, strict=True):
+        try:
+            for rule in rules:
+                if isinstance(rule, UpdateRule):
+                    rule.check(request, update, header)
+        except Refusal as refusal:
+            found.append(Exclusion(header.update_id, refusal.problem.slug))
+    return tuple(found)
+
+
+def revoked_buckets(request: Request) -> dict[int, bytes]:
+    """The buckets that stay closed because a client's key of theirs was revoked, with the first such update's id."""
+    found: dict[int, bytes] = {}
+    for entry, update, header in zip(request.manifest.updates, request.updates, request.headers, strict=True):
+        try:
+            clients_not_revoked.check(request, update, header)
+        except Refusal:
+            found.setdefault(entry.bucket, entry.update_id)
+    return found
+
+
+@lru_cache(maxsize=1 << 14)
+def signer_of(update: SignedUpdate, authority: bytes) -> bytes:
+    """The key that signed a header: the one of its credential, whose issuer is checked too, but not its validity.
+
+    A holder looks at the same header up to three times.
+    """
+    public = public_from_jwk(issued_by(authority, update.credential).cnf.jwk.x)
+    verify(update.header, UpdateHeader, public)
+    return public
+
+
+def check_alive(task: Task, destroyed: bool) -> None:
+    """Raises `epoch-destroyed`."""
+    if destroyed:
+        raise Refusal(EPOCH_DESTROYED, f"task {task.config.name!r}, epoch {task.config.epoch}")
+
+
+def _bound(what: str, message: Manifest | UpdateHeader | Vote, task: Task) -> None:
+    if message.task_hash != task.hash:
+        raise Refusal(WRONG_TASK, what, expected=task.id, got=message.task_hash.hex())
+    if message.epoch != task.config.epoch:
+        raise Refusal(WRONG_EPOCH, what, expected=task.config.epoch, got=message.epoch)

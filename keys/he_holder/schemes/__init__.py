@@ -1,0 +1,63 @@
+"""A key holder's half of the seam: how each scheme turns updates into shares.
+
+One module per scheme, of the same name as in `he_protocol.schemes`, with a `make_opener`; a scheme
+whose committee makes a joint key also has a `make_dealer`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from importlib import import_module
+from typing import Protocol
+
+from he_holder.hpke_key import HpkeKey
+from he_protocol.arithmetic.residues import ResidueLayout, Residues
+from he_protocol.messages import UpdateHeader
+from he_protocol.task import Task
+
+
+class KeySum(Protocol):
+    """The running key-layer sum of one bucket of a manifest, over what clients signed."""
+
+    def add(self, header: UpdateHeader, body: bytes) -> None:
+        """Add one update's "key" part; its digest was checked against the signed header.
+
+        Raises a refusal when the client signed something that cannot be used; the sum is then unchanged.
+        """
+
+    def release(self, manifest_hash: bytes, bucket: int) -> Iterator[tuple[int, bytes]]:
+        """For each part of the sharing that this holder knows, ascending: its packed vector.
+
+        Deterministic in the secrets, the updates, the manifest and the bucket's number.
+        """
+
+
+class Opener(Protocol):
+    """Opens sums of one task with this holder's secrets."""
+
+    def begin(self) -> KeySum: ...
+
+
+class Dealer(Protocol):
+    """The key-generation half of a scheme with a ceremony."""
+
+    @property
+    def layout(self) -> ResidueLayout:
+        """Of one packed key part, and of the joint key."""
+
+    def key_part(self, seed: bytes) -> Residues:
+        """The public key part that follows from a part's seed; the same for all who know the seed."""
+
+
+def make_opener(task: Task, index: int, hpke: HpkeKey, seeds: Mapping[int, bytes]) -> Opener:
+    """The opener of a task's scheme for holder number `index`; `seeds` are the ceremony's, by part (or none)."""
+    module = import_module(f"{__name__}.{task.config.scheme}")
+    made: Opener = module.make_opener(task, index, hpke, seeds)
+    return made
+
+
+def make_dealer(task: Task) -> Dealer:
+    """The dealer of a task's scheme."""
+    module = import_module(f"{__name__}.{task.config.scheme}")
+    made: Dealer = module.make_dealer(task)
+    return made

@@ -1,0 +1,5 @@
+"""Alembic's entry point for the server's tree."""
+
+from he_migrations.environment import run
+
+run()

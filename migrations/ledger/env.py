@@ -1,5 +1,0 @@
-"""Alembic's entry point for the key holders' tree."""
-
-from migrations.environment import run
-
-run()

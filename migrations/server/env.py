@@ -1,5 +1,0 @@
-"""Alembic's entry point for the server's tree."""
-
-from migrations.environment import run
-
-run()

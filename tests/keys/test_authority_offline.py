@@ -1,0 +1,111 @@
+"""`he-authority` runs on a machine without a network: no command of it loads what others need for theirs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from he_holder.keyring import new_holder
+from he_party.identity import create
+from tests.architecture.source import IMPORTABLE
+
+ABSENT = {
+    "aiohttp", "sqlalchemy", "alembic", "numba", "llvmlite", "torch", "tenseal", "he_client", "he_holder", "he_server",
+}  # fmt: skip
+PLAN = """
+name = "demo"
+scheme = "{scheme}"
+profile = "{profile}"
+epoch = 1
+value_range = 4.0
+min_clients = 3
+max_clients = 8
+collect_seconds = 60
+opening_seconds = 60
+staleness = 2
+max_openings = 10
+threshold = 1
+agreement = 1
+allow_no_collusion = true
+
+[privacy]
+unit = "client"
+clip_norm = 1.0
+noise_multiplier = 4.0
+delta = 1e-5
+epsilon_budget = 100.0
+"""
+PROGRAM = """
+import sys
+from he_authority.cli import app
+try:
+    app(sys.argv[1:])
+finally:
+    print("loaded", *sorted(name for name in sys.modules if "." not in name))
+"""
+
+
+def loaded(folder: Path, *words: str) -> set[str]:
+    """What one command has loaded when it ends, and ends well."""
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, *words],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(IMPORTABLE)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    line = done.stdout.splitlines()[-1]
+    assert line.startswith("loaded ")
+    return set(line.split()[1:])
+
+
+@pytest.mark.parametrize(("scheme", "profile"), [("kahe", "kahe-30"), ("ckks", "ckks-8192")])
+def test_no_command_loads_what_it_does_not_need(tmp_path: Path, scheme: str, profile: str) -> None:
+    now = time.time()
+    for number in (1, 2):
+        new_holder(tmp_path / f"holder-{number}", "holder", now)
+    create(tmp_path / "server", "server", "server", now)
+    create(tmp_path / "phone", "phone", "client", now)
+    (tmp_path / "plan.toml").write_text(PLAN.format(scheme=scheme, profile=profile))
+    save_file({"w": np.zeros((5, 2), np.float32)}, tmp_path / "model.safetensors")
+    model = ("--model", "model.safetensors")
+    commands: list[tuple[str, ...]] = [
+        ("--help",),
+        ("init",),
+        *(
+            ("enroll", f"{name}/enroll-request.jws", "--role", role, "--out", f"{name}.jws")
+            for name, role in (
+                ("holder-1", "holder"),
+                ("holder-2", "holder"),
+                ("server", "server"),
+                ("phone", "client"),
+            )
+        ),
+        (
+            "task",
+            "sign",
+            "plan.toml",
+            *model,
+            "--server",
+            "server.jws",
+            "--holder",
+            "holder-1.jws",
+            "--out",
+            "task.jws",
+        ),
+        ("task", "next", "task.jws", *model, "--holder", "holder-2.jws", "--out", "next.jws"),
+        ("revoke", "--credential", "phone.jws", "--out", "1.jws"),
+    ]
+    for command in commands:
+        found = loaded(tmp_path, *command)
+        assert "he_authority" in found
+        assert not found & ABSENT, command
