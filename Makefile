@@ -12,7 +12,7 @@ PYTEST = $(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope
 # What covers the security-critical packages; under the others the tracer would only cost time.
 COVERING = tests/unit tests/property tests/vectors tests/keys tests/hostile
 
-.PHONY: demo test defences soak mutants crash fuzz lint clean
+.PHONY: docs demo test defences soak mutants crash fuzz lint clean
 
 # torch first and pinned: anything newer, or without the pin, pulls gigabytes of CUDA.
 $(VENV)/.ready: pyproject.toml
@@ -50,6 +50,10 @@ lint: $(VENV)/.ready ## style, types, import contracts
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+docs: $(VENV)/.ready ## the documentation site, in build/site/html
+	$(BIN)/pip install --quiet --editable '.[docs]'
+	$(BIN)/python -m docs.site
 
 clean:
 	rm -rf $(VENV) demo-run demo-report.json demo-report.png
