@@ -12,7 +12,7 @@ import typer
 
 from he_party import console
 from he_party.console import Format, command, run_async
-from he_party.kernels import Warm, offer_to_warm
+from he_party.kernels import Steps, Warm, offer_to_warm
 from he_party.program import add_version
 from he_protocol.problems import BAD_SETTINGS, BAD_TENSORS, Refusal
 
@@ -71,7 +71,7 @@ def init(
         f"key in {settings.data_dir}; send {REQUEST_FILE} to the authority,"
         " then put its credential.jws and authority.pub beside it"
     )
-    offer_to_warm(warm, "he_client.schemes")
+    offer_to_warm(warm, _kernels)
 
 
 @app.command("enroll-request")
@@ -176,6 +176,12 @@ def train(
     """
     settings = _settings(config, data_dir, server, task, tls_ca, passphrase)
     console.show(run_async(_train(settings, _import(function), rounds, raise_errors)), form, "rounds")
+
+
+def _kernels() -> Steps:
+    from he_client.schemes import kernel_steps
+
+    return kernel_steps()
 
 
 async def _train(settings: ClientSettings, function: Train, rounds: int, raise_errors: bool) -> list[dict[str, object]]:

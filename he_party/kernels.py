@@ -87,15 +87,14 @@ def warm(steps: Steps, progress: Callable[[str], None] = lambda text: None) -> W
     return Warmed(after[0] - before[0], after[1] - before[1], time.monotonic() - begun)
 
 
-def offer_to_warm(wanted: bool | None, module: str) -> None:
-    """Compile the kernels of `module.kernel_steps` where that is wanted; None asks on a terminal, and else does not."""
+def offer_to_warm(wanted: bool | None, steps: Callable[[], Steps]) -> None:
+    """Compile the kernels of `steps` where that is wanted; None asks on a terminal, and elsewhere compiles nothing."""
     import sys
-    from importlib import import_module
 
     if wanted is None:
         question = "Compile the kernels now? That takes up to a minute, once; otherwise the first use takes it."
         asked = sys.stdin.isatty() and sys.stderr.isatty()
         wanted = asked and typer.confirm(question, default=True, err=True)
     if wanted:
-        done = warm(import_module(module).kernel_steps(), lambda text: typer.echo(text, err=True))
+        done = warm(steps(), lambda text: typer.echo(text, err=True))
         typer.echo(f"kernels: {done}", err=True)

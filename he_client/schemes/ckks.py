@@ -132,7 +132,7 @@ def load_kernels(profile: CkksProfile) -> None:
     layout = Ckks(profile).key_layout()
     residues.unpack(bytes(layout.size), layout)
     update = residues.ResidueLayout(1, profile.data_moduli, profile.degree, profile.bits)
-    residues.pack(update.zeros(), update)
+    residues.pack(np.frombuffer(update.zeros().tobytes(), dtype="<u8"), update)  # read-only, as TenSEAL's bytes are
 
 
 class CkksSealer:

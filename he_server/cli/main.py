@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 import msgspec
 import typer
 
-from he_party.kernels import Warm, offer_to_warm
+from he_party.kernels import Steps, Warm, offer_to_warm
 from he_party.program import add_version
 from he_protocol.messages import EnrolRequest, Name
 from he_protocol.problems import BAD_SETTINGS, Refusal
@@ -86,7 +86,7 @@ def init(
         except OSError as error:
             raise Refusal(BAD_SETTINGS, f"cannot write to {data_dir}: {error.strerror}") from None
     typer.echo(f"key      {data_dir / 'server.key'}\nrequest  {request}\npublic   {jwk_x(key.public)}")
-    offer_to_warm(warm, "he_server.services.kernels")
+    offer_to_warm(warm, _kernels)
 
 
 @app.command()
@@ -237,6 +237,12 @@ def recover(
     settings = _settings(config, data_dir=data_dir, database_url=database_url)
     went_on = _run(stored.recover(settings, task, opening, version))
     typer.echo(f"the next opening is {went_on[0] + 1}, the newest model version {went_on[1]}")
+
+
+def _kernels() -> Steps:
+    from he_server.services.kernels import kernel_steps
+
+    return kernel_steps()
 
 
 def _settings(config: Path | None, **flags: str | int | float | Path | None) -> Settings:

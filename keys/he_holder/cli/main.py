@@ -11,7 +11,7 @@ from he_holder.cli.epochs import app as life_cycle_app
 from he_holder.cli.options import ConfigFile, DataDir, OutputFormat, TlsCa
 from he_party import console
 from he_party.console import Passphrase, command, run_async
-from he_party.kernels import Warm, offer_to_warm
+from he_party.kernels import Steps, Warm, offer_to_warm
 from he_party.program import add_version
 
 app = typer.Typer(help="A key holder of HushSum.", no_args_is_help=True, pretty_exceptions_enable=False)
@@ -34,7 +34,7 @@ def init(
     settings = Settings.load(data_dir=data_dir)
     new_holder(settings.data_dir, name, time.time(), passphrase)
     console.out.print(f"keys in {settings.data_dir}; send enroll-request.jws to the authority")
-    offer_to_warm(warm, "he_holder.schemes")
+    offer_to_warm(warm, _kernels)
 
 
 @app.command("join")
@@ -100,3 +100,9 @@ def ledger(data_dir: DataDir = None, passphrase: Passphrase = "", form: OutputFo
 
     settings = Settings.load(data_dir=data_dir, passphrase=passphrase or None)
     console.show(run_async(joined.ledger(settings)), form, "decisions")
+
+
+def _kernels() -> Steps:
+    from he_holder.schemes import kernel_steps
+
+    return kernel_steps()
