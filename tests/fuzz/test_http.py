@@ -38,15 +38,20 @@ def exchange(running: Running, sent: bytes, *, seconds: float = 2.0) -> bytes:
 
 
 def checked(answer: bytes) -> int:
-    """The status of an answer, which must be well-formed and, where the application made it, of a known problem."""
+    """The status of the first of some answers, which must be well-formed and, where the application made them, of a
+    known problem."""
     head, _, body = answer.partition(b"\r\n\r\n")
     found = re.fullmatch(rb"HTTP/\d\.\d (\d{3}) [^\r\n]*", head.split(b"\r\n")[0])
     assert found, answer[:200]
     status = int(found[1])
     assert status < 500
     assert b"Traceback" not in answer
+    length = re.search(rb"\r\nContent-Length: (\d+)", head)
+    size = int(length[1]) if length and body else len(body)
     if body and PROBLEM.encode() in head:
-        assert Refusal.from_document(body, status).problem.status == status
+        assert Refusal.from_document(body[:size], status).problem.status == status
+    if following := body[size:]:
+        checked(following)
     return status
 
 
