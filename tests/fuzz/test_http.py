@@ -47,8 +47,10 @@ def checked(answer: bytes) -> int:
     assert status < 500
     assert b"Traceback" not in answer
     length = re.search(rb"\r\nContent-Length: (\d+)", head)
-    size = int(length[1]) if length and body else len(body)
-    if body and PROBLEM.encode() in head:
+    size = int(length[1]) if length else len(body)
+    if body.startswith(b"HTTP/"):  # an answer to HEAD has only the length of a body
+        size = 0
+    if body[:size] and PROBLEM.encode() in head:
         assert Refusal.from_document(body[:size], status).problem.status == status
     if following := body[size:]:
         checked(following)
