@@ -49,8 +49,9 @@ def http_log() -> logging.Logger:
 class _Warnings(logging.Handler):
     """Hands what other packages of ours warn of to structlog."""
 
-    def emit(self, record: logging.LogRecord) -> None:
+    def handle(self, record: logging.LogRecord) -> bool:
         structlog.get_logger().warning(record.getMessage())
+        return True
 
 
 class _OneLine(logging.Handler):

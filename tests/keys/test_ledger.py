@@ -375,3 +375,15 @@ async def test_migrations_can_be_undone(path: Path, book: Ledger) -> None:
     again = await Ledger.open(path)
     assert await again.joined() == []
     await again.close()
+
+
+async def test_the_ledger_of_a_newer_release_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.db"
+    await (await Ledger.open(path)).close()
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("UPDATE alembic_version SET version_num = '9999'")
+    before = path.read_bytes()
+    with pytest.raises(Refusal, match="cannot be upgraded") as caught:
+        await Ledger.open(path)
+    assert caught.value.problem == DATABASE_UNAVAILABLE
+    assert path.read_bytes() == before
