@@ -19,7 +19,7 @@ from he_party import console
 from he_party.console import Format, command, run_async
 from he_party.identity import REQUEST_FILE, Identity, create
 from he_party.tensors import read_tensors
-from he_protocol.problems import BAD_SETTINGS, BAD_TENSORS, Refusal
+from he_protocol.problems import BAD_SETTINGS, BAD_TENSORS, ProblemError
 from he_protocol.task import Task
 
 app = typer.Typer(help="A client of HushSum.", no_args_is_help=True, pretty_exceptions_enable=False)
@@ -74,7 +74,7 @@ def enroll_request(data_dir: DataDir = None) -> None:
     """Print the signed enrolment request again."""
     path = ClientSettings.load(data_dir=data_dir).data_dir / REQUEST_FILE
     if not path.exists():
-        raise Refusal(BAD_SETTINGS, f"no {path}; 'he-client init' makes it")
+        raise ProblemError(BAD_SETTINGS, f"no {path}; 'he-client init' makes it")
     typer.echo(path.read_text().strip())
 
 
@@ -211,7 +211,7 @@ async def _save_model(settings: ClientSettings, out: Path) -> dict[str, object]:
     try:
         save_file(model.tensors, out)
     except (OSError, SafetensorError) as error:
-        raise Refusal(BAD_SETTINGS, f"cannot write {out}: {error}") from None
+        raise ProblemError(BAD_SETTINGS, f"cannot write {out}: {error}") from None
     return {"task": task.config.name, "epoch": task.config.epoch, "model_version": model.version, "file": str(out)}
 
 
@@ -233,7 +233,7 @@ def _settings(
         config, data_dir=data_dir, server=server, task=task, tls_ca=tls_ca, passphrase=secret or None
     )
     if not settings.task:
-        raise Refusal(BAD_SETTINGS, "which task? give --task or HUSHSUM_CLIENT_TASK")
+        raise ProblemError(BAD_SETTINGS, "which task? give --task or HUSHSUM_CLIENT_TASK")
     return settings
 
 
@@ -254,5 +254,5 @@ def _import(name: str) -> Train:
     try:
         found: Train = getattr(import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:
-        raise Refusal(BAD_SETTINGS, f"cannot import {name!r}: {error}", expected="MODULE:FUNCTION") from None
+        raise ProblemError(BAD_SETTINGS, f"cannot import {name!r}: {error}", expected="MODULE:FUNCTION") from None
     return found

@@ -51,7 +51,7 @@ from he_protocol.problems import (
     WRONG_EPOCH,
     WRONG_SIZE,
     WRONG_TASK,
-    Refusal,
+    ProblemError,
 )
 from he_protocol.task import Task
 
@@ -242,13 +242,13 @@ class HushSumClient:
         await asyncio.to_thread(self._spending.count, task, sealed.update_id)
         try:
             receipt = await self._upload(task, sealed, within)
-        except Refusal as refusal:
+        except ProblemError as refusal:
             if refusal.problem in FINAL:
                 spool.discard(sealed)
             raise
         signed = verify(receipt.receipt, Receipt, task.config.server.key)
         if (signed.update_id.hex(), signed.header) != (sealed.update_id, token_hash(spool.header(sealed).header)):
-            raise Refusal(UNEXPECTED_ANSWER, "the receipt is for another update", expected=sealed.update_id)
+            raise ProblemError(UNEXPECTED_ANSWER, "the receipt is for another update", expected=sealed.update_id)
         size = sealed.size + len(frames.start(head))
         spool.finish(sealed, receipt.receipt)
         return Submission(task.id, sealed.update_id, receipt.round, size, {"upload": time.perf_counter() - started})
@@ -264,7 +264,7 @@ class HushSumClient:
         for sealed in self._spool(task).pending():
             try:
                 sent.append(await self.send(task, sealed))
-            except Refusal as refusal:
+            except ProblemError as refusal:
                 if refusal.problem in FINAL:
                     log.warning("update %s is dropped: %s", sealed.update_id, refusal)
                 elif refusal.problem == ALREADY_IN_ROUND:
@@ -288,11 +288,11 @@ class HushSumClient:
             )
             if status.failure is not None:  # also of a published round: the update's bucket was dropped
                 problem = PROBLEMS.get(status.failure.type.removeprefix(URN), UNEXPECTED_ANSWER)
-                raise Refusal(problem, f"round {status.round}: {status.failure.detail}")
+                raise ProblemError(problem, f"round {status.round}: {status.failure.detail}")
             if status.state == "published":
                 return status.version
             if time.monotonic() > deadline:
-                raise Refusal(UNREACHABLE, f"round {status.round} is still {status.state} after {within} s")
+                raise ProblemError(UNREACHABLE, f"round {status.round} is still {status.state} after {within} s")
             await asyncio.sleep(pause)
             pause = min(pause * 1.5, 1.0)
 
@@ -342,7 +342,7 @@ class HushSumClient:
                 path = api_paths.update_path(task.id, sealed.update_id)
                 answer = await self._transport.put_frame(path, sealed.head, sealed.parts, task.config.server.name)
                 return decode(answer.body, documents.UpdateReceipt)
-            except Refusal as refusal:
+            except ProblemError as refusal:
                 if refusal.problem != ALREADY_IN_ROUND or time.monotonic() >= deadline:
                     raise
             await asyncio.sleep(pause)

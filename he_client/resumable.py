@@ -21,7 +21,7 @@ from he_protocol.problems import (
     UNEXPECTED_ANSWER,
     UPLOAD_EXPIRED,
     WRONG_OFFSET,
-    Refusal,
+    ProblemError,
 )
 from he_protocol.task import Task
 
@@ -49,7 +49,7 @@ class ResumableUpload:
         """Raises what the PUT of the update would; `unexpected-answer` from a server that makes no progress."""
         try:
             return await self._send()
-        except Refusal as refusal:
+        except ProblemError as refusal:
             if refusal.problem not in _ANEW:
                 raise
         return await self._send()
@@ -60,13 +60,13 @@ class ResumableUpload:
         while offset < self._length:
             try:
                 reached = self._offset(await self._append(path, offset))
-            except Refusal as refusal:
+            except ProblemError as refusal:
                 if refusal.problem not in _AGAIN:
                     raise
                 reached = await self._ask(path)
             stuck = stuck + 1 if reached <= offset else 0
             if stuck == TRIES:
-                raise Refusal(UNEXPECTED_ANSWER, "the upload makes no progress", got=f"offset {reached}")
+                raise ProblemError(UNEXPECTED_ANSWER, "the upload makes no progress", got=f"offset {reached}")
             offset = reached
         answer = await self._transport.request("GET", path, headers=_VERSION)
         return decode(answer.body, documents.UpdateReceipt)
@@ -81,7 +81,7 @@ class ResumableUpload:
         )
         path = answer.headers.get("Location", "")
         if _LOCATION.fullmatch(path) is None:
-            raise Refusal(UNEXPECTED_ANSWER, "Location", expected=_LOCATION.pattern, got=path[:80])
+            raise ProblemError(UNEXPECTED_ANSWER, "Location", expected=_LOCATION.pattern, got=path[:80])
         return path
 
     async def _ask(self, path: str) -> int:
@@ -99,7 +99,7 @@ class ResumableUpload:
     def _offset(self, answer: Answer) -> int:
         text = answer.headers.get("Upload-Offset", "")
         if not (text.isascii() and text.isdigit() and len(text) < 16 and int(text) <= self._length):
-            raise Refusal(UNEXPECTED_ANSWER, "Upload-Offset", expected=f"at most {self._length}", got=text[:80])
+            raise ProblemError(UNEXPECTED_ANSWER, "Upload-Offset", expected=f"at most {self._length}", got=text[:80])
         return int(text)
 
 

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from he_protocol.problems import Refusal, printable
+from he_protocol.problems import ProblemError, printable
 
 Format = Literal["text", "json"]
 REFUSED = 2
@@ -36,7 +36,7 @@ def command(function: Callable[P, T]) -> Callable[P, T]:
     def run(*args: P.args, **kwargs: P.kwargs) -> T:
         try:
             return function(*args, **kwargs)
-        except Refusal as refusal:
+        except ProblemError as refusal:
             err.print(f"[red]refused[/red] {escape(str(refusal))}", highlight=False, soft_wrap=True, markup=True)
             raise typer.Exit(REFUSED) from None
         except KeyboardInterrupt:

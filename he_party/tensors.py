@@ -9,7 +9,7 @@ import numpy.typing as npt
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from he_protocol.problems import ProblemType, Refusal
+from he_protocol.problems import ProblemError, ProblemType
 
 
 def read_tensors(path: Path, problem: ProblemType, detail: str) -> dict[str, npt.NDArray[Any]]:
@@ -23,4 +23,4 @@ def read_tensors(path: Path, problem: ProblemType, detail: str) -> dict[str, npt
         ValueError,
         OSError,
     ) as error:  # a type or a shape that numpy does not have
-        raise Refusal(problem, f"{detail}: {error}") from None
+        raise ProblemError(problem, f"{detail}: {error}") from None

@@ -1,7 +1,7 @@
 """Everything HushSum can refuse, as RFC 9457 problem types with stable URNs.
 
-One `Refusal` travels through the whole system: pure checks raise it, the server renders it as
-`application/problem+json`, the client turns that document back into the same `Refusal`.
+One `ProblemError` travels through the whole system: pure checks raise it, the server renders it as
+`application/problem+json`, the client turns that document back into the same `ProblemError`.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-class Refusal(Exception):
+class ProblemError(Exception):
     """Input was refused; nothing was changed.
 
     `expected` and `got` never hold secret bytes. Texts are cut to `TEXT_LIMIT`, and lone surrogates replaced.
@@ -63,7 +63,7 @@ class Refusal(Exception):
         self.got = _short(got)
         super().__init__(str(self))
 
-    def __reduce__(self) -> tuple[Callable[[str, str, str, str], Refusal], tuple[str, str, str, str]]:
+    def __reduce__(self) -> tuple[Callable[[str, str, str, str], ProblemError], tuple[str, str, str, str]]:
         """So that a refusal comes back whole from a worker process."""
         return _restore, (self.problem.slug, self.detail, self.expected, self.got)
 
@@ -83,7 +83,7 @@ class Refusal(Exception):
         )
 
     @classmethod
-    def from_document(cls, body: bytes, status: int) -> Refusal:
+    def from_document(cls, body: bytes, status: int) -> ProblemError:
         """Read a problem document; anything else becomes `unexpected-answer`."""
         try:
             doc = msgspec.json.decode(body, type=ProblemDocument)
@@ -98,8 +98,8 @@ def _short(value: object) -> str:
     return text if len(text) <= TEXT_LIMIT else text[: TEXT_LIMIT - 1] + "…"
 
 
-def _restore(slug: str, detail: str, expected: str, got: str) -> Refusal:
-    return Refusal(PROBLEMS[slug], detail, expected=expected, got=got)
+def _restore(slug: str, detail: str, expected: str, got: str) -> ProblemError:
+    return ProblemError(PROBLEMS[slug], detail, expected=expected, got=got)
 
 
 PROBLEMS: dict[str, ProblemType] = {}

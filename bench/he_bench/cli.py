@@ -25,7 +25,7 @@ from he_bench.runner import run_point
 from he_bench.suites import SUITES, SuiteName, points
 from he_bench.units import number, seconds
 from he_party.console import Format, command
-from he_protocol.problems import BAD_SETTINGS, Refusal
+from he_protocol.problems import BAD_SETTINGS, ProblemError
 
 CASES = "\n\n".join(f"`{name}`: {text}." for name, text in DESCRIPTIONS.items())
 app = typer.Typer(
@@ -210,7 +210,7 @@ def _interpreters(pairs: Sequence[str]) -> dict[str, str]:
     for pair in pairs:
         name, _, python = pair.partition("=")
         if shutil.which(python) is None:
-            raise Refusal(BAD_SETTINGS, f"--python-for {pair}", expected="PEER=an interpreter's path")
+            raise ProblemError(BAD_SETTINGS, f"--python-for {pair}", expected="PEER=an interpreter's path")
         pythons[name] = python
     return pythons
 
@@ -218,7 +218,7 @@ def _interpreters(pairs: Sequence[str]) -> dict[str, str]:
 def _check_known(what: str, chosen: Sequence[str], known: Sequence[str]) -> None:
     for name in chosen:
         if name not in known:
-            raise Refusal(BAD_SETTINGS, f"unknown {what}", expected=", ".join(dict.fromkeys(known)), got=name)
+            raise ProblemError(BAD_SETTINGS, f"unknown {what}", expected=", ".join(dict.fromkeys(known)), got=name)
 
 
 def _progress() -> Progress:

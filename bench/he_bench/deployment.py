@@ -23,7 +23,7 @@ from he_party.keyfile import KeyRecord, write_private
 from he_party.transport import Transport
 from he_protocol import frames, paths
 from he_protocol.identity.jws import jwk_x
-from he_protocol.problems import UNREACHABLE, Refusal
+from he_protocol.problems import UNREACHABLE, ProblemError
 
 START_SECONDS = 60.0
 POLL_SECONDS = 0.02
@@ -96,7 +96,7 @@ class Deployment:
                     await asyncio.sleep(POLL_SECONDS)
         except TimeoutError:
             log = (self.root / f"{program}.log").read_text()
-            raise Refusal(UNREACHABLE, f"{program} did not start: {log.strip()}") from None
+            raise ProblemError(UNREACHABLE, f"{program} did not start: {log.strip()}") from None
         return f"http://127.0.0.1:{port_file.read_text().strip()}"
 
     def server_pids(self) -> list[int]:

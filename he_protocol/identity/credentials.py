@@ -16,7 +16,7 @@ from he_protocol.problems import (
     FOREIGN_CREDENTIAL,
     NOT_ADDRESSED,
     WRONG_ROLE,
-    Refusal,
+    ProblemError,
 )
 
 CLOCK_SKEW_SECONDS = 30
@@ -41,14 +41,14 @@ def check_credential(token: str, authority: bytes, role: Role | None, now: float
     """
     credential = issued_by(authority, token)
     if not credential.iat - CLOCK_SKEW_SECONDS <= now < credential.exp:
-        raise Refusal(
+        raise ProblemError(
             EXPIRED_CREDENTIAL,
             f"the credential of {credential.sub!r} is not valid now",
             expected=f"{credential.iat} <= now < {credential.exp}",
             got=int(now),
         )
     if role is not None and credential.role != role:
-        raise Refusal(WRONG_ROLE, f"{credential.sub!r} may not do this", expected=role, got=credential.role)
+        raise ProblemError(WRONG_ROLE, f"{credential.sub!r} may not do this", expected=role, got=credential.role)
     return Party(credential.sub, credential.role, public_from_jwk(credential.cnf.jwk.x))
 
 
@@ -60,7 +60,7 @@ def issued_by(authority: bytes, token: str) -> Credential:
     """
     claimed, issuer = read_unverified(token, Credential), fingerprint(authority)
     if claimed.iss != issuer:
-        raise Refusal(FOREIGN_CREDENTIAL, "another authority issued it", expected=issuer, got=claimed.iss)
+        raise ProblemError(FOREIGN_CREDENTIAL, "another authority issued it", expected=issuer, got=claimed.iss)
     return verify(token, Credential, authority)
 
 
@@ -68,7 +68,7 @@ def check_signed(token: str, kind: type[M], party: Party, field: str) -> M:
     """A message signed by a party that must name that party in `field`."""
     message = verify(token, kind, party.public)
     if getattr(message, field) != party.name:
-        raise Refusal(
+        raise ProblemError(
             NOT_ADDRESSED,
             f"the {kind.__name__} speaks for somebody else",
             expected=party.name,

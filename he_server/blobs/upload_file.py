@@ -16,7 +16,7 @@ from pathlib import Path
 from he_party.files import private_directory, sync
 from he_protocol.problems import (
     UPLOAD_LOCKED,
-    Refusal,
+    ProblemError,
 )
 from he_server.blobs.local import room
 
@@ -53,7 +53,7 @@ class UploadFile:
             except FileNotFoundError:
                 return False
             except BlockingIOError:
-                raise Refusal(UPLOAD_LOCKED, "another request is writing to it") from None
+                raise ProblemError(UPLOAD_LOCKED, "another request is writing to it") from None
             self.size = os.fstat(self._descriptor).st_size
             return True
 

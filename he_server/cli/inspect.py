@@ -17,7 +17,7 @@ from rich.table import Table
 from he_protocol.documents import AuditStatus
 from he_protocol.identity.jws import verify
 from he_protocol.messages import AuditHead
-from he_protocol.problems import BAD_SETTINGS, Refusal
+from he_protocol.problems import BAD_SETTINGS, ProblemError
 from he_server.cli.doctor import Finding, examine
 from he_server.rules.audit_chain import Entry, verify_chain
 from he_server.settings import Settings, load_settings
@@ -82,7 +82,7 @@ def read_head(path: Path, settings: Settings) -> AuditHead:
     try:
         text = path.read_text().strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise Refusal(BAD_SETTINGS, f"cannot read {path}: {error}") from None
+        raise ProblemError(BAD_SETTINGS, f"cannot read {path}: {error}") from None
     token = msgspec.json.decode(text, type=AuditStatus).head if text.startswith("{") else text
     return verify(token, AuditHead, settings.read_key().public)
 
@@ -99,7 +99,7 @@ def _time(text: str) -> float:
     try:
         found = datetime.fromisoformat(text)
     except ValueError:
-        raise Refusal(BAD_SETTINGS, "--since", expected="2026-11-22T10:00:00+00:00", got=text[:80]) from None
+        raise ProblemError(BAD_SETTINGS, "--since", expected="2026-11-22T10:00:00+00:00", got=text[:80]) from None
     return found.replace(tzinfo=found.tzinfo or UTC).timestamp()
 
 

@@ -20,7 +20,7 @@ from he_protocol.documents import RoundStatus
 from he_protocol.identity.jws import SigningKey, jwk_x
 from he_protocol.identity.revocation import Revocations
 from he_protocol.messages import EnrolRequest, Name
-from he_protocol.problems import BAD_SETTINGS, DATABASE_UNAVAILABLE, NOT_ADDRESSED, NOT_FOUND, Refusal
+from he_protocol.problems import BAD_SETTINGS, DATABASE_UNAVAILABLE, NOT_ADDRESSED, NOT_FOUND, ProblemError
 from he_protocol.task import Task
 from he_server.blobs.tensor_file import keep_model
 from he_server.cli.inspect import audit, doctor
@@ -56,7 +56,7 @@ def refusing() -> Generator[None, None, None]:
     """Turns refusals into one line on standard error and exit code 2: no traceback reaches a user."""
     try:
         yield
-    except Refusal as refusal:
+    except ProblemError as refusal:
         typer.echo(f"he-server: {refusal}", err=True)
         sys.exit(2)
 
@@ -90,9 +90,9 @@ def init(
             write_private(data_dir / "server.key", KeyRecord(checked, key.public, key.private), passphrase)
             request.write_text(key.sign(EnrolRequest(checked, "server", key.public, int(time.time()))) + "\n")
         except msgspec.ValidationError as error:
-            raise Refusal(BAD_SETTINGS, f"name: {error}") from None
+            raise ProblemError(BAD_SETTINGS, f"name: {error}") from None
         except OSError as error:
-            raise Refusal(BAD_SETTINGS, f"cannot write to {data_dir}: {error.strerror}") from None
+            raise ProblemError(BAD_SETTINGS, f"cannot write to {data_dir}: {error.strerror}") from None
     typer.echo(f"key      {data_dir / 'server.key'}\nrequest  {request}\npublic   {jwk_x(key.public)}")
 
 
@@ -234,7 +234,7 @@ async def _found(store: Store, wanted: str) -> TaskRecord:
     """The one task whose hash begins so. Raises `not-found`."""
     found = [task for task in await store.tasks() if task.task.startswith(wanted)]
     if len(found) != 1:
-        raise Refusal(NOT_FOUND, f"{len(found)} tasks have hashes that begin so", got=wanted[:80])
+        raise ProblemError(NOT_FOUND, f"{len(found)} tasks have hashes that begin so", got=wanted[:80])
     return found[0]
 
 
@@ -271,11 +271,11 @@ async def _add(settings: Settings, token: Path, model: Path) -> str:
         signed, initial = await asyncio.to_thread(lambda: (token.read_text().strip(), model.read_bytes()))
         task = Task.from_token(signed, server.authority)
         if task.config.server.key != server.key.public:
-            raise Refusal(NOT_ADDRESSED, "the task is for another server", got=task.config.server.name)
+            raise ProblemError(NOT_ADDRESSED, "the task is for another server", got=task.config.server.name)
         sha256 = await server.thread(keep_model, server.blobs, task, initial)
         await server.store.add_task(task, sha256, time.time())
     except OSError as error:
-        raise Refusal(BAD_SETTINGS, f"cannot read {error.filename}: {error.strerror}") from None
+        raise ProblemError(BAD_SETTINGS, f"cannot read {error.filename}: {error.strerror}") from None
     finally:
         await server.store.close()
     return task.id
@@ -288,7 +288,7 @@ async def _revoke(settings: Settings, file: Path) -> Revocations:
         known = Revocations.read((await asyncio.to_thread(file.read_text)).strip(), settings.read_authority())
         await store.learn_revocations(known, time.time())
     except (OSError, UnicodeDecodeError) as error:
-        raise Refusal(BAD_SETTINGS, f"cannot read {file}: {error}") from None
+        raise ProblemError(BAD_SETTINGS, f"cannot read {file}: {error}") from None
     finally:
         await store.close()
     return known
@@ -297,7 +297,7 @@ async def _revoke(settings: Settings, file: Path) -> Revocations:
 async def _read(settings: Settings) -> list[tuple[TaskRecord, list[RoundStatus]]]:
     file = sqlite_file(settings.url)
     if file is not None and not await asyncio.to_thread(file.is_file):
-        raise Refusal(DATABASE_UNAVAILABLE, f"there is no database {file}; `he-server migrate` makes one")
+        raise ProblemError(DATABASE_UNAVAILABLE, f"there is no database {file}; `he-server migrate` makes one")
     store, authority = Store(make_engine(settings.url)), settings.read_authority()
     try:
         found = []

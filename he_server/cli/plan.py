@@ -13,7 +13,7 @@ from rich.table import Table
 from he_protocol.committee import Committee, describe, parse_committee
 from he_protocol.privacy.accountant import Spent
 from he_protocol.privacy.plan import PrivacyPlan, check_plan, spent
-from he_protocol.problems import BAD_PLAN, SUM_COULD_WRAP, Refusal
+from he_protocol.problems import BAD_PLAN, SUM_COULD_WRAP, ProblemError
 from he_protocol.sharing import Sharing
 from he_protocol.sum_bounds import Candidate, plan_sums
 
@@ -49,7 +49,7 @@ def plan(
     check_plan(privacy)
     fewest = min_clients or clients // buckets
     if buckets * fewest > clients:
-        raise Refusal(BAD_PLAN, "buckets * min_clients exceeds clients", got=f"{buckets * fewest} > {clients}")
+        raise ProblemError(BAD_PLAN, "buckets * min_clients exceeds clients", got=f"{buckets * fewest} > {clients}")
     holders = parse_committee(committee)
     sharing = Sharing(holders.holders, holders.threshold)
     offers = plan_sums(
@@ -69,7 +69,7 @@ def plan(
         _show(offers, cost, privacy, rounds)
         Console().print(describe(holders))
     if offers[0].refusal:
-        raise Refusal(SUM_COULD_WRAP, "no profile fits", got=f"{offers[0].profile}: {offers[0].refusal}")
+        raise ProblemError(SUM_COULD_WRAP, "no profile fits", got=f"{offers[0].profile}: {offers[0].refusal}")
 
 
 def _document(

@@ -8,7 +8,7 @@ from typing import Literal, TypeAlias
 
 import structlog
 
-from he_protocol.problems import DISK_FULL, INTERNAL, WRONG_STATE, Refusal
+from he_protocol.problems import DISK_FULL, INTERNAL, WRONG_STATE, ProblemError
 from he_protocol.task import Task
 from he_server.blobs import keys
 from he_server.blobs.vectors import fold_updates
@@ -43,7 +43,7 @@ async def fold(server: Server, task: Task, record: RoundRecord, now: float) -> P
             await fold_in(server, task, claimed)
         except FileNotFoundError as error:
             await cannot_fold(server, task, record, claimed, str(error))
-        except Refusal as refusal:
+        except ProblemError as refusal:
             if refusal.problem in DAMAGED:
                 await cannot_fold(server, task, record, claimed, refusal.detail)
             elif refusal.problem not in {WRONG_STATE, DISK_FULL}:

@@ -12,7 +12,7 @@ from functools import partial
 
 import structlog
 
-from he_protocol.problems import DISK_FULL, WRONG_STATE, Refusal
+from he_protocol.problems import DISK_FULL, WRONG_STATE, ProblemError
 from he_protocol.task import Task
 from he_server.jobs.closing import close
 from he_server.jobs.folding import fold
@@ -50,7 +50,7 @@ class Worker:
                     swept = time.monotonic()
                 if not await self.step():
                     await _sleep(self._server.settings.poll_seconds, stop, self._server.due)
-            except Refusal as refusal:
+            except ProblemError as refusal:
                 log.warning("worker refused", problem=refusal.problem.slug, detail=refusal.detail)
                 await _sleep(ERROR_PAUSE_SECONDS, stop)
             except Exception:
@@ -102,7 +102,7 @@ class Worker:
                 await publish(self._server, task, lease)
         except FileNotFoundError as error:
             await lost(self._server, task, lease, str(error))
-        except Refusal as refusal:
+        except ProblemError as refusal:
             if refusal.problem in DAMAGED:
                 await lost(self._server, task, lease, refusal.detail)
                 return

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 
 from he_protocol.identity.credentials import Party
-from he_protocol.problems import NOT_FOUND, Refusal
+from he_protocol.problems import NOT_FOUND, ProblemError
 from he_protocol.task import Task
 from he_server.blobs.keys import fresh, upload_blob
 from he_server.blobs.upload_file import BLOCK_BYTES, FileSource, UploadFile
@@ -53,7 +53,7 @@ async def opened_upload(server: Server, upload_id: str) -> AsyncIterator[tuple[U
         found = await server.thread(file.open)
         upload = await server.store.upload(upload_id, server.clock())  # under the lock nobody else ends it
         if not found and not upload.ended:
-            raise Refusal(NOT_FOUND, "the upload's bytes are gone")
+            raise ProblemError(NOT_FOUND, "the upload's bytes are gone")
         yield upload, None if upload.ended else file
     finally:
         await server.thread(file.close)
@@ -89,7 +89,7 @@ async def append_chunk(
         await flush()
         if wanted is not None and digest is not None:
             check_chunk(wanted[1], digest.digest())
-    except Refusal:
+    except ProblemError:
         held.clear()
         await server.thread(file.truncate, start)
         raise
@@ -109,7 +109,7 @@ async def complete_upload(server: Server, upload: UploadRecord, file: UploadFile
     try:
         accepted = await accept(server, task, bytes.fromhex(upload.update_id), upload.party, frame)
         ended = replace(upload, receipt=accepted.receipt, round=accepted.round)
-    except Refusal as refusal:
+    except ProblemError as refusal:
         if not is_final(refusal.problem):
             raise
         ended = replace(upload, problem=refusal.document().decode())

@@ -45,7 +45,7 @@ from he_migrations.run import upgrade
 from he_party.files import close_database, private_directory
 from he_protocol.identity.jws import token_hash
 from he_protocol.identity.revocation import Revocations
-from he_protocol.problems import DATABASE_UNAVAILABLE, Refusal
+from he_protocol.problems import DATABASE_UNAVAILABLE, ProblemError
 from he_protocol.task import Task
 
 LEDGER_FILE = "ledger.db"
@@ -196,7 +196,7 @@ class Ledger:
                 await _record(connection, request)
         return request
 
-    async def refused(self, task: Task, number: int, refusal: Refusal, now: float, manifest_token: str) -> None:
+    async def refused(self, task: Task, number: int, refusal: ProblemError, now: float, manifest_token: str) -> None:
         """Remember a refusal with its manifest: forks are evidence against the server."""
         values = {
             "task_hash": task.hash,
@@ -276,7 +276,7 @@ class Ledger:
             async with self._engine.begin() as connection:
                 yield connection
         except OperationalError as error:  # another program held the file for too long, or the disk is full
-            raise Refusal(DATABASE_UNAVAILABLE, "the ledger", got=str(error.orig)) from error
+            raise ProblemError(DATABASE_UNAVAILABLE, "the ledger", got=str(error.orig)) from error
 
 
 async def _informed(connection: AsyncConnection, request: Request) -> Request:

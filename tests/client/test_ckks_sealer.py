@@ -29,8 +29,8 @@ from he_protocol.problems import (
     WRONG_EPOCH,
     WRONG_SIZE,
     WRONG_TASK,
+    ProblemError,
     ProblemType,
-    Refusal,
 )
 from he_protocol.schemes.ckks import Ckks
 from tests.support.parties import World
@@ -207,6 +207,6 @@ async def test_a_private_context_in_the_cache_stops_sealing(world: World, tmp_pa
     path = tmp_path / "context"
     path.write_bytes(private_context().serialize(save_secret_key=True, save_galois_keys=False, save_relin_keys=False))
     sealer = CkksSealer(scheme_of(world).profile, path, world.task.length)
-    with pytest.raises(Refusal) as caught:
+    with pytest.raises(ProblemError) as caught:
         await sealer.seal(bytes(16), lambda start, stop: np.zeros(stop - start, dtype=np.int64), lambda *_: None)
     assert caught.value.problem == PRIVATE_CONTEXT

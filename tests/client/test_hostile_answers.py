@@ -23,7 +23,7 @@ from he_party import transport
 from he_party.transport import MAX_HEADERS, RetryPolicy, Transport
 from he_protocol import documents, limits, paths
 from he_protocol.messages import Vote, encode
-from he_protocol.problems import DIGEST_MISMATCH, TOO_LARGE, UNEXPECTED_ANSWER, UNREACHABLE, Refusal
+from he_protocol.problems import DIGEST_MISMATCH, TOO_LARGE, UNEXPECTED_ANSWER, UNREACHABLE, ProblemError
 from he_protocol.task import Task
 from tests.support.fake_server import FakeServer
 from tests.support.parties import NOW, World
@@ -265,7 +265,7 @@ async def test_a_model_that_is_refused_leaves_the_kept_one(world: World, tmp_pat
     assert len(kept) == 1
     for wrong in (published(b"x" * 99, "5", '"y"'), published(b"x" * 99, "5"), published(body[:-1], "5")):
         async with serving(wrong) as url, device(url, world, tmp_path) as client:
-            with pytest.raises(Refusal, match=r"digest-mismatch|unexpected-answer"):
+            with pytest.raises(ProblemError, match=r"digest-mismatch|unexpected-answer"):
                 await client.pull_model(world.task)
     assert left(tmp_path) == kept
     tag = f'"{hashlib.sha256(body).hexdigest()}"'

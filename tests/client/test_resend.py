@@ -27,8 +27,8 @@ from he_protocol.problems import (
     STALE_UPDATE,
     UNEXPECTED_ANSWER,
     UNREACHABLE,
+    ProblemError,
     ProblemType,
-    Refusal,
 )
 from tests.client.proxy import Proxy
 from tests.client.schemes import assert_opens_to
@@ -49,7 +49,7 @@ async def seal(client: HushSumClient, service: Service, value: int = 1, base_ver
 
 def answer_of(problem: ProblemType) -> web.Response:
     return web.Response(
-        body=Refusal(problem, "as the test wants").document(),
+        body=ProblemError(problem, "as the test wants").document(),
         status=problem.status,
         content_type="application/problem+json",
     )
@@ -80,7 +80,7 @@ async def test_a_device_that_dies_after_sealing_resends_what_it_sealed(service: 
     proxy.faults["PUT"] = ["dropped"]
     async with service.client(1, proxy.url, retry=ONCE) as client:
         sealed = await seal(client, service)
-        with pytest.raises(Refusal, match=UNREACHABLE.slug):
+        with pytest.raises(ProblemError, match=UNREACHABLE.slug):
             await client.send(service.task, sealed)
     async with service.client(1, proxy.url) as reborn:
         (sent,) = await reborn.resume(service.task)

@@ -14,7 +14,15 @@ from he_client.client import SPENDING_FILE
 from he_client.spending import Spending
 from he_party.transport import RetryPolicy
 from he_protocol.privacy.plan import PrivacyPlan, epsilon, spent_together
-from he_protocol.problems import BUDGET_EXHAUSTED, INTERNAL, MALFORMED, NOT_FOUND, STALE_UPDATE, ProblemType, Refusal
+from he_protocol.problems import (
+    BUDGET_EXHAUSTED,
+    INTERNAL,
+    MALFORMED,
+    NOT_FOUND,
+    STALE_UPDATE,
+    ProblemError,
+    ProblemType,
+)
 from he_protocol.task import Task, TensorSpec
 from tests.support.fake_server import FakeServer, refusal
 from tests.support.parties import NOW, World
@@ -35,7 +43,7 @@ class Liar(FakeServer):
     async def lie(self, request: web.Request) -> web.Response:
         await request.read()
         self.taken += 1
-        return refusal(Refusal(self.says, "as the test asks"))
+        return refusal(ProblemError(self.says, "as the test asks"))
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from he_client.attempt import Train, attempt
 from he_client.encode import encode
 from he_client.tensors import flatten
 from he_client.training import Arrays, arrays, clipped_gradient_sum, difference, load_arrays, tensor_specs
-from he_protocol.problems import BAD_PLAN, BAD_TENSORS, Refusal
+from he_protocol.problems import BAD_PLAN, BAD_TENSORS, ProblemError
 from he_protocol.task import Task
 from tests.support.parties import World
 from tests.unit.refusals import refused
@@ -127,7 +127,7 @@ def comes(task: Task, train: Train, *, raise_errors: bool = False) -> bool:
     try:
         update, examples = attempt(task, train, HONEST, raise_errors=raise_errors)
         encoded = encode(task, flatten(task, update), examples)
-    except (Refusal, Exception, SystemExit):
+    except (ProblemError, Exception, SystemExit):
         return False
     assert encoded.shape == (task.length,)
     if task.config.privacy.noisy:  # and it is noised like any other: zeros would show as well

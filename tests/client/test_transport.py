@@ -38,8 +38,8 @@ from he_protocol.problems import (
     UNAUTHENTICATED,
     UNEXPECTED_ANSWER,
     UNREACHABLE,
+    ProblemError,
     ProblemType,
-    Refusal,
 )
 from tests.client.proxy import Fault, Proxy
 from tests.client.service import QUICK, TASK, Service
@@ -52,7 +52,7 @@ BRIEF = RetryPolicy(first=0.01, longest=0.02, give_up=0.1)
 
 
 def said(problem: ProblemType) -> web.Response:
-    document = Refusal(problem, "as the test wants", expected="this", got="that").document()
+    document = ProblemError(problem, "as the test wants", expected="this", got="that").document()
     return web.Response(body=document, status=problem.status, content_type="application/problem+json")
 
 

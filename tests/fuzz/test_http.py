@@ -11,7 +11,7 @@ import pytest
 import requests
 from hypothesis import given
 
-from he_protocol.problems import Refusal
+from he_protocol.problems import ProblemError
 from he_server.http.openapi import PROBLEM
 
 from .mutation import mutated
@@ -46,7 +46,7 @@ def checked(answer: bytes) -> int:
     assert status < 500
     assert b"Traceback" not in answer
     if body and PROBLEM.encode() in head:
-        assert Refusal.from_document(body, status).problem.status == status
+        assert ProblemError.from_document(body, status).problem.status == status
     return status
 
 

@@ -26,7 +26,7 @@ from yarl import URL
 
 from he_protocol import frames as framing
 from he_protocol.identity.requests import prove_request
-from he_protocol.problems import Refusal
+from he_protocol.problems import ProblemError
 from he_server.http.openapi import PROBLEM, problems_of
 from he_server.http.routes import ROUTES, TASK, Route
 from tests.server.world import Person, World
@@ -111,7 +111,7 @@ def send(route: Route, case: Any, running: Running, party: Person | None) -> Any
     assert b"Traceback" not in response.content
     if response.status_code >= 400 and route.method != "HEAD":  # its answers have no body
         assert response.headers["content-type"] == [PROBLEM]
-        refusal = Refusal.from_document(response.content, response.status_code)
+        refusal = ProblemError.from_document(response.content, response.status_code)
         assert refusal.problem.status == response.status_code
         assert refusal.problem in problems_of(route), f"{refusal.problem.slug} is not documented"
     return response

@@ -33,8 +33,8 @@ from he_protocol.problems import (
     UNREACHABLE,
     WRONG_EPOCH,
     WRONG_TASK,
+    ProblemError,
     ProblemType,
-    Refusal,
 )
 from tests.keys.holders import holder_of, line_to
 from tests.support.fake_server import FakeServer, Posts, View
@@ -82,7 +82,7 @@ async def hold(world: World, server: FakeServer, folder: Path, patience: float =
         try:
             async with asyncio.TaskGroup() as group:
                 work = [group.create_task(take_part(world, server, holder, patience)) for holder in holders]
-        except* Refusal as several:
+        except* ProblemError as several:
             raise several.exceptions[0] from None
         return [one.result() for one in work]
 

@@ -18,7 +18,7 @@ from he_holder import rules as checks
 from he_holder.ledger import Ledger
 from he_holder.rules import RELEASING, VOTING, Rule
 from he_protocol.committee import parse_committee
-from he_protocol.problems import Refusal
+from he_protocol.problems import ProblemError
 from tests.property.quorums import (
     COMMITTEES,
     LEAST,
@@ -195,7 +195,7 @@ def test_a_holder_that_was_away_releases_on_a_certificate_and_is_then_bound_by_i
         for holder in (0, 1, 2):
             await court.step("vote", holder, first)
         await court.step("release", 3, first)
-        with pytest.raises(Refusal, match="update-opened-before"):
+        with pytest.raises(ProblemError, match="update-opened-before"):
             await court.step("vote", 3, second)
 
     asyncio.run(run())

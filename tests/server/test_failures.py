@@ -161,7 +161,7 @@ async def test_the_worker_survives_errors_and_readiness_watches_it(
         if calls == 1:
             raise ZeroDivisionError
         if calls == 2:
-            raise problems.Refusal(problems.DATABASE_UNAVAILABLE, "gone")
+            raise problems.ProblemError(problems.DATABASE_UNAVAILABLE, "gone")
         return ()
 
     monkeypatch.setattr(Store, "live_rounds", flaky)
@@ -188,7 +188,7 @@ async def test_a_full_disk_at_every_durable_write(world: World, monkeypatch: pyt
         nonlocal calls
         calls += 1
         if calls % 4 == fails_at:
-            raise problems.Refusal(problems.DISK_FULL, "nothing was stored") from OSError(errno.ENOSPC, "full")
+            raise problems.ProblemError(problems.DISK_FULL, "nothing was stored") from OSError(errno.ENOSPC, "full")
         original(self)
 
     monkeypatch.setattr(BlobWriter, "commit", commit)

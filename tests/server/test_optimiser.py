@@ -11,7 +11,7 @@ from he_party.keyfile import KeyRecord
 from he_protocol import problems
 from he_protocol.identity.jws import SigningKey
 from he_protocol.privacy.quantise import Integers
-from he_protocol.problems import Refusal
+from he_protocol.problems import ProblemError
 from he_protocol.task import Optimiser, TaskConfig, TensorSpec
 from he_server.rules.aggregation import Mean, mean_of, step, weight_of
 
@@ -55,7 +55,7 @@ def test_examples_give_the_weighted_mean(clients: list[tuple[int, float]]) -> No
 
 @pytest.mark.parametrize("weight", [0, -5])
 def test_a_weight_that_is_not_positive(weight: int) -> None:
-    with pytest.raises(Refusal) as caught:
+    with pytest.raises(ProblemError) as caught:
         mean_of_one(np.array([1, 1, 1, 1, weight]), 3, config(weighting="examples"))
     assert caught.value.problem == problems.COMBINE_REFUSED
 
@@ -111,6 +111,6 @@ def test_momentum() -> None:
 
 
 def test_a_model_that_would_overflow() -> None:
-    with pytest.raises(Refusal) as caught, np.errstate(over="ignore"):
+    with pytest.raises(ProblemError) as caught, np.errstate(over="ignore"):
         step(np.full(2, 3e38, dtype=np.float32), np.zeros(2, dtype=np.float32), np.full(2, 3e38), Optimiser())
     assert caught.value.problem == problems.COMBINE_REFUSED

@@ -10,7 +10,7 @@ import pytest
 
 from he_protocol import paths, problems
 from he_protocol.identity.requests import prove_request
-from he_protocol.problems import Refusal
+from he_protocol.problems import ProblemError
 from he_server.http import auth
 
 from .world import World
@@ -57,7 +57,7 @@ async def ask(world: World, method: str, signed: str, sent: str, *, signed_metho
 
 
 def problem(answer: tuple[int, bytes]) -> problems.ProblemType:
-    return Refusal.from_document(answer[1], answer[0]).problem
+    return ProblemError.from_document(answer[1], answer[0]).problem
 
 
 async def test_what_was_signed_is_answered_with_and_without_a_query(world: World) -> None:

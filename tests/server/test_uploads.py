@@ -21,7 +21,7 @@ from he_protocol import documents, frames, paths, problems, tus
 from he_protocol.identity.credentials import check_credential, check_signed
 from he_protocol.identity.jws import verify
 from he_protocol.messages import Receipt, UpdateHeader
-from he_protocol.problems import Refusal
+from he_protocol.problems import ProblemError
 from he_server.blobs.upload_file import UploadFile
 from he_server.http.handlers import uploads
 from he_server.jobs.garbage import sweep
@@ -405,7 +405,7 @@ def test_another_process_is_kept_out_and_a_dead_one_is_not_waited_for(tmp_path: 
         assert other.stdout is not None
         assert other.stdout.readline() == "1\n"
         refused = UploadFile(path)
-        with pytest.raises(Refusal) as caught:
+        with pytest.raises(ProblemError) as caught:
             refused.open()
         refused.close()
         assert caught.value.problem == problems.UPLOAD_LOCKED
@@ -484,7 +484,7 @@ async def test_a_crash_between_the_last_byte_and_the_receipt(
     with monkeypatch.context() as patch:
 
         async def killed(*_: object) -> None:
-            raise Refusal(problems.DATABASE_UNAVAILABLE, "as if killed")
+            raise ProblemError(problems.DATABASE_UNAVAILABLE, "as if killed")
 
         patch.setattr(Store, method, killed)
         assert (await append(world, path, 0, upload.frame)).status == 503
@@ -549,7 +549,7 @@ async def test_a_full_disk_leaves_the_upload_where_it_stood(
 
         def full(self: UploadFile, data: bytes) -> None:
             write(self, data[:10])
-            raise Refusal(problems.DISK_FULL, "as the test wants")
+            raise ProblemError(problems.DISK_FULL, "as the test wants")
 
         patch.setattr(UploadFile, "append", full)
         assert await world.problem(await append(world, path, 100, upload.frame[100:])) == problems.DISK_FULL

@@ -8,7 +8,7 @@ import re
 import pytest
 
 from he_protocol import problems
-from he_protocol.problems import PROBLEMS, UNEXPECTED_ANSWER, WRONG_SIZE, ProblemType, Refusal, printable
+from he_protocol.problems import PROBLEMS, UNEXPECTED_ANSWER, WRONG_SIZE, ProblemError, ProblemType, printable
 
 
 def test_slugs_are_unique_urns_with_http_errors():
@@ -24,7 +24,7 @@ def test_slugs_are_unique_urns_with_http_errors():
 
 @pytest.mark.parametrize("problem", PROBLEMS.values(), ids=PROBLEMS)
 def test_a_refusal_survives_the_wire(problem):
-    sent = Refusal(problem, "the détail", expected=3, got=(1, 2))
+    sent = ProblemError(problem, "the détail", expected=3, got=(1, 2))
     document = sent.document()
     assert json.loads(document) == {
         "type": problem.urn,
@@ -34,23 +34,26 @@ def test_a_refusal_survives_the_wire(problem):
         "expected": "3",
         "got": "(1, 2)",
     }
-    came = Refusal.from_document(document, problem.status)
+    came = ProblemError.from_document(document, problem.status)
     assert came.problem is problem
     assert (came.detail, came.expected, came.got) == ("the détail", "3", "(1, 2)")
     assert str(came) == str(sent)
 
 
 def test_the_text_says_what_was_expected_and_what_came():
-    assert str(Refusal(WRONG_SIZE, "x", expected=1, got=2)) == f"{WRONG_SIZE.title}: x (expected 1, got 2) [wrong-size]"
-    assert "(expected 1)" in str(Refusal(WRONG_SIZE, "x", expected=1))
-    assert "(got 2)" in str(Refusal(WRONG_SIZE, "x", got=2))
-    assert str(Refusal(WRONG_SIZE, "x")) == f"{WRONG_SIZE.title}: x [wrong-size]"
-    assert set(json.loads(Refusal(WRONG_SIZE, "x").document())) == {"type", "title", "status", "detail"}
+    assert (
+        str(ProblemError(WRONG_SIZE, "x", expected=1, got=2))
+        == f"{WRONG_SIZE.title}: x (expected 1, got 2) [wrong-size]"
+    )
+    assert "(expected 1)" in str(ProblemError(WRONG_SIZE, "x", expected=1))
+    assert "(got 2)" in str(ProblemError(WRONG_SIZE, "x", got=2))
+    assert str(ProblemError(WRONG_SIZE, "x")) == f"{WRONG_SIZE.title}: x [wrong-size]"
+    assert set(json.loads(ProblemError(WRONG_SIZE, "x").document())) == {"type", "title", "status", "detail"}
 
 
 def test_unknown_members_are_ignored_as_the_rfc_asks():
-    body = json.dumps({**json.loads(Refusal(WRONG_SIZE, "x").document()), "instance": "/a"}).encode()
-    assert Refusal.from_document(body, 400).problem is WRONG_SIZE
+    body = json.dumps({**json.loads(ProblemError(WRONG_SIZE, "x").document()), "instance": "/a"}).encode()
+    assert ProblemError.from_document(body, 400).problem is WRONG_SIZE
 
 
 @pytest.mark.parametrize(
@@ -65,7 +68,7 @@ def test_unknown_members_are_ignored_as_the_rfc_asks():
     ],
 )
 def test_any_other_answer_is_unexpected(body):
-    refusal = Refusal.from_document(body, 502)
+    refusal = ProblemError.from_document(body, 502)
     assert refusal.problem is UNEXPECTED_ANSWER
     assert refusal.got == "HTTP 502"
 
@@ -82,7 +85,7 @@ def test_any_other_answer_is_unexpected(body):
 )
 def test_a_peers_text_cannot_steer_a_terminal(sent, shown):
     assert printable(sent) == shown
-    came = Refusal.from_document(Refusal(WRONG_SIZE, sent, expected=sent, got=sent).document(), 400)
+    came = ProblemError.from_document(ProblemError(WRONG_SIZE, sent, expected=sent, got=sent).document(), 400)
     assert came.detail == sent
     assert str(came) == f"{WRONG_SIZE.title}: {shown} (expected {shown}, got {shown}) [wrong-size]"
     assert str(came).isprintable()

@@ -27,7 +27,7 @@ from he_protocol.problems import (
     TRAILING_BYTES,
     UNKNOWN_FIELD,
     UNKNOWN_PROTOCOL,
-    Refusal,
+    ProblemError,
 )
 
 from .parties import ALICE, MALLORY
@@ -165,7 +165,7 @@ def test_a_message_without_a_kind_has_no_version():
 
 def test_a_version_of_a_strangers_choice_does_not_come_back_whole():
     token = raw_jws({"alg": "Ed25519", "typ": f"{KIND};v={'9' * 300}"}, payload_of(TOKEN))
-    with pytest.raises(Refusal) as caught:
+    with pytest.raises(ProblemError) as caught:
         payload_hash(token)
     assert caught.value.problem is UNKNOWN_PROTOCOL
     assert len(caught.value.got) < 100

@@ -23,7 +23,7 @@ from he_protocol.identity.requests import check_request, prove_request
 from he_protocol.messages import Message, decode, encode
 from he_protocol.privacy.gaussian import Gaussian
 from he_protocol.privacy.quantise import quantise
-from he_protocol.problems import Refusal
+from he_protocol.problems import ProblemError
 from he_protocol.schemes import kahe
 from he_protocol.schemes.ckks import common_polynomial
 from he_protocol.schemes.registry import load_scheme
@@ -71,7 +71,7 @@ def raw(v: dict[str, Any], *names: str) -> list[bytes]:
 
 
 def refuses(v: dict[str, Any]) -> Any:
-    return pytest.raises(Refusal, match=rf"\[{v['problem']}\]$")
+    return pytest.raises(ProblemError, match=rf"\[{v['problem']}\]$")
 
 
 @pytest.mark.parametrize("name", make.FILES)
@@ -100,7 +100,7 @@ def test_good_message(v):
     assert token_hash(v["token"]).hex() == v["token_hash"]
     assert decode(v["payload"].encode(), kind) == read_unverified(v["token"], kind) == message
     for other in set(KINDS) - NESTED - {v["type"]}:
-        with pytest.raises(Refusal, match=r"\[bad-signature\]$"):
+        with pytest.raises(ProblemError, match=r"\[bad-signature\]$"):
             verify(v["token"], KINDS[other], public)
 
 

@@ -17,7 +17,7 @@ from he_holder.settings import Settings
 from he_party import console
 from he_party.console import Passphrase, command, run_async
 from he_party.transport import Transport
-from he_protocol.problems import NOT_FOUND, Refusal
+from he_protocol.problems import NOT_FOUND, ProblemError
 from he_protocol.task import Task
 
 app = typer.Typer()
@@ -114,7 +114,7 @@ async def _find(holder: KeyHolder, name: str) -> tuple[Task, str]:
     found = [(task, url) for task, url in joined if name in {task.config.name, task.id}]
     if len(found) != 1:
         listed = ", ".join(f"{task.id} ({task.config.name}, epoch {task.config.epoch})" for task, _ in found or joined)
-        raise Refusal(
+        raise ProblemError(
             NOT_FOUND, f"{len(found)} joined tasks are called {name!r}", expected=f"one of {listed or 'none'}"
         )
     return found[0]

@@ -23,7 +23,7 @@ from he_party.tasks import MEMORY_FILE, TaskMemory
 from he_party.transport import Transport
 from he_protocol.committee import describe
 from he_protocol.privacy.plan import epsilon
-from he_protocol.problems import BAD_PLAN, Refusal
+from he_protocol.problems import BAD_PLAN, ProblemError
 from he_protocol.task import Task
 
 app = typer.Typer(help="A key holder of HushSum.", no_args_is_help=True, pretty_exceptions_enable=False)
@@ -129,7 +129,7 @@ async def _run(settings: Settings) -> None:
     ]
     if not agents:
         await holder.ledger.close()
-        raise Refusal(BAD_PLAN, "no task to serve; 'he-holder join' joins one")
+        raise ProblemError(BAD_PLAN, "no task to serve; 'he-holder join' joins one")
     work = asyncio.ensure_future(serve(holder, agents))
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

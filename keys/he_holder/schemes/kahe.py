@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from he_holder.hpke_key import HpkeKey
 from he_protocol.arithmetic.residues import pack
 from he_protocol.messages import UpdateHeader
-from he_protocol.problems import DIGEST_MISMATCH, Refusal
+from he_protocol.problems import DIGEST_MISMATCH, ProblemError
 from he_protocol.schemes.kahe import NONCE, SEED_BYTES, Kahe, box_bytes, envelope_info, expand_part, explicit_part
 from he_protocol.task import Task
 
@@ -73,7 +73,7 @@ class KaheKeySum:
         try:
             plain = AESGCM(key).decrypt(NONCE, sealed, info)
         except InvalidTag:
-            raise Refusal(
+            raise ProblemError(
                 DIGEST_MISMATCH, f"the explicit key share of update {header.update_id.hex()} does not open"
             ) from None
         return np.frombuffer(plain, dtype="<u4").astype(np.uint32, copy=False)
