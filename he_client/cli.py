@@ -19,7 +19,8 @@ from he_party import console
 from he_party.console import Format, command, run_async
 from he_party.identity import REQUEST_FILE, Identity, create
 from he_party.tensors import read_tensors
-from he_protocol.problems import BAD_SETTINGS, BAD_TENSORS, ProblemError
+from he_protocol.errors import ProblemError
+from he_protocol.problems import BAD_SETTINGS, BAD_TENSORS
 from he_protocol.task import Task
 
 app = typer.Typer(help="A client of HushSum.", no_args_is_help=True, pretty_exceptions_enable=False)

@@ -30,29 +30,14 @@ from he_party.tasks import MEMORY_FILE, TaskMemory
 from he_party.transport import RetryPolicy, Transport
 from he_protocol import documents, frames, limits
 from he_protocol import paths as api_paths
+from he_protocol.errors import ProblemError
 from he_protocol.identity.jws import token_hash, verify
 from he_protocol.identity.revocation import check_fresh, check_key
 from he_protocol.messages import Part, Receipt, SignedUpdate, UpdateHeader, decode
 from he_protocol.privacy.accountant import Spent
 from he_protocol.privacy.plan import epsilon
 from he_protocol.privacy.quantise import Integers
-from he_protocol.problems import (
-    ALREADY_IN_ROUND,
-    DIGEST_MISMATCH,
-    PROBLEMS,
-    REPEATED_BASE,
-    RESIDUE_RANGE,
-    STALE_UPDATE,
-    UNEXPECTED_ANSWER,
-    UNKNOWN_PROTOCOL,
-    UNREACHABLE,
-    UPDATE_ID_REUSED,
-    URN,
-    WRONG_EPOCH,
-    WRONG_SIZE,
-    WRONG_TASK,
-    ProblemError,
-)
+from he_protocol.problems import ALREADY_IN_ROUND, PROBLEMS, UNEXPECTED_ANSWER, UNREACHABLE, URN
 from he_protocol.task import Task
 
 log = logging.getLogger("he-client")
@@ -61,20 +46,6 @@ SPENDING_FILE = "privacy-spent.jsonl"
 RESUMABLE_ABOVE = 8 << 20
 NEXT_ROUND_SECONDS = 5.0
 """The longest pause between two questions whether the next round has begun."""
-FINAL = frozenset(
-    {
-        STALE_UPDATE,
-        REPEATED_BASE,
-        WRONG_TASK,
-        WRONG_EPOCH,
-        WRONG_SIZE,
-        DIGEST_MISMATCH,
-        RESIDUE_RANGE,
-        UPDATE_ID_REUSED,
-        UNKNOWN_PROTOCOL,
-    }
-)
-"""Refusals that the same bytes will always meet: the sealed update is dropped. After any other it is kept."""
 
 
 @dataclass(frozen=True)
@@ -234,7 +205,7 @@ class HushSumClient:
         From here on it counts as opened, whatever the server says (`privacy_spent`).
         When this client has another update in the open round, the next round is waited for, up to
         `within` seconds; then `already-in-round` is raised. The update is kept, as after every
-        refusal that is not final.
+        refusal but those of which `retry` is `never`.
         """
         started = time.perf_counter()
         spool = self._spool(task)
@@ -243,7 +214,7 @@ class HushSumClient:
         try:
             receipt = await self._upload(task, sealed, within)
         except ProblemError as refusal:
-            if refusal.problem in FINAL:
+            if refusal.problem.drops:
                 spool.discard(sealed)
             raise
         signed = verify(receipt.receipt, Receipt, task.config.server.key)
@@ -265,7 +236,7 @@ class HushSumClient:
             try:
                 sent.append(await self.send(task, sealed))
             except ProblemError as refusal:
-                if refusal.problem in FINAL:
+                if refusal.problem.drops:
                     log.warning("update %s is dropped: %s", sealed.update_id, refusal)
                 elif refusal.problem == ALREADY_IN_ROUND:
                     log.info("update %s waits for the next round", sealed.update_id)

@@ -14,9 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 from he_protocol.arithmetic.keystream import KEY_BYTES, expand_words
+from he_protocol.errors import ProblemError
 from he_protocol.privacy.gaussian import Gaussian
 from he_protocol.privacy.quantise import Floats, Integers, clip_factor, l2_norm, quantise, shrink
-from he_protocol.problems import BAD_PLAN, BAD_TENSORS, ProblemError
+from he_protocol.problems import BAD_PLAN, BAD_TENSORS
 from he_protocol.task import Task
 
 log = logging.getLogger("he-client")

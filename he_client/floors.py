@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from math import inf
 from typing import Literal, get_args
 
+from he_protocol.errors import ProblemError
 from he_protocol.privacy.plan import epsilon
-from he_protocol.problems import BAD_SETTINGS, BELOW_FLOOR, ProblemError
+from he_protocol.problems import BAD_SETTINGS, BELOW_FLOOR
 from he_protocol.task import Task
 
 Unit = Literal["none", "record", "client"]

@@ -16,8 +16,9 @@ from he_client.tensors import check_shapes
 from he_party.tensors import read_tensors
 from he_party.transport import Transport
 from he_protocol import paths
+from he_protocol.errors import ProblemError
 from he_protocol.privacy.quantise import Integers
-from he_protocol.problems import BAD_TENSORS, DIGEST_MISMATCH, UNEXPECTED_ANSWER, ProblemError
+from he_protocol.problems import BAD_TENSORS, DIGEST_MISMATCH, UNEXPECTED_ANSWER
 from he_protocol.task import Task
 
 VERSION_HEADER = "HushSum-Model-Version"

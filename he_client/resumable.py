@@ -13,24 +13,14 @@ from collections.abc import Sequence
 from he_client.spool import SealedUpdate
 from he_party.transport import Answer, Piece, Transport
 from he_protocol import documents, frames, paths, tus
+from he_protocol.errors import ProblemError
 from he_protocol.messages import decode
-from he_protocol.problems import (
-    CHECKSUM_MISMATCH,
-    DIGEST_MISMATCH,
-    NOT_FOUND,
-    UNEXPECTED_ANSWER,
-    UPLOAD_EXPIRED,
-    WRONG_OFFSET,
-    ProblemError,
-)
+from he_protocol.problems import UNEXPECTED_ANSWER
 from he_protocol.task import Task
 
 CHUNK_BYTES = 8 << 20
 TRIES = 5
 """How often in a row a chunk may end where it began."""
-_ANEW = frozenset({NOT_FOUND, UPLOAD_EXPIRED, DIGEST_MISMATCH})
-"""The upload is lost, or its bytes are not those that were sent: begun anew, it may pass."""
-_AGAIN = frozenset({WRONG_OFFSET, CHECKSUM_MISMATCH})
 _VERSION = {"Tus-Resumable": tus.VERSION}
 _LOCATION = re.compile(paths.upload_path("[0-9a-f]{32}"))
 
@@ -50,7 +40,7 @@ class ResumableUpload:
         try:
             return await self._send()
         except ProblemError as refusal:
-            if refusal.problem not in _ANEW:
+            if refusal.problem.upload != "begin-anew":
                 raise
         return await self._send()
 
@@ -61,7 +51,7 @@ class ResumableUpload:
             try:
                 reached = self._offset(await self._append(path, offset))
             except ProblemError as refusal:
-                if refusal.problem not in _AGAIN:
+                if refusal.problem.upload != "ask-offset":
                     raise
                 reached = await self._ask(path)
             stuck = stuck + 1 if reached <= offset else 0

@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import BinaryIO
 
 from he_party.files import sync
+from he_protocol.errors import ProblemError
 from he_protocol.messages import Digest, Message, Name, UpdateId, decode, encode
 from he_protocol.privacy.accountant import Spent
 from he_protocol.privacy.plan import PrivacyPlan, spent_together
-from he_protocol.problems import BUDGET_EXHAUSTED, ProblemError
+from he_protocol.problems import BUDGET_EXHAUSTED
 from he_protocol.task import Task
 
 

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 
+from he_protocol.errors import ProblemError
 from he_protocol.privacy.quantise import Floats
-from he_protocol.problems import BAD_TENSORS, ProblemError
+from he_protocol.problems import BAD_TENSORS
 from he_protocol.task import Task
 
 Tensors = Mapping[str, npt.NDArray[np.float32]]

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from he_protocol.problems import ProblemError, printable
+from he_protocol.errors import ProblemError, printable
 
 Format = Literal["text", "json"]
 REFUSED = 2

@@ -10,9 +10,10 @@ import msgspec
 
 from he_party.keyfile import KeyRecord, read_private, write_private
 from he_protocol.envelope import possession_message
+from he_protocol.errors import ProblemError
 from he_protocol.identity.jws import SigningKey, public_from_jwk, verify
 from he_protocol.messages import Credential, EnrolRequest, Name, Role
-from he_protocol.problems import BAD_KEY_FILE, BAD_SETTINGS, NOT_ADDRESSED, ProblemError
+from he_protocol.problems import BAD_KEY_FILE, BAD_SETTINGS, NOT_ADDRESSED
 
 KEY_FILE = "identity.key"
 CREDENTIAL_FILE = "credential.jws"

@@ -18,9 +18,10 @@ from joserfc.jwk import OctKey
 from msgspec import Meta
 
 from he_party.files import private_directory, sync, write_durably
+from he_protocol.errors import ProblemError
 from he_protocol.identity.jws import SigningKey
 from he_protocol.messages import MESSAGE_LIMIT, Key32, Message, Name, decode, encode
-from he_protocol.problems import BAD_KEY_FILE, ProblemError
+from he_protocol.problems import BAD_KEY_FILE
 
 PBES2_ROUNDS = 210_000
 """OWASP's 2023 figure for PBKDF2-HMAC-SHA512."""

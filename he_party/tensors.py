@@ -9,7 +9,8 @@ import numpy.typing as npt
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from he_protocol.problems import ProblemError, ProblemType
+from he_protocol.errors import ProblemError
+from he_protocol.problems import ProblemType
 
 
 def read_tensors(path: Path, problem: ProblemType, detail: str) -> dict[str, npt.NDArray[Any]]:

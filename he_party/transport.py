@@ -29,12 +29,22 @@ from he_party import tasks
 from he_party.files import private_directory, private_opener
 from he_party.identity import Identity
 from he_protocol import documents, frames, limits, paths
+from he_protocol.errors import ProblemError
 from he_protocol.identity.requests import prove_request
 from he_protocol.messages import decode
-from he_protocol.problems import TOO_LARGE, TRAILING_BYTES, UNEXPECTED_ANSWER, UNREACHABLE, WRONG_SIZE, ProblemError
+from he_protocol.problems import (
+    PROBLEMS,
+    TOO_LARGE,
+    TRAILING_BYTES,
+    UNEXPECTED_ANSWER,
+    UNREACHABLE,
+    WRONG_SIZE,
+    ProblemType,
+)
 from he_protocol.task import Task
 
-RETRY_STATUS = frozenset({408, 423, 429, 502, 503, 504, 507})
+LATER_STATUS = frozenset(problem.status for problem in PROBLEMS.values() if problem.transient)
+"""What makes an answer of somebody between us and the server worth asking again: it names no problem type."""
 CONNECT_SECONDS = 10.0
 BLOCK_BYTES = 1 << 18
 EXPECT_BYTES = 1 << 15
@@ -263,7 +273,7 @@ class Transport:
                     response = await stack.enter_async_context(sending)
                 if response.status >= 400:
                     refusal = ProblemError.from_document(await _read_capped(response, PROBLEM_BYTES), response.status)
-                    if response.status not in RETRY_STATUS:
+                    if not passes_soon(refusal.problem, response.status):
                         raise refusal
                     raise _LaterError(refusal, retry_after(response.headers.get("Retry-After", "")))
                 check_answer(response.status, response.headers, conditional="If-None-Match" in headers)
@@ -306,6 +316,11 @@ class _LaterError(Exception):
         super().__init__(str(refusal))
         self.refusal = refusal
         self.after = after
+
+
+def passes_soon(problem: ProblemType, status: int) -> bool:
+    """Whether the same request may pass in a moment; where no known problem came, only the status can tell."""
+    return status in LATER_STATUS if problem is UNEXPECTED_ANSWER else problem.transient
 
 
 def retry_after(value: str) -> float:

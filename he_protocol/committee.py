@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from he_protocol.problems import BAD_COMMITTEE, ProblemError
+from he_protocol.errors import ProblemError
+from he_protocol.problems import BAD_COMMITTEE
 
 
 @dataclass(frozen=True)

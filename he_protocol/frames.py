@@ -6,7 +6,8 @@ bytes and not in the media type: a resumed upload has another media type, and fr
 
 from __future__ import annotations
 
-from he_protocol.problems import MALFORMED, TOO_LARGE, ProblemError
+from he_protocol.errors import ProblemError
+from he_protocol.problems import MALFORMED, TOO_LARGE
 from he_protocol.version import PROTOCOL, unknown
 
 CONTENT_TYPE = "application/vnd.hushsum.frame"

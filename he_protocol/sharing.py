@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from itertools import combinations
 from math import comb
 
-from he_protocol.problems import BAD_COMMITTEE, ProblemError
+from he_protocol.errors import ProblemError
+from he_protocol.problems import BAD_COMMITTEE
 
 MAX_PARTS = 126
 """C(9, 4): the largest committee whose shares still fit comfortably in one answer."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import hypot, log2, sqrt
 
+from he_protocol.errors import ProblemError
 from he_protocol.privacy.plan import PrivacyPlan, check_noise, noise_std
-from he_protocol.problems import BAD_PLAN, SUM_COULD_WRAP, ProblemError
+from he_protocol.problems import BAD_PLAN, SUM_COULD_WRAP
 from he_protocol.schemes.registry import all_profiles, load_scheme
 from he_protocol.schemes.scheme import Scheme
 from he_protocol.sharing import Sharing

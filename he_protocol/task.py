@@ -11,11 +11,12 @@ from msgspec import Meta
 
 from he_protocol import envelope
 from he_protocol.committee import Committee, check_collusion
+from he_protocol.errors import ProblemError
 from he_protocol.identity.jws import check_public, payload_hash, verify
 from he_protocol.messages import Count, Digest, HpkeKey, Key32, Message, Name, Positive, PositiveFloat
 from he_protocol.privacy import plan
 from he_protocol.privacy.plan import PrivacyPlan
-from he_protocol.problems import BAD_PLAN, FINGERPRINT_MISMATCH, ProblemError
+from he_protocol.problems import BAD_PLAN, FINGERPRINT_MISMATCH
 from he_protocol.schemes.registry import load_scheme
 from he_protocol.schemes.scheme import BodyPart, Scheme
 from he_protocol.sharing import Sharing

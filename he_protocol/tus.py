@@ -7,7 +7,8 @@ import hashlib
 import re
 from base64 import b64decode, b64encode
 
-from he_protocol.problems import MALFORMED, ProblemError
+from he_protocol.errors import ProblemError
+from he_protocol.problems import MALFORMED
 
 VERSION = "1.0.0"
 EXTENSIONS = "creation,checksum,expiration,termination"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from he_protocol.problems import UNKNOWN_PROTOCOL, ProblemError
+from he_protocol.errors import ProblemError
+from he_protocol.problems import UNKNOWN_PROTOCOL
 
 PROTOCOL = 2
 

@@ -10,8 +10,9 @@ from pydantic_settings import SettingsConfigDict
 
 from he_party.keyfile import KeyRecord, read_private
 from he_party.settings import FileSettings, Flag
+from he_protocol.errors import ProblemError
 from he_protocol.identity.jws import public_from_jwk
-from he_protocol.problems import BAD_SETTINGS, ProblemError
+from he_protocol.problems import BAD_SETTINGS
 from he_server.store.engine import sqlite_url
 
 ENV_PREFIX = "HUSHSUM_SERVER_"

@@ -25,7 +25,8 @@ from he_bench.runner import run_point
 from he_bench.suites import SUITES, SuiteName, points
 from he_bench.units import number, seconds
 from he_party.console import Format, command
-from he_protocol.problems import BAD_SETTINGS, ProblemError
+from he_protocol.errors import ProblemError
+from he_protocol.problems import BAD_SETTINGS
 
 CASES = "\n\n".join(f"`{name}`: {text}." for name, text in DESCRIPTIONS.items())
 app = typer.Typer(

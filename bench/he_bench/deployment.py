@@ -22,8 +22,9 @@ from he_party.identity import AUTHORITY_FILE, CREDENTIAL_FILE, KEY_FILE, Identit
 from he_party.keyfile import KeyRecord, write_private
 from he_party.transport import Transport
 from he_protocol import frames, paths
+from he_protocol.errors import ProblemError
 from he_protocol.identity.jws import jwk_x
-from he_protocol.problems import UNREACHABLE, ProblemError
+from he_protocol.problems import UNREACHABLE
 
 START_SECONDS = 60.0
 POLL_SECONDS = 0.02

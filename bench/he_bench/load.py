@@ -32,7 +32,8 @@ from he_bench.world import Update, World, new_update_id
 from he_party.identity import Identity
 from he_party.transport import RetryPolicy, Transport
 from he_protocol import documents, frames, paths
-from he_protocol.problems import NOT_FOUND, ProblemError
+from he_protocol.errors import ProblemError
+from he_protocol.problems import NOT_FOUND
 
 PATIENCE = RetryPolicy(first=0.1, longest=2.0, give_up=1800.0)
 FILES_PER_CLIENT = 2

@@ -6,7 +6,8 @@ from functools import cache
 from importlib import import_module
 
 from he_protocol import schemes
-from he_protocol.problems import WRONG_SCHEME, ProblemError
+from he_protocol.errors import ProblemError
+from he_protocol.problems import WRONG_SCHEME
 from he_protocol.schemes import registry
 from he_protocol.schemes.scheme import Profile
 

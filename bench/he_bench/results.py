@@ -11,7 +11,8 @@ from statistics import median
 
 import msgspec
 
-from he_protocol.problems import BAD_SETTINGS, ProblemError
+from he_protocol.errors import ProblemError
+from he_protocol.problems import BAD_SETTINGS
 
 
 class Spread(msgspec.Struct, frozen=True):

@@ -21,7 +21,7 @@ from examples.har.rounds import Phones, RoundResult
 from he_client.client import HushSumClient
 from he_client.training import arrays
 from he_protocol.committee import Committee, describe, parse_committee
-from he_protocol.problems import ProblemError
+from he_protocol.errors import ProblemError
 from he_protocol.task import Task
 
 TASK = "har-demo"

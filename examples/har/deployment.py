@@ -22,9 +22,10 @@ from he_authority.tasks import build_config
 from he_holder.keyring import new_holder
 from he_party.identity import AUTHORITY_FILE, CREDENTIAL_FILE, KEY_FILE, Identity, create
 from he_party.keyfile import KeyRecord, write_private
+from he_protocol.errors import ProblemError
 from he_protocol.identity.jws import SigningKey, jwk_x
 from he_protocol.messages import Role
-from he_protocol.problems import UNREACHABLE, ProblemError
+from he_protocol.problems import UNREACHABLE
 from he_protocol.task import TensorSpec
 from he_protocol.tensors import model_digest
 

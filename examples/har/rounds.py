@@ -18,8 +18,8 @@ from he_client.encode import encode
 from he_client.published import Model
 from he_client.tensors import flatten
 from he_client.training import Arrays, clipped_gradient_sum, load_arrays, poisson_sample
+from he_protocol.errors import ProblemError
 from he_protocol.privacy.quantise import Integers
-from he_protocol.problems import ProblemError
 from he_protocol.task import Task
 
 CLIENT_STAGES = ("train", "encrypt", "upload")

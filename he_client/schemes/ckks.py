@@ -24,6 +24,7 @@ from he_party.files import private_directory, private_opener
 from he_party.transport import Transport
 from he_protocol import documents, limits, paths
 from he_protocol.arithmetic import residues
+from he_protocol.errors import ProblemError
 from he_protocol.identity.jws import verify
 from he_protocol.messages import Confirmation
 from he_protocol.privacy.quantise import Integers
@@ -35,7 +36,6 @@ from he_protocol.problems import (
     TENSEAL_VERSION,
     WRONG_EPOCH,
     WRONG_TASK,
-    ProblemError,
 )
 from he_protocol.schemes import seal_codec
 from he_protocol.schemes.ckks import Ckks, CkksProfile, common_polynomial

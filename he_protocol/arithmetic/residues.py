@@ -17,7 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from he_protocol.arithmetic.kernel import kernel
-from he_protocol.problems import RESIDUE_RANGE, WRONG_SIZE, ProblemError
+from he_protocol.errors import ProblemError
+from he_protocol.problems import RESIDUE_RANGE, WRONG_SIZE
 
 Residues = npt.NDArray[np.uint64]
 

@@ -9,15 +9,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TypeVar
 
+from he_protocol.errors import ProblemError
 from he_protocol.identity.jws import fingerprint, public_from_jwk, read_unverified, verify
 from he_protocol.messages import Credential, Message, Role
-from he_protocol.problems import (
-    EXPIRED_CREDENTIAL,
-    FOREIGN_CREDENTIAL,
-    NOT_ADDRESSED,
-    WRONG_ROLE,
-    ProblemError,
-)
+from he_protocol.problems import EXPIRED_CREDENTIAL, FOREIGN_CREDENTIAL, NOT_ADDRESSED, WRONG_ROLE
 
 CLOCK_SKEW_SECONDS = 30
 """How far apart two honest clocks may be."""

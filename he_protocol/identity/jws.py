@@ -17,8 +17,9 @@ from joserfc.errors import JoseError
 from joserfc.jwk import OKPKey
 from joserfc.util import urlsafe_b64decode, urlsafe_b64encode
 
+from he_protocol.errors import ProblemError
 from he_protocol.messages import MESSAGE_LIMIT, Message, decode, encode
-from he_protocol.problems import BAD_SIGNATURE, MALFORMED, TOO_LARGE, ProblemError
+from he_protocol.problems import BAD_SIGNATURE, MALFORMED, TOO_LARGE
 from he_protocol.version import PROTOCOL, unknown
 
 ALGORITHM = "Ed25519"

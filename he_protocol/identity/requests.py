@@ -10,14 +10,11 @@ import hmac
 
 from joserfc.util import urlsafe_b64encode
 
+from he_protocol.errors import ProblemError
 from he_protocol.identity.credentials import CLOCK_SKEW_SECONDS, Party, check_credential
 from he_protocol.identity.jws import SigningKey, verify
 from he_protocol.messages import RequestProof
-from he_protocol.problems import (
-    BAD_SIGNATURE,
-    UNAUTHENTICATED,
-    ProblemError,
-)
+from he_protocol.problems import BAD_SIGNATURE, UNAUTHENTICATED
 
 PROOF_SECONDS = 60
 """Lifetime of a request proof."""

@@ -10,9 +10,10 @@ import hashlib
 from dataclasses import dataclass, field
 from math import inf
 
+from he_protocol.errors import ProblemError
 from he_protocol.identity.jws import public_from_jwk, read_unverified, verify
 from he_protocol.messages import Credential, RevocationList
-from he_protocol.problems import MALFORMED, OLD_REVOCATIONS, REVOKED_KEY, ProblemError
+from he_protocol.problems import MALFORMED, OLD_REVOCATIONS, REVOKED_KEY
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,10 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
+from he_protocol.errors import ProblemError
 from he_protocol.messages import Message
 from he_protocol.privacy.accountant import Release, Spent, account
-from he_protocol.problems import BAD_PLAN, ProblemError
+from he_protocol.problems import BAD_PLAN
 
 NonNegative = Annotated[float, Meta(ge=0)]
 

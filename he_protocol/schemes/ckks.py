@@ -18,8 +18,9 @@ from he_protocol.arithmetic import ntt
 from he_protocol.arithmetic.kernel import kernel
 from he_protocol.arithmetic.keystream import derive_key, expand_words
 from he_protocol.arithmetic.residues import ResidueLayout, Residues, add
+from he_protocol.errors import ProblemError
 from he_protocol.privacy.quantise import Integers
-from he_protocol.problems import BAD_PLAN, COMBINE_REFUSED, ProblemError
+from he_protocol.problems import BAD_PLAN, COMBINE_REFUSED
 from he_protocol.schemes.scheme import BodyPart, OpenBlock, Profile, ReadBlock
 from he_protocol.sharing import Sharing
 

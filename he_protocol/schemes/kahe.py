@@ -21,8 +21,9 @@ from he_protocol.arithmetic.kernel import kernel
 from he_protocol.arithmetic.keystream import derive_key, expand_words
 from he_protocol.arithmetic.ntt_lanes import LANES, CommonProduct, Lanes
 from he_protocol.arithmetic.residues import ResidueLayout, Residues
+from he_protocol.errors import ProblemError
 from he_protocol.privacy.quantise import Integers
-from he_protocol.problems import COMBINE_REFUSED, ProblemError
+from he_protocol.problems import COMBINE_REFUSED
 from he_protocol.schemes.scheme import BodyPart, OpenBlock, Profile, ReadBlock
 from he_protocol.sharing import Sharing
 

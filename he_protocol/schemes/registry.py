@@ -7,7 +7,8 @@ from functools import cache
 from importlib import import_module
 
 from he_protocol import schemes
-from he_protocol.problems import WRONG_SCHEME, ProblemError
+from he_protocol.errors import ProblemError
+from he_protocol.problems import WRONG_SCHEME
 from he_protocol.schemes.scheme import Profile, Scheme
 
 NO_SCHEMES = frozenset({"registry", "scheme", "seal_codec"})

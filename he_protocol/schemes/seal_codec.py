@@ -19,14 +19,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from he_protocol.arithmetic.residues import Residues
-from he_protocol.problems import (
-    FINGERPRINT_MISMATCH,
-    MALFORMED,
-    PRIVATE_CONTEXT,
-    RESIDUE_RANGE,
-    TRAILING_BYTES,
-    ProblemError,
-)
+from he_protocol.errors import ProblemError
+from he_protocol.problems import FINGERPRINT_MISMATCH, MALFORMED, PRIVATE_CONTEXT, RESIDUE_RANGE, TRAILING_BYTES
 
 MAGIC = b"\x5e\xa1\x10\x04\x03"
 HEADER_BYTES = 16

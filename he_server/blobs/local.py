@@ -19,7 +19,8 @@ from types import TracebackType
 from typing import BinaryIO
 
 from he_party.files import private_directory, private_opener, sync
-from he_protocol.problems import DISK_FULL, WRONG_SIZE, ProblemError, ProblemType
+from he_protocol.errors import ProblemError
+from he_protocol.problems import DISK_FULL, WRONG_SIZE, ProblemType
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 

@@ -16,8 +16,9 @@ import numpy.typing as npt
 from safetensors import SafetensorError
 from safetensors.numpy import load
 
+from he_protocol.errors import ProblemError
 from he_protocol.privacy.quantise import Floats
-from he_protocol.problems import BAD_TENSORS, DIGEST_MISMATCH, MALFORMED, ProblemError
+from he_protocol.problems import BAD_TENSORS, DIGEST_MISMATCH, MALFORMED
 from he_protocol.task import Task, TensorSpec
 from he_protocol.tensors import header
 from he_server.blobs.keys import model_blob

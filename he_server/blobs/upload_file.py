@@ -14,10 +14,8 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 from he_party.files import private_directory, sync
-from he_protocol.problems import (
-    UPLOAD_LOCKED,
-    ProblemError,
-)
+from he_protocol.errors import ProblemError
+from he_protocol.problems import UPLOAD_LOCKED
 from he_server.blobs.local import room
 
 BLOCK_BYTES = 1 << 20

@@ -15,8 +15,9 @@ from typing import Any, BinaryIO, TypeAlias
 import numpy as np
 
 from he_protocol.arithmetic.residues import ResidueLayout, Residues, check, fold, row_moduli, unpack
+from he_protocol.errors import ProblemError
 from he_protocol.messages import Share
-from he_protocol.problems import WRONG_SIZE, ProblemError
+from he_protocol.problems import WRONG_SIZE
 from he_protocol.schemes.scheme import ReadBlock
 from he_protocol.sharing import Resolution
 from he_protocol.task import Task

@@ -12,8 +12,8 @@ import numpy as np
 from sqlalchemy.exc import SQLAlchemyError
 
 from he_protocol.arithmetic.residues import ResidueLayout, fold
+from he_protocol.errors import ProblemError
 from he_protocol.identity.revocation import Revocations
-from he_protocol.problems import ProblemError
 from he_protocol.task import Task
 from he_server.blobs.local import Blobs
 from he_server.jobs.garbage import SWEPT, SWEPT_OF_TASKS, orphans

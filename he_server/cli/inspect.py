@@ -15,9 +15,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from he_protocol.documents import AuditStatus
+from he_protocol.errors import ProblemError
 from he_protocol.identity.jws import verify
 from he_protocol.messages import AuditHead
-from he_protocol.problems import BAD_SETTINGS, ProblemError
+from he_protocol.problems import BAD_SETTINGS
 from he_server.cli.doctor import Finding, examine
 from he_server.rules.audit_chain import Entry, verify_chain
 from he_server.settings import Settings, load_settings

@@ -17,10 +17,11 @@ from rich.table import Table
 
 from he_party.keyfile import KeyRecord, write_private
 from he_protocol.documents import RoundStatus
+from he_protocol.errors import ProblemError
 from he_protocol.identity.jws import SigningKey, jwk_x
 from he_protocol.identity.revocation import Revocations
 from he_protocol.messages import EnrolRequest, Name
-from he_protocol.problems import BAD_SETTINGS, DATABASE_UNAVAILABLE, NOT_ADDRESSED, NOT_FOUND, ProblemError
+from he_protocol.problems import BAD_SETTINGS, DATABASE_UNAVAILABLE, NOT_ADDRESSED, NOT_FOUND
 from he_protocol.task import Task
 from he_server.blobs.tensor_file import keep_model
 from he_server.cli.inspect import audit, doctor

@@ -11,9 +11,10 @@ from rich.console import Console
 from rich.table import Table
 
 from he_protocol.committee import Committee, describe, parse_committee
+from he_protocol.errors import ProblemError
 from he_protocol.privacy.accountant import Spent
 from he_protocol.privacy.plan import PrivacyPlan, check_plan, spent
-from he_protocol.problems import BAD_PLAN, SUM_COULD_WRAP, ProblemError
+from he_protocol.problems import BAD_PLAN, SUM_COULD_WRAP
 from he_protocol.sharing import Sharing
 from he_protocol.sum_bounds import Candidate, plan_sums
 

@@ -6,10 +6,11 @@ from typing import Literal, TypeAlias
 
 from aiohttp import web
 
+from he_protocol.errors import ProblemError
 from he_protocol.identity.credentials import Party
 from he_protocol.identity.requests import check_request
 from he_protocol.identity.revocation import check_key
-from he_protocol.problems import UNAUTHENTICATED, WRONG_ROLE, ProblemError
+from he_protocol.problems import UNAUTHENTICATED, WRONG_ROLE
 from he_server.services.context import Server
 from he_server.services.door import Connection
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Coroutine
 
 import structlog
 
-from he_protocol.problems import ProblemError
+from he_protocol.errors import ProblemError
 from he_server.http.openapi import PROBLEM
 from he_server.services.door import Connection, Door, Guarded
 

@@ -11,6 +11,7 @@ from aiohttp import ClientPayloadError, web
 from aiohttp.hdrs import METH_ALL
 from aiohttp.typedefs import Handler, Middleware
 
+from he_protocol.errors import ProblemError
 from he_protocol.problems import (
     EXPECTATION_FAILED,
     INTERNAL,
@@ -19,7 +20,6 @@ from he_protocol.problems import (
     NOT_FOUND,
     SHUTTING_DOWN,
     TOO_LARGE,
-    ProblemError,
 )
 from he_server.http.auth import CONNECTION, PARTY
 from he_server.http.openapi import PROBLEM

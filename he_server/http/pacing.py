@@ -9,7 +9,8 @@ from contextlib import asynccontextmanager
 
 from aiohttp import web
 
-from he_protocol.problems import REQUEST_TIMEOUT, ProblemError
+from he_protocol.errors import ProblemError
+from he_protocol.problems import REQUEST_TIMEOUT
 from he_server.rules.admission import too_slow
 
 RETRY_SECONDS = 5

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from aiohttp import web
 
-from he_protocol.problems import (
-    NOT_FOUND,
-    TOO_LARGE,
-    ProblemError,
-)
+from he_protocol.errors import ProblemError
+from he_protocol.problems import NOT_FOUND, TOO_LARGE
 from he_protocol.task import Task
 from he_server.services.context import Server
 

@@ -12,7 +12,8 @@ from pathlib import Path
 import structlog
 from aiohttp import web
 
-from he_protocol.problems import BAD_SETTINGS, ProblemError
+from he_protocol.errors import ProblemError
+from he_protocol.problems import BAD_SETTINGS
 from he_server.http.app import drain, make_app
 from he_server.http.listening import Listener
 from he_server.http.logging import http_log

@@ -9,7 +9,8 @@ from io import BytesIO
 import msgspec
 from aiohttp import web
 
-from he_protocol.problems import NOT_FOUND, ProblemError
+from he_protocol.errors import ProblemError
+from he_protocol.problems import NOT_FOUND
 from he_server.blobs.local import Blobs
 from he_server.services.context import Server
 

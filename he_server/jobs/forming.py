@@ -6,9 +6,10 @@ import time
 from collections.abc import Mapping, Sequence
 
 from he_protocol.documents import Failure
+from he_protocol.errors import ProblemError
 from he_protocol.identity.jws import read_unverified
 from he_protocol.messages import Manifest, Screening, UpdateHeader
-from he_protocol.problems import BUDGET_EXHAUSTED, TOO_FEW_CLIENTS, ProblemError
+from he_protocol.problems import BUDGET_EXHAUSTED, TOO_FEW_CLIENTS
 from he_protocol.task import Task
 from he_server.blobs import keys
 from he_server.blobs.vectors import Term, is_intact, merge_sums

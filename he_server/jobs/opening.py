@@ -16,10 +16,11 @@ import numpy as np
 import structlog
 
 from he_protocol.documents import DroppedBucket, Failure
+from he_protocol.errors import ProblemError
 from he_protocol.identity.jws import read_unverified
 from he_protocol.messages import Manifest, Share
 from he_protocol.privacy.quantise import Integers
-from he_protocol.problems import COMBINE_REFUSED, ProblemError
+from he_protocol.problems import COMBINE_REFUSED
 from he_protocol.schemes.scheme import OpenBlock, blocks
 from he_protocol.sharing import Resolution, choices
 from he_protocol.task import Task, sum_plan

@@ -6,7 +6,7 @@ import time
 
 import structlog
 
-from he_protocol.problems import ProblemError
+from he_protocol.errors import ProblemError
 from he_protocol.task import Task
 from he_server.jobs.opening import Opened, Waiting, open_sum, released_shares
 from he_server.jobs.outcomes import ended, fail

@@ -12,14 +12,15 @@ from functools import partial
 
 import structlog
 
-from he_protocol.problems import DISK_FULL, WRONG_STATE, ProblemError
+from he_protocol.errors import ProblemError
+from he_protocol.problems import DISK_FULL, WRONG_STATE
 from he_protocol.task import Task
 from he_server.jobs.closing import close
 from he_server.jobs.folding import fold
 from he_server.jobs.forming import form_manifest, screened, too_old
 from he_server.jobs.garbage import sweep
 from he_server.jobs.leases import kept
-from he_server.jobs.outcomes import DAMAGED, lost
+from he_server.jobs.outcomes import lost
 from he_server.jobs.publishing import publish
 from he_server.rules.records import RoundRecord
 from he_server.rules.rounds import combining_due
@@ -103,7 +104,7 @@ class Worker:
         except FileNotFoundError as error:
             await lost(self._server, task, lease, str(error))
         except ProblemError as refusal:
-            if refusal.problem in DAMAGED:
+            if refusal.problem.damage:  # the bytes were checked before they were stored
                 await lost(self._server, task, lease, refusal.detail)
                 return
             if refusal.problem == WRONG_STATE:  # somebody else moved it, or published first

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from he_protocol.problems import OVERLOADED, ProblemError
+from he_protocol.errors import ProblemError
+from he_protocol.problems import OVERLOADED
 
 TOGETHER_BYTES = 1 << 20
 """Bodies up to this size are held in memory until they are durable with others."""

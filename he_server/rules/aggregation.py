@@ -12,8 +12,9 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from he_protocol.errors import ProblemError
 from he_protocol.privacy.quantise import Floats, Integers, dequantise
-from he_protocol.problems import BAD_TENSORS, COMBINE_REFUSED, ProblemError
+from he_protocol.problems import BAD_TENSORS, COMBINE_REFUSED
 from he_protocol.task import Optimiser, TaskConfig, TensorSpec, sum_plan
 
 Mean: TypeAlias = npt.NDArray[np.float64]

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from typing import cast, get_args
 
+from he_protocol.errors import ProblemError
 from he_protocol.identity.credentials import Party, check_signed
 from he_protocol.identity.jws import message_kind
 from he_protocol.messages import Objection, Screening, Vote
-from he_protocol.problems import (
-    BAD_SIGNATURE,
-    NOT_ADDRESSED,
-    ProblemError,
-)
+from he_protocol.problems import BAD_SIGNATURE, NOT_ADDRESSED
 from he_protocol.task import Task
 from he_server.rules.records import AnswerRecord, Kind, RoundRecord
 from he_server.rules.updates import check_binding

@@ -9,8 +9,9 @@ from typing import Literal
 
 import msgspec
 
+from he_protocol.errors import ProblemError
 from he_protocol.messages import AuditHead
-from he_protocol.problems import AUDIT_BROKEN, ProblemError
+from he_protocol.problems import AUDIT_BROKEN
 
 Event = Literal["task-added", "board-post", "round-closed", "round-screened", "round-opening", "vote-cast",
                 "round-refused", "share-accepted", "round-published", "round-failed", "keys-revoked",

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from he_protocol import frames
-from he_protocol.problems import TOO_LARGE, UNKNOWN_CODING, ProblemError
+from he_protocol.errors import ProblemError
+from he_protocol.problems import TOO_LARGE, UNKNOWN_CODING
 from he_protocol.task import Task
 
 FRAME_ROOM = frames.PREFIX_BYTES + frames.HEAD_LIMIT

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
-from he_protocol.problems import COMBINE_REFUSED, ProblemError
+from he_protocol.errors import ProblemError
+from he_protocol.problems import COMBINE_REFUSED
 from he_protocol.schemes.scheme import OpenBlock
 from he_protocol.sharing import Resolution, Sharing
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from he_protocol.errors import ProblemError
 from he_protocol.identity.credentials import Party
-from he_protocol.problems import NOT_ADDRESSED, WRONG_ROLE, ProblemError
+from he_protocol.problems import NOT_ADDRESSED, WRONG_ROLE
 from he_protocol.task import HolderEntry, Task
 
 

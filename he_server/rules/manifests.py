@@ -11,11 +11,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from he_protocol.documents import ExcludedUpdate, Failure
+from he_protocol.errors import ProblemError
 from he_protocol.identity.credentials import check_credential, issued_by
 from he_protocol.identity.jws import public_from_jwk, read_unverified
 from he_protocol.identity.revocation import Revocations, check_key
 from he_protocol.messages import Manifest, ManifestEntry, Screening, UpdateHeader
-from he_protocol.problems import EXCLUDED_UPDATE, PROBLEMS, STALE_UPDATE, TOO_FEW_CLIENTS, ProblemError
+from he_protocol.problems import EXCLUDED_UPDATE, PROBLEMS, STALE_UPDATE, TOO_FEW_CLIENTS
 from he_protocol.task import Task
 from he_server.rules.records import UpdateRecord
 from he_server.rules.rounds import merge_buckets

@@ -7,10 +7,8 @@ from typing import Literal, TypeAlias
 
 from he_protocol.committee import Committee
 from he_protocol.documents import RoundState, Stage
-from he_protocol.problems import (
-    WRONG_STATE,
-    ProblemError,
-)
+from he_protocol.errors import ProblemError
+from he_protocol.problems import WRONG_STATE
 
 TRANSITIONS: Mapping[RoundState, frozenset[RoundState]] = {
     "open": frozenset({"closed", "failed"}),

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
+from he_protocol.errors import ProblemError
 from he_protocol.identity.jws import read_unverified
 from he_protocol.messages import Manifest, Share
-from he_protocol.problems import (
-    MANIFEST_MISMATCH,
-    NOT_ADDRESSED,
-    WRONG_SHARE,
-    WRONG_STATE,
-    ProblemError,
-)
+from he_protocol.problems import MANIFEST_MISMATCH, NOT_ADDRESSED, WRONG_SHARE, WRONG_STATE
 from he_protocol.task import Task
 from he_server.rules.committee import Member
 from he_server.rules.records import RoundRecord

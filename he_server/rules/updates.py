@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from he_protocol.errors import ProblemError
 from he_protocol.identity.credentials import CLOCK_SKEW_SECONDS
 from he_protocol.messages import UpdateHeader
 from he_protocol.problems import (
@@ -12,7 +13,6 @@ from he_protocol.problems import (
     WRONG_EPOCH,
     WRONG_SIZE,
     WRONG_TASK,
-    ProblemError,
 )
 from he_protocol.task import Task
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from he_protocol import frames, tus
+from he_protocol.errors import ProblemError
 from he_protocol.problems import (
-    ALREADY_IN_ROUND,
     CHECKSUM_MISMATCH,
-    CLOCK_SKEW,
     MALFORMED,
     OVERLOADED,
     TOO_LARGE,
@@ -15,13 +14,8 @@ from he_protocol.problems import (
     WRONG_MEDIA_TYPE,
     WRONG_OFFSET,
     WRONG_SIZE,
-    WRONG_STATE,
-    ProblemError,
-    ProblemType,
 )
 from he_protocol.task import Task
-
-_LATER = frozenset({ALREADY_IN_ROUND, CLOCK_SKEW, WRONG_STATE})
 
 
 def check_version(version: str) -> None:
@@ -88,8 +82,3 @@ def claimed_update(metadata: str) -> bytes:
     if len(text) != 32 or not set(text) <= set(b"0123456789abcdef"):
         raise ProblemError(MALFORMED, f"Upload-Metadata has no {tus.UPDATE!r}", expected="32 lower-case hex digits")
     return bytes.fromhex(text.decode())
-
-
-def is_final(problem: ProblemType) -> bool:
-    """Whether the same frame will always be refused so: then its bytes go. Otherwise it may be accepted later."""
-    return problem.status < 500 and problem not in _LATER

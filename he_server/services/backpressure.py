@@ -14,7 +14,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from he_protocol.problems import OVERLOADED, ProblemError
+from he_protocol.errors import ProblemError
+from he_protocol.problems import OVERLOADED
 from he_server.rules.admission import Limits, Load, Measured, check_room
 
 REFRESH_SECONDS = 0.2

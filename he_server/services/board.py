@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from he_protocol.documents import BoardEntry, Phase
+from he_protocol.errors import ProblemError
 from he_protocol.identity.credentials import Party
-from he_protocol.problems import NOT_FOUND, ProblemError
+from he_protocol.problems import NOT_FOUND
 from he_protocol.task import Task
 from he_server.blobs.keys import fresh, post_blob
 from he_server.rules.board import POST_LIMIT, read_post

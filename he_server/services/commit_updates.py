@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from he_protocol.problems import REQUEST_TIMEOUT, ProblemError
+from he_protocol.errors import ProblemError
+from he_protocol.problems import REQUEST_TIMEOUT
 from he_protocol.task import Task
 from he_server.blobs.keys import fresh, key_blob, update_blob
 from he_server.blobs.local import Blobs

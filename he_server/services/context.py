@@ -11,8 +11,9 @@ from typing import ParamSpec, TypeVar
 
 from he_party.keyfile import KeyRecord
 from he_protocol.documents import Waiting
+from he_protocol.errors import ProblemError
 from he_protocol.identity.revocation import Revocations
-from he_protocol.problems import BAD_SETTINGS, ProblemError, ProblemType
+from he_protocol.problems import BAD_SETTINGS, ProblemType
 from he_protocol.task import Task
 from he_server.blobs.local import Blobs
 from he_server.blobs.vectors import load_kernels

@@ -10,7 +10,8 @@ import asyncio
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from he_protocol.problems import TOO_MANY_CONNECTIONS, ProblemError
+from he_protocol.errors import ProblemError
+from he_protocol.problems import TOO_MANY_CONNECTIONS
 
 HELD_BYTES = 32 * 1024 * 1024
 """Bytes that all strangers together may have sent without being asked: heads of requests, and what follows them."""

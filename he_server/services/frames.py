@@ -7,13 +7,8 @@ from collections.abc import AsyncIterable, AsyncIterator
 from typing import Protocol
 
 from he_protocol import frames
-from he_protocol.problems import (
-    MALFORMED,
-    TOO_LARGE,
-    TRAILING_BYTES,
-    WRONG_SIZE,
-    ProblemError,
-)
+from he_protocol.errors import ProblemError
+from he_protocol.problems import MALFORMED, TOO_LARGE, TRAILING_BYTES, WRONG_SIZE
 
 
 class Source(Protocol):

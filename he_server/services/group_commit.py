@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
-from he_protocol.problems import ProblemError
+from he_protocol.errors import ProblemError
 
 T = TypeVar("T")
 R = TypeVar("R")

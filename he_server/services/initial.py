@@ -9,7 +9,8 @@ import hashlib
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 
-from he_protocol.problems import DIGEST_MISMATCH, OVERLOADED, ProblemError
+from he_protocol.errors import ProblemError
+from he_protocol.problems import DIGEST_MISMATCH, OVERLOADED
 from he_protocol.task import MODEL_ROOM, Task
 from he_server.blobs.keys import fresh, model_blob
 from he_server.blobs.local import BlobWriter

@@ -5,7 +5,8 @@ from __future__ import annotations
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from he_party.files import close_database, private_directory
-from he_protocol.problems import BAD_SETTINGS, DATABASE_UNAVAILABLE, ProblemError
+from he_protocol.errors import ProblemError
+from he_protocol.problems import BAD_SETTINGS, DATABASE_UNAVAILABLE
 from he_server.settings import Settings
 from he_server.store.engine import sqlite_file, translated
 

@@ -8,12 +8,8 @@ from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
 
 from he_protocol.arithmetic.residues import ResidueLayout, check
-from he_protocol.problems import (
-    DATABASE_UNAVAILABLE,
-    DIGEST_MISMATCH,
-    DISK_FULL,
-    ProblemError,
-)
+from he_protocol.errors import ProblemError
+from he_protocol.problems import DATABASE_UNAVAILABLE, DIGEST_MISMATCH, DISK_FULL
 from he_server.blobs.local import Blobs, BlobWriter
 from he_server.blobs.vectors import check_vector
 from he_server.services.context import Server

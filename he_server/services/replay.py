@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 from collections import Counter, OrderedDict
 
+from he_protocol.errors import ProblemError
 from he_protocol.messages import RequestProof
-from he_protocol.problems import OVERLOADED, REPLAYED_REQUEST, ProblemError
+from he_protocol.problems import OVERLOADED, REPLAYED_REQUEST
 
 CAPACITY = 200_000
 """Proofs remembered: one minute at some 3,000 requests per second."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from functools import partial
 
+from he_protocol.errors import ProblemError
 from he_protocol.identity.credentials import Party, check_signed
 from he_protocol.messages import Share
-from he_protocol.problems import NOT_CERTIFIED, REQUEST_TIMEOUT, ProblemError
+from he_protocol.problems import NOT_CERTIFIED, REQUEST_TIMEOUT
 from he_protocol.task import Task
 from he_server.blobs.keys import fresh, share_blob
 from he_server.rules.committee import Member

@@ -13,7 +13,8 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
-from he_protocol.problems import OVERLOADED, REQUEST_TIMEOUT, ProblemError
+from he_protocol.errors import ProblemError
+from he_protocol.problems import OVERLOADED, REQUEST_TIMEOUT
 
 BURST_SECONDS = 5.0
 """How long strangers may save up what they do not use."""

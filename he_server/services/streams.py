@@ -12,7 +12,8 @@ from typing import Generic, TypeVar
 import msgspec
 
 from he_protocol.documents import RoundStatus
-from he_protocol.problems import TOO_MANY_STREAMS, ProblemError
+from he_protocol.errors import ProblemError
+from he_protocol.problems import TOO_MANY_STREAMS
 from he_server.services.notifier import Notifier
 
 POLL_SECONDS = 1.0

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+from he_protocol.errors import ProblemError
 from he_protocol.identity.credentials import Party, check_credential, check_signed, issued_by
 from he_protocol.identity.jws import SigningKey, token_hash
 from he_protocol.identity.revocation import check_key
 from he_protocol.messages import Receipt, SignedUpdate, UpdateHeader, decode
-from he_protocol.problems import NOT_ADDRESSED, ProblemError
+from he_protocol.problems import NOT_ADDRESSED
 from he_protocol.task import Task
 from he_server.blobs.keys import fresh, key_blob, update_blob
 from he_server.rules.admission import TOGETHER_BYTES

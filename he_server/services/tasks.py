@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from he_protocol import frames
 from he_protocol.documents import TaskStatus
-from he_protocol.problems import NOT_ADDRESSED, ProblemError
+from he_protocol.errors import ProblemError
+from he_protocol.problems import NOT_ADDRESSED
 from he_protocol.task import Task
 from he_server.blobs.keys import model_blob
 from he_server.rules.bodies import check_declared

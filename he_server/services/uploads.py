@@ -7,12 +7,13 @@ from collections.abc import AsyncIterable, AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
+from he_protocol.errors import ProblemError
 from he_protocol.identity.credentials import Party
-from he_protocol.problems import NOT_FOUND, ProblemError
+from he_protocol.problems import NOT_FOUND
 from he_protocol.task import Task
 from he_server.blobs.keys import fresh, upload_blob
 from he_server.blobs.upload_file import BLOCK_BYTES, FileSource, UploadFile
-from he_server.rules.uploads import check_chunk, check_fits, is_final
+from he_server.rules.uploads import check_chunk, check_fits
 from he_server.services.context import Server
 from he_server.services.frames import Frame
 from he_server.services.submit import accept
@@ -102,7 +103,7 @@ async def append_chunk(
 async def complete_upload(server: Server, upload: UploadRecord, file: UploadFile) -> UploadRecord:
     """Offer a frame whose bytes are all there as the PUT of an update would; how that ended is kept.
 
-    Raises the refusals that may not be met again; then the bytes stay, for the next request to try.
+    Raises the refusals after which the same bytes may pass; then they stay, for the next request to try.
     """
     task = await server.task(upload.task_hash)
     frame = Frame(FileSource(file), server.settings.max_update_bytes, upload.length)
@@ -110,7 +111,7 @@ async def complete_upload(server: Server, upload: UploadRecord, file: UploadFile
         accepted = await accept(server, task, bytes.fromhex(upload.update_id), upload.party, frame)
         ended = replace(upload, receipt=accepted.receipt, round=accepted.round)
     except ProblemError as refusal:
-        if not is_final(refusal.problem):
+        if refusal.problem.may_pass:
             raise
         ended = replace(upload, problem=refusal.document().decode())
     await server.store.end_upload(ended)

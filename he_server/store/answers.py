@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from sqlalchemy import delete, insert, select
 
 from he_protocol.documents import RoundStatus, Stage, Waiting
+from he_protocol.errors import ProblemError
 from he_protocol.identity.jws import read_unverified
 from he_protocol.messages import Objection, Screening
-from he_protocol.problems import WRONG_STATE, ProblemError
+from he_protocol.problems import WRONG_STATE
 from he_protocol.task import Task
 from he_server.rules.audit_chain import Event
 from he_server.rules.records import AnswerRecord, RoundRecord, ShareRecord, committee_status

@@ -15,7 +15,8 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry
 
-from he_protocol.problems import BAD_SETTINGS, DATABASE_UNAVAILABLE, DISK_FULL, ProblemError
+from he_protocol.errors import ProblemError
+from he_protocol.problems import BAD_SETTINGS, DATABASE_UNAVAILABLE, DISK_FULL
 
 BUSY_MILLISECONDS = 10_000
 _PRAGMAS = (

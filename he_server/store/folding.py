@@ -10,7 +10,8 @@ from typing import NamedTuple
 from sqlalchemy import ColumnElement, and_, exists, func, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from he_protocol.problems import WRONG_STATE, ProblemError
+from he_protocol.errors import ProblemError
+from he_protocol.problems import WRONG_STATE
 from he_server.rules.records import AccumulatorRecord
 from he_server.store.engine import Database
 from he_server.store.schema import accumulators, rounds, updates

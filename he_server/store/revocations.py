@@ -5,8 +5,9 @@ from __future__ import annotations
 from sqlalchemy import delete, insert, select
 from sqlalchemy.exc import IntegrityError
 
+from he_protocol.errors import ProblemError
 from he_protocol.identity.revocation import Revocations, check_newer
-from he_protocol.problems import OLD_REVOCATIONS, ProblemError
+from he_protocol.problems import OLD_REVOCATIONS
 from he_server.store import audit
 from he_server.store.engine import Database
 from he_server.store.schema import revocations

@@ -12,17 +12,10 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from he_protocol.documents import RECENT_ROUNDS, DroppedBucket
+from he_protocol.errors import ProblemError
 from he_protocol.identity.jws import payload_hash, read_unverified
 from he_protocol.messages import Manifest, Share
-from he_protocol.problems import (
-    ABANDONED,
-    NOT_FOUND,
-    TOO_FEW_CLIENTS,
-    WRONG_SHARE,
-    WRONG_STATE,
-    ProblemError,
-    ProblemType,
-)
+from he_protocol.problems import ABANDONED, NOT_FOUND, TOO_FEW_CLIENTS, WRONG_SHARE, WRONG_STATE, ProblemType
 from he_protocol.task import Task
 from he_server.blobs.keys import accumulator_blob, key_blob, share_blob, total_blob, update_blob
 from he_server.rules.manifests import Plan

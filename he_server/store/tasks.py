@@ -8,8 +8,9 @@ from sqlalchemy import Row, Select, func, insert, select
 from sqlalchemy.exc import IntegrityError
 
 from he_protocol.documents import Phase
+from he_protocol.errors import ProblemError
 from he_protocol.identity.jws import payload_hash
-from he_protocol.problems import BAD_TENSORS, CEREMONY_CONFLICT, NOT_FOUND, ProblemError
+from he_protocol.problems import BAD_TENSORS, CEREMONY_CONFLICT, NOT_FOUND
 from he_protocol.task import Task
 from he_server.blobs.keys import model_blob, post_blob, sum_blob, velocity_blob
 from he_server.rules.records import ModelRecord, PostRecord, TaskRecord

@@ -8,7 +8,8 @@ from sqlalchemy import insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from he_protocol.documents import RoundState
-from he_protocol.problems import NOT_FOUND, WRONG_STATE, ProblemError
+from he_protocol.errors import ProblemError
+from he_protocol.problems import NOT_FOUND, WRONG_STATE
 from he_server.rules.records import RoundRecord
 from he_server.rules.rounds import check_transition
 from he_server.store.schema import rounds, tasks

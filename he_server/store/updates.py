@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from sqlalchemy import and_, func, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from he_protocol.problems import ALREADY_IN_ROUND, NOT_FOUND, REPEATED_BASE, UPDATE_ID_REUSED, WRONG_STATE, ProblemError
+from he_protocol.errors import ProblemError
+from he_protocol.problems import ALREADY_IN_ROUND, NOT_FOUND, REPEATED_BASE, UPDATE_ID_REUSED, WRONG_STATE
 from he_protocol.task import Task
 from he_server.rules.records import Accepted, RoundRecord, UpdateRecord
 from he_server.rules.updates import check_base_version

@@ -7,8 +7,9 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Row, and_, delete, func, insert, select, update
 
+from he_protocol.errors import ProblemError
 from he_protocol.identity.credentials import Party
-from he_protocol.problems import NOT_FOUND, UPLOAD_EXPIRED, ProblemError
+from he_protocol.problems import NOT_FOUND, UPLOAD_EXPIRED
 from he_server.rules.uploads import check_cap, check_promised
 from he_server.store.engine import Database
 from he_server.store.schema import uploads

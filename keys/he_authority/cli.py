@@ -20,10 +20,11 @@ from he_party.identity import AUTHORITY_FILE
 from he_party.keyfile import KeyRecord, read_private, write_private
 from he_party.tensors import read_tensors
 from he_protocol.committee import describe
+from he_protocol.errors import ProblemError
 from he_protocol.identity.jws import SigningKey, jwk_x
 from he_protocol.identity.revocation import Revocations
 from he_protocol.messages import Role
-from he_protocol.problems import BAD_PLAN, BAD_SETTINGS, BAD_TENSORS, ProblemError
+from he_protocol.problems import BAD_PLAN, BAD_SETTINGS, BAD_TENSORS
 from he_protocol.task import Task, TaskConfig, TensorSpec, committee_of
 from he_protocol.tensors import model_digest
 

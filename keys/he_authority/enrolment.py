@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from he_protocol import envelope
+from he_protocol.errors import ProblemError
 from he_protocol.identity.jws import SigningKey, fingerprint, jwk_x, public_from_jwk, read_unverified, verify
 from he_protocol.messages import Cnf, Credential, EnrolRequest, Jwk, Role
-from he_protocol.problems import MALFORMED, NOT_ADDRESSED, WRONG_ROLE, ProblemError
+from he_protocol.problems import MALFORMED, NOT_ADDRESSED, WRONG_ROLE
 
 SECONDS_PER_DAY = 86400
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from he_authority.enrolment import SECONDS_PER_DAY
+from he_protocol.errors import ProblemError
 from he_protocol.identity.jws import SigningKey, public_from_jwk, verify
 from he_protocol.identity.revocation import Revocations, key_digest
 from he_protocol.messages import REVOKED_LIMIT, Credential, RevocationList
-from he_protocol.problems import TOO_LARGE, ProblemError
+from he_protocol.problems import TOO_LARGE
 
 
 def revoke(authority: SigningKey, credentials: Sequence[str], previous: str | None, *, now: float, days: float) -> str:

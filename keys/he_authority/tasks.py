@@ -8,9 +8,10 @@ from typing import Any
 import msgspec
 
 from he_protocol import envelope
+from he_protocol.errors import ProblemError
 from he_protocol.identity.jws import public_from_jwk, verify
 from he_protocol.messages import Credential
-from he_protocol.problems import BAD_COMMITTEE, BAD_PLAN, WRONG_ROLE, ProblemError
+from he_protocol.problems import BAD_COMMITTEE, BAD_PLAN, WRONG_ROLE
 from he_protocol.schemes.registry import load_scheme
 from he_protocol.task import HolderEntry, ServerEntry, TaskConfig, TensorSpec, check_config, sum_plan
 

@@ -17,9 +17,10 @@ from he_holder.ledger import LEDGER_FILE, Ledger
 from he_party.files import private_directory, write_durably
 from he_party.identity import AUTHORITY_FILE, CREDENTIAL_FILE, KEY_FILE
 from he_party.keyfile import KeyRecord, read_private, write_private
+from he_protocol.errors import ProblemError
 from he_protocol.identity.jws import jwk_x
 from he_protocol.messages import Key32, Message
-from he_protocol.problems import BAD_KEY_FILE, ProblemError
+from he_protocol.problems import BAD_KEY_FILE
 
 LIMIT = 1 << 30
 """Bytes of the largest backup."""

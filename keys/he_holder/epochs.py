@@ -12,7 +12,8 @@ from he_holder.ledger import VoteRecord
 from he_party.keyfile import erase_private
 from he_party.transport import Transport
 from he_protocol import documents, paths
-from he_protocol.problems import WRONG_STATE, ProblemError
+from he_protocol.errors import ProblemError
+from he_protocol.problems import WRONG_STATE
 from he_protocol.task import Task
 
 

@@ -16,6 +16,7 @@ from he_holder.schemes import Opener, make_opener
 from he_party.identity import Identity
 from he_party.keyfile import read_private
 from he_protocol.committee import describe
+from he_protocol.errors import ProblemError
 from he_protocol.messages import Count, Digest, Key32, Message
 from he_protocol.privacy.plan import epsilon
 from he_protocol.problems import (
@@ -25,7 +26,6 @@ from he_protocol.problems import (
     KEYS_NOT_READY,
     TOO_FEW_CLIENTS,
     WRONG_EPOCH,
-    ProblemError,
 )
 from he_protocol.task import Task
 

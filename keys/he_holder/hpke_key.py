@@ -13,7 +13,8 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.hpke import MLKEM768X25519PrivateKey
 
 from he_protocol.envelope import SUITE, check_possession, edwards
-from he_protocol.problems import BAD_KEY_FILE, BAD_SIGNATURE, DIGEST_MISMATCH, ProblemError
+from he_protocol.errors import ProblemError
+from he_protocol.problems import BAD_KEY_FILE, BAD_SIGNATURE, DIGEST_MISMATCH
 
 MLKEM_SEED_BYTES = 64
 PRIVATE_BYTES = MLKEM_SEED_BYTES + 32

@@ -15,9 +15,10 @@ from he_holder.hpke_key import HpkeKey
 from he_party.identity import REQUEST_FILE, Identity, create
 from he_party.keyfile import read_private, write_private
 from he_protocol.envelope import possession_message
+from he_protocol.errors import ProblemError
 from he_protocol.identity.jws import fingerprint
 from he_protocol.messages import EnrolRequest, Message
-from he_protocol.problems import BAD_COMMITTEE, LEDGER_MISMATCH, ProblemError
+from he_protocol.problems import BAD_COMMITTEE, LEDGER_MISMATCH
 
 
 class HpkeRecord(Message, frozen=True):

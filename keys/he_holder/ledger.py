@@ -43,9 +43,10 @@ from he_holder.request import History, Request
 from he_holder.rules import VOTING, Rule, check_alive, judge
 from he_migrations.run import upgrade
 from he_party.files import close_database, private_directory
+from he_protocol.errors import ProblemError
 from he_protocol.identity.jws import token_hash
 from he_protocol.identity.revocation import Revocations
-from he_protocol.problems import DATABASE_UNAVAILABLE, ProblemError
+from he_protocol.problems import DATABASE_UNAVAILABLE
 from he_protocol.task import Task
 
 LEDGER_FILE = "ledger.db"

@@ -12,14 +12,13 @@ from he_holder.rules import RELEASING, VOTING, check_alive, screen
 from he_holder.schemes import Opener
 from he_party.transport import Transport
 from he_protocol import documents, limits, paths
+from he_protocol.errors import ProblemError, Unavailable
 from he_protocol.identity.jws import payload_hash, read_unverified, token_hash
 from he_protocol.identity.revocation import Revocations
 from he_protocol.messages import Exclusion, Manifest, Message, Objection, Screening, SignedUpdate, UpdateHeader, Vote
-from he_protocol.problems import DIGEST_MISMATCH, MANIFEST_MISMATCH, WRONG_STATE, ProblemError
+from he_protocol.problems import DIGEST_MISMATCH, MANIFEST_MISMATCH, WRONG_STATE
 from he_protocol.task import Task
 
-SERVICE_FAILURE = 500
-"""Problems from this status on say that somebody could not answer, not that something is wrong."""
 DETAIL_LIMIT = 2000
 
 
@@ -53,13 +52,14 @@ class Openings:
                     await self._vote(request, transport)
                 case "release":
                     await self._release(request, opener, transport)
+        except Unavailable:  # somebody could not answer: nothing is wrong
+            raise
         except ProblemError as refusal:
-            if refusal.problem is WRONG_STATE:
-                if asked.stage != "screen":  # the others were enough
-                    await holder.ledger.settled(task, number, holder.clock())
-            elif refusal.problem.status < SERVICE_FAILURE:
+            if refusal.problem is not WRONG_STATE:
                 await holder.ledger.refused(task, number, refusal, holder.clock(), asked.manifest)
                 await self._object(number, asked, refusal, transport)
+            elif asked.stage != "screen":  # the others were enough
+                await holder.ledger.settled(task, number, holder.clock())
             raise
         return asked.stage
 

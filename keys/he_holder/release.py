@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from he_holder.request import Request
 from he_holder.rules import revoked_buckets
 from he_holder.schemes import Opener
+from he_protocol.errors import ProblemError
 from he_protocol.messages import FailedBucket, Manifest, Share, ShareVector, UpdateHeader
-from he_protocol.problems import DIGEST_MISMATCH, REVOKED_KEY, ProblemError
+from he_protocol.problems import DIGEST_MISMATCH, REVOKED_KEY
 
 
 class BucketSums:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache, update_wrapper
 
 from he_holder.request import Request
+from he_protocol.errors import ProblemError
 from he_protocol.identity.credentials import CLOCK_SKEW_SECONDS, check_credential, issued_by
 from he_protocol.identity.jws import public_from_jwk, read_unverified, token_hash, verify
 from he_protocol.identity.revocation import check_fresh, check_key
@@ -36,7 +37,6 @@ from he_protocol.problems import (
     WRONG_EPOCH,
     WRONG_SIZE,
     WRONG_TASK,
-    ProblemError,
 )
 from he_protocol.task import Task
 

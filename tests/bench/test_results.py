@@ -6,7 +6,8 @@ import pytest
 
 from he_bench import results
 from he_bench.results import Report, Spread
-from he_protocol.problems import BAD_SETTINGS, ProblemError
+from he_protocol.errors import ProblemError
+from he_protocol.problems import BAD_SETTINGS
 from tests.bench.samples import LOADS, PEERS, RUN, measurement
 
 

@@ -15,6 +15,7 @@ from msgspec.structs import replace
 from he_client.schemes import ckks
 from he_client.schemes.ckks import CkksSealer, check_confirmations, check_tenseal, joint_context, load_context
 from he_protocol.arithmetic import residues
+from he_protocol.errors import ProblemError
 from he_protocol.identity.jws import SigningKey
 from he_protocol.messages import Confirmation
 from he_protocol.problems import (
@@ -29,7 +30,6 @@ from he_protocol.problems import (
     WRONG_EPOCH,
     WRONG_SIZE,
     WRONG_TASK,
-    ProblemError,
     ProblemType,
 )
 from he_protocol.schemes.ckks import Ckks

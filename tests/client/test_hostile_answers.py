@@ -22,8 +22,9 @@ from he_client import published as published_module
 from he_party import transport
 from he_party.transport import MAX_HEADERS, RetryPolicy, Transport
 from he_protocol import documents, limits, paths
+from he_protocol.errors import ProblemError
 from he_protocol.messages import Vote, encode
-from he_protocol.problems import DIGEST_MISMATCH, TOO_LARGE, UNEXPECTED_ANSWER, UNREACHABLE, ProblemError
+from he_protocol.problems import DIGEST_MISMATCH, TOO_LARGE, UNEXPECTED_ANSWER, UNREACHABLE
 from he_protocol.task import Task
 from tests.support.fake_server import FakeServer
 from tests.support.parties import NOW, World

@@ -11,23 +11,20 @@ import pytest
 from aiohttp import web
 
 from he_client import HushSumClient
-from he_client.client import FINAL
 from he_client.spool import SealedUpdate
 from he_party.transport import RetryPolicy
 from he_protocol import documents
+from he_protocol.errors import ProblemError
 from he_protocol.identity.jws import SigningKey, read_unverified, token_hash, verify
 from he_protocol.messages import Receipt, SignedUpdate, decode
 from he_protocol.privacy.plan import epsilon
 from he_protocol.privacy.quantise import Integers
 from he_protocol.problems import (
-    ALREADY_IN_ROUND,
     BAD_SIGNATURE,
-    INTERNAL,
     PROBLEMS,
     STALE_UPDATE,
     UNEXPECTED_ANSWER,
     UNREACHABLE,
-    ProblemError,
     ProblemType,
 )
 from tests.client.proxy import Proxy
@@ -101,7 +98,7 @@ async def test_a_receipt_ends_it_and_frees_the_ciphertext(service: Service) -> N
     assert receipt.update_id.hex() == sealed.update_id
 
 
-@pytest.mark.parametrize("problem", sorted(FINAL, key=lambda p: p.slug), ids=lambda p: p.slug)
+@pytest.mark.parametrize("problem", [p for p in PROBLEMS.values() if p.retry == "never"], ids=lambda p: p.slug)
 async def test_a_final_refusal_drops_the_update(service: Service, proxy: Proxy, problem: ProblemType) -> None:
     proxy.faults["PUT"] = [answer_of(problem)]
     async with service.client(1, proxy.url) as client:
@@ -115,12 +112,12 @@ async def test_a_final_refusal_drops_the_update(service: Service, proxy: Proxy, 
 
 @pytest.mark.parametrize(
     "problem",
-    [ALREADY_IN_ROUND, INTERNAL, BAD_SIGNATURE, PROBLEMS["expired-credential"]],
+    [p for p in PROBLEMS.values() if p.retry != "never"],
     ids=lambda p: p.slug,
 )
 async def test_any_other_refusal_keeps_it(service: Service, proxy: Proxy, problem: ProblemType) -> None:
     proxy.faults["PUT"] = [answer_of(problem)]
-    async with service.client(1, proxy.url) as client:
+    async with service.client(1, proxy.url, retry=ONCE) as client:
         sealed = await seal(client, service)
         with refused(problem):
             await client.send(service.task, sealed)

@@ -16,7 +16,8 @@ from he_client.attempt import Train, attempt
 from he_client.encode import encode
 from he_client.tensors import flatten
 from he_client.training import Arrays, arrays, clipped_gradient_sum, difference, load_arrays, tensor_specs
-from he_protocol.problems import BAD_PLAN, BAD_TENSORS, ProblemError
+from he_protocol.errors import ProblemError
+from he_protocol.problems import BAD_PLAN, BAD_TENSORS
 from he_protocol.task import Task
 from tests.support.parties import World
 from tests.unit.refusals import refused

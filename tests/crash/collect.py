@@ -12,8 +12,9 @@ import numpy as np
 from he_client.spool import RECEIPT
 from he_party.transport import Transport
 from he_protocol import documents, paths
+from he_protocol.errors import ProblemError
 from he_protocol.privacy.quantise import Integers
-from he_protocol.problems import NOT_FOUND, ProblemError
+from he_protocol.problems import NOT_FOUND
 from tests.client.schemes import ERROR_STD
 from tests.crash.account import Evidence, RoundEvidence, UpdateEvidence
 from tests.crash.submitter import COORDINATES, Coordinates, holding, spool_of, unsent

@@ -11,7 +11,7 @@ import pytest
 import requests
 from hypothesis import given
 
-from he_protocol.problems import ProblemError
+from he_protocol.errors import ProblemError
 from he_server.http.openapi import PROBLEM
 
 from .mutation import mutated

@@ -25,8 +25,8 @@ from schemathesis.specs.openapi.checks import (
 from yarl import URL
 
 from he_protocol import frames as framing
+from he_protocol.errors import ProblemError
 from he_protocol.identity.requests import prove_request
-from he_protocol.problems import ProblemError
 from he_server.http.openapi import PROBLEM, problems_of
 from he_server.http.routes import ROUTES, TASK, Route
 from tests.server.world import Person, World

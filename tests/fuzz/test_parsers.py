@@ -16,10 +16,11 @@ from hypothesis import strategies as st
 
 from he_holder.hpke_key import HpkeKey
 from he_protocol import envelope, frames, messages
+from he_protocol.errors import TEXT_LIMIT, ProblemError
 from he_protocol.identity.jws import payload_hash, public_from_jwk, read_unverified, verify
 from he_protocol.identity.requests import check_request
 from he_protocol.messages import decode, encode
-from he_protocol.problems import PROBLEMS, TEXT_LIMIT, ProblemError
+from he_protocol.problems import PROBLEMS
 from he_protocol.schemes import seal_codec
 from he_protocol.task import TaskConfig, check_config
 

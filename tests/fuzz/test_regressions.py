@@ -12,9 +12,10 @@ from msgspec.structs import replace
 
 from he_party.keyfile import KeyRecord, read_private
 from he_protocol.documents import TaskStatus
+from he_protocol.errors import TEXT_LIMIT, ProblemError
 from he_protocol.messages import decode, encode
 from he_protocol.privacy.plan import PrivacyPlan
-from he_protocol.problems import BAD_KEY_FILE, MALFORMED, TEXT_LIMIT, UNEXPECTED_ANSWER, ProblemError
+from he_protocol.problems import BAD_KEY_FILE, MALFORMED, UNEXPECTED_ANSWER
 from he_protocol.schemes import seal_codec
 from he_protocol.task import TaskConfig, check_config
 from tests.fuzz.targets.safetensors_file import read

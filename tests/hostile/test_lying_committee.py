@@ -14,7 +14,8 @@ from he_holder.ledger import Ledger
 from he_holder.request import Request
 from he_holder.rules import RELEASING, VOTING, Rule
 from he_protocol.committee import parse_committee
-from he_protocol.problems import NOT_CERTIFIED, ProblemError
+from he_protocol.errors import ProblemError
+from he_protocol.problems import NOT_CERTIFIED
 from he_protocol.task import TensorSpec
 from tests.property.quorums import OPENINGS, Asked, Court, Step
 from tests.support.openings import Sent, ask, certify, combine, send_kahe, shares

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from he_protocol.problems import ProblemError
+from he_protocol.errors import ProblemError
 from tests.client.schemes import SCHEMES
 from tests.integration.processes import CLIENTS, SECONDS, Processes, Round
 

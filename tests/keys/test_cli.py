@@ -27,9 +27,10 @@ from he_party import console
 from he_party.identity import Identity, create
 from he_party.keyfile import KeyRecord, read_private
 from he_party.transport import RetryPolicy
+from he_protocol.errors import ProblemError
 from he_protocol.identity.jws import public_from_jwk, verify
 from he_protocol.messages import Credential
-from he_protocol.problems import NOT_FOUND, STALE_UPDATE, ProblemError
+from he_protocol.problems import NOT_FOUND, STALE_UPDATE
 from he_protocol.task import Task
 from tests.architecture.source import IMPORTABLE
 from tests.support.fake_server import FakeServer, refusal

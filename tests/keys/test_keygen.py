@@ -19,6 +19,7 @@ from he_holder.schemes import ckks, make_dealer
 from he_party.keyfile import read_private
 from he_protocol import documents
 from he_protocol.arithmetic import residues
+from he_protocol.errors import ProblemError
 from he_protocol.identity.jws import read_unverified
 from he_protocol.messages import Commitment, Confirmation, Contribution, Message, PartDigest, Reveal
 from he_protocol.problems import (
@@ -33,7 +34,6 @@ from he_protocol.problems import (
     UNREACHABLE,
     WRONG_EPOCH,
     WRONG_TASK,
-    ProblemError,
     ProblemType,
 )
 from tests.keys.holders import holder_of, line_to

@@ -22,6 +22,7 @@ from he_holder.ledger import Ledger
 from he_holder.request import Request
 from he_holder.rules import VOTING, Rule
 from he_migrations.run import downgrade
+from he_protocol.errors import ProblemError
 from he_protocol.identity.jws import read_unverified, token_hash
 from he_protocol.messages import SignedUpdate, UpdateHeader
 from he_protocol.problems import (
@@ -33,7 +34,6 @@ from he_protocol.problems import (
     STALE_UPDATE,
     TOO_FEW_CLIENTS,
     UPDATE_OPENED_BEFORE,
-    ProblemError,
 )
 from tests.support.openings import FRESH, ask
 from tests.support.parties import NOW, World

@@ -10,9 +10,10 @@ import pytest
 
 from he_holder.schemes import make_opener
 from he_protocol.arithmetic import residues
+from he_protocol.errors import ProblemError
 from he_protocol.identity.jws import read_unverified
 from he_protocol.messages import UpdateHeader
-from he_protocol.problems import COMBINE_REFUSED, ProblemError
+from he_protocol.problems import COMBINE_REFUSED
 from he_protocol.schemes.scheme import combine
 from he_protocol.task import TensorSpec
 from tests.support.parties import World, random_integers

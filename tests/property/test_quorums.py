@@ -18,7 +18,7 @@ from he_holder import rules as checks
 from he_holder.ledger import Ledger
 from he_holder.rules import RELEASING, VOTING, Rule
 from he_protocol.committee import parse_committee
-from he_protocol.problems import ProblemError
+from he_protocol.errors import ProblemError
 from tests.property.quorums import (
     COMMITTEES,
     LEAST,

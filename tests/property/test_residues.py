@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from he_protocol.arithmetic.residues import ResidueLayout, add, check, fold, pack, pack_into, unpack
-from he_protocol.problems import ProblemError
+from he_protocol.errors import ProblemError
 
 WIDTHS = (1, 7, 14, 20, 30, 32, 50, 62)
 """Few, because kernels are compiled for each."""

@@ -14,9 +14,9 @@ from sqlalchemy import text
 from typer.testing import CliRunner
 
 from he_protocol import documents, paths, problems
+from he_protocol.errors import ProblemError
 from he_protocol.identity.jws import verify
 from he_protocol.messages import AuditHead
-from he_protocol.problems import ProblemError
 from he_server.cli.main import app
 from he_server.rules.audit_chain import GENESIS, Entry, chained, verify_chain
 from he_server.store.engine import make_engine

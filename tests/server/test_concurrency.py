@@ -7,8 +7,8 @@ import asyncio
 import pytest
 
 from he_protocol import problems
+from he_protocol.errors import ProblemError
 from he_protocol.messages import RequestProof
-from he_protocol.problems import ProblemError
 from he_server.services.replay import ReplayCache
 
 from .conftest import both

@@ -17,7 +17,8 @@ from aiohttp import ClientResponse
 from safetensors.numpy import load
 
 from he_protocol import documents, paths, problems
-from he_protocol.problems import ProblemError, ProblemType
+from he_protocol.errors import ProblemError
+from he_protocol.problems import ProblemType
 from he_server.jobs.garbage import sweep
 from he_server.jobs.worker import Worker
 from he_server.rules.manifests import Plan

@@ -15,8 +15,8 @@ import structlog
 from aiohttp import web
 
 from he_protocol import paths, problems
+from he_protocol.errors import ProblemError
 from he_protocol.identity.requests import prove_request
-from he_protocol.problems import ProblemError
 from he_server.http.logging import http_log
 from he_server.http.process import make_listener
 from he_server.services import door as door_module

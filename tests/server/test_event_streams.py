@@ -9,7 +9,7 @@ from contextlib import ExitStack
 import pytest
 
 from he_protocol import paths, problems
-from he_protocol.problems import ProblemError
+from he_protocol.errors import ProblemError
 from he_server.rules.records import RoundRecord
 from he_server.services import streams as streams_module
 from he_server.services.notifier import Notifier

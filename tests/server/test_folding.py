@@ -18,7 +18,7 @@ from sqlalchemy import ColumnElement
 
 from he_protocol import paths, problems
 from he_protocol.arithmetic.residues import pack
-from he_protocol.problems import ProblemError
+from he_protocol.errors import ProblemError
 from he_protocol.schemes.registry import load_scheme
 from he_protocol.task import Task, TensorSpec
 from he_server.blobs.keys import accumulator_blob, total_blob, update_blob

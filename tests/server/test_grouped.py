@@ -8,7 +8,8 @@ from functools import partial
 
 import pytest
 
-from he_protocol.problems import STALE_UPDATE, ProblemError
+from he_protocol.errors import ProblemError
+from he_protocol.problems import STALE_UPDATE
 from he_server.services import group_commit
 from he_server.services.group_commit import Grouped, Together
 

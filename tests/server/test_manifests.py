@@ -14,9 +14,9 @@ from typer.testing import CliRunner
 from he_protocol import documents, paths, problems
 from he_protocol.arithmetic.residues import pack
 from he_protocol.documents import Failure
+from he_protocol.errors import ProblemError
 from he_protocol.identity.jws import read_unverified
 from he_protocol.messages import Credential, Exclusion, Objection, Screening
-from he_protocol.problems import ProblemError
 from he_server.blobs.local import Blobs
 from he_server.blobs.vectors import fold_updates, is_intact, merge_sums, read_total, sum_layout
 from he_server.cli.main import app, waiting_for

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from he_party.keyfile import KeyRecord
 from he_protocol import problems
+from he_protocol.errors import ProblemError
 from he_protocol.identity.jws import SigningKey
 from he_protocol.privacy.quantise import Integers
-from he_protocol.problems import ProblemError
 from he_protocol.task import Optimiser, TaskConfig, TensorSpec
 from he_server.rules.aggregation import Mean, mean_of, step, weight_of
 

@@ -7,7 +7,7 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from he_protocol.problems import ProblemError
+from he_protocol.errors import ProblemError
 from he_server.cli.main import app
 
 

@@ -9,8 +9,9 @@ from dataclasses import replace
 import pytest
 
 from he_protocol import paths, problems
+from he_protocol.errors import ProblemError
 from he_protocol.identity.requests import prove_request
-from he_protocol.problems import ProblemError, ProblemType
+from he_protocol.problems import ProblemType
 from he_server.http import app, pacing
 from he_server.http.pacing import retry_after
 from he_server.rules.admission import Limits, Load, Measured, check_room, room, too_slow

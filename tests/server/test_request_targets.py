@@ -9,8 +9,8 @@ from collections.abc import Callable
 import pytest
 
 from he_protocol import paths, problems
+from he_protocol.errors import ProblemError
 from he_protocol.identity.requests import prove_request
-from he_protocol.problems import ProblemError
 from he_server.http import auth
 
 from .world import World

@@ -9,7 +9,7 @@ import pytest
 from he_protocol import problems
 from he_protocol.committee import parse_committee
 from he_protocol.documents import RoundState
-from he_protocol.problems import ProblemError
+from he_protocol.errors import ProblemError
 from he_server.rules.rounds import (
     TERMINAL,
     TRANSITIONS,

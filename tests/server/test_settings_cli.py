@@ -20,9 +20,9 @@ from typer.testing import CliRunner
 
 from he_party.keyfile import KeyRecord, read_private
 from he_protocol import problems
+from he_protocol.errors import ProblemError
 from he_protocol.identity.jws import SigningKey, jwk_x, verify
 from he_protocol.messages import EnrolRequest
-from he_protocol.problems import ProblemError
 from he_server.cli.main import app
 from he_server.settings import load_settings
 

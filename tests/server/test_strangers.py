@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import load, save
 
 from he_protocol import frames, paths, problems
-from he_protocol.problems import ProblemError
+from he_protocol.errors import ProblemError
 from he_protocol.task import Task
 from he_server.jobs.garbage import sweep
 from he_server.rules.admission import Limits

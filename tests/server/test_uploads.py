@@ -18,10 +18,10 @@ import pytest
 from aiohttp.test_utils import make_mocked_request
 
 from he_protocol import documents, frames, paths, problems, tus
+from he_protocol.errors import ProblemError
 from he_protocol.identity.credentials import check_credential, check_signed
 from he_protocol.identity.jws import verify
 from he_protocol.messages import Receipt, UpdateHeader
-from he_protocol.problems import ProblemError
 from he_server.blobs.upload_file import UploadFile
 from he_server.http.handlers import uploads
 from he_server.jobs.garbage import sweep

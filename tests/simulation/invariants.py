@@ -14,9 +14,10 @@ import numpy as np
 from he_protocol import documents, paths
 from he_protocol import frames as framing
 from he_protocol.documents import RoundState
+from he_protocol.errors import ProblemError
 from he_protocol.identity.jws import message_kind, payload_hash, read_unverified
 from he_protocol.messages import Manifest, Share, Vote
-from he_protocol.problems import ABANDONED, BUDGET_EXHAUSTED, COMBINE_REFUSED, TOO_FEW_CLIENTS, ProblemError
+from he_protocol.problems import ABANDONED, BUDGET_EXHAUSTED, COMBINE_REFUSED, TOO_FEW_CLIENTS
 from he_protocol.task import Task
 from he_server.rules.rounds import TRANSITIONS
 

@@ -26,9 +26,10 @@ from he_holder import rules as checks
 from he_holder.ledger import Ledger
 from he_holder.opening import Openings
 from he_protocol.committee import Committee
+from he_protocol.errors import ProblemError
 from he_protocol.identity.jws import read_unverified, verify
 from he_protocol.messages import Vote
-from he_protocol.problems import NOT_CERTIFIED, ProblemError
+from he_protocol.problems import NOT_CERTIFIED
 from he_protocol.schemes import kahe
 from he_server.blobs.local import BlobWriter
 from he_server.blobs.vectors import merge_sums

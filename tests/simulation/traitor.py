@@ -14,8 +14,9 @@ from he_holder.request import Request
 from he_holder.schemes import Opener
 from he_party.transport import Transport
 from he_protocol import documents, paths
+from he_protocol.errors import ProblemError
 from he_protocol.messages import Exclusion, Screening, ShareVector, Vote
-from he_protocol.problems import DIGEST_MISMATCH, MANIFEST_MISMATCH, ProblemError
+from he_protocol.problems import DIGEST_MISMATCH, MANIFEST_MISMATCH
 from he_protocol.task import Task
 
 Manner = Literal["yes", "excludes", "objects", "spoils", "silent"]

@@ -37,10 +37,11 @@ from he_migrations.run import upgrade
 from he_party.keyfile import KeyRecord
 from he_party.transport import RetryPolicy, Transport
 from he_protocol import documents, paths
+from he_protocol.errors import ProblemError
 from he_protocol.identity.jws import fingerprint, jwk_x, verify
 from he_protocol.identity.revocation import Revocations, key_digest
 from he_protocol.messages import Receipt, RevocationList, SignedUpdate, decode, encode
-from he_protocol.problems import REVOKED_KEY, ProblemError
+from he_protocol.problems import REVOKED_KEY
 from he_protocol.schemes import kahe, registry
 from he_protocol.schemes.kahe import box_bytes
 from he_protocol.task import Task, TensorSpec

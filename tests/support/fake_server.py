@@ -13,9 +13,10 @@ from aiohttp.test_utils import TestServer
 from he_holder.request import Request as Asked
 from he_party.identity import Identity
 from he_protocol import documents, frames, paths
+from he_protocol.errors import ProblemError
 from he_protocol.identity.jws import message_kind, payload_hash, read_unverified
 from he_protocol.messages import Credential, Manifest, SignedUpdate, UpdateHeader, Vote
-from he_protocol.problems import NOT_FOUND, ProblemError, ProblemType
+from he_protocol.problems import NOT_FOUND, ProblemType
 from he_protocol.task import Task
 
 Posts = dict[str, tuple[str, bytes]]

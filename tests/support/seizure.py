@@ -8,9 +8,9 @@ from pathlib import Path
 from he_holder.hpke_key import HpkeKey
 from he_holder.keyring import HpkeRecord
 from he_holder.schemes import make_opener
+from he_protocol.errors import ProblemError
 from he_protocol.messages import decode
 from he_protocol.privacy.quantise import Integers
-from he_protocol.problems import ProblemError
 from tests.support.openings import Sent, combine
 from tests.support.parties import World
 

@@ -7,7 +7,8 @@ from contextlib import contextmanager
 
 import pytest
 
-from he_protocol.problems import ProblemError, ProblemType
+from he_protocol.errors import ProblemError
+from he_protocol.problems import ProblemType
 
 
 @contextmanager

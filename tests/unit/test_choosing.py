@@ -6,7 +6,8 @@ from collections.abc import Mapping
 
 import pytest
 
-from he_protocol.problems import COMBINE_REFUSED, WRONG_SIZE, ProblemError
+from he_protocol.errors import ProblemError
+from he_protocol.problems import COMBINE_REFUSED, WRONG_SIZE
 from he_protocol.sharing import Resolution
 from he_server.rules.choosing import Candidate, Settled, Unsettled, settle
 from tests.support.committees import sharing_of

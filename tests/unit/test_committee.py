@@ -7,7 +7,8 @@ from itertools import combinations
 import pytest
 
 from he_protocol.committee import Committee, check_collusion, describe, parse_committee
-from he_protocol.problems import BAD_COMMITTEE, ProblemError
+from he_protocol.errors import ProblemError
+from he_protocol.problems import BAD_COMMITTEE
 
 from .refusals import refused
 

@@ -8,6 +8,7 @@ import json
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from he_protocol.errors import ProblemError
 from he_protocol.identity.jws import (
     TOKEN_LIMIT,
     SigningKey,
@@ -20,15 +21,7 @@ from he_protocol.identity.jws import (
     verify,
 )
 from he_protocol.messages import Commitment, Reveal
-from he_protocol.problems import (
-    BAD_SIGNATURE,
-    MALFORMED,
-    TOO_LARGE,
-    TRAILING_BYTES,
-    UNKNOWN_FIELD,
-    UNKNOWN_PROTOCOL,
-    ProblemError,
-)
+from he_protocol.problems import BAD_SIGNATURE, MALFORMED, TOO_LARGE, TRAILING_BYTES, UNKNOWN_FIELD, UNKNOWN_PROTOCOL
 
 from .parties import ALICE, MALLORY
 from .refusals import refused

@@ -18,12 +18,12 @@ from he_protocol.arithmetic.keystream import derive_key, expand_words
 from he_protocol.arithmetic.ntt_lanes import CommonProduct
 from he_protocol.arithmetic.residues import ResidueLayout, check, fold, pack, unpack
 from he_protocol.committee import parse_committee
+from he_protocol.errors import ProblemError
 from he_protocol.identity.jws import SigningKey, payload_hash, read_unverified, token_hash, verify
 from he_protocol.identity.requests import check_request, prove_request
 from he_protocol.messages import Message, decode, encode
 from he_protocol.privacy.gaussian import Gaussian
 from he_protocol.privacy.quantise import quantise
-from he_protocol.problems import ProblemError
 from he_protocol.schemes import kahe
 from he_protocol.schemes.ckks import common_polynomial
 from he_protocol.schemes.registry import load_scheme

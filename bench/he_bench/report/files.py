@@ -8,7 +8,8 @@ from pathlib import Path
 from he_bench.report import html, markdown
 from he_bench.report.plots import plots
 from he_bench.results import Report
-from he_protocol.problems import BAD_SETTINGS, ProblemError
+from he_protocol.errors import ProblemError
+from he_protocol.problems import BAD_SETTINGS
 
 
 def write(reports: Sequence[Report], folder: Path) -> list[Path]:

@@ -6,8 +6,9 @@ import msgspec
 from aiohttp import web
 
 from he_protocol.documents import AuditStatus, Document
+from he_protocol.errors import ProblemError
 from he_protocol.messages import AuditHead
-from he_protocol.problems import INTERNAL, SHUTTING_DOWN, ProblemError
+from he_protocol.problems import INTERNAL, SHUTTING_DOWN
 from he_server.http.responses import answer
 from he_server.services.context import Server
 

@@ -7,13 +7,10 @@ import re
 from aiohttp import web
 
 from he_protocol.documents import Heads, Opening, PendingOpenings, Waiting
+from he_protocol.errors import ProblemError
 from he_protocol.identity.jws import TOKEN_LIMIT
 from he_protocol.messages import SignedUpdate
-from he_protocol.problems import (
-    MALFORMED,
-    WRONG_STATE,
-    ProblemError,
-)
+from he_protocol.problems import MALFORMED, WRONG_STATE
 from he_protocol.task import Task
 from he_server.blobs.keys import key_blob
 from he_server.http.auth import party_of

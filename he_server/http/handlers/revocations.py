@@ -5,8 +5,9 @@ from __future__ import annotations
 from aiohttp import web
 
 from he_protocol.documents import Revoked
+from he_protocol.errors import ProblemError
 from he_protocol.identity.jws import TOKEN_LIMIT
-from he_protocol.problems import MALFORMED, ProblemError
+from he_protocol.problems import MALFORMED
 from he_server.http.responses import answer
 from he_server.services.context import Server
 from he_server.services.frames import Frame

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from aiohttp import web
 
-from he_protocol.problems import WRONG_STATE, ProblemError
+from he_protocol.errors import ProblemError
+from he_protocol.problems import WRONG_STATE
 from he_server.blobs.keys import sum_blob
 from he_server.http.auth import party_of
 from he_server.http.params import round_number, task_of

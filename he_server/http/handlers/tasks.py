@@ -5,7 +5,8 @@ from __future__ import annotations
 from aiohttp import web
 
 from he_protocol.documents import TaskList
-from he_protocol.problems import NOT_FOUND, ProblemError
+from he_protocol.errors import ProblemError
+from he_protocol.problems import NOT_FOUND
 from he_server.blobs.keys import model_blob
 from he_server.http.params import task_of
 from he_server.http.responses import answer, stream_blob

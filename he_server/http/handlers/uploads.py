@@ -15,8 +15,9 @@ from aiohttp import web
 
 from he_protocol import tus
 from he_protocol.documents import UpdateReceipt
+from he_protocol.errors import ProblemError
 from he_protocol.paths import upload_path
-from he_protocol.problems import METHOD_NOT_ALLOWED, ProblemError
+from he_protocol.problems import METHOD_NOT_ALLOWED
 from he_server.blobs.upload_file import UploadFile
 from he_server.http.auth import CONNECTION, party_of
 from he_server.http.params import hex_id, task_of

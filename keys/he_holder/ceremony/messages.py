@@ -21,9 +21,10 @@ from he_protocol.arithmetic import residues
 from he_protocol.arithmetic.keystream import KEY_BYTES, derive_key
 from he_protocol.arithmetic.residues import ResidueLayout
 from he_protocol.envelope import seal
+from he_protocol.errors import ProblemError
 from he_protocol.identity.jws import token_hash
 from he_protocol.messages import Commitment, Confirmation, Contribution, PartDigest, Reveal, SealedSeeds
-from he_protocol.problems import CEREMONY_CONFLICT, COMMITMENT_BROKEN, MALFORMED, ProblemError
+from he_protocol.problems import CEREMONY_CONFLICT, COMMITMENT_BROKEN, MALFORMED
 from he_protocol.sharing import Sharing
 from he_protocol.task import Task
 

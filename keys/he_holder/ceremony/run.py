@@ -17,9 +17,10 @@ from he_party.keyfile import read_private, write_private
 from he_party.transport import Transport
 from he_protocol import documents, limits, paths
 from he_protocol.arithmetic import residues
+from he_protocol.errors import ProblemError
 from he_protocol.identity.jws import verify
 from he_protocol.messages import Commitment, Confirmation, Contribution, Message, Reveal
-from he_protocol.problems import CEREMONY_CONFLICT, NO_QUORUM, NOT_ADDRESSED, WRONG_EPOCH, WRONG_TASK, ProblemError
+from he_protocol.problems import CEREMONY_CONFLICT, NO_QUORUM, NOT_ADDRESSED, WRONG_EPOCH, WRONG_TASK
 from he_protocol.task import Task
 
 Progress = Callable[[str], None]

@@ -17,7 +17,8 @@ from he_holder.settings import Settings
 from he_party import console
 from he_party.console import Passphrase, command, run_async
 from he_party.transport import Transport
-from he_protocol.problems import NOT_FOUND, ProblemError
+from he_protocol.errors import ProblemError
+from he_protocol.problems import NOT_FOUND
 from he_protocol.task import Task
 
 app = typer.Typer()

@@ -22,8 +22,9 @@ from he_party.console import Passphrase, command, run_async
 from he_party.tasks import MEMORY_FILE, TaskMemory
 from he_party.transport import Transport
 from he_protocol.committee import describe
+from he_protocol.errors import ProblemError
 from he_protocol.privacy.plan import epsilon
-from he_protocol.problems import BAD_PLAN, ProblemError
+from he_protocol.problems import BAD_PLAN
 from he_protocol.task import Task
 
 app = typer.Typer(help="A key holder of HushSum.", no_args_is_help=True, pretty_exceptions_enable=False)

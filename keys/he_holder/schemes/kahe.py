@@ -13,8 +13,9 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from he_holder.hpke_key import HpkeKey
 from he_protocol.arithmetic.residues import pack
+from he_protocol.errors import ProblemError
 from he_protocol.messages import UpdateHeader
-from he_protocol.problems import DIGEST_MISMATCH, ProblemError
+from he_protocol.problems import DIGEST_MISMATCH
 from he_protocol.schemes.kahe import NONCE, SEED_BYTES, Kahe, box_bytes, envelope_info, expand_part, explicit_part
 from he_protocol.task import Task
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from contextlib import suppress
 
 from he_protocol import frames
+from he_protocol.errors import ProblemError
 from he_protocol.messages import SignedUpdate, decode, encode
-from he_protocol.problems import ProblemError
 from tests.fuzz.vectors import load
 
 SEEDS = [bytes.fromhex(v["frame"]) for v in load("good_frames")]

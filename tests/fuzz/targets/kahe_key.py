@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from he_holder.schemes.kahe import KaheKeySum
 from he_protocol import envelope
+from he_protocol.errors import ProblemError
 from he_protocol.messages import Part, UpdateHeader
-from he_protocol.problems import ProblemError
 from he_protocol.schemes.kahe import ENVELOPE_BYTES, Kahe, box_bytes, envelope_info
 from he_protocol.task import Task
 from tests.vectors.parties import hpke_key, kahe_config

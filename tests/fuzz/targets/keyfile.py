@@ -12,9 +12,9 @@ from joserfc.errors import SecurityWarning
 from joserfc.jwk import OctKey
 
 from he_party.keyfile import KeyRecord, read_private
+from he_protocol.errors import ProblemError
 from he_protocol.identity.jws import SigningKey
 from he_protocol.messages import Part, encode
-from he_protocol.problems import ProblemError
 
 warnings.simplefilter("ignore", SecurityWarning)  # few rounds: this key guards nothing, and has to open fast
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from contextlib import suppress
 
 from he_protocol import documents
+from he_protocol.errors import ProblemError
 from he_protocol.messages import decode, encode
-from he_protocol.problems import ProblemError
 from he_protocol.task import TaskConfig, check_config
 from tests.fuzz.vectors import KINDS, MESSAGES
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from he_protocol.arithmetic.residues import ResidueLayout, check, fold, pack, unpack
-from he_protocol.problems import ProblemError
+from he_protocol.errors import ProblemError
 from tests.fuzz.vectors import load
 
 

@@ -6,7 +6,7 @@ from contextlib import suppress
 
 import numpy as np
 
-from he_protocol.problems import ProblemError
+from he_protocol.errors import ProblemError
 from he_protocol.schemes import seal_codec
 from tests.support.tenseal_vector import ckks_vector
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from contextlib import suppress
 
+from he_protocol.errors import ProblemError
 from he_protocol.identity.jws import public_from_jwk, read_unverified, verify
 from he_protocol.messages import Credential
-from he_protocol.problems import ProblemError
 from tests.fuzz.vectors import KINDS, MESSAGES
 
 SEEDS = [v["token"].encode() for v in MESSAGES]
