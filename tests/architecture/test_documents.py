@@ -10,15 +10,18 @@ from importlib import import_module
 from pathlib import Path
 from pkgutil import walk_packages
 from types import ModuleType
+from typing import get_args
 
 import msgspec
 import pytest
 
 import he_protocol
+from docs.problems import PAGE as PROBLEMS_PAGE
+from docs.problems import page
 from docs.site.__main__ import openapi
 from docs.site.http import http_page, problems_page
 from docs.site.pages import LINK
-from he_protocol.problems import PROBLEMS
+from he_protocol.problems import PROBLEMS, Family, Retry
 from he_protocol.version import PROTOCOL
 from tests.architecture.source import ROOT
 
@@ -131,9 +134,30 @@ def test_the_site_has_every_operation_and_every_problem() -> None:
             assert f"### `{method.upper()} {path}`" in page
     for name in document["components"]["schemas"]:
         assert f"### {name} " in page
-    problems = problems_page(((p.slug, p.status, p.title) for p in PROBLEMS.values()), document)
+    problems = problems_page(document)
     for slug in PROBLEMS:
         assert f"`{slug}`" in problems
     linked = set(re.findall(r"problems\.md#([\w-]+)", page))
     assert linked <= PROBLEMS.keys()
     assert {"not-found", "stale-update", "wrong-share"} <= linked
+
+
+def test_the_page_of_problems_is_the_table_of_types() -> None:
+    assert PROBLEMS_PAGE.read_text() == page(), "run `python -m docs.problems`"
+
+
+def test_the_interface_tells_families_and_when_to_try_again() -> None:
+    document = json.loads(openapi())
+    told = {
+        (int(status), *problem.values())
+        for operations in document["paths"].values()
+        for operation in operations.values()
+        for status, answer in operation["responses"].items()
+        for problem in answer.get("x-problems", ())
+    }
+    types = {(p.status, p.urn, p.family, p.retry, p.what_to_do) for p in PROBLEMS.values()}
+    assert told <= types
+    assert len(told) > 40
+    schema = document["components"]["schemas"]["ProblemDocument"]["properties"]
+    assert schema["retry"]["enum"] == list(get_args(Retry))
+    assert schema["family"]["enum"] == list(get_args(Family))
