@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
+from unittest.mock import AsyncMock
 
 import msgspec
 import pytest
@@ -471,6 +472,24 @@ async def test_what_has_to_wait_is_kept_and_accepted_later(world: World, ada: Pe
     assert (await receipt(world, path)).update_id == upload.id
     assert (await world.round(3)).updates == 1
     assert files(world) == []
+
+
+async def test_bytes_are_kept_where_they_may_pass_later_and_freed_after_any_other_refusal(
+    world: World, ada: Person, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upload = world.upload(ada)
+    for problem in problems.PROBLEMS.values():
+        refusing = AsyncMock(side_effect=ProblemError(problem, "as the test wants"))
+        monkeypatch.setattr("he_server.services.uploads.accept", refusing)
+        path = await begun(world, ada, upload)
+        assert await world.problem(await append(world, path, 0, upload.frame)) == problem
+        assert await world.problem(await ask(world, path, "GET")) == problem
+        assert len(files(world)) == int(problem.may_pass), problem.slug
+        assert refusing.await_count == 1 + int(problem.may_pass), problem.slug
+        await ask(world, path, "DELETE")
+    monkeypatch.undo()
+    path = await begun(world, ada, upload)
+    assert (await append(world, path, 0, upload.frame)).status == 204
 
 
 @both
