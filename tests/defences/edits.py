@@ -383,7 +383,7 @@ EDITS = (
     _never("he_server/store/uploads.py: upload", "row.expires <= now"),
     Edit("he_server/services/backpressure.py: Pressure", "await self._room(size)", "pass"),
     Edit(
-        "he_protocol/problems.py: printable",
+        "he_protocol/errors.py: printable",
         'return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)',
         "return text",
     ),
