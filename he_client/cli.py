@@ -6,24 +6,25 @@ import sys
 import time
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from safetensors import SafetensorError
-from safetensors.numpy import save_file
 
-from he_client.attempt import Train
-from he_client.client import HushSumClient, Submission
-from he_client.settings import ClientSettings
 from he_party import console
 from he_party.console import Format, command, run_async
-from he_party.identity import REQUEST_FILE, Identity, create
-from he_party.tensors import read_tensors
+from he_party.kernels import Steps, Warm, offer_to_warm
+from he_party.program import add_version
 from he_protocol.errors import ProblemError
 from he_protocol.problems import BAD_SETTINGS, BAD_TENSORS
-from he_protocol.task import Task
+
+if TYPE_CHECKING:
+    from he_client.attempt import Train
+    from he_client.client import HushSumClient, Submission
+    from he_client.settings import ClientSettings
+    from he_protocol.task import Task
 
 app = typer.Typer(help="A client of HushSum.", no_args_is_help=True, pretty_exceptions_enable=False)
+add_version(app)
 
 DataDir = Annotated[Path | None, typer.Option(help="identity and state [HUSHSUM_CLIENT_DATA_DIR]")]
 ServerUrl = Annotated[str | None, typer.Option(help="the server's URL [HUSHSUM_CLIENT_SERVER]")]
@@ -47,12 +48,16 @@ def init(
     collusion: Annotated[int | None, typer.Option(help="floor: the least f, of colluding key holders")] = None,
     data_dir: DataDir = None,
     passphrase: Passphrase = "",
+    warm: Warm = None,
 ) -> None:
     """Make this device's key, and the request to send to the authority.
 
     Floors are what this device asks of every task, whatever the authority signs. They are kept in settings.toml beside
     the key.
     """
+    from he_client.settings import ClientSettings
+    from he_party.identity import REQUEST_FILE, create
+
     settings = ClientSettings.load(
         data_dir=data_dir,
         floor_min_clients=min_clients,
@@ -67,12 +72,16 @@ def init(
         f"key in {settings.data_dir}; send {REQUEST_FILE} to the authority,"
         " then put its credential.jws and authority.pub beside it"
     )
+    offer_to_warm(warm, _kernels)
 
 
 @app.command("enroll-request")
 @command
 def enroll_request(data_dir: DataDir = None) -> None:
     """Print the signed enrolment request again."""
+    from he_client.settings import ClientSettings
+    from he_party.identity import REQUEST_FILE
+
     path = ClientSettings.load(data_dir=data_dir).data_dir / REQUEST_FILE
     if not path.exists():
         raise ProblemError(BAD_SETTINGS, f"no {path}; 'he-client init' makes it")
@@ -131,6 +140,8 @@ def submit(
 ) -> None:
     """Add noise to one update, encrypt it, upload it."""
     settings = _settings(config, data_dir, server, task, tls_ca, passphrase)
+    from he_party.tensors import read_tensors
+
     tensors = read_tensors(file, BAD_TENSORS, f"cannot read {file}")
 
     async def work() -> Submission:
@@ -166,6 +177,12 @@ def train(
     """
     settings = _settings(config, data_dir, server, task, tls_ca, passphrase)
     console.show(run_async(_train(settings, _import(function), rounds, raise_errors)), form, "rounds")
+
+
+def _kernels() -> Steps:
+    from he_client.schemes import kernel_steps
+
+    return kernel_steps()
 
 
 async def _train(settings: ClientSettings, function: Train, rounds: int, raise_errors: bool) -> list[dict[str, object]]:
@@ -209,6 +226,9 @@ async def _save_model(settings: ClientSettings, out: Path) -> dict[str, object]:
     async with _client(settings) as client:
         task = await client.task(settings.task)
         model = await client.pull_model(task)
+    from safetensors import SafetensorError
+    from safetensors.numpy import save_file
+
     try:
         save_file(model.tensors, out)
     except (OSError, SafetensorError) as error:
@@ -230,6 +250,8 @@ def _warn(client: HushSumClient, task: Task) -> None:
 def _settings(
     config: Path | None, data_dir: Path | None, server: str | None, task: str | None, tls_ca: Path | None, secret: str
 ) -> ClientSettings:
+    from he_client.settings import ClientSettings
+
     settings = ClientSettings.load(
         config, data_dir=data_dir, server=server, task=task, tls_ca=tls_ca, passphrase=secret or None
     )
@@ -239,6 +261,9 @@ def _settings(
 
 
 def _client(settings: ClientSettings) -> HushSumClient:
+    from he_client.client import HushSumClient
+    from he_party.identity import Identity
+
     identity = Identity.load(settings.data_dir, settings.passphrase.get_secret_value())
     state = settings.data_dir / "state"
     return HushSumClient(settings.server, identity, state_dir=state, floors=settings.floors, tls=settings.tls)

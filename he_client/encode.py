@@ -87,6 +87,15 @@ def encode(task: Task, update: Floats, examples: float | None, words: Words = se
     return np.concatenate([encoder.block(at, at + BLOCK) for at in range(0, task.length, BLOCK)])
 
 
+def load_kernels() -> None:
+    """Call every kernel that `Encoder` calls, on a block of zeros."""
+    block = np.zeros(64, dtype=np.float32)
+    l2_norm(block)
+    integers = quantise(block, 1.0, 1.0, secret_words(32).view("<u4"))
+    noise = Gaussian(1000.0)
+    noise.add(integers, secret_words(noise.words(integers.size)))
+
+
 def _checked(task: Task, update: Floats, examples: float | None) -> tuple[float, float]:
     """Without DP: the weight as a fraction of the largest, and what to multiply the update by. Raises for nonsense."""
     if task.config.weighting == "examples" and examples is None:

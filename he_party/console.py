@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import sys
 from collections.abc import Callable, Coroutine, Sequence
-from typing import Annotated, Any, Literal, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, ParamSpec, TypeVar
 
 import msgspec
 import typer
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from he_protocol.errors import ProblemError, printable
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    out: Console
+    err: Console
 
 Format = Literal["text", "json"]
 REFUSED = 2
@@ -23,10 +25,31 @@ REFUSED = 2
 WIDE = 200
 """Columns where standard output is no terminal: a log or a pipe must not cut names short."""
 
-out = Console(width=None if sys.stdout.isatty() else WIDE)
-err = Console(stderr=True)
 P = ParamSpec("P")
 T = TypeVar("T")
+
+
+def __getattr__(name: str) -> Console:
+    """`out` and `err`, made when something is printed: rich takes as long to import as all else of a command line."""
+    if name == "out":
+        return _out()
+    if name == "err":
+        return _err()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+@functools.cache
+def _out() -> Console:
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else WIDE)
+
+
+@functools.cache
+def _err() -> Console:
+    from rich.console import Console
+
+    return Console(stderr=True)
 
 
 def command(function: Callable[P, T]) -> Callable[P, T]:
@@ -37,7 +60,9 @@ def command(function: Callable[P, T]) -> Callable[P, T]:
         try:
             return function(*args, **kwargs)
         except ProblemError as refusal:
-            err.print(f"[red]refused[/red] {escape(str(refusal))}", highlight=False, soft_wrap=True, markup=True)
+            from rich.markup import escape
+
+            _err().print(f"[red]refused[/red] {escape(str(refusal))}", highlight=False, soft_wrap=True, markup=True)
             raise typer.Exit(REFUSED) from None
         except KeyboardInterrupt:
             raise typer.Exit(130) from None
@@ -47,6 +72,8 @@ def command(function: Callable[P, T]) -> Callable[P, T]:
 
 def run_async(work: Coroutine[Any, Any, T]) -> T:
     """Run one coroutine to its end."""
+    import asyncio
+
     return asyncio.run(work)
 
 
@@ -55,12 +82,15 @@ def show(rows: Sequence[dict[str, object]], form: Format, title: str) -> None:
     if form == "json":
         typer.echo(msgspec.json.encode(rows).decode())
         return
+    from rich.markup import escape
+    from rich.table import Table
+
     table = Table(title=title)
     for name in rows[0] if rows else ("nothing yet",):
         table.add_column(name.replace("_", " "))
     for row in rows:
         table.add_row(*(escape(printable(str(value))) for value in row.values()))
-    out.print(table)
+    _out().print(table)
 
 
 Passphrase = Annotated[

@@ -2,5 +2,3 @@
 
 Nothing here does I/O or reads a clock, and nothing here needs (or may see) a secret key.
 """
-
-__version__ = "0.1.0"

@@ -2,31 +2,26 @@
 
 from __future__ import annotations
 
-import asyncio
 import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from he_bench import machine, results
 from he_bench.cases import DESCRIPTIONS
-from he_bench.compare import compare, peer_names
-from he_bench.load import measure_load
-from he_bench.profiles import default_profile, profile, profiles
-from he_bench.report import files, terminal
-from he_bench.results import Failed, LoadPoint, LoadRun, Measurement, Report, Run
-from he_bench.runner import run_point
-from he_bench.suites import SUITES, SuiteName, points
+from he_bench.results import Failed, LoadPoint, LoadRun, Measurement, Report, Run, SuiteName
 from he_bench.units import number, seconds
 from he_party.console import Format, command
+from he_party.program import add_version
 from he_protocol.errors import ProblemError
 from he_protocol.problems import BAD_SETTINGS
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
 
 CASES = "\n\n".join(f"`{name}`: {text}." for name, text in DESCRIPTIONS.items())
 app = typer.Typer(
@@ -35,15 +30,14 @@ app = typer.Typer(
     "`he-bench peers --json peers.json`, `he-bench report run.json peers.json --out report`.\n\n"
     "Figures are worth what the machine was: leave it alone while they are taken.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
+add_version(app)
 OutputFormat = Annotated[Format, typer.Option("--format", help="text or json")]
 JsonFile = Annotated[Path | None, typer.Option("--json", help="write the results here too, for `he-bench report`")]
 PAGE_WIDTH = 120
 """Columns for output that is not a terminal."""
-out, err = Console(width=None if sys.stdout.isatty() else PAGE_WIDTH), Console(stderr=True)
 
 
 @app.command(
@@ -71,6 +65,11 @@ def run(
     json_file: JsonFile = None,
     form: OutputFormat = "text",
 ) -> None:
+    from he_bench import machine
+    from he_bench.profiles import profile, profiles
+    from he_bench.runner import run_point
+    from he_bench.suites import SUITES, points
+
     chosen, names = case or list(DESCRIPTIONS), profile_ or list(profiles())
     _check_known("case", chosen, list(DESCRIPTIONS))
     for name in names:
@@ -113,7 +112,10 @@ def peers(
         list[str] | None,
         typer.Option(metavar="PEER=PYTHON", help="another interpreter for a peer; may be repeated", show_default=False),
     ] = None,
-    reference: Annotated[str, typer.Option(help="the peer that ratios refer to")] = f"hushsum:{default_profile()}",
+    reference: Annotated[
+        str | None,
+        typer.Option(help="the peer that ratios refer to [HushSum's default profile]", show_default=False),
+    ] = None,
     json_file: JsonFile = None,
     form: OutputFormat = "text",
 ) -> None:
@@ -124,6 +126,9 @@ def peers(
     `pip install 'hushsum[peers]'` installs them, or `--python-for nvflare=venv/bin/python` uses another
     environment, which needs nothing of HushSum.
     """
+    from he_bench.compare import compare, peer_names
+    from he_bench.profiles import default_profile
+
     chosen = peer or peer_names()
     _check_known("peer", [name.partition(":")[0] for name in chosen], [n.partition(":")[0] for n in peer_names()])
     with _progress() as progress:
@@ -135,7 +140,7 @@ def peers(
             clients=clients,
             cores=cores,
             repetitions=repetitions,
-            reference=reference,
+            reference=reference or f"hushsum:{default_profile()}",
             progress=lambda text: progress.update(bar, description=text),
         )
     _finish(comparison, json_file, form)
@@ -152,7 +157,9 @@ def load(
     ] = None,
     parameters: Annotated[int, typer.Option("--d", min=1, help="parameters of the update")] = 100_000,
     storms: Annotated[int, typer.Option(min=1, help="how often, with other clients each time")] = 3,
-    profile_: Annotated[str, typer.Option("--profile", help="of the task")] = default_profile(),
+    profile_: Annotated[
+        str | None, typer.Option("--profile", help="of the task [the default one]", show_default=False)
+    ] = None,
     postgres: Annotated[
         str, typer.Option(metavar="DSN", help="a PostgreSQL where databases may be made; default: SQLite only")
     ] = "",
@@ -163,13 +170,19 @@ def load(
 
     Several processes need PostgreSQL. In turns the same bytes go to a handler that only writes them to files.
     """
-    profile(profile_)
+    import asyncio
+
+    from he_bench import machine
+    from he_bench.load import measure_load
+    from he_bench.profiles import default_profile, profile
+
+    chosen = profile(profile_ or default_profile()).name
     described, found = machine.describe(), []
     for count in clients or [1000]:
         for number_of in processes or [1]:
             for database in ("", postgres) if postgres and number_of == 1 else (postgres,):
-                err.print(f"{count} clients, {number_of} process(es), {database or 'SQLite'}", highlight=False)
-                point = LoadPoint(profile_, parameters, count, number_of, storms)
+                _err().print(f"{count} clients, {number_of} process(es), {database or 'SQLite'}", highlight=False)
+                point = LoadPoint(chosen, parameters, count, number_of, storms)
                 found.append(asyncio.run(measure_load(point, database)))
     _finish(LoadRun(described, tuple(found)), json_file, form)
 
@@ -184,15 +197,20 @@ def report(
     form: OutputFormat = "text",
 ) -> None:
     """Show results again; with `--out`, as Markdown, as one HTML page with everything inside, and as pictures."""
+    from he_bench import results
+    from he_bench.report import files
+
     loaded = [results.load(path) for path in sources]
     for each in loaded:
         _show(each, form)
     if folder is not None:
         written = files.write(loaded, folder)
-        err.print(f"wrote {', '.join(str(path) for path in written)}", soft_wrap=True, highlight=False)
+        _err().print(f"wrote {', '.join(str(path) for path in written)}", soft_wrap=True, highlight=False)
 
 
 def _finish(found: Report, json_file: Path | None, form: Format) -> None:
+    from he_bench import results
+
     if json_file is not None:
         results.save(found, json_file)
     _show(found, form)
@@ -202,7 +220,11 @@ def _show(found: Report, form: Format) -> None:
     if form == "json":
         typer.echo(msgspec.json.encode(found).decode())
     else:
-        terminal.show(found, out)
+        from rich.console import Console
+
+        from he_bench.report import terminal
+
+        terminal.show(found, Console(width=None if sys.stdout.isatty() else PAGE_WIDTH))
 
 
 def _interpreters(pairs: Sequence[str]) -> dict[str, str]:
@@ -222,7 +244,15 @@ def _check_known(what: str, chosen: Sequence[str], known: Sequence[str]) -> None
             raise ProblemError(BAD_SETTINGS, f"unknown {what}", expected=", ".join(dict.fromkeys(known)), got=name)
 
 
+def _err() -> Console:
+    from rich.console import Console
+
+    return Console(stderr=True)
+
+
 def _progress() -> Progress:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
     columns = (
         SpinnerColumn(),
         BarColumn(24),
@@ -230,4 +260,4 @@ def _progress() -> Progress:
         TimeElapsedColumn(),
         TextColumn("{task.description}"),
     )
-    return Progress(*columns, console=err, transient=True)
+    return Progress(*columns, console=_err(), transient=True)

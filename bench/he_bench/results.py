@@ -8,11 +8,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
+from typing import Literal
 
 import msgspec
 
 from he_protocol.errors import ProblemError
 from he_protocol.problems import BAD_SETTINGS
+
+SuiteName = Literal["quick", "full"]
 
 
 class Spread(msgspec.Struct, frozen=True):

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from he_bench.cases import DESCRIPTIONS
 from he_bench.parties import HOLDERS, THRESHOLD
 from he_bench.profiles import profile
-from he_bench.results import Point
+from he_bench.results import Point, SuiteName
 from he_protocol.schemes.registry import load_scheme
 from he_protocol.sharing import Sharing
 
-SuiteName = Literal["quick", "full"]
 HEAVY_BYTES = 16
 """Upload bytes per parameter from which on a profile is not measured beyond `HEAVY_PARAMETERS`."""
 HEAVY_PARAMETERS = 1_000_000

@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,8 @@ import yaml
 
 from docs.site.http import http_page, problems_page
 from docs.site.pages import PACKAGES, decisions, reference, written
-from he_protocol import __version__
+from he_party import __version__
+from he_protocol.problems import PROBLEMS
 
 ROOT = Path(__file__).parents[2]
 BUILD = ROOT / "build" / "site"
@@ -27,15 +27,8 @@ OUTSIDE = ("fonts.googleapis", "fonts.gstatic", "unpkg.com", "jsdelivr", "cdnjs"
 def openapi() -> bytes:
     """The server's own description of its interface."""
     home = "he_server.http" if find_spec("he_server.http") else "he_server"
-    document: bytes = import_module(f"{home}.openapi").document(import_module(f"{home}.routes").ROUTES, _version())
+    document: bytes = import_module(f"{home}.openapi").document(import_module(f"{home}.routes").ROUTES, __version__)
     return document
-
-
-def _version() -> str:
-    try:
-        return version("hushsum")
-    except PackageNotFoundError:  # a checkout on the path, not installed
-        return __version__
 
 
 def stage() -> None:
@@ -48,7 +41,7 @@ def stage() -> None:
     modules, python = reference(ROOT)
     pages |= modules
     pages["http.md"] = http_page(document)
-    pages["problems.md"] = problems_page(document)
+    pages["problems.md"] = problems_page(((p.slug, p.status, p.title) for p in PROBLEMS.values()), document)
     for name, text in pages.items():
         path = BUILD / "pages" / name
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,17 +1,21 @@
 """The client's half of the seam: how each scheme seals an update.
 
-One module per scheme, of the same name as in `he_protocol.schemes`, with a `make_sealer`.
+One module per scheme, of the same name as in `he_protocol.schemes`, with a `make_sealer` and a `load_kernels`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Protocol
 
+from he_client.encode import load_kernels
+from he_party.kernels import Steps
 from he_party.transport import Transport
 from he_protocol.privacy.quantise import Integers
+from he_protocol.schemes.registry import all_profiles
 from he_protocol.task import Task
 
 Source = Callable[[int, int], Integers]
@@ -29,6 +33,13 @@ class Sealer(Protocol):
 
         Every body part's bytes go to `write(part name, bytes)`, in order within a part.
         """
+
+
+def kernel_steps() -> Steps:
+    """What compiles the kernels that a client calls: for every update, then for each profile."""
+    yield "updates", load_kernels
+    for profile in all_profiles():
+        yield profile.name, partial(import_module(f"{__name__}.{profile.scheme}").load_kernels, profile)
 
 
 async def make_sealer(task: Task, transport: Transport, cache: Path) -> Sealer:

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import zstandard
 
 from he_client.schemes import Sink, Source
 from he_party.files import private_directory, private_opener
@@ -130,6 +129,14 @@ def load_context(data: bytes) -> tenseal.Context:
     return context
 
 
+def load_kernels(profile: CkksProfile) -> None:
+    """Call every kernel that reading the committee's key, and packing a ciphertext, call. TenSEAL is not loaded."""
+    layout = Ckks(profile).key_layout()
+    residues.unpack(bytes(layout.size), layout)
+    update = residues.ResidueLayout(1, profile.data_moduli, profile.degree, profile.bits)
+    residues.pack(np.frombuffer(update.zeros().tobytes(), dtype="<u8"), update)  # read-only, as TenSEAL's bytes are
+
+
 class CkksSealer:
     """Encrypts vectors of integers, one per slot, into (c0, c1)."""
 
@@ -159,6 +166,7 @@ class CkksSealer:
 def encrypt(profile: CkksProfile, context: str, chunk: Integers) -> tuple[bytes, bytes]:
     """Packed residues of c0 and c1 for at most N/2 integers. Runs in a worker process."""
     import tenseal
+    import zstandard
 
     slots = np.zeros(profile.slots)
     slots[: len(chunk)] = chunk

@@ -92,9 +92,8 @@ def stored_type(layout: ResidueLayout) -> np.dtype[np.unsignedinteger[Any]]:
     return np.dtype("<u4" if max(layout.moduli) <= 1 << 32 else "<u8")
 
 
-def load_kernels(task: Task) -> None:
+def load_kernels(layout: ResidueLayout) -> None:
     """Check and add one row of zeros: kernels take a second to load, which no upload should wait for."""
-    layout = sum_layout(task)
     row = bytes(layout.row_bytes)
     check(row, layout)
     fold(np.zeros((1, layout.degree), dtype=np.uint64), row, layout)

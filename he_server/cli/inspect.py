@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import msgspec
 import typer
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
-from he_protocol.documents import AuditStatus
 from he_protocol.errors import ProblemError
-from he_protocol.identity.jws import verify
 from he_protocol.messages import AuditHead
 from he_protocol.problems import BAD_SETTINGS
-from he_server.cli.doctor import Finding, examine
-from he_server.rules.audit_chain import Entry, verify_chain
-from he_server.settings import Settings, load_settings
-from he_server.store import Store
-from he_server.store.engine import make_engine
+
+if TYPE_CHECKING:
+    from he_server.cli.doctor import Finding
+    from he_server.rules.audit_chain import Entry
+    from he_server.settings import Settings
 
 Form = Literal["table", "json"]
 Config = Annotated[Path | None, typer.Option("--config", help="TOML file with settings.", show_default=False)]
@@ -37,6 +31,11 @@ def doctor(
     config: Config = None, data_dir: DataDir = None, database_url: DatabaseUrl = None, form: Format = "table"
 ) -> None:
     """Check settings, keys, database, disk, rounds and audit log; exit code 1 when something is wrong."""
+    import asyncio
+
+    from he_server.cli.doctor import examine
+    from he_server.settings import load_settings
+
     settings = load_settings(config, data_dir=data_dir, database_url=database_url)
     findings = asyncio.run(examine(settings))
     if form == "json":
@@ -62,6 +61,11 @@ def audit(
     form: Format = "table",
 ) -> None:
     """Show the audit log: what happened to tasks and rounds, in hash-chained entries."""
+    import asyncio
+
+    from he_server.rules.audit_chain import verify_chain
+    from he_server.settings import load_settings
+
     settings = load_settings(config, data_dir=data_dir, database_url=database_url)
     start = _time(since) if since else 0.0
     head = None if pinned is None else read_head(pinned, settings)
@@ -80,6 +84,9 @@ def read_head(path: Path, settings: Settings) -> AuditHead:
 
     Raises `bad-settings` for a file that cannot be read, and what `verify` raises.
     """
+    from he_protocol.documents import AuditStatus
+    from he_protocol.identity.jws import verify
+
     try:
         text = path.read_text().strip()
     except (OSError, UnicodeDecodeError) as error:
@@ -89,6 +96,9 @@ def read_head(path: Path, settings: Settings) -> AuditHead:
 
 
 async def _entries(settings: Settings) -> list[Entry]:
+    from he_server.store import Store
+    from he_server.store.engine import make_engine
+
     store = Store(make_engine(settings.url))
     try:
         return await store.audit_entries()
@@ -105,6 +115,10 @@ def _time(text: str) -> float:
 
 
 def _show_findings(findings: Sequence[Finding]) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
     table = Table("check", "", "found", "what to do")
     for item in findings:
         table.add_row(item.check, f"[{COLOURS[item.level]}]{item.level}[/]", escape(item.found), escape(item.advice))
@@ -112,6 +126,10 @@ def _show_findings(findings: Sequence[Finding]) -> None:
 
 
 def _show_entries(entries: Sequence[Entry]) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
     table = Table("seq", "time", "event", "task", "round", "detail", "hash")
     for entry in entries:
         when = datetime.fromtimestamp(entry.time, UTC).isoformat(timespec="seconds")

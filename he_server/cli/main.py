@@ -2,38 +2,26 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
 import time
 from collections.abc import Coroutine, Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import msgspec
 import typer
-from rich.console import Console
-from rich.table import Table
 
-from he_party.keyfile import KeyRecord, write_private
-from he_protocol.documents import RoundStatus
+from he_party.kernels import Steps, Warm, offer_to_warm
+from he_party.program import add_version
 from he_protocol.errors import ProblemError
-from he_protocol.identity.jws import SigningKey, jwk_x
-from he_protocol.identity.revocation import Revocations
 from he_protocol.messages import EnrolRequest, Name
-from he_protocol.problems import BAD_SETTINGS, DATABASE_UNAVAILABLE, NOT_ADDRESSED, NOT_FOUND
-from he_protocol.task import Task
-from he_server.blobs.tensor_file import keep_model
+from he_protocol.problems import BAD_SETTINGS
 from he_server.cli.inspect import audit, doctor
 from he_server.cli.plan import plan
-from he_server.http import logging
-from he_server.http.process import run
-from he_server.rules.records import TaskRecord, waiting_for
-from he_server.services.context import open_server
-from he_server.services.migration import migrate as migrate_database
-from he_server.settings import Settings, load_settings
-from he_server.store import Store
-from he_server.store.engine import make_engine, sqlite_file
+
+if TYPE_CHECKING:
+    from he_server.settings import Settings
 
 Form = Literal["table", "json"]
 T = TypeVar("T")
@@ -45,11 +33,11 @@ app = typer.Typer(
     "Every setting can stand in a TOML file (--config), in the environment (HUSHSUM_SERVER_PORT=8470), "
     "or on the command line; the later wins.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 task_app = typer.Typer(help="Tasks of this server.", no_args_is_help=True)
 app.add_typer(task_app, name="task")
+add_version(app)
 
 
 @contextmanager
@@ -81,8 +69,12 @@ def init(
     passphrase: Annotated[
         str, typer.Option(envvar="HUSHSUM_SERVER_PASSPHRASE", help="Protects the key file.", show_envvar=True)
     ] = "",
+    warm: Warm = None,
 ) -> None:
     """Make the server's key, and the request that the authority turns into a task's server entry."""
+    from he_party.keyfile import KeyRecord, write_private
+    from he_protocol.identity.jws import SigningKey, jwk_x
+
     key = SigningKey.generate()
     request = data_dir / "enroll-request.jws"
     with refusing():
@@ -95,11 +87,14 @@ def init(
         except OSError as error:
             raise ProblemError(BAD_SETTINGS, f"cannot write to {data_dir}: {error.strerror}") from None
     typer.echo(f"key      {data_dir / 'server.key'}\nrequest  {request}\npublic   {jwk_x(key.public)}")
+    offer_to_warm(warm, _kernels)
 
 
 @app.command()
 def migrate(config: Config = None, data_dir: DataDir = None, database_url: DatabaseUrl = None) -> None:
     """Bring the database to this version's schema."""
+    from he_server.services.migration import migrate as migrate_database
+
     settings = _settings(config, data_dir=data_dir, database_url=database_url)
     _run(migrate_database(settings))
     typer.echo("the database is up to date")
@@ -124,6 +119,8 @@ def serve(
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.", show_default=False)] = None,
 ) -> None:
     """Migrate the database, then serve until SIGTERM or Ctrl-C; requests in flight are finished."""
+    from he_server.http.process import run
+
     settings = _settings(
         config,
         data_dir=data_dir,
@@ -150,8 +147,10 @@ def task_add(
     database_url: DatabaseUrl = None,
 ) -> None:
     """Add a task straight into the database; the server need not run."""
+    from he_server.cli import stored
+
     settings = _settings(config, data_dir=data_dir, database_url=database_url)
-    typer.echo(_run(_add(settings, task, model)))
+    typer.echo(_run(stored.add_task(settings, task, model)))
 
 
 @app.command()
@@ -162,8 +161,10 @@ def revoke(
     database_url: DatabaseUrl = None,
 ) -> None:
     """Put the authority's next revocation list into force; a running server sees it within seconds."""
+    from he_server.cli import stored
+
     settings = _settings(config, data_dir=data_dir, database_url=database_url)
-    known = _run(_revoke(settings, revocations))
+    known = _run(stored.revoke(settings, revocations))
     typer.echo(f"list {known.number}, {len(known.keys)} revoked keys")
 
 
@@ -172,9 +173,11 @@ def task_list(
     config: Config = None, data_dir: DataDir = None, database_url: DatabaseUrl = None, form: Format = "table"
 ) -> None:
     """All tasks and where they stand."""
+    from he_server.cli import stored
+
     settings = _settings(config, data_dir=data_dir, database_url=database_url)
-    found = _run(_read(settings))
-    _show([(task, []) for task, _ in found], form)
+    found = _run(stored.read(settings))
+    stored.show([(task, []) for task, _ in found], form)
 
 
 @app.command()
@@ -182,8 +185,10 @@ def status(
     config: Config = None, data_dir: DataDir = None, database_url: DatabaseUrl = None, form: Format = "table"
 ) -> None:
     """Tasks and their last rounds."""
+    from he_server.cli import stored
+
     settings = _settings(config, data_dir=data_dir, database_url=database_url)
-    _show(_run(_read(settings)), form)
+    stored.show(_run(stored.read(settings)), form)
 
 
 @app.command()
@@ -200,10 +205,12 @@ def abandon(
     A key holder votes once for an update, so none of these can be opened in another round. Nothing else is lost: later
     rounds go on.
     """
+    from he_server.cli import stored
+
     settings = _settings(config, data_dir=data_dir, database_url=database_url)
     if not yes:
         typer.confirm(f"Round {number} fails, and its updates are spent. Go on?", abort=True, err=True)
-    _run(_abandon(settings, task, number))
+    _run(stored.abandon(settings, task, number))
     typer.echo(f"round {number} is given up")
 
 
@@ -226,114 +233,23 @@ def recover(
 
     By default the numbers are those that more holders have seen than may lie; 'he-holder status' shows them at each.
     """
+    from he_server.cli import stored
+
     settings = _settings(config, data_dir=data_dir, database_url=database_url)
-    went_on = _run(_recover(settings, task, opening, version))
+    went_on = _run(stored.recover(settings, task, opening, version))
     typer.echo(f"the next opening is {went_on[0] + 1}, the newest model version {went_on[1]}")
 
 
-async def _found(store: Store, wanted: str) -> TaskRecord:
-    """The one task whose hash begins so. Raises `not-found`."""
-    found = [task for task in await store.tasks() if task.task.startswith(wanted)]
-    if len(found) != 1:
-        raise ProblemError(NOT_FOUND, f"{len(found)} tasks have hashes that begin so", got=wanted[:80])
-    return found[0]
+def _kernels() -> Steps:
+    from he_server.services.kernels import kernel_steps
 
-
-async def _abandon(settings: Settings, wanted: str, number: int) -> None:
-    store = Store(make_engine(settings.url))
-    try:
-        record = await store.round((await _found(store, wanted)).task, number)
-        await store.abandon(record, "an operator gave the round up: its updates are spent", time.time())
-    finally:
-        await store.close()
-
-
-async def _recover(settings: Settings, wanted: str, opening: int | None, version: int | None) -> tuple[int, int]:
-    store = Store(make_engine(settings.url))
-    try:
-        record = await _found(store, wanted)
-        task = Task.from_token(record.token, settings.read_authority())
-        seen = await store.seen_by_holders(task)
-        opening = seen[0] if opening is None else opening
-        if (
-            version is None
-        ):  # the last opening may have published the one after what they voted on: that number is taken
-            version = max(seen[1] + 2 if any(seen) else 0, record.model_version)
-        await store.recover(task.id, opening, version, time.time())
-        return opening, version
-    finally:
-        await store.close()
-
-
-async def _add(settings: Settings, token: Path, model: Path) -> str:
-    await migrate_database(settings)
-    server = open_server(settings)
-    try:
-        signed, initial = await asyncio.to_thread(lambda: (token.read_text().strip(), model.read_bytes()))
-        task = Task.from_token(signed, server.authority)
-        if task.config.server.key != server.key.public:
-            raise ProblemError(NOT_ADDRESSED, "the task is for another server", got=task.config.server.name)
-        sha256 = await server.thread(keep_model, server.blobs, task, initial)
-        await server.store.add_task(task, sha256, time.time())
-    except OSError as error:
-        raise ProblemError(BAD_SETTINGS, f"cannot read {error.filename}: {error.strerror}") from None
-    finally:
-        await server.store.close()
-    return task.id
-
-
-async def _revoke(settings: Settings, file: Path) -> Revocations:
-    await migrate_database(settings)
-    store = Store(make_engine(settings.url))
-    try:
-        known = Revocations.read((await asyncio.to_thread(file.read_text)).strip(), settings.read_authority())
-        await store.learn_revocations(known, time.time())
-    except (OSError, UnicodeDecodeError) as error:
-        raise ProblemError(BAD_SETTINGS, f"cannot read {file}: {error}") from None
-    finally:
-        await store.close()
-    return known
-
-
-async def _read(settings: Settings) -> list[tuple[TaskRecord, list[RoundStatus]]]:
-    file = sqlite_file(settings.url)
-    if file is not None and not await asyncio.to_thread(file.is_file):
-        raise ProblemError(DATABASE_UNAVAILABLE, f"there is no database {file}; `he-server migrate` makes one")
-    store, authority = Store(make_engine(settings.url)), settings.read_authority()
-    try:
-        found = []
-        for record in await store.tasks():
-            task = Task.from_token(record.token, authority)
-            found.append((record, await store.statuses(task, await store.recent_rounds(task.id))))
-        return found
-    finally:
-        await store.close()
-
-
-def _show(found: list[tuple[TaskRecord, list[RoundStatus]]], form: Form) -> None:
-    if form == "json":
-        documents = [
-            {
-                "task": task.task,
-                "name": task.name,
-                "model_version": task.model_version,
-                "round": task.round,
-                "rounds": rounds,
-            }
-            for task, rounds in found
-        ]
-        typer.echo(msgspec.json.encode(documents))
-        return
-    table = Table("task", "name", "model", "round", "state", "updates", "shares", "why")
-    for task, rounds in found:
-        table.add_row(task.task[:12], task.name, str(task.model_version), str(task.round), "", "", "", "")
-        for r in rounds:
-            why = r.failure.detail if r.failure is not None else waiting_for(r)
-            table.add_row("", "", str(r.version), str(r.round), r.state, str(r.updates), str(r.shares), why)
-    Console().print(table)
+    return kernel_steps()
 
 
 def _settings(config: Path | None, **flags: str | int | float | Path | None) -> Settings:
+    from he_server.http import logging
+    from he_server.settings import load_settings
+
     with refusing():
         settings = load_settings(config, **flags)
     logging.configure(settings.log_format, settings.log_level)
@@ -341,5 +257,7 @@ def _settings(config: Path | None, **flags: str | int | float | Path | None) -> 
 
 
 def _run(work: Coroutine[Any, Any, T]) -> T:
+    import asyncio
+
     with refusing():
         return asyncio.run(work)

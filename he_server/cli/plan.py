@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import msgspec
 import typer
-from rich.console import Console
-from rich.table import Table
 
-from he_protocol.committee import Committee, describe, parse_committee
 from he_protocol.errors import ProblemError
-from he_protocol.privacy.accountant import Spent
-from he_protocol.privacy.plan import PrivacyPlan, check_plan, spent
 from he_protocol.problems import BAD_PLAN, SUM_COULD_WRAP
-from he_protocol.sharing import Sharing
-from he_protocol.sum_bounds import Candidate, plan_sums
+
+if TYPE_CHECKING:
+    from he_protocol.committee import Committee
+    from he_protocol.privacy.accountant import Spent
+    from he_protocol.privacy.plan import PrivacyPlan
+    from he_protocol.sum_bounds import Candidate
 
 
 def plan(
@@ -44,6 +43,11 @@ def plan(
     ] = "table",
 ) -> None:
     """Recommend a profile, scale and value range; refuse what would wrap."""
+    from he_protocol.committee import parse_committee
+    from he_protocol.privacy.plan import PrivacyPlan, check_plan, spent
+    from he_protocol.sharing import Sharing
+    from he_protocol.sum_bounds import plan_sums
+
     privacy = PrivacyPlan("none", clip_norm)
     if unit != "none":
         privacy = PrivacyPlan(unit, clip_norm, noise, sampling_rate, delta, epsilon_budget=sys.float_info.max)
@@ -67,8 +71,7 @@ def plan(
     if form == "json":
         typer.echo(msgspec.json.encode(_document(offers, cost, privacy, holders)))
     else:
-        _show(offers, cost, privacy, rounds)
-        Console().print(describe(holders))
+        _show(offers, cost, privacy, rounds, holders)
     if offers[0].refusal:
         raise ProblemError(SUM_COULD_WRAP, "no profile fits", got=f"{offers[0].profile}: {offers[0].refusal}")
 
@@ -91,7 +94,12 @@ def _document(
     }
 
 
-def _show(offers: list[Candidate], cost: Spent | None, privacy: PrivacyPlan, rounds: int) -> None:
+def _show(offers: list[Candidate], cost: Spent | None, privacy: PrivacyPlan, rounds: int, holders: Committee) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from he_protocol.committee import describe
+
     table = Table("profile", "scale", "value range", "bytes/param", "error of mean", "DP noise of mean", "verdict")
     for number, offer in enumerate(offers):
         verdict = offer.refusal or ("recommended" if number == 0 else "fits")
@@ -101,8 +109,9 @@ def _show(offers: list[Candidate], cost: Spent | None, privacy: PrivacyPlan, rou
     console.print(table)
     if cost is None:
         console.print(f"no differential privacy after {rounds} opened rounds")
-        return
-    console.print(
-        f"{privacy.unit}-level epsilon {cost.epsilon:.3f} at delta {privacy.delta:g} after {rounds} opened rounds\n"
-        f"neighbours: {privacy.neighbours}; accountant: {cost.method}"
-    )
+    else:
+        console.print(
+            f"{privacy.unit}-level epsilon {cost.epsilon:.3f} at delta {privacy.delta:g} after {rounds} opened rounds\n"
+            f"neighbours: {privacy.neighbours}; accountant: {cost.method}"
+        )
+    console.print(describe(holders))

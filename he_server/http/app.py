@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
-from importlib.metadata import version
 
 from aiohttp import web
 
+import he_party
 from he_server.http import openapi
 from he_server.http.auth import CONNECTION, authenticate
 from he_server.http.handlers import uploads
@@ -28,7 +28,7 @@ def make_app(server: Server, *, work: bool = True) -> web.Application:
     """The application; with `work` its worker runs while the application does."""
     app = web.Application(middlewares=[observe(server)])
     app[SERVER] = server
-    server.openapi = openapi.document(ROUTES, version("hushsum"))
+    server.openapi = openapi.document(ROUTES, he_party.__version__)
     for route in ROUTES:
         app.router.add_route(route.method, route.path, _guarded(server, route), expect_handler=_expected)
     app.on_response_prepare.append(uploads.mark)

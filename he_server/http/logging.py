@@ -32,6 +32,9 @@ def configure(form: Literal["json", "console"], level: str) -> None:
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
         logger_factory=structlog.WriteLoggerFactory(sys.stderr),
     )
+    parties = logging.getLogger("he-party")
+    parties.propagate = False
+    parties.handlers = [_Warnings()]
 
 
 def http_log() -> logging.Logger:
@@ -41,6 +44,13 @@ def http_log() -> logging.Logger:
     logger.setLevel(logging.DEBUG)
     logger.handlers = [_OneLine()]
     return logger
+
+
+class _Warnings(logging.Handler):
+    """Hands what other packages of ours warn of to structlog."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        structlog.get_logger().warning(record.getMessage())
 
 
 class _OneLine(logging.Handler):

@@ -16,7 +16,7 @@ from he_protocol.identity.revocation import Revocations
 from he_protocol.problems import BAD_SETTINGS, ProblemType
 from he_protocol.task import Task
 from he_server.blobs.local import Blobs
-from he_server.blobs.vectors import load_kernels
+from he_server.blobs.vectors import load_kernels, sum_layout
 from he_server.rules.admission import Limits, Measured
 from he_server.services.backpressure import Pressure, free_bytes
 from he_server.services.commit_updates import Acceptance, keep_together
@@ -178,7 +178,7 @@ class Server:
         if found is None:
             record = await self.store.task(task_id)
             found = Task.from_token(record.token, self.authority)
-            await self.thread(load_kernels, found)
+            await self.thread(load_kernels, sum_layout(found))
             self.tasks[task_id] = found
         return found
 

@@ -3,30 +3,24 @@
 from __future__ import annotations
 
 import time
-import tomllib
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import numpy as np
-import numpy.typing as npt
 import typer
 
-from he_authority.enrolment import check_renewal, enrol
-from he_authority.revocations import revoke
-from he_authority.tasks import build_config, next_epoch
 from he_party import console
 from he_party.console import Passphrase, command
-from he_party.identity import AUTHORITY_FILE
-from he_party.keyfile import KeyRecord, read_private, write_private
-from he_party.tensors import read_tensors
-from he_protocol.committee import describe
+from he_party.program import add_version
 from he_protocol.errors import ProblemError
-from he_protocol.identity.jws import SigningKey, jwk_x
-from he_protocol.identity.revocation import Revocations
 from he_protocol.messages import Role
 from he_protocol.problems import BAD_PLAN, BAD_SETTINGS, BAD_TENSORS
-from he_protocol.task import Task, TaskConfig, TensorSpec, committee_of
-from he_protocol.tensors import model_digest
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from he_protocol.identity.jws import SigningKey
+    from he_protocol.task import TaskConfig
 
 app = typer.Typer(
     help="The authority: an offline key that enrols everybody.",
@@ -35,6 +29,7 @@ app = typer.Typer(
 )
 task_app = typer.Typer(help="Tasks, as the authority signs them.", no_args_is_help=True)
 app.add_typer(task_app, name="task")
+add_version(app)
 
 AuthorityDir = Annotated[Path, typer.Option("--authority-dir", help="where the authority's key lives")]
 AUTHORITY_KEY = "authority.key"
@@ -44,6 +39,10 @@ AUTHORITY_KEY = "authority.key"
 @command
 def authority_init(directory: AuthorityDir = Path("authority"), passphrase: Passphrase = "") -> None:
     """Make the authority's key. Keep the folder offline; give `authority.pub` to everybody."""
+    from he_party.identity import AUTHORITY_FILE
+    from he_party.keyfile import KeyRecord, write_private
+    from he_protocol.identity.jws import SigningKey, jwk_x
+
     key = SigningKey.generate()
     write_private(directory / AUTHORITY_KEY, KeyRecord("authority", key.public, key.private), passphrase)
     (directory / AUTHORITY_FILE).write_text(jwk_x(key.public) + "\n")
@@ -62,7 +61,9 @@ def enroll(
     passphrase: Passphrase = "",
 ) -> None:
     """Certify a party: read its signed request, write its credential (a JWT)."""
-    key = read_private(directory / AUTHORITY_KEY, KeyRecord, passphrase).signing
+    from he_authority.enrolment import check_renewal, enrol
+
+    key = _key(directory, passphrase)
     if renews is not None:
         check_renewal(_text(request), _text(renews), key.public)
     _write(out, enrol(key, _text(request), role, now=time.time(), days=days))
@@ -84,7 +85,10 @@ def authority_revoke(
     It names keys: whoever lost one enrols again, under the same name, with a new key. 'he-server revoke' puts it into
     force. Without a credential it renews the list before.
     """
-    key = read_private(directory / AUTHORITY_KEY, KeyRecord, passphrase).signing
+    from he_authority.revocations import revoke
+    from he_protocol.identity.revocation import Revocations
+
+    key = _key(directory, passphrase)
     last = None if previous is None else _text(previous)
     token = revoke(key, [_text(path) for path in credential or ()], last, now=time.time(), days=days)
     _write(out, token)
@@ -104,7 +108,13 @@ def task_sign(
     passphrase: Passphrase = "",
 ) -> None:
     """Check a plan, complete it (scale, fingerprint, committee) and sign it."""
-    key = read_private(directory / AUTHORITY_KEY, KeyRecord, passphrase).signing
+    import tomllib
+
+    from he_authority.tasks import build_config
+    from he_protocol.task import TensorSpec
+    from he_protocol.tensors import model_digest
+
+    key = _key(directory, passphrase)
     try:
         fields = tomllib.loads(plan.read_text())
     except (OSError, ValueError) as error:  # not there, not UTF-8, not TOML
@@ -129,7 +139,11 @@ def task_next(
     passphrase: Passphrase = "",
 ) -> None:
     """Sign a task's next epoch: the same plan, new keys. Its privacy budget adds to those of the epochs before."""
-    key = read_private(directory / AUTHORITY_KEY, KeyRecord, passphrase).signing
+    from he_authority.tasks import next_epoch
+    from he_protocol.task import Task
+    from he_protocol.tensors import model_digest
+
+    key = _key(directory, passphrase)
     before = Task.from_token(_text(last), key.public).config
     tensors = _tensors(model)
     if {name: value.shape for name, value in tensors.items()} != {spec.name: spec.shape for spec in before.tensors}:
@@ -139,7 +153,17 @@ def task_next(
     _describe(config, out)
 
 
+def _key(directory: Path, passphrase: str) -> SigningKey:
+    """The authority's key. Raises `bad-key-file`."""
+    from he_party.keyfile import KeyRecord, read_private
+
+    return read_private(directory / AUTHORITY_KEY, KeyRecord, passphrase).signing
+
+
 def _describe(config: TaskConfig, out: Path) -> None:
+    from he_protocol.committee import describe
+    from he_protocol.task import committee_of
+
     console.out.print(
         f"task {config.name!r}, epoch {config.epoch}, {config.scheme}/{config.profile},"
         f" scale 2^{config.scale.hex().split('p')[1]}: {out}\n"
@@ -148,6 +172,10 @@ def _describe(config: TaskConfig, out: Path) -> None:
 
 
 def _tensors(model: Path) -> dict[str, npt.NDArray[np.float32]]:
+    import numpy as np
+
+    from he_party.tensors import read_tensors
+
     found = read_tensors(model, BAD_PLAN, f"cannot read the model {model}")
     if wrong := [name for name, value in found.items() if value.dtype != np.float32]:
         raise ProblemError(BAD_TENSORS, f"{model}, {', '.join(wrong)[:200]}", expected="float32")

@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from alembic.util import CommandError
 from sqlalchemy import (
     Column,
     ColumnClause,
@@ -35,7 +36,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.sqlite import insert as insert_or
 from sqlalchemy.engine.interfaces import DBAPIConnection
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry
 
@@ -149,11 +150,17 @@ class Ledger:
 
     @classmethod
     async def open(cls, path: Path) -> Ledger:
-        """The ledger in a file, made or migrated as needed."""
+        """The ledger in a file, made or migrated as needed.
+
+        Raises `database-unavailable` for the schema of a newer release, and for a file that is no ledger.
+        """
         private_directory(path.parent)
         close_database(path)
         url = f"sqlite+aiosqlite:///{path}"
-        await upgrade("ledger", url)
+        try:
+            await upgrade("ledger", url)
+        except (CommandError, DBAPIError) as error:
+            raise ProblemError(DATABASE_UNAVAILABLE, f"the schema of {path} cannot be upgraded: {error}") from None
         engine = create_async_engine(url)
         event.listen(engine.sync_engine, "connect", _prepare)
         event.listen(engine.sync_engine, "begin", _begin)

@@ -23,6 +23,7 @@ from typer.testing import CliRunner
 from he_authority.cli import app as authority_app
 from he_holder.cli.main import app
 from he_holder.ledger import Ledger
+from he_holder.settings import Settings
 from he_party import console
 from he_party.identity import Identity, create
 from he_party.keyfile import KeyRecord, read_private
@@ -374,10 +375,10 @@ async def test_keygen_then_run_until_told_to_stop(office: Office, monkeypatch: p
         (row,) = json.loads(await asyncio.to_thread(done, "status", "--data-dir", "holder", "--format", "json"))
         assert row["keys"] is True
 
-        from he_holder.cli import main
+        from he_holder.cli import joined
 
-        settings = main.Settings.load(data_dir=Path("holder"), poll_seconds=0.01)
-        work = asyncio.create_task(main._run(settings))
+        settings = Settings.load(data_dir=Path("holder"), poll_seconds=0.01)
+        work = asyncio.create_task(joined.run(settings))
         await server.until(lambda: any(path.endswith("/openings") for _, path in server.seen))
         os.kill(os.getpid(), signal.SIGTERM)
         await asyncio.wait_for(work, 5)

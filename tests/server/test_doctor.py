@@ -12,6 +12,7 @@ import pytest
 from sqlalchemy import text
 from typer.testing import CliRunner
 
+from he_party.kernels import Warmed
 from he_server.blobs.local import Blobs
 from he_server.cli import doctor
 from he_server.cli.doctor import CHECKS, Finding, examine
@@ -117,7 +118,7 @@ async def test_a_changed_audit_log(world: World) -> None:
 
 
 async def test_cold_kernels_and_a_wrong_clock(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "COMPILE_SECONDS", 0.0)
+    monkeypatch.setattr(doctor, "warm", lambda steps: Warmed(0, 3, 2.5))
     monkeypatch.setattr(doctor, "SKEW_SECONDS", -1.0)
     found = await _found(world.server.settings)
     assert (found["kernels"].level, found["clock"].level) == ("warning", "wrong")

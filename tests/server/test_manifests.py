@@ -19,9 +19,9 @@ from he_protocol.identity.jws import read_unverified
 from he_protocol.messages import Credential, Exclusion, Objection, Screening
 from he_server.blobs.local import Blobs
 from he_server.blobs.vectors import fold_updates, is_intact, merge_sums, read_total, sum_layout
-from he_server.cli.main import app, waiting_for
+from he_server.cli.main import app
 from he_server.rules.manifests import Circumstances, check_update, excluded_by_holders, plan_round
-from he_server.rules.records import UpdateRecord
+from he_server.rules.records import UpdateRecord, waiting_for
 from tests.support import parties
 from tests.support.revocations import revoked
 

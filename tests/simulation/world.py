@@ -46,7 +46,7 @@ from he_protocol.schemes import kahe, registry
 from he_protocol.schemes.kahe import box_bytes
 from he_protocol.task import Task, TensorSpec
 from he_server.blobs.tensor_file import keep_model, write_tensors
-from he_server.cli.main import _abandon, _recover
+from he_server.cli.stored import abandon, recover
 from he_server.http.app import make_app
 from he_server.jobs.worker import Worker
 from he_server.services.context import Server, open_server
@@ -513,14 +513,14 @@ class World:
         """The operator gives a round up."""
         await self.boot()
         enter(self.server)
-        await _abandon(self.settings(), task.id, number)
+        await abandon(self.settings(), task.id, number)
         return "abandoned"
 
     async def recover(self, task: Task) -> str:
         """The operator has the server go on where key holders are."""
         await self.boot()
         enter(self.server)
-        return "opening {}, version {}".format(*await _recover(self.settings(), task.id, None, None))
+        return "opening {}, version {}".format(*await recover(self.settings(), task.id, None, None))
 
     def back_up(self) -> None:
         """Keep an image of the server's disk."""

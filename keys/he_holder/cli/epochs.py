@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from he_holder.backup import backup, restore
 from he_holder.cli.options import DataDir, OutputFormat, TlsCa, open_holder
-from he_holder.epochs import check_finished, destroy, hpke_path, joined_tasks, secrets_of
-from he_holder.holder import KeyHolder
-from he_holder.keyring import rotate
-from he_holder.settings import Settings
 from he_party import console
 from he_party.console import Passphrase, command, run_async
-from he_party.transport import Transport
 from he_protocol.errors import ProblemError
 from he_protocol.problems import NOT_FOUND
-from he_protocol.task import Task
+
+if TYPE_CHECKING:
+    from he_holder.holder import KeyHolder
+    from he_holder.settings import Settings
+    from he_protocol.task import Task
 
 app = typer.Typer()
 
@@ -28,6 +26,9 @@ app = typer.Typer()
 @command
 def rotate_(data_dir: DataDir = None, passphrase: Passphrase = "") -> None:
     """Make a new HPKE key for the next epoch. Joined tasks go on with theirs until their epoch ends."""
+    from he_holder.keyring import rotate
+    from he_holder.settings import Settings
+
     settings = Settings.load(data_dir=data_dir)
     rotate(settings.data_dir, time.time(), passphrase)
     console.out.print(
@@ -56,6 +57,8 @@ def destroy_epoch(
     Files are overwritten and removed, and the ledger never lets the epoch be opened again. Flash drives and snapshots
     may keep old blocks: there, what protects is the passphrase that the files were under.
     """
+    from he_holder.settings import Settings
+
     settings = Settings.load(data_dir=data_dir, tls_ca=tls_ca, passphrase=passphrase or None)
     console.show(run_async(_destroy(settings, task, yes=yes, force=force)), form, "destroyed")
 
@@ -68,6 +71,8 @@ def backup_(
     passphrase: Passphrase = "",
 ) -> None:
     """Write identity and ledger into one file under the passphrase. Keys that open sums stay out of it."""
+    from he_holder.settings import Settings
+
     settings = Settings.load(data_dir=data_dir, passphrase=passphrase or None)
     run_async(_backup(settings, file))
     console.out.print(f"backup in {file}; this holder goes on as before")
@@ -81,6 +86,8 @@ def restore_(
     passphrase: Passphrase = "",
 ) -> None:
     """Make a holder from a backup, when the one that it is of is lost for good. It starts with the next epoch."""
+    from he_holder.backup import restore
+
     run_async(restore(file, directory, passphrase, time.time()))
     console.out.print(
         f"restored to {directory}, with a new key: the epochs that are running stay closed to it.\n"
@@ -89,6 +96,9 @@ def restore_(
 
 
 async def _destroy(settings: Settings, name: str, *, yes: bool, force: bool) -> list[dict[str, object]]:
+    from he_holder.epochs import check_finished, destroy, hpke_path, secrets_of
+    from he_party.transport import Transport
+
     holder = await open_holder(settings)
     try:
         task, url = await _find(holder, name)
@@ -111,6 +121,8 @@ async def _destroy(settings: Settings, name: str, *, yes: bool, force: bool) -> 
 
 async def _find(holder: KeyHolder, name: str) -> tuple[Task, str]:
     """The joined task of this name or hash; of several epochs of a name, only a hash will do."""
+    from he_holder.epochs import joined_tasks
+
     joined = await joined_tasks(holder)
     found = [(task, url) for task, url in joined if name in {task.config.name, task.id}]
     if len(found) != 1:
@@ -122,6 +134,8 @@ async def _find(holder: KeyHolder, name: str) -> tuple[Task, str]:
 
 
 async def _backup(settings: Settings, file: Path) -> None:
+    from he_holder.backup import backup
+
     holder = await open_holder(settings)
     try:
         await backup(holder, file)

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from he_holder.holder import KeyHolder
-from he_holder.ledger import LEDGER_FILE, Ledger
-from he_holder.settings import Settings
 from he_party.console import Format
-from he_party.identity import Identity
+
+if TYPE_CHECKING:
+    from he_holder.holder import KeyHolder
+    from he_holder.settings import Settings
 
 DataDir = Annotated[Path | None, typer.Option(help="identity, secrets and ledger [HUSHSUM_HOLDER_DATA_DIR]")]
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="TOML settings file")]
@@ -21,6 +21,10 @@ OutputFormat = Annotated[Format, typer.Option("--format", help="text or json")]
 
 async def open_holder(settings: Settings) -> KeyHolder:
     """The holder in the settings' directory; the caller closes its ledger. Raises `bad-key-file`."""
+    from he_holder.holder import KeyHolder
+    from he_holder.ledger import LEDGER_FILE, Ledger
+    from he_party.identity import Identity
+
     secret = settings.passphrase.get_secret_value()
     return KeyHolder(
         identity=Identity.load(settings.data_dir, secret),

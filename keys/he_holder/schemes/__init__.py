@@ -1,18 +1,21 @@
 """A key holder's half of the seam: how each scheme turns updates into shares.
 
-One module per scheme, of the same name as in `he_protocol.schemes`, with a `make_opener`; a scheme
-whose committee makes a joint key also has a `make_dealer`.
+One module per scheme, of the same name as in `he_protocol.schemes`, with a `make_opener` and a `load_kernels`; a
+scheme whose committee makes a joint key also has a `make_dealer`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from importlib import import_module
 from typing import Protocol
 
 from he_holder.hpke_key import HpkeKey
+from he_party.kernels import Steps
 from he_protocol.arithmetic.residues import ResidueLayout, Residues
 from he_protocol.messages import UpdateHeader
+from he_protocol.schemes.registry import all_profiles
 from he_protocol.task import Task
 
 
@@ -47,6 +50,12 @@ class Dealer(Protocol):
 
     def key_part(self, seed: bytes) -> Residues:
         """The public key part that follows from a part's seed; the same for all who know the seed."""
+
+
+def kernel_steps() -> Steps:
+    """What compiles the kernels that a key holder calls, for each profile."""
+    for profile in all_profiles():
+        yield profile.name, partial(import_module(f"{__name__}.{profile.scheme}").load_kernels, profile)
 
 
 def make_opener(task: Task, index: int, hpke: HpkeKey, seeds: Mapping[int, bytes]) -> Opener:

@@ -1,0 +1,130 @@
+"""Commands that work on the database itself: the server need not run."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from he_protocol.documents import RoundStatus
+from he_protocol.errors import ProblemError
+from he_protocol.identity.revocation import Revocations
+from he_protocol.problems import BAD_SETTINGS, DATABASE_UNAVAILABLE, NOT_ADDRESSED, NOT_FOUND
+from he_protocol.task import Task
+from he_server.blobs.tensor_file import keep_model
+from he_server.rules.records import TaskRecord, waiting_for
+from he_server.services.context import open_server
+from he_server.services.migration import migrate as migrate_database
+from he_server.settings import Settings
+from he_server.store import Store
+from he_server.store.engine import make_engine, sqlite_file
+
+Form = Literal["table", "json"]
+
+
+async def _found(store: Store, wanted: str) -> TaskRecord:
+    """The one task whose hash begins so. Raises `not-found`."""
+    found = [task for task in await store.tasks() if task.task.startswith(wanted)]
+    if len(found) != 1:
+        raise ProblemError(NOT_FOUND, f"{len(found)} tasks have hashes that begin so", got=wanted[:80])
+    return found[0]
+
+
+async def abandon(settings: Settings, wanted: str, number: int) -> None:
+    store = Store(make_engine(settings.url))
+    try:
+        record = await store.round((await _found(store, wanted)).task, number)
+        await store.abandon(record, "an operator gave the round up: its updates are spent", time.time())
+    finally:
+        await store.close()
+
+
+async def recover(settings: Settings, wanted: str, opening: int | None, version: int | None) -> tuple[int, int]:
+    store = Store(make_engine(settings.url))
+    try:
+        record = await _found(store, wanted)
+        task = Task.from_token(record.token, settings.read_authority())
+        seen = await store.seen_by_holders(task)
+        opening = seen[0] if opening is None else opening
+        if (
+            version is None
+        ):  # the last opening may have published the one after what they voted on: that number is taken
+            version = max(seen[1] + 2 if any(seen) else 0, record.model_version)
+        await store.recover(task.id, opening, version, time.time())
+        return opening, version
+    finally:
+        await store.close()
+
+
+async def add_task(settings: Settings, token: Path, model: Path) -> str:
+    await migrate_database(settings)
+    server = open_server(settings)
+    try:
+        signed, initial = await asyncio.to_thread(lambda: (token.read_text().strip(), model.read_bytes()))
+        task = Task.from_token(signed, server.authority)
+        if task.config.server.key != server.key.public:
+            raise ProblemError(NOT_ADDRESSED, "the task is for another server", got=task.config.server.name)
+        sha256 = await server.thread(keep_model, server.blobs, task, initial)
+        await server.store.add_task(task, sha256, time.time())
+    except OSError as error:
+        raise ProblemError(BAD_SETTINGS, f"cannot read {error.filename}: {error.strerror}") from None
+    finally:
+        await server.store.close()
+    return task.id
+
+
+async def revoke(settings: Settings, file: Path) -> Revocations:
+    await migrate_database(settings)
+    store = Store(make_engine(settings.url))
+    try:
+        known = Revocations.read((await asyncio.to_thread(file.read_text)).strip(), settings.read_authority())
+        await store.learn_revocations(known, time.time())
+    except (OSError, UnicodeDecodeError) as error:
+        raise ProblemError(BAD_SETTINGS, f"cannot read {file}: {error}") from None
+    finally:
+        await store.close()
+    return known
+
+
+async def read(settings: Settings) -> list[tuple[TaskRecord, list[RoundStatus]]]:
+    file = sqlite_file(settings.url)
+    if file is not None and not await asyncio.to_thread(file.is_file):
+        raise ProblemError(DATABASE_UNAVAILABLE, f"there is no database {file}; `he-server migrate` makes one")
+    store, authority = Store(make_engine(settings.url)), settings.read_authority()
+    try:
+        found = []
+        for record in await store.tasks():
+            task = Task.from_token(record.token, authority)
+            found.append((record, await store.statuses(task, await store.recent_rounds(task.id))))
+        return found
+    finally:
+        await store.close()
+
+
+def show(found: list[tuple[TaskRecord, list[RoundStatus]]], form: Form) -> None:
+    if form == "json":
+        documents = [
+            {
+                "task": task.task,
+                "name": task.name,
+                "model_version": task.model_version,
+                "round": task.round,
+                "rounds": rounds,
+            }
+            for task, rounds in found
+        ]
+        typer.echo(msgspec.json.encode(documents))
+        return
+    table = Table("task", "name", "model", "round", "state", "updates", "shares", "why")
+    for task, rounds in found:
+        table.add_row(task.task[:12], task.name, str(task.model_version), str(task.round), "", "", "", "")
+        for r in rounds:
+            why = r.failure.detail if r.failure is not None else waiting_for(r)
+            table.add_row("", "", str(r.version), str(r.round), r.state, str(r.updates), str(r.shares), why)
+    Console().print(table)
