@@ -14,7 +14,7 @@ from typing import Any
 
 import asyncpg
 import pytest
-from sqlalchemy import text
+from sqlalchemy import delete
 
 from he_migrations.run import upgrade
 from he_party.keyfile import KeyRecord, write_private
@@ -85,7 +85,8 @@ async def database(request: pytest.FixtureRequest, tmp_path: Path, sqlite_templa
     url = request.getfixturevalue("postgres_database")
     engine = make_engine(url)
     async with engine.begin() as connection:
-        await connection.execute(text(f"TRUNCATE {', '.join(metadata.tables)} CASCADE"))
+        for table in reversed(metadata.sorted_tables):  # TRUNCATE makes every table's files anew: ten times as long
+            await connection.execute(delete(table))
     await engine.dispose()
     yield url
 
