@@ -66,7 +66,7 @@ class Killer:
             self._schedule(CONNECTIONS)
 
     def run(self, kills: int, progress: Callable[[int], None]) -> None:
-        """Kill until there were at least so many kills, and on PostgreSQL a cut; `progress` gets how many more there are.
+        """Kill until there were at least so many kills, and on PostgreSQL a cut; `progress` gets how many came.
 
         On a busy machine all kills may come before the first cut is due: then the killing goes on until it came.
         """

@@ -121,6 +121,20 @@ both = pytest.mark.parametrize(
 )
 
 
+STEP_BY_STEP = {"test_crash.py", "test_folding.py", "test_refused_updates.py"}
+"""Tests in which one step follows the other: the size of an update and the kind of database have nothing to do with each
+other. `make test` has each size and each database, and `make test-long` has large updates on PostgreSQL too."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        chosen = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+        both = (chosen.get("database"), chosen.get("both_sizes")) == ("postgres", "own blobs")
+        if both and item.path.parent == Path(__file__).parent and item.path.name in STEP_BY_STEP:
+            item.add_marker(pytest.mark.long)
+
+
 @pytest.fixture(params=["shared blobs", "own blobs"])
 def both_sizes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Updates as small ones, which share blobs, and as large ones, which are written as they arrive."""
