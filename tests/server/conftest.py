@@ -122,8 +122,8 @@ both = pytest.mark.parametrize(
 
 
 STEP_BY_STEP = {"test_crash.py", "test_folding.py", "test_refused_updates.py"}
-"""Tests in which one step follows the other: the size of an update and the kind of database have nothing to do with each
-other. `make test` has each size and each database, and `make test-long` has large updates on PostgreSQL too."""
+"""Tests in which one step follows the other: the size of an update has nothing to do with the kind of database.
+`make test` has each size and each database, and `make test-long` has large updates on PostgreSQL too."""
 
 
 @pytest.hookimpl(tryfirst=True)
