@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from functools import partial
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -101,7 +102,7 @@ async def test_a_receipt_ends_it_and_frees_the_ciphertext(service: Service) -> N
     assert receipt.update_id.hex() == sealed.update_id
 
 
-@pytest.mark.parametrize("problem", sorted(FINAL, key=lambda p: p.slug), ids=lambda p: p.slug)
+@pytest.mark.parametrize("problem", sorted(FINAL, key=lambda p: p.slug), ids=lambda p: p.slug)  # type: ignore[attr-defined]
 async def test_a_final_refusal_drops_the_update(service: Service, proxy: Proxy, problem: ProblemType) -> None:
     proxy.faults["PUT"] = [answer_of(problem)]
     async with service.client(1, proxy.url) as client:
@@ -147,7 +148,7 @@ async def test_a_failure_while_sealing_leaves_nothing(service: Service) -> None:
     assert spooled(service) == []
 
 
-def forged(content: bytes, **changes: object) -> bytes:
+def forged(content: bytes, **changes: Any) -> bytes:
     """The server's receipt with fields changed, under a key that is not the server's."""
     document = msgspec.json.decode(content, type=documents.UpdateReceipt)
     return msgspec.json.encode(msgspec.structs.replace(document, **changes))

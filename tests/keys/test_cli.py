@@ -9,16 +9,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 from aiohttp import web
-from click.testing import Result
 from safetensors.numpy import save_file
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from he_authority.cli import app as authority_app
 from he_holder.cli.main import app
@@ -357,9 +355,8 @@ PROGRAM = [sys.executable, "-c", "from he_holder.cli.main import app; app()"]
 
 
 @pytest.fixture
-def _here(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _here(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(IMPORTABLE))
-    return
 
 
 async def test_keygen_then_run_until_told_to_stop(office: Office, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -374,8 +371,9 @@ async def test_keygen_then_run_until_told_to_stop(office: Office, monkeypatch: p
         assert row["keys"] is True
 
         from he_holder.cli import main
+        from he_holder.settings import Settings
 
-        settings = main.Settings.load(data_dir=Path("holder"), poll_seconds=0.01)
+        settings = Settings.load(data_dir=Path("holder"), poll_seconds=0.01)
         work = asyncio.create_task(main._run(settings))
         await server.until(lambda: any(path.endswith("/openings") for _, path in server.seen))
         os.kill(os.getpid(), signal.SIGTERM)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,9 +20,9 @@ from he_protocol.messages import Credential, Exclusion, Objection, Screening
 from he_protocol.problems import Refusal
 from he_server.blobs.local import Blobs
 from he_server.blobs.vectors import fold_updates, is_intact, merge_sums, read_total, sum_layout
-from he_server.cli.main import app, waiting_for
+from he_server.cli.main import app
 from he_server.rules.manifests import Circumstances, check_update, excluded_by_holders, plan_round
-from he_server.rules.records import UpdateRecord
+from he_server.rules.records import UpdateRecord, waiting_for
 from tests.support import parties
 from tests.support.revocations import revoked
 
@@ -43,7 +44,7 @@ def ids(*numbers: int) -> dict[str, Failure]:
     return {f"{i:032x}": WHY for i in numbers}
 
 
-def small(**plan: object) -> parties.World:
+def small(**plan: Any) -> parties.World:
     shape = {"scheme": "kahe", "profile": "kahe-30", "min_clients": 2, "max_clients": 9, "buckets": 3}
     return parties.World(4, shape | {"agreement": 3} | plan)
 
@@ -173,7 +174,7 @@ async def test_holders_leave_an_update_out(empty_world: World, kept: bool) -> No
     uploads = await world.fill(6, 100)
     await world.work()
     bad = uploads[0]
-    await world.screen(1, **{bad.id.hex(): problems.MALFORMED.slug})
+    await world.screen(1, None, **{bad.id.hex(): problems.MALFORMED.slug})
     await world.vote(1)
     await world.open(1)
     status = await world.round(1)

@@ -279,7 +279,7 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         check_fits(length, offset, size)
         reached.append(offset + size)
 
-    check_fits = uploads.check_fits
+    check_fits = uploads.check_fits  # type: ignore[attr-defined]
     for module in (uploads, services):
         monkeypatch.setattr(module, "check_fits", recording)
     return reached
