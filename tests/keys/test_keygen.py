@@ -42,7 +42,7 @@ from tests.support.fake_server import FakeServer, Posts, View
 from tests.support.parties import World
 from tests.unit.refusals import refused
 
-COMMON = cache(ckks.common_polynomial)  # slow, and the same in every test here  # type: ignore[attr-defined]
+COMMON = cache(ckks.common_polynomial)  # type: ignore[attr-defined]  # slow, and the same in every test here
 KINDS: dict[str, type[Message]] = {
     "contribution": Contribution,
     "commitment": Commitment,
