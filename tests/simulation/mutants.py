@@ -1,4 +1,4 @@
-"""Planted bugs: a simulation that does not find them proves nothing. `python -m tests.simulation.mutants`.
+"""Planted bugs: a simulation that does not find them proves nothing. `python -m tests.simulation.mutants [NAMES]`.
 
 Every mutant replaces something at run time; none edits a source file.
 """
@@ -353,9 +353,10 @@ def hunt(mutant: Mutant, limit: int = LIMIT) -> Outcome:
 def main() -> None:
     fix_hashes("tests.simulation.mutants")
     table = Table("mutant", "planted bug", "schedules", "broken invariant", title="Planted bugs")
+    chosen = [mutant for mutant in MUTANTS if not sys.argv[1:] or mutant.name in sys.argv[1:]]
     console, survivors = Console(), 0
     with get_context("spawn").Pool(os.cpu_count(), maxtasksperchild=1) as pool:
-        for mutant, found in zip(MUTANTS, pool.imap(hunt, MUTANTS), strict=True):
+        for mutant, found in zip(chosen, pool.imap(hunt, chosen), strict=True):
             survivors += not found.invariant
             console.print(f"{mutant.name}: {found.schedules} {found.invariant}{found.error}", markup=False)
             verdict = found.invariant or f"[bold red]{'the mutant is broken' if found.error else 'survived'}"
