@@ -159,7 +159,7 @@ def test_what_tenseal_itself_finds_is_refused_as_well(monkeypatch: pytest.Monkey
     """Two checks that do not know of each other: our parser's, and TenSEAL's own answer."""
     context = private_context()
     data = context.serialize(save_secret_key=True, save_galois_keys=False, save_relin_keys=False)
-    monkeypatch.setattr(ckks.seal_codec, "refuse_private", lambda _: None)
+    monkeypatch.setattr(ckks.seal_codec, "refuse_private", lambda _: None)  # type: ignore[attr-defined]
     with refused(PRIVATE_CONTEXT, "TenSEAL found"):
         load_context(data)
 
@@ -177,8 +177,8 @@ async def test_a_dead_worker_process_does_not_end_sealing_for_good(world: World,
     numbers = np.arange(world.task.length, dtype=np.int64)
     written: dict[str, bytes] = {}
 
-    def sink(name: str, data: bytes) -> None:
-        written[name] = data
+    def sink(name: str, data: bytes | memoryview) -> None:
+        written[name] = bytes(data)
 
     with pytest.raises(BrokenProcessPool):
         await _in_pool(_die)

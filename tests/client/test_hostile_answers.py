@@ -9,6 +9,7 @@ import tracemalloc
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -53,7 +54,7 @@ async def serving(handler: Handler) -> AsyncIterator[str]:
         await server.close()
 
 
-def always(**answer: object) -> Handler:
+def always(**answer: Any) -> Handler:
     async def handler(request: web.Request) -> web.Response:
         await request.read()
         return web.Response(**answer)  # type: ignore[arg-type]
@@ -305,10 +306,10 @@ async def test_a_post_of_the_key_ceremony_is_bounded(tmp_path: Path) -> None:
     async with FakeServer(task) as server:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("he_client.schemes.ckks.check_confirmations", lambda task, posts: bytes(32))
-            server.replaced["GET", paths.post_path(task.id, "confirmation", "holder-0")] = endless
+            server.replaced["GET", paths.post_path(task.id, "confirmation", "holder-0")] = endless  # type: ignore[assignment]
             async with Transport(server.url, world.client("device"), retry=ONCE) as line:
                 with refused(TOO_LARGE):
                     await make_sealer(task, line, tmp_path)
-                server.replaced["GET", paths.board_path(task.id, "confirmation")] = endless
+                server.replaced["GET", paths.board_path(task.id, "confirmation")] = endless  # type: ignore[assignment]
                 with refused(TOO_LARGE, str(limits.board(task))):
                     await make_sealer(task, line, tmp_path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from functools import partial
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -144,7 +145,7 @@ async def test_a_failure_while_sealing_leaves_nothing(service: Service) -> None:
     assert spooled(service) == []
 
 
-def forged(content: bytes, **changes: object) -> bytes:
+def forged(content: bytes, **changes: Any) -> bytes:
     """The server's receipt with fields changed, under a key that is not the server's."""
     document = msgspec.json.decode(content, type=documents.UpdateReceipt)
     return msgspec.json.encode(msgspec.structs.replace(document, **changes))

@@ -142,7 +142,7 @@ def test_that_an_update_comes_tells_nothing_of_the_data(unit: str, attack: str) 
     """The guess "no update, so it has such a record" is right half of the time: as good as a coin."""
     train, model = ATTACKS[attack]
     task = task_of(unit)
-    seen = [comes(task, lambda _, sick=sick: train(model, sick)) for sick in (False, True)]
+    seen = [comes(task, lambda _, sick=sick: train(model, sick)) for sick in (False, True)]  # type: ignore[misc]
     assert seen == [True, True]
 
 
@@ -153,7 +153,7 @@ def test_without_the_defence_every_guess_is_right(attack: str, monkeypatch: pyte
     if train is bad_label:
         monkeypatch.setitem(globals(), "clipped_gradient_sum", partial(clipped_gradient_sum, raise_errors=True))
     task = task_of("none")
-    seen = [comes(task, lambda _, sick=sick: train(model, sick), raise_errors=True) for sick in (False, True)]
+    seen = [comes(task, lambda _, sick=sick: train(model, sick), raise_errors=True) for sick in (False, True)]  # type: ignore[misc]
     assert seen == [True, False]
 
 

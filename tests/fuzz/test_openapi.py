@@ -121,10 +121,10 @@ def send(route: Route, case: Any, running: Running, party: Person | None) -> Any
 def test_strangers_get_documented_answers(name: str, running: Running, schema: Any) -> None:
     route = BY_NAME[name]
 
-    @settings(max_examples=max(1, settings.default.max_examples // 6))
+    @settings(max_examples=max(1, settings.default.max_examples // 6))  # type: ignore[union-attr]
     @given(st.data())
     def run(data: st.DataObject) -> None:
-        response = send(route, request(data.draw, running, schema, route), running, None)
+        response = send(route, request(data.draw, running, schema, route), running, None)  # type: ignore[arg-type]
         assert route.access == "public" or response.status_code in {400, 401, 404}
 
     run()
@@ -134,14 +134,14 @@ def test_strangers_get_documented_answers(name: str, running: Running, schema: A
 def test_parties_get_documented_answers(name: str, running: Running, schema: Any) -> None:
     route = BY_NAME[name]
 
-    @settings(max_examples=max(1, settings.default.max_examples // 3))
+    @settings(max_examples=max(1, settings.default.max_examples // 3))  # type: ignore[union-attr]
     @given(st.data())
     def run(data: st.DataObject) -> None:
         client, holder = running.client, running.world.holders[0]
         others = {"client": holder, "holder": client}
         fitting = holder if route.access == "holder" else client
         party = data.draw(st.sampled_from([fitting, fitting, fitting, others.get(route.access, holder)]))
-        response = send(route, request(data.draw, running, schema, route), running, party)
+        response = send(route, request(data.draw, running, schema, route), running, party)  # type: ignore[arg-type]
         if route.access in {"client", "holder"} and party.role != route.access:
             assert response.status_code in {401, 403, 404}
 

@@ -9,16 +9,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 from aiohttp import web
-from click.testing import Result
 from safetensors.numpy import save_file
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from he_authority.cli import app as authority_app
 from he_holder.cli.main import app
@@ -359,9 +357,8 @@ PROGRAM = [sys.executable, "-c", "from he_holder.cli.main import app; app()"]
 
 
 @pytest.fixture
-def _here(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _here(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(IMPORTABLE))
-    return
 
 
 async def test_keygen_then_run_until_told_to_stop(office: Office, monkeypatch: pytest.MonkeyPatch) -> None:

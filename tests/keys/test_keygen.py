@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 from msgspec.structs import replace
@@ -41,7 +42,7 @@ from tests.support.fake_server import FakeServer, Posts, View
 from tests.support.parties import World
 from tests.unit.refusals import refused
 
-COMMON = cache(ckks.common_polynomial)  # slow, and the same in every test here
+COMMON = cache(ckks.common_polynomial)  # type: ignore[attr-defined]  # slow, and the same in every test here
 KINDS: dict[str, type[Message]] = {
     "contribution": Contribution,
     "commitment": Commitment,
@@ -103,8 +104,8 @@ async def test_three_holders_make_one_key(tmp_path: Path, world: World, server: 
         assert all(seeds.setdefault(part, seed) == seed for part, seed in mine.items())
     dealer = make_dealer(world.task)
     total = sum(dealer.key_part(seed).astype(object) for seed in seeds.values())
-    assert (
-        residues.unpack(key, dealer.layout) == [[p % q for p, q in zip(total[0], dealer.layout.moduli, strict=True)]]
+    assert (  # type: ignore[attr-defined]
+        residues.unpack(key, dealer.layout) == [[p % q for p, q in zip(total[0], dealer.layout.moduli, strict=True)]]  # type: ignore[index]
     ).all()
     assert all(set(server.posts[phase]) == {"holder-0", "holder-1", "holder-2"} for phase in documents.PHASES)
 
@@ -182,7 +183,7 @@ def shown_to(name: str, phase: str, change: Callable[[Posts], Posts]) -> View:
     return view
 
 
-def resigned(world: World, phase: str, signer: int, **changes: object) -> Callable[[Posts], Posts]:
+def resigned(world: World, phase: str, signer: int, **changes: Any) -> Callable[[Posts], Posts]:
     """holder-1's message with fields changed, signed by holder number `signer`."""
 
     def change(posts: Posts) -> Posts:

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from alembic.autogenerate import compare_metadata
@@ -63,7 +64,7 @@ async def decide(book: Ledger, request: Request, rules: tuple[Rule, ...] = VOTIN
     return await book.decide(request, rules)
 
 
-def crowd(world: World, *names: str, number: int = 1, base_version: int = 0, **changes: object) -> Request:
+def crowd(world: World, *names: str, number: int = 1, base_version: int = 0, **changes: Any) -> Request:
     updates = [world.update(name, base_version=base_version) for name in names]
     return ask(world, updates, number=number, **changes)
 

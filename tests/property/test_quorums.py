@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from itertools import combinations, combinations_with_replacement
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, Phase, find, given, settings
@@ -52,7 +53,7 @@ def schedules(draw: st.DrawFn, text: str, liars: int) -> Schedule:
     return shown, draw(st.lists(steps, min_size=6, max_size=30))
 
 
-def played(text: str, liars: int, schedule: Schedule, **rules: tuple[Rule, ...]) -> Court:
+def played(text: str, liars: int, schedule: Schedule, **rules: Any) -> Court:
     court = Court(text, liars, **rules)
     asyncio.run(court.play(*schedule))
     return court

@@ -68,9 +68,9 @@ async def test_a_quiet_stream_finds_out_whether_its_reader_is_there(monkeypatch:
     monkeypatch.setattr(streams_module, "HEARTBEAT_SECONDS", 0.01)
     streams = Streams(1, 1, Notifier(), Looks())
     with streams.listening("task", b"a") as watch:
-        assert await anext(aiter(texts(watch))) == STILL_HERE
+        assert await anext(aiter(texts(watch))) == STILL_HERE  # type: ignore[arg-type]
         streams.end()
-        assert [text async for text in texts(watch)] == []
+        assert [text async for text in texts(watch)] == []  # type: ignore[arg-type]
 
 
 async def test_a_database_that_fails_ends_the_streams() -> None:
@@ -78,7 +78,7 @@ async def test_a_database_that_fails_ends_the_streams() -> None:
     looks.failure = ProblemError(problems.DATABASE_UNAVAILABLE, "try again")
     streams = Streams(1, 1, Notifier(), looks)
     with streams.listening("task", b"a") as watch, pytest.raises(ProblemError):
-        async for _ in texts(watch):
+        async for _ in texts(watch):  # type: ignore[arg-type]
             pass
 
 

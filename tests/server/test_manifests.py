@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -43,7 +44,7 @@ def ids(*numbers: int) -> dict[str, Failure]:
     return {f"{i:032x}": WHY for i in numbers}
 
 
-def small(**plan: object) -> parties.World:
+def small(**plan: Any) -> parties.World:
     shape = {"scheme": "kahe", "profile": "kahe-30", "min_clients": 2, "max_clients": 9, "buckets": 3}
     return parties.World(4, shape | {"agreement": 3} | plan)
 
@@ -173,7 +174,7 @@ async def test_holders_leave_an_update_out(empty_world: World, kept: bool) -> No
     uploads = await world.fill(6, 100)
     await world.work()
     bad = uploads[0]
-    await world.screen(1, **{bad.id.hex(): problems.MALFORMED.slug})
+    await world.screen(1, None, **{bad.id.hex(): problems.MALFORMED.slug})
     await world.vote(1)
     await world.open(1)
     status = await world.round(1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -21,7 +23,7 @@ KEY = SigningKey.generate()
 WORLD = World(SigningKey.generate(), KeyRecord("aggregator", KEY.public, KEY.private), Clock())
 
 
-def config(**changes: object) -> TaskConfig:
+def config(**changes: Any) -> TaskConfig:
     return WORLD.config(tensors=(TensorSpec("a", (2,)), TensorSpec("b", (1, 2))), **changes)
 
 

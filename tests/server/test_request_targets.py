@@ -92,7 +92,7 @@ async def test_a_proof_that_binds_the_path_only_lets_a_stranger_choose_the_query
 ) -> None:
     """Off, as it was: whoever sits between asks for another version in somebody's name."""
     path = paths.model_path(world.task.id)
-    bound = auth.check_request
+    bound = auth.check_request  # type: ignore[attr-defined]
     monkeypatch.setattr(
         auth, "check_request", lambda *args, path, **rest: bound(*args, path=path.partition("?")[0], **rest)
     )

@@ -154,7 +154,7 @@ class FakeServer:
         phase = request.match_info["phase"]
         posts = self.view(phase, reader(request), dict(self.posts[phase]))
         entries = tuple(documents.BoardEntry(holder, message, len(body)) for holder, (message, body) in posts.items())
-        return answer(documents.Board(phase, entries))
+        return answer(documents.Board(msgspec.convert(phase, documents.Phase), entries))
 
     async def _post(self, request: web.Request) -> web.Response:
         phase = request.match_info["phase"]

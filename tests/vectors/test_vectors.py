@@ -301,7 +301,7 @@ def kahe_task(v: dict[str, Any]) -> Task:
 @cases("good_kahe_updates")
 def test_good_kahe_update(v):
     """From its parts: b is a*s + e + v, and the explicit part is s less the parts that seeds stand for."""
-    task, update_id = kahe_task(v), *raw(v, "update_id")
+    task, [update_id] = kahe_task(v), raw(v, "update_id")
     profile = kahe.PROFILES[task.config.profile]
     assert task.epoch_id.hex() == v["epoch_id"]
     assert {part.name: part.size for part in task.body} == v["sizes"]
