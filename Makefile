@@ -1,4 +1,4 @@
-# Two commands do everything on a fresh machine: make demo, make test.
+# `make help` lists everything. On a fresh machine `make demo` and `make test` set up what they need.
 VENV ?= .venv
 PYTHON ?= python3
 ROUNDS ?= 30
@@ -7,33 +7,87 @@ SECONDS ?= 600
 KILLS ?= 200
 N ?= 10000
 BIN = $(VENV)/bin
+EXTRAS ?= dev
 # More workers than cores: some tests wait for deadlines. In collection order: the slow files are not the last.
 PYTEST = $(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
-# What covers the security-critical packages; under the others the tracer would only cost time.
+# The security-critical packages, and the tests that cover them; under the others the tracer would only cost time.
+COVERED = he_protocol he_party.files he_party.keyfile he_authority he_holder
 COVERING = tests/unit tests/property tests/vectors tests/keys tests/hostile
+# What needs neither a database nor another process: `make test-fast`.
+FAST = tests/unit tests/property
+# The tests of one package: `make test PKG=he_holder`.
+TESTS_he_protocol = tests/unit tests/property tests/vectors tests/fuzz/test_parsers.py tests/fuzz/test_targets.py
+TESTS_he_party = tests/unit/test_keyfile.py tests/client
+TESTS_he_client = tests/client
+TESTS_he_server = tests/server tests/migration tests/fuzz/test_http.py tests/fuzz/test_openapi.py
+TESTS_he_holder = tests/keys tests/hostile
+TESTS_he_authority = tests/keys
+TESTS_he_bench = tests/bench
+TESTS_he_migrations = tests/migration
+TESTS = $(if $(PKG),$(or $(TESTS_$(PKG)),$(error no package $(PKG): $(subst TESTS_,,$(filter TESTS_%,$(.VARIABLES))))),tests)
+# The Pythons of `make test-matrix`: those of them that this machine has.
+PYTHONS ?= 3.11 3.12 3.13
 
-.PHONY: docs demo test defences soak mutants crash fuzz lint clean
+.DEFAULT_GOAL := help
+.PHONY: help demo fmt check lint types contracts test test-fast test-long test-matrix coverage defences soak mutants \
+  crash fuzz docs clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 # torch first and pinned: anything newer, or without the pin, pulls gigabytes of CUDA.
 $(VENV)/.ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet torch==2.13.0
-	$(BIN)/pip install --quiet --editable '.[dev]'
+	$(BIN)/pip install --quiet --editable '.[$(EXTRAS)]'
 	touch $@
 
-demo: $(VENV)/.ready ## 24 phones train under DP and encryption; writes demo-report.json and .png
+demo: $(VENV)/.ready ## 24 phones train under DP and encryption; writes demo-report.json and .png (ROUNDS, SCHEME)
 	$(BIN)/python -m examples.har --rounds $(ROUNDS) --scheme $(SCHEME)
 
-test: $(VENV)/.ready ## all tests, on SQLite and PostgreSQL; simulated schedules; coverage of the security-critical packages
-	$(PYTEST) tests $(COVERING:%=--ignore=%)
+fmt: $(VENV)/.ready ## put the code into its format, and mend what can be mended by itself
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+check: lint types contracts ## style, types, import contracts
+
+lint: $(VENV)/.ready
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: $(VENV)/.ready
+	$(BIN)/mypy
+
+contracts: $(VENV)/.ready
+	$(BIN)/lint-imports
+
+test: $(VENV)/.ready ## all that guards correctness, on SQLite and PostgreSQL; with PKG=he_holder one package's tests
+	$(PYTEST) -m 'not long' $(TESTS)
+
+test-fast: $(VENV)/.ready ## what needs no database and no other process, in less than a minute
+	$(PYTEST) -m 'not long' $(FAST)
+
+test-long: $(VENV)/.ready coverage ## what `make test` leaves out, bounded: 25 minutes on two cores; CI runs it
+	$(PYTEST) -m long tests $(COVERING:%=--ignore=%)
 	$(BIN)/python -m tests.simulation.soak 2000 --seconds 150
-	$(PYTEST) $(COVERING) --cov=he_protocol --cov=he_party.files --cov=he_party.keyfile --cov=he_authority --cov=he_holder --cov-fail-under=95 --cov-report=term:skip-covered
+	$(BIN)/python -m tests.simulation.mutants
+	$(BIN)/python -m tests.defences --sample 60
+	$(BIN)/python -m tests.crash --kills 20
+	$(BIN)/python -m tests.fuzz --seconds 80
 
-defences: $(VENV)/.ready ## every defence of the threat model switched off in turn: a test of its row must fail
+coverage: $(VENV)/.ready ## coverage of the security-critical packages by their tests, long ones too: at least 95 %
+	$(PYTEST) $(COVERING) $(COVERED:%=--cov=%) --cov-fail-under=95 --cov-report=term:skip-covered
+
+# Without atheris: it has no wheels for some of them, and the tests that need it are left out.
+test-matrix: ## make test on every Python of PYTHONS that this machine has, each in an environment of its own
+	@for version in $(PYTHONS); do \
+	  python=$$(.ci/python $$version) || { echo "Python $$version: not on this machine"; continue; }; \
+	  echo "Python $$version: $$python"; \
+	  $(MAKE) --no-print-directory test VENV=$(VENV)-$$version PYTHON="$$python" EXTRAS=demo,tools || exit 1; \
+	done
+
+defences: $(VENV)/.ready ## every defence of the threat model switched off in turn: a test of its row must fail (WORDS)
 	$(BIN)/python -m tests.defences $(WORDS)
-
-crash: $(VENV)/.ready ## kill -9 at random moments on SQLite and PostgreSQL, then an account of every update
-	$(BIN)/python -m tests.crash --kills $(KILLS)
 
 soak: $(VENV)/.ready ## N simulated schedules of the whole system: crashes, power cuts, lost connections, a lying server
 	$(BIN)/python -m tests.simulation.soak $(N)
@@ -41,19 +95,16 @@ soak: $(VENV)/.ready ## N simulated schedules of the whole system: crashes, powe
 mutants: $(VENV)/.ready ## planted bugs that the simulation must find
 	$(BIN)/python -m tests.simulation.mutants
 
+crash: $(VENV)/.ready ## kill -9 at random moments on SQLite and PostgreSQL (KILLS), then an account of every update
+	$(BIN)/python -m tests.crash --kills $(KILLS)
+
 fuzz: $(VENV)/.ready ## many generated requests and messages, then SECONDS of coverage-guided search over all formats
 	HUSHSUM_FUZZ_EXAMPLES=1000 $(BIN)/python -m pytest tests/fuzz
 	$(BIN)/python -m tests.fuzz --seconds $(SECONDS)
-
-lint: $(VENV)/.ready ## style, types, import contracts
-	$(BIN)/ruff format --check .
-	$(BIN)/ruff check .
-	$(BIN)/mypy
-	$(BIN)/lint-imports
 
 docs: $(VENV)/.ready ## the documentation site, in build/site/html
 	$(BIN)/pip install --quiet --editable '.[docs]'
 	$(BIN)/python -m docs.site
 
-clean:
-	rm -rf $(VENV) demo-run demo-report.json demo-report.png
+clean: ## remove environments and what the demo wrote
+	rm -rf $(VENV) $(PYTHONS:%=$(VENV)-%) demo-run demo-report.json demo-report.png

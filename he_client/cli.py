@@ -14,7 +14,8 @@ from he_party import console
 from he_party.console import Format, command, run_async
 from he_party.kernels import Steps, Warm, offer_to_warm
 from he_party.program import add_version
-from he_protocol.problems import BAD_SETTINGS, BAD_TENSORS, Refusal
+from he_protocol.errors import ProblemError
+from he_protocol.problems import BAD_SETTINGS, BAD_TENSORS
 
 if TYPE_CHECKING:
     from he_client.attempt import Train
@@ -83,7 +84,7 @@ def enroll_request(data_dir: DataDir = None) -> None:
 
     path = ClientSettings.load(data_dir=data_dir).data_dir / REQUEST_FILE
     if not path.exists():
-        raise Refusal(BAD_SETTINGS, f"no {path}; 'he-client init' makes it")
+        raise ProblemError(BAD_SETTINGS, f"no {path}; 'he-client init' makes it")
     typer.echo(path.read_text().strip())
 
 
@@ -231,7 +232,7 @@ async def _save_model(settings: ClientSettings, out: Path) -> dict[str, object]:
     try:
         save_file(model.tensors, out)
     except (OSError, SafetensorError) as error:
-        raise Refusal(BAD_SETTINGS, f"cannot write {out}: {error}") from None
+        raise ProblemError(BAD_SETTINGS, f"cannot write {out}: {error}") from None
     return {"task": task.config.name, "epoch": task.config.epoch, "model_version": model.version, "file": str(out)}
 
 
@@ -255,7 +256,7 @@ def _settings(
         config, data_dir=data_dir, server=server, task=task, tls_ca=tls_ca, passphrase=secret or None
     )
     if not settings.task:
-        raise Refusal(BAD_SETTINGS, "which task? give --task or HUSHSUM_CLIENT_TASK")
+        raise ProblemError(BAD_SETTINGS, "which task? give --task or HUSHSUM_CLIENT_TASK")
     return settings
 
 
@@ -279,5 +280,5 @@ def _import(name: str) -> Train:
     try:
         found: Train = getattr(import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:
-        raise Refusal(BAD_SETTINGS, f"cannot import {name!r}: {error}", expected="MODULE:FUNCTION") from None
+        raise ProblemError(BAD_SETTINGS, f"cannot import {name!r}: {error}", expected="MODULE:FUNCTION") from None
     return found

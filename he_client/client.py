@@ -30,29 +30,14 @@ from he_party.tasks import MEMORY_FILE, TaskMemory
 from he_party.transport import RetryPolicy, Transport
 from he_protocol import documents, frames, limits
 from he_protocol import paths as api_paths
+from he_protocol.errors import ProblemError
 from he_protocol.identity.jws import token_hash, verify
 from he_protocol.identity.revocation import check_fresh, check_key
 from he_protocol.messages import Part, Receipt, SignedUpdate, UpdateHeader, decode
 from he_protocol.privacy.accountant import Spent
 from he_protocol.privacy.plan import epsilon
 from he_protocol.privacy.quantise import Integers
-from he_protocol.problems import (
-    ALREADY_IN_ROUND,
-    DIGEST_MISMATCH,
-    PROBLEMS,
-    REPEATED_BASE,
-    RESIDUE_RANGE,
-    STALE_UPDATE,
-    UNEXPECTED_ANSWER,
-    UNKNOWN_PROTOCOL,
-    UNREACHABLE,
-    UPDATE_ID_REUSED,
-    URN,
-    WRONG_EPOCH,
-    WRONG_SIZE,
-    WRONG_TASK,
-    Refusal,
-)
+from he_protocol.problems import ALREADY_IN_ROUND, PROBLEMS, UNEXPECTED_ANSWER, UNREACHABLE, URN
 from he_protocol.task import Task
 
 log = logging.getLogger("he-client")
@@ -61,20 +46,6 @@ SPENDING_FILE = "privacy-spent.jsonl"
 RESUMABLE_ABOVE = 8 << 20
 NEXT_ROUND_SECONDS = 5.0
 """The longest pause between two questions whether the next round has begun."""
-FINAL = frozenset(
-    {
-        STALE_UPDATE,
-        REPEATED_BASE,
-        WRONG_TASK,
-        WRONG_EPOCH,
-        WRONG_SIZE,
-        DIGEST_MISMATCH,
-        RESIDUE_RANGE,
-        UPDATE_ID_REUSED,
-        UNKNOWN_PROTOCOL,
-    }
-)
-"""Refusals that the same bytes will always meet: the sealed update is dropped. After any other it is kept."""
 
 
 @dataclass(frozen=True)
@@ -234,7 +205,7 @@ class HushSumClient:
         From here on it counts as opened, whatever the server says (`privacy_spent`).
         When this client has another update in the open round, the next round is waited for, up to
         `within` seconds; then `already-in-round` is raised. The update is kept, as after every
-        refusal that is not final.
+        refusal but those of which `retry` is `never`.
         """
         started = time.perf_counter()
         spool = self._spool(task)
@@ -242,13 +213,13 @@ class HushSumClient:
         await asyncio.to_thread(self._spending.count, task, sealed.update_id)
         try:
             receipt = await self._upload(task, sealed, within)
-        except Refusal as refusal:
-            if refusal.problem in FINAL:
+        except ProblemError as refusal:
+            if refusal.problem.drops:
                 spool.discard(sealed)
             raise
         signed = verify(receipt.receipt, Receipt, task.config.server.key)
         if (signed.update_id.hex(), signed.header) != (sealed.update_id, token_hash(spool.header(sealed).header)):
-            raise Refusal(UNEXPECTED_ANSWER, "the receipt is for another update", expected=sealed.update_id)
+            raise ProblemError(UNEXPECTED_ANSWER, "the receipt is for another update", expected=sealed.update_id)
         size = sealed.size + len(frames.start(head))
         spool.finish(sealed, receipt.receipt)
         return Submission(task.id, sealed.update_id, receipt.round, size, {"upload": time.perf_counter() - started})
@@ -264,8 +235,8 @@ class HushSumClient:
         for sealed in self._spool(task).pending():
             try:
                 sent.append(await self.send(task, sealed))
-            except Refusal as refusal:
-                if refusal.problem in FINAL:
+            except ProblemError as refusal:
+                if refusal.problem.drops:
                     log.warning("update %s is dropped: %s", sealed.update_id, refusal)
                 elif refusal.problem == ALREADY_IN_ROUND:
                     log.info("update %s waits for the next round", sealed.update_id)
@@ -288,11 +259,11 @@ class HushSumClient:
             )
             if status.failure is not None:  # also of a published round: the update's bucket was dropped
                 problem = PROBLEMS.get(status.failure.type.removeprefix(URN), UNEXPECTED_ANSWER)
-                raise Refusal(problem, f"round {status.round}: {status.failure.detail}")
+                raise ProblemError(problem, f"round {status.round}: {status.failure.detail}")
             if status.state == "published":
                 return status.version
             if time.monotonic() > deadline:
-                raise Refusal(UNREACHABLE, f"round {status.round} is still {status.state} after {within} s")
+                raise ProblemError(UNREACHABLE, f"round {status.round} is still {status.state} after {within} s")
             await asyncio.sleep(pause)
             pause = min(pause * 1.5, 1.0)
 
@@ -342,7 +313,7 @@ class HushSumClient:
                 path = api_paths.update_path(task.id, sealed.update_id)
                 answer = await self._transport.put_frame(path, sealed.head, sealed.parts, task.config.server.name)
                 return decode(answer.body, documents.UpdateReceipt)
-            except Refusal as refusal:
+            except ProblemError as refusal:
                 if refusal.problem != ALREADY_IN_ROUND or time.monotonic() >= deadline:
                     raise
             await asyncio.sleep(pause)

@@ -14,9 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 from he_protocol.arithmetic.keystream import KEY_BYTES, expand_words
+from he_protocol.errors import ProblemError
 from he_protocol.privacy.gaussian import Gaussian
 from he_protocol.privacy.quantise import Floats, Integers, clip_factor, l2_norm, quantise, shrink
-from he_protocol.problems import BAD_PLAN, BAD_TENSORS, Refusal
+from he_protocol.problems import BAD_PLAN, BAD_TENSORS
 from he_protocol.task import Task
 
 log = logging.getLogger("he-client")
@@ -49,9 +50,13 @@ class Encoder:
     def __init__(self, task: Task, update: Floats, examples: float | None, words: Words = secret_words) -> None:
         config = task.config
         if update.shape != (task.parameters,):
-            raise Refusal(BAD_TENSORS, "the update has another shape", expected=(task.parameters,), got=update.shape)
+            raise ProblemError(
+                BAD_TENSORS, "the update has another shape", expected=(task.parameters,), got=update.shape
+            )
         if examples is not None and config.weighting != "examples":
-            raise Refusal(BAD_PLAN, "a number of examples goes with weighting 'examples' only", got=config.weighting)
+            raise ProblemError(
+                BAD_PLAN, "a number of examples goes with weighting 'examples' only", got=config.weighting
+            )
         self._config = config
         self._update = update
         self._weight, self._factor = (
@@ -94,11 +99,11 @@ def load_kernels() -> None:
 def _checked(task: Task, update: Floats, examples: float | None) -> tuple[float, float]:
     """Without DP: the weight as a fraction of the largest, and what to multiply the update by. Raises for nonsense."""
     if task.config.weighting == "examples" and examples is None:
-        raise Refusal(BAD_PLAN, "a number of examples goes with weighting 'examples'")
+        raise ProblemError(BAD_PLAN, "a number of examples goes with weighting 'examples'")
     if examples is not None and not examples > 0:
-        raise Refusal(BAD_PLAN, "the number of examples must be positive", got=examples)
+        raise ProblemError(BAD_PLAN, "the number of examples must be positive", got=examples)
     if not isfinite(l2_norm(update)):
-        raise Refusal(BAD_TENSORS, "the update has a value that is not finite")
+        raise ProblemError(BAD_TENSORS, "the update has a value that is not finite")
     weight = _fraction(task, examples)
     return weight, weight
 

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from math import inf
 from typing import Literal, get_args
 
+from he_protocol.errors import ProblemError
 from he_protocol.privacy.plan import epsilon
-from he_protocol.problems import BAD_SETTINGS, BELOW_FLOOR, Refusal
+from he_protocol.problems import BAD_SETTINGS, BELOW_FLOOR
 from he_protocol.task import Task
 
 Unit = Literal["none", "record", "client"]
@@ -31,11 +32,11 @@ class Floors:
 
     def __post_init__(self) -> None:
         if self.min_clients < 1 or not self.epsilon > 0 or not 0 < self.delta < 1 or self.collusion < 0:
-            raise Refusal(
+            raise ProblemError(
                 BAD_SETTINGS, "a floor", expected="min_clients, epsilon, delta and collusion in range", got=self
             )
         if self.unit not in UNITS:
-            raise Refusal(BAD_SETTINGS, "floor: unit", expected=", ".join(UNITS), got=self.unit)
+            raise ProblemError(BAD_SETTINGS, "floor: unit", expected=", ".join(UNITS), got=self.unit)
 
 
 def check_floors(task: Task, floors: Floors) -> None:
@@ -55,5 +56,5 @@ def check_floors(task: Task, floors: Floors) -> None:
         raise _below(task, f"epsilon of {config.max_openings} openings", f"at most {floors.epsilon}", f"{cost:.4f}")
 
 
-def _below(task: Task, what: str, expected: str, got: object) -> Refusal:
-    return Refusal(BELOW_FLOOR, f"{what} of task {task.config.name!r}", expected=expected, got=got)
+def _below(task: Task, what: str, expected: str, got: object) -> ProblemError:
+    return ProblemError(BELOW_FLOOR, f"{what} of task {task.config.name!r}", expected=expected, got=got)

@@ -16,8 +16,9 @@ from he_client.tensors import check_shapes
 from he_party.tensors import read_tensors
 from he_party.transport import Transport
 from he_protocol import paths
+from he_protocol.errors import ProblemError
 from he_protocol.privacy.quantise import Integers
-from he_protocol.problems import BAD_TENSORS, DIGEST_MISMATCH, UNEXPECTED_ANSWER, Refusal
+from he_protocol.problems import BAD_TENSORS, DIGEST_MISMATCH, UNEXPECTED_ANSWER
 from he_protocol.task import Task
 
 VERSION_HEADER = "HushSum-Model-Version"
@@ -50,13 +51,17 @@ async def pull_model(transport: Transport, task: Task, folder: Path) -> Model:
         )
         etag = known if answer.status == 304 else f'"{answer.sha256.hex()}"'
         if answer.headers.get("ETag") != etag:
-            raise Refusal(DIGEST_MISMATCH, "the model's ETag", expected=etag, got=answer.headers.get("ETag", "none"))
+            raise ProblemError(
+                DIGEST_MISMATCH, "the model's ETag", expected=etag, got=answer.headers.get("ETag", "none")
+            )
         version = answer.headers.get(VERSION_HEADER, "")
         check_version(task, version, etag)
         tensors = await asyncio.to_thread(_read, kept if answer.status == 304 else fresh)
         check_shapes(task, tensors)
         if wrong := [name for name, value in tensors.items() if value.dtype != np.float32]:
-            raise Refusal(BAD_TENSORS, f"the model's {wrong[0]!r}", expected="float32", got=tensors[wrong[0]].dtype)
+            raise ProblemError(
+                BAD_TENSORS, f"the model's {wrong[0]!r}", expected="float32", got=tensors[wrong[0]].dtype
+            )
         if answer.status != 304:
             await asyncio.to_thread(fresh.replace, kept)
     finally:
@@ -75,7 +80,7 @@ async def opened_sum(transport: Transport, task: Task, number: int, folder: Path
     finally:
         file.unlink(missing_ok=True)
     if total is None or total.shape != (task.length,) or total.dtype != np.int64:
-        raise Refusal(UNEXPECTED_ANSWER, "the opened sum", expected=f"int64, shape ({task.length},)")
+        raise ProblemError(UNEXPECTED_ANSWER, "the opened sum", expected=f"int64, shape ({task.length},)")
     return total
 
 
@@ -85,10 +90,10 @@ def check_version(task: Task, version: str, etag: str) -> None:
     Raises `unexpected-answer` or `digest-mismatch`.
     """
     if not (version.isascii() and version.isdigit() and len(version) <= VERSION_DIGITS):
-        raise Refusal(UNEXPECTED_ANSWER, VERSION_HEADER, expected="a number", got=version[:80])
+        raise ProblemError(UNEXPECTED_ANSWER, VERSION_HEADER, expected="a number", got=version[:80])
     signed = f'"{task.config.initial_model.hex()}"'
     if int(version) == 0 and etag != signed:
-        raise Refusal(DIGEST_MISMATCH, "the initial model", expected=signed, got=etag)
+        raise ProblemError(DIGEST_MISMATCH, "the initial model", expected=signed, got=etag)
 
 
 def _file_etag(path: Path) -> str:

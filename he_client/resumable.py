@@ -13,24 +13,14 @@ from collections.abc import Sequence
 from he_client.spool import SealedUpdate
 from he_party.transport import Answer, Piece, Transport
 from he_protocol import documents, frames, paths, tus
+from he_protocol.errors import ProblemError
 from he_protocol.messages import decode
-from he_protocol.problems import (
-    CHECKSUM_MISMATCH,
-    DIGEST_MISMATCH,
-    NOT_FOUND,
-    UNEXPECTED_ANSWER,
-    UPLOAD_EXPIRED,
-    WRONG_OFFSET,
-    Refusal,
-)
+from he_protocol.problems import UNEXPECTED_ANSWER
 from he_protocol.task import Task
 
 CHUNK_BYTES = 8 << 20
 TRIES = 5
 """How often in a row a chunk may end where it began."""
-_ANEW = frozenset({NOT_FOUND, UPLOAD_EXPIRED, DIGEST_MISMATCH})
-"""The upload is lost, or its bytes are not those that were sent: begun anew, it may pass."""
-_AGAIN = frozenset({WRONG_OFFSET, CHECKSUM_MISMATCH})
 _VERSION = {"Tus-Resumable": tus.VERSION}
 _LOCATION = re.compile(paths.upload_path("[0-9a-f]{32}"))
 
@@ -49,8 +39,8 @@ class ResumableUpload:
         """Raises what the PUT of the update would; `unexpected-answer` from a server that makes no progress."""
         try:
             return await self._send()
-        except Refusal as refusal:
-            if refusal.problem not in _ANEW:
+        except ProblemError as refusal:
+            if refusal.problem.upload != "begin-anew":
                 raise
         return await self._send()
 
@@ -60,13 +50,13 @@ class ResumableUpload:
         while offset < self._length:
             try:
                 reached = self._offset(await self._append(path, offset))
-            except Refusal as refusal:
-                if refusal.problem not in _AGAIN:
+            except ProblemError as refusal:
+                if refusal.problem.upload != "ask-offset":
                     raise
                 reached = await self._ask(path)
             stuck = stuck + 1 if reached <= offset else 0
             if stuck == TRIES:
-                raise Refusal(UNEXPECTED_ANSWER, "the upload makes no progress", got=f"offset {reached}")
+                raise ProblemError(UNEXPECTED_ANSWER, "the upload makes no progress", got=f"offset {reached}")
             offset = reached
         answer = await self._transport.request("GET", path, headers=_VERSION)
         return decode(answer.body, documents.UpdateReceipt)
@@ -81,7 +71,7 @@ class ResumableUpload:
         )
         path = answer.headers.get("Location", "")
         if _LOCATION.fullmatch(path) is None:
-            raise Refusal(UNEXPECTED_ANSWER, "Location", expected=_LOCATION.pattern, got=path[:80])
+            raise ProblemError(UNEXPECTED_ANSWER, "Location", expected=_LOCATION.pattern, got=path[:80])
         return path
 
     async def _ask(self, path: str) -> int:
@@ -99,7 +89,7 @@ class ResumableUpload:
     def _offset(self, answer: Answer) -> int:
         text = answer.headers.get("Upload-Offset", "")
         if not (text.isascii() and text.isdigit() and len(text) < 16 and int(text) <= self._length):
-            raise Refusal(UNEXPECTED_ANSWER, "Upload-Offset", expected=f"at most {self._length}", got=text[:80])
+            raise ProblemError(UNEXPECTED_ANSWER, "Upload-Offset", expected=f"at most {self._length}", got=text[:80])
         return int(text)
 
 

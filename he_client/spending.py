@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import BinaryIO
 
 from he_party.files import sync
+from he_protocol.errors import ProblemError
 from he_protocol.messages import Digest, Message, Name, UpdateId, decode, encode
 from he_protocol.privacy.accountant import Spent
 from he_protocol.privacy.plan import PrivacyPlan, spent_together
-from he_protocol.problems import BUDGET_EXHAUSTED, Refusal
+from he_protocol.problems import BUDGET_EXHAUSTED
 from he_protocol.task import Task
 
 
@@ -77,7 +78,7 @@ class Spending:
         allowed = min(promise.epsilon_budget, self._max_epsilon)
         cost = _cost(plans, promise)
         if promise.noisy and cost.epsilon > allowed:
-            raise Refusal(
+            raise ProblemError(
                 BUDGET_EXHAUSTED,
                 f"one more update to {task.config.name!r} would cost too much, earlier epochs included",
                 expected=f"epsilon at most {allowed}",

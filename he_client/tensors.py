@@ -7,8 +7,9 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 
+from he_protocol.errors import ProblemError
 from he_protocol.privacy.quantise import Floats
-from he_protocol.problems import BAD_TENSORS, Refusal
+from he_protocol.problems import BAD_TENSORS
 from he_protocol.task import Task
 
 Tensors = Mapping[str, npt.NDArray[np.float32]]
@@ -32,7 +33,7 @@ def check_shapes(task: Task, tensors: Tensors) -> None:
     got = {name: tuple(value.shape) for name, value in tensors.items()}
     if got != expected:
         differing = sorted(name for name in expected.keys() | got.keys() if expected.get(name) != got.get(name))
-        raise Refusal(BAD_TENSORS, f"these differ: {', '.join(differing)}", expected=expected, got=got)
+        raise ProblemError(BAD_TENSORS, f"these differ: {', '.join(differing)}", expected=expected, got=got)
 
 
 def unflatten(task: Task, vector: Floats) -> dict[str, npt.NDArray[np.float32]]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, ParamSpec, TypeVar
 import msgspec
 import typer
 
-from he_protocol.problems import Refusal, printable
+from he_protocol.errors import ProblemError, printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -59,7 +59,7 @@ def command(function: Callable[P, T]) -> Callable[P, T]:
     def run(*args: P.args, **kwargs: P.kwargs) -> T:
         try:
             return function(*args, **kwargs)
-        except Refusal as refusal:
+        except ProblemError as refusal:
             from rich.markup import escape
 
             _err().print(f"[red]refused[/red] {escape(str(refusal))}", highlight=False, soft_wrap=True, markup=True)

@@ -10,9 +10,10 @@ import msgspec
 
 from he_party.keyfile import KeyRecord, read_private, write_private
 from he_protocol.envelope import possession_message
+from he_protocol.errors import ProblemError
 from he_protocol.identity.jws import SigningKey, public_from_jwk, verify
 from he_protocol.messages import Credential, EnrolRequest, Name, Role
-from he_protocol.problems import BAD_KEY_FILE, BAD_SETTINGS, NOT_ADDRESSED, Refusal
+from he_protocol.problems import BAD_KEY_FILE, BAD_SETTINGS, NOT_ADDRESSED
 
 KEY_FILE = "identity.key"
 CREDENTIAL_FILE = "credential.jws"
@@ -41,7 +42,9 @@ class Identity:
         token = _read(directory / CREDENTIAL_FILE)
         credential = verify(token, Credential, authority)
         if credential.sub != record.name or public_from_jwk(credential.cnf.jwk.x) != record.public:
-            raise Refusal(NOT_ADDRESSED, "the credential is for another key", expected=record.name, got=credential.sub)
+            raise ProblemError(
+                NOT_ADDRESSED, "the credential is for another key", expected=record.name, got=credential.sub
+            )
         return cls(record.name, record.signing, token, authority)
 
 
@@ -63,7 +66,7 @@ def create(
     try:
         msgspec.convert(name, Name)
     except msgspec.ValidationError as error:
-        raise Refusal(BAD_SETTINGS, f"the name {name!r}: {error}") from None
+        raise ProblemError(BAD_SETTINGS, f"the name {name!r}: {error}") from None
     key = SigningKey.generate()
     write_private(directory / KEY_FILE, KeyRecord(name, key.public, key.private), passphrase)
     possession = prove(possession_message(name, key.public, hpke))
@@ -77,4 +80,4 @@ def _read(path: Path) -> str:
         return path.read_text().strip()
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "not text"
-        raise Refusal(BAD_KEY_FILE, f"cannot read {path}: {why}") from None
+        raise ProblemError(BAD_KEY_FILE, f"cannot read {path}: {why}") from None

@@ -18,9 +18,10 @@ from joserfc.jwk import OctKey
 from msgspec import Meta
 
 from he_party.files import private_directory, sync, write_durably
+from he_protocol.errors import ProblemError
 from he_protocol.identity.jws import SigningKey
 from he_protocol.messages import MESSAGE_LIMIT, Key32, Message, Name, decode, encode
-from he_protocol.problems import BAD_KEY_FILE, Refusal
+from he_protocol.problems import BAD_KEY_FILE
 
 PBES2_ROUNDS = 210_000
 """OWASP's 2023 figure for PBKDF2-HMAC-SHA512."""
@@ -54,11 +55,11 @@ def write_private(path: Path, record: Message, passphrase: str = "", *, replace:
     Raises `bad-key-file` when the file exists and `replace` is false, or the passphrase is too short.
     """
     if path.exists() and not replace:
-        raise Refusal(BAD_KEY_FILE, f"{path} exists and is not overwritten")
+        raise ProblemError(BAD_KEY_FILE, f"{path} exists and is not overwritten")
     data = encode(record)
     if passphrase:
         if len(passphrase.encode()) < MIN_PASSPHRASE_BYTES:
-            raise Refusal(
+            raise ProblemError(
                 BAD_KEY_FILE, "the passphrase is too short", expected=f"at least {MIN_PASSPHRASE_BYTES} bytes"
             )
         header = {"alg": _ALGORITHMS[0], "enc": _ALGORITHMS[1], "p2c": PBES2_ROUNDS}
@@ -91,19 +92,19 @@ def read_private(path: Path, kind: type[M], passphrase: str = "", *, limit: int 
         mode = path.stat().st_mode
         data = path.read_bytes()
     except OSError as error:
-        raise Refusal(BAD_KEY_FILE, f"cannot read {path}: {error.strerror}") from None
+        raise ProblemError(BAD_KEY_FILE, f"cannot read {path}: {error.strerror}") from None
     if mode & 0o077:
-        raise Refusal(BAD_KEY_FILE, f"{path} is open to others", expected="mode 0600", got=f"{mode & 0o777:04o}")
+        raise ProblemError(BAD_KEY_FILE, f"{path} is open to others", expected="mode 0600", got=f"{mode & 0o777:04o}")
     if not data.startswith(b"{"):
         if len(passphrase.encode()) < MIN_PASSPHRASE_BYTES:
-            raise Refusal(BAD_KEY_FILE, f"{path} is under a passphrase that was not given")
+            raise ProblemError(BAD_KEY_FILE, f"{path} is under a passphrase that was not given")
         try:
             key = OctKey.import_key(passphrase.encode())
             registry = jwe.JWERegistry(algorithms=_ALGORITHMS)
             registry.max_ciphertext_length = limit * 4 // 3 + 4  # base64url
             data = jwe.decrypt_compact(data, key, registry=registry).plaintext or b""
         except (JoseError, ValueError, OverflowError):  # the last for a negative number of rounds
-            raise Refusal(BAD_KEY_FILE, f"the passphrase does not open {path}") from None
+            raise ProblemError(BAD_KEY_FILE, f"the passphrase does not open {path}") from None
     return decode(data, kind, limit=limit)
 
 

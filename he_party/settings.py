@@ -18,7 +18,8 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
-from he_protocol.problems import BAD_SETTINGS, Refusal
+from he_protocol.errors import ProblemError
+from he_protocol.problems import BAD_SETTINGS
 
 Flag = str | int | float | Path | None
 
@@ -44,7 +45,7 @@ class FileSettings(BaseSettings):
     def load(cls, file: Path | None = None, **flags: Flag) -> Self:
         """Read the settings; flags that are None do not count. Raises `bad-settings`, naming the setting."""
         if file is not None and not file.is_file():
-            raise Refusal(BAD_SETTINGS, f"there is no settings file {file}")
+            raise ProblemError(BAD_SETTINGS, f"there is no settings file {file}")
         return cls._read([file] if file is not None else [], flags)
 
     @classmethod
@@ -56,10 +57,10 @@ class FileSettings(BaseSettings):
             found: Self = reader(**{name: value for name, value in flags.items() if value is not None})
         except ValidationError as error:
             first = error.errors()[0]
-            raise Refusal(BAD_SETTINGS, f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+            raise ProblemError(BAD_SETTINGS, f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
         except (SettingsError, tomllib.TOMLDecodeError, OSError) as error:
             where = ", ".join(map(str, files)) or "the environment"
-            raise Refusal(BAD_SETTINGS, f"{where}: {error}") from None
+            raise ProblemError(BAD_SETTINGS, f"{where}: {error}") from None
         return found
 
 
@@ -78,4 +79,4 @@ class PartySettings(FileSettings):
         try:
             return ssl.create_default_context(cafile=os.fspath(self.tls_ca))
         except OSError as error:
-            raise Refusal(BAD_SETTINGS, f"tls_ca {self.tls_ca}: {error}") from None
+            raise ProblemError(BAD_SETTINGS, f"tls_ca {self.tls_ca}: {error}") from None

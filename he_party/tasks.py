@@ -14,9 +14,10 @@ from types import MappingProxyType
 
 from he_party.files import private_directory, private_opener, write_durably
 from he_protocol import documents
+from he_protocol.errors import ProblemError
 from he_protocol.identity.jws import fingerprint
 from he_protocol.messages import Count, Digest, Message, Name, decode, encode
-from he_protocol.problems import AMBIGUOUS_TASK, NOT_FOUND, OLD_EPOCH, Refusal
+from he_protocol.problems import AMBIGUOUS_TASK, NOT_FOUND, OLD_EPOCH
 from he_protocol.task import Task, looks_like_hash
 
 MEMORY_FILE = "epochs.json"
@@ -56,7 +57,7 @@ class Listed:
     """A server's list, read: the tasks that verify, and why each of the others does not."""
 
     tasks: tuple[Task, ...]
-    refused: tuple[tuple[documents.TaskStatus, Refusal], ...]
+    refused: tuple[tuple[documents.TaskStatus, ProblemError], ...]
 
 
 def read(statuses: Iterable[documents.TaskStatus], authority: bytes) -> Listed:
@@ -65,7 +66,7 @@ def read(statuses: Iterable[documents.TaskStatus], authority: bytes) -> Listed:
     for status in statuses:
         try:
             tasks.append(Task.from_token(status.config, authority))
-        except Refusal as refusal:
+        except ProblemError as refusal:
             refused.append((status, refusal))
     return Listed(tuple(tasks), tuple(refused))
 
@@ -87,11 +88,13 @@ def choose(listed: Listed, wanted: str, seen: Seen = NOTHING) -> Task:
     hashes = {task.hash: task for task in named if task.config.epoch == newest}
     before = seen.get(wanted)
     if before is not None and newest < before.epoch:
-        raise Refusal(OLD_EPOCH, f"task {wanted!r}", expected=f"epoch {before.epoch} or later", got=f"epoch {newest}")
+        raise ProblemError(
+            OLD_EPOCH, f"task {wanted!r}", expected=f"epoch {before.epoch} or later", got=f"epoch {newest}"
+        )
     if before is not None and newest == before.epoch and before.task in hashes:
         return hashes[before.task]
     if len(hashes) > 1 or (before is not None and newest == before.epoch):
-        raise Refusal(
+        raise ProblemError(
             AMBIGUOUS_TASK,
             f"epoch {newest} of {wanted!r} is another task than before, or several: ask for its hash",
             expected=before.task.hex() if before is not None else "one task",
@@ -116,7 +119,7 @@ def _missing(listed: Listed, wanted: str) -> Task:
         if wanted in {status.name, status.task}:
             raise refusal
     names = ", ".join(f"{task.config.name} ({task.id})" for task in listed.tasks)
-    raise Refusal(NOT_FOUND, f"the server has no task {wanted!r}", expected=names)
+    raise ProblemError(NOT_FOUND, f"the server has no task {wanted!r}", expected=names)
 
 
 class TaskMemory:

@@ -9,7 +9,8 @@ import numpy.typing as npt
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from he_protocol.problems import ProblemType, Refusal
+from he_protocol.errors import ProblemError
+from he_protocol.problems import ProblemType
 
 
 def read_tensors(path: Path, problem: ProblemType, detail: str) -> dict[str, npt.NDArray[Any]]:
@@ -23,4 +24,4 @@ def read_tensors(path: Path, problem: ProblemType, detail: str) -> dict[str, npt
         ValueError,
         OSError,
     ) as error:  # a type or a shape that numpy does not have
-        raise Refusal(problem, f"{detail}: {error}") from None
+        raise ProblemError(problem, f"{detail}: {error}") from None

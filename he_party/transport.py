@@ -29,12 +29,22 @@ from he_party import tasks
 from he_party.files import private_directory, private_opener
 from he_party.identity import Identity
 from he_protocol import documents, frames, limits, paths
+from he_protocol.errors import ProblemError
 from he_protocol.identity.requests import prove_request
 from he_protocol.messages import decode
-from he_protocol.problems import TOO_LARGE, TRAILING_BYTES, UNEXPECTED_ANSWER, UNREACHABLE, WRONG_SIZE, Refusal
+from he_protocol.problems import (
+    PROBLEMS,
+    TOO_LARGE,
+    TRAILING_BYTES,
+    UNEXPECTED_ANSWER,
+    UNREACHABLE,
+    WRONG_SIZE,
+    ProblemType,
+)
 from he_protocol.task import Task
 
-RETRY_STATUS = frozenset({408, 423, 429, 502, 503, 504, 507})
+LATER_STATUS = frozenset(problem.status for problem in PROBLEMS.values() if problem.transient)
+"""What makes an answer of somebody between us and the server worth asking again: it names no problem type."""
 CONNECT_SECONDS = 10.0
 BLOCK_BYTES = 1 << 18
 EXPECT_BYTES = 1 << 15
@@ -186,14 +196,14 @@ class Transport:
 
     async def _retried(self, asked: _Asked) -> Answer:
         retrying = tenacity.AsyncRetrying(
-            retry=tenacity.retry_if_exception_type(_Later),
+            retry=tenacity.retry_if_exception_type(_LaterError),
             wait=self._pause,
             stop=tenacity.stop_before_delay(self._retry.give_up),
             reraise=True,
         )
         try:
             return await retrying(self._once, asked)
-        except _Later as later:
+        except _LaterError as later:
             raise later.refusal from None
 
     async def records(self, path: str, *, audience: str, size: int, count: int) -> AsyncGenerator[bytes, None]:
@@ -207,12 +217,12 @@ class Transport:
                 for _ in range(count):
                     yield await response.content.readexactly(size)
                 if await response.content.read(1):
-                    raise Refusal(
+                    raise ProblemError(
                         TRAILING_BYTES, f"GET {path}", expected=f"{count} records of {size} bytes", got="more"
                     )
         except asyncio.IncompleteReadError as short:
-            raise Refusal(WRONG_SIZE, f"GET {path} ended early", expected=size, got=len(short.partial)) from None
-        except _Later as later:
+            raise ProblemError(WRONG_SIZE, f"GET {path} ended early", expected=size, got=len(short.partial)) from None
+        except _LaterError as later:
             raise later.refusal from None
 
     async def put_frame(self, path: str, head: bytes, body: Sequence[Piece], audience: str) -> Answer:
@@ -262,21 +272,21 @@ class Transport:
                     )
                     response = await stack.enter_async_context(sending)
                 if response.status >= 400:
-                    refusal = Refusal.from_document(await _read_capped(response, PROBLEM_BYTES), response.status)
-                    if response.status not in RETRY_STATUS:
+                    refusal = ProblemError.from_document(await _read_capped(response, PROBLEM_BYTES), response.status)
+                    if not passes_soon(refusal.problem, response.status):
                         raise refusal
-                    raise _Later(refusal, retry_after(response.headers.get("Retry-After", "")))
+                    raise _LaterError(refusal, retry_after(response.headers.get("Retry-After", "")))
                 check_answer(response.status, response.headers, conditional="If-None-Match" in headers)
                 yield response
         except (aiohttp.ClientError, TimeoutError, ConnectionError) as error:
             why = str(error) or type(error).__name__
-            raise _Later(Refusal(UNREACHABLE, f"{asked.method} {self.url}{asked.target}: {why}")) from None
+            raise _LaterError(ProblemError(UNREACHABLE, f"{asked.method} {self.url}{asked.target}: {why}")) from None
 
     def _pause(self, state: tenacity.RetryCallState) -> float:
         """Seconds until the next try: the back-off or what the server asked for, at most the policy's longest."""
         backoff = tenacity.wait_random_exponential(multiplier=self._retry.first, max=self._retry.longest)
         later = state.outcome.exception() if state.outcome is not None else None
-        asked = later.after if isinstance(later, _Later) else 0.0
+        asked = later.after if isinstance(later, _LaterError) else 0.0
         return min(max(asked, backoff(state)), self._retry.longest)
 
     def _signing(self, asked: _Asked) -> aiohttp.ClientMiddlewareType:
@@ -299,13 +309,18 @@ class Transport:
         return sign
 
 
-class _Later(Exception):
+class _LaterError(Exception):
     """The same request may well succeed in a moment; `refusal` is what came of it now."""
 
-    def __init__(self, refusal: Refusal, after: float = 0.0) -> None:
+    def __init__(self, refusal: ProblemError, after: float = 0.0) -> None:
         super().__init__(str(refusal))
         self.refusal = refusal
         self.after = after
+
+
+def passes_soon(problem: ProblemType, status: int) -> bool:
+    """Whether the same request may pass in a moment; where no known problem came, only the status can tell."""
+    return status in LATER_STATUS if problem is UNEXPECTED_ANSWER else problem.transient
 
 
 def retry_after(value: str) -> float:
@@ -319,9 +334,11 @@ def check_answer(status: int, headers: Mapping[str, str], *, conditional: bool) 
     conditional: a 304 is among the answers. Raises `unexpected-answer`.
     """
     if status not in ACCEPTED and not (status == 304 and conditional):
-        raise Refusal(UNEXPECTED_ANSWER, "the status of an answer", expected="200, 201 or 204", got=f"HTTP {status}")
+        raise ProblemError(
+            UNEXPECTED_ANSWER, "the status of an answer", expected="200, 201 or 204", got=f"HTTP {status}"
+        )
     if (coding := headers.get("Content-Encoding", "identity").lower()) != "identity":
-        raise Refusal(UNEXPECTED_ANSWER, "Content-Encoding", expected="none", got=coding[:80])
+        raise ProblemError(UNEXPECTED_ANSWER, "Content-Encoding", expected="none", got=coding[:80])
 
 
 async def _read_capped(response: aiohttp.ClientResponse, limit: int) -> bytes:
@@ -347,7 +364,9 @@ async def _blocks(response: aiohttp.ClientResponse, limit: int) -> AsyncIterator
     async for block in response.content.iter_chunked(BLOCK_BYTES):
         read += len(block)
         if max(read, declared) > limit:
-            raise Refusal(TOO_LARGE, "the server's answer is too long", expected=f"at most {limit} bytes", got="more")
+            raise ProblemError(
+                TOO_LARGE, "the server's answer is too long", expected=f"at most {limit} bytes", got="more"
+            )
         yield block
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from he_protocol.problems import BAD_COMMITTEE, Refusal
+from he_protocol.errors import ProblemError
+from he_protocol.problems import BAD_COMMITTEE
 
 
 @dataclass(frozen=True)
@@ -25,14 +26,14 @@ class Committee:
 
     def __post_init__(self) -> None:
         if not 1 <= self.threshold <= self.agreement <= self.holders:
-            raise Refusal(
+            raise ProblemError(
                 BAD_COMMITTEE,
                 "the committee's numbers do not fit together",
                 expected="1 <= threshold <= agreement <= holders",
                 got=str(self),
             )
         if self.colluders < 0:
-            raise Refusal(
+            raise ProblemError(
                 BAD_COMMITTEE,
                 "two sets of voters need not share a holder",
                 expected=f"agreement at least {self.holders // 2 + 1}",
@@ -70,7 +71,9 @@ def parse_committee(text: str) -> Committee:
     """
     numbers = text.split("/")
     if len(numbers) != 3 or not all(n.isascii() and n.isdigit() and len(n) <= 3 for n in numbers):
-        raise Refusal(BAD_COMMITTEE, "not a committee", expected="threshold/holders/agreement, as 2/4/3", got=text[:80])
+        raise ProblemError(
+            BAD_COMMITTEE, "not a committee", expected="threshold/holders/agreement, as 2/4/3", got=text[:80]
+        )
     threshold, holders, agreement = map(int, numbers)
     return Committee(holders, threshold, agreement)
 
@@ -78,7 +81,7 @@ def parse_committee(text: str) -> Committee:
 def check_collusion(committee: Committee, allowed: bool) -> None:
     """Raises `bad-committee` where one colluding holder is one too many, unless the task allows that in words."""
     if committee.colluders < 1 and not allowed:
-        raise Refusal(
+        raise ProblemError(
             BAD_COMMITTEE,
             "the server and a single key holder could break every promise; allow_no_collusion = true accepts that",
             expected="min(threshold - 1, 2 * agreement - holders - 1) at least 1, as in 2/4/3",

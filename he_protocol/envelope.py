@@ -21,8 +21,9 @@ from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PublicKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.hpke import AEAD, KDF, KEM, MLKEM768X25519PublicKey, Suite
 
+from he_protocol.errors import ProblemError
 from he_protocol.identity.jws import CURVE_PRIME
-from he_protocol.problems import BAD_COMMITTEE, BAD_SIGNATURE, MALFORMED, Refusal
+from he_protocol.problems import BAD_COMMITTEE, BAD_SIGNATURE, MALFORMED
 
 SUITE = Suite(KEM.MLKEM768_X25519, KDF.HKDF_SHA256, AEAD.AES_256_GCM)
 MLKEM_PUBLIC_BYTES = 1184
@@ -39,14 +40,14 @@ def check_key(public: bytes) -> None:
     order (RFC 7748 section 6.1). Raises `malformed`.
     """
     if len(public) != PUBLIC_BYTES:
-        raise Refusal(MALFORMED, "not a holder's HPKE key", expected=f"{PUBLIC_BYTES} bytes", got=len(public))
+        raise ProblemError(MALFORMED, "not a holder's HPKE key", expected=f"{PUBLIC_BYTES} bytes", got=len(public))
     if (most := _largest_coefficient(public[: MLKEM_PUBLIC_BYTES - _MLKEM_SEED_BYTES])) >= MLKEM_MODULUS:
         expected = f"coefficients below {MLKEM_MODULUS}"
-        raise Refusal(MALFORMED, "a holder's HPKE key, its ML-KEM half", expected=expected, got=most)
+        raise ProblemError(MALFORMED, "a holder's HPKE key, its ML-KEM half", expected=expected, got=most)
     point = public[MLKEM_PUBLIC_BYTES:]
     if int.from_bytes(point, "little") >= CURVE_PRIME or _low_order(point):
         expected = "a point of large order"
-        raise Refusal(MALFORMED, "a holder's HPKE key, its X25519 half", expected=expected, got=point.hex())
+        raise ProblemError(MALFORMED, "a holder's HPKE key, its X25519 half", expected=expected, got=point.hex())
 
 
 def check_distinct(keys: Sequence[bytes]) -> None:
@@ -55,7 +56,9 @@ def check_distinct(keys: Sequence[bytes]) -> None:
     Raises `bad-committee`.
     """
     if any(share_a_half(one, other) for one, other in combinations(keys, 2)):
-        raise Refusal(BAD_COMMITTEE, "two HPKE keys have a half in common", expected="a key of its own for each holder")
+        raise ProblemError(
+            BAD_COMMITTEE, "two HPKE keys have a half in common", expected="a key of its own for each holder"
+        )
 
 
 def share_a_half(one: bytes, other: bytes) -> bool:
@@ -81,7 +84,9 @@ def check_possession(proof: bytes, public: bytes, message: bytes) -> None:
     try:
         Ed25519PublicKey.from_public_bytes(edwards(public[MLKEM_PUBLIC_BYTES:])).verify(proof, message)
     except (InvalidSignature, ValueError):
-        raise Refusal(BAD_SIGNATURE, "the request does not show that its HPKE key is the requester's own") from None
+        raise ProblemError(
+            BAD_SIGNATURE, "the request does not show that its HPKE key is the requester's own"
+        ) from None
 
 
 def seal(plaintext: bytes, public: bytes, info: bytes) -> bytes:
@@ -94,7 +99,9 @@ def seal(plaintext: bytes, public: bytes, info: bytes) -> bytes:
         )
         return SUITE.encrypt(plaintext, key, info)
     except ValueError:  # the library's own idea of a key
-        raise Refusal(MALFORMED, "not a holder's HPKE key", expected="an encapsulation key (FIPS 203, 7.2)") from None
+        raise ProblemError(
+            MALFORMED, "not a holder's HPKE key", expected="an encapsulation key (FIPS 203, 7.2)"
+        ) from None
 
 
 def _largest_coefficient(packed: bytes) -> int:

@@ -6,7 +6,8 @@ bytes and not in the media type: a resumed upload has another media type, and fr
 
 from __future__ import annotations
 
-from he_protocol.problems import MALFORMED, TOO_LARGE, Refusal
+from he_protocol.errors import ProblemError
+from he_protocol.problems import MALFORMED, TOO_LARGE
 from he_protocol.version import PROTOCOL, unknown
 
 CONTENT_TYPE = "application/vnd.hushsum.frame"
@@ -23,12 +24,12 @@ def start(head: bytes) -> bytes:
 def head_size(prefix: bytes) -> int:
     """Length of the head, from the bytes before it. Raises `malformed`, `unknown-protocol` or `too-large`."""
     if len(prefix) != PREFIX_BYTES:
-        raise Refusal(MALFORMED, "the frame ends inside its prefix", expected=PREFIX_BYTES, got=len(prefix))
+        raise ProblemError(MALFORMED, "the frame ends inside its prefix", expected=PREFIX_BYTES, got=len(prefix))
     if not prefix.startswith(MAGIC):
         raise unknown("a frame", prefix[: len(MAGIC)])
     size = int.from_bytes(prefix[len(MAGIC) :], "little")
     if size > HEAD_LIMIT:
-        raise Refusal(TOO_LARGE, "the frame's head is too long", expected=f"at most {HEAD_LIMIT}", got=size)
+        raise ProblemError(TOO_LARGE, "the frame's head is too long", expected=f"at most {HEAD_LIMIT}", got=size)
     return size
 
 
@@ -36,5 +37,5 @@ def split(frame: bytes) -> tuple[bytes, memoryview]:
     """Head and body of a whole frame in memory."""
     size = head_size(frame[:PREFIX_BYTES])
     if len(frame) < PREFIX_BYTES + size:
-        raise Refusal(MALFORMED, "the frame ends inside its head", expected=size, got=len(frame) - PREFIX_BYTES)
+        raise ProblemError(MALFORMED, "the frame ends inside its head", expected=size, got=len(frame) - PREFIX_BYTES)
     return frame[PREFIX_BYTES : PREFIX_BYTES + size], memoryview(frame)[PREFIX_BYTES + size :]

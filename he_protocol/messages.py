@@ -11,7 +11,8 @@ from typing import Annotated, Literal, TypeVar
 import msgspec
 from msgspec import Meta
 
-from he_protocol.problems import MALFORMED, TOO_LARGE, TRAILING_BYTES, UNKNOWN_FIELD, Refusal
+from he_protocol.errors import ProblemError
+from he_protocol.problems import MALFORMED, TOO_LARGE, TRAILING_BYTES, UNKNOWN_FIELD
 
 Name = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}(?!\n)$", description="lower-case name, at most 64")]
 Digest = Annotated[bytes, Meta(min_length=32, max_length=32, description="SHA-256")]
@@ -315,7 +316,7 @@ def decode(data: bytes, kind: type[M], *, limit: int = MESSAGE_LIMIT) -> M:
     Raises `too-large`, `malformed`, `unknown-field` or `trailing-bytes`.
     """
     if len(data) > limit:
-        raise Refusal(TOO_LARGE, f"{kind.__name__} is too long", expected=f"at most {limit} bytes", got=len(data))
+        raise ProblemError(TOO_LARGE, f"{kind.__name__} is too long", expected=f"at most {limit} bytes", got=len(data))
     try:
         return msgspec.json.decode(data, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:  # the last for what it skips
@@ -326,4 +327,4 @@ def decode(data: bytes, kind: type[M], *, limit: int = MESSAGE_LIMIT) -> M:
             problem = TRAILING_BYTES
         else:
             problem = MALFORMED
-        raise Refusal(problem, f"{kind.__name__}: {text}") from None
+        raise ProblemError(problem, f"{kind.__name__}: {text}") from None

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from itertools import combinations
 from math import comb
 
-from he_protocol.problems import BAD_COMMITTEE, Refusal
+from he_protocol.errors import ProblemError
+from he_protocol.problems import BAD_COMMITTEE
 
 MAX_PARTS = 126
 """C(9, 4): the largest committee whose shares still fit comfortably in one answer."""
@@ -32,11 +33,11 @@ class Sharing:
     def __post_init__(self) -> None:
         n, t = self.holders, self.threshold
         if not 1 <= t <= n:
-            raise Refusal(
+            raise ProblemError(
                 BAD_COMMITTEE, "the threshold must lie between 1 and the number of holders", got=f"{t} of {n}"
             )
         if comb(n, t - 1) > MAX_PARTS:
-            raise Refusal(BAD_COMMITTEE, "too many parts", expected=f"at most {MAX_PARTS}", got=comb(n, t - 1))
+            raise ProblemError(BAD_COMMITTEE, "too many parts", expected=f"at most {MAX_PARTS}", got=comb(n, t - 1))
 
     @property
     def excluded(self) -> tuple[tuple[int, ...], ...]:

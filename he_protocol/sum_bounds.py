@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import hypot, log2, sqrt
 
+from he_protocol.errors import ProblemError
 from he_protocol.privacy.plan import PrivacyPlan, check_noise, noise_std
-from he_protocol.problems import BAD_PLAN, SUM_COULD_WRAP, Refusal
+from he_protocol.problems import BAD_PLAN, SUM_COULD_WRAP
 from he_protocol.schemes.registry import all_profiles, load_scheme
 from he_protocol.schemes.scheme import Scheme
 from he_protocol.sharing import Sharing
@@ -83,14 +84,14 @@ class SumPlan:
         """
         needed = self.largest(scale)
         if not needed <= self.scheme.capacity:
-            raise Refusal(
+            raise ProblemError(
                 SUM_COULD_WRAP,
                 "lower scale, value_range or max_clients",
                 expected=f"sums up to {self.scheme.capacity}",
                 got=f"{needed:.0f}",
             )
         if (bits := self.scheme.garbage_bits(needed, self.length, self.max_clients)) < GARBAGE_BITS:
-            raise Refusal(
+            raise ProblemError(
                 SUM_COULD_WRAP,
                 "honest sums fill the modulus, so that a wrong one could pass; lower scale, value_range or max_clients",
                 expected=f"a chance of at most 2^-{GARBAGE_BITS:.0f}",
@@ -105,7 +106,7 @@ class SumPlan:
         error = hypot(self.scheme.error_std, 0.5)
         one = scale * self.value_range / weight_cap
         if one < LEAST_WEIGHT * error:
-            raise Refusal(
+            raise ProblemError(
                 BAD_PLAN,
                 "the weight of one example drowns in rounding and the scheme's error; lower weight_cap",
                 expected=f"weight_cap up to {scale * self.value_range / (LEAST_WEIGHT * error):.4g}",
@@ -118,13 +119,15 @@ class SumPlan:
         while not self._fits(scale):
             scale /= 2
             if scale < 1:
-                raise Refusal(SUM_COULD_WRAP, "no scale is small enough", expected=f"sums up to {self.scheme.capacity}")
+                raise ProblemError(
+                    SUM_COULD_WRAP, "no scale is small enough", expected=f"sums up to {self.scheme.capacity}"
+                )
         return scale
 
     def _fits(self, scale: float) -> bool:
         try:
             self.check_capacity(scale)
-        except Refusal:
+        except ProblemError:
             return False
         return True
 
@@ -176,7 +179,7 @@ def plan_sums(
     """
     if value_range is None:
         if privacy.unit == "record" or not privacy.clip_norm:
-            raise Refusal(BAD_PLAN, "value_range is needed: the clip does not bound a client's update here")
+            raise ProblemError(BAD_PLAN, "value_range is needed: the clip does not bound a client's update here")
         value_range = min(privacy.clip_norm, TYPICAL_RANGE * privacy.clip_norm / sqrt(length))
     offers = []
     for profile in all_profiles():
@@ -198,7 +201,7 @@ def _offer(plan: SumPlan, sharing: Sharing, openings: int, accuracy: float | Non
         wanted = accuracy or (SILENT_SHARE * noise if noise else DEFAULT_ERROR * plan.value_range)
         if error > wanted:
             refusal = f"error of the mean {error:.3g} above {wanted:.3g}"
-    except Refusal as reason:
+    except ProblemError as reason:
         refusal = reason.detail
     size = plan.bytes_per_parameter(sharing)
     return Candidate(plan.scheme.profile.name, scale, plan.value_range, size, error, noise, refusal)

@@ -11,11 +11,12 @@ from msgspec import Meta
 
 from he_protocol import envelope
 from he_protocol.committee import Committee, check_collusion
+from he_protocol.errors import ProblemError
 from he_protocol.identity.jws import check_public, payload_hash, verify
 from he_protocol.messages import Count, Digest, HpkeKey, Key32, Message, Name, Positive, PositiveFloat
 from he_protocol.privacy import plan
 from he_protocol.privacy.plan import PrivacyPlan
-from he_protocol.problems import BAD_PLAN, FINGERPRINT_MISMATCH, Refusal
+from he_protocol.problems import BAD_PLAN, FINGERPRINT_MISMATCH
 from he_protocol.schemes.registry import load_scheme
 from he_protocol.schemes.scheme import BodyPart, Scheme
 from he_protocol.sharing import Sharing
@@ -186,10 +187,10 @@ def check_config(config: TaskConfig) -> None:
     key that is none.
     """
     if looks_like_hash(config.name):
-        raise Refusal(BAD_PLAN, "the name looks like a task's hash", expected="a name", got=config.name)
+        raise ProblemError(BAD_PLAN, "the name looks like a task's hash", expected="a name", got=config.name)
     scheme = load_scheme(config.scheme, config.profile)
     if config.fingerprint != scheme.profile.fingerprint:
-        raise Refusal(
+        raise ProblemError(
             FINGERPRINT_MISMATCH,
             f"profile {config.profile} has other parameters here",
             expected=config.fingerprint.hex(),
@@ -198,22 +199,26 @@ def check_config(config: TaskConfig) -> None:
     check_collusion(committee_of(config), config.allow_no_collusion)
     sharing = Sharing(len(config.holders), config.threshold)
     if (vectors := config.buckets * len(sharing.parts_of(0))) > MAX_VECTORS:
-        raise Refusal(BAD_PLAN, "too many buckets for one share", expected=f"at most {MAX_VECTORS} parts", got=vectors)
+        raise ProblemError(
+            BAD_PLAN, "too many buckets for one share", expected=f"at most {MAX_VECTORS} parts", got=vectors
+        )
     for values, what in (
         ([holder.name for holder in config.holders], "holder names"),
         ([holder.key for holder in config.holders], "holder keys"),
         ([spec.name for spec in config.tensors], "tensor names"),
     ):
         if len(set(values)) != len(values):
-            raise Refusal(BAD_PLAN, f"{what} must differ")
+            raise ProblemError(BAD_PLAN, f"{what} must differ")
     check_keys(config.server, config.holders)
     length = sum(spec.size for spec in config.tensors) + (config.weighting == "examples")
     if length > MAX_LENGTH:
-        raise Refusal(BAD_PLAN, "the model is too large", expected=f"at most {MAX_LENGTH} parameters", got=length)
+        raise ProblemError(BAD_PLAN, "the model is too large", expected=f"at most {MAX_LENGTH} parameters", got=length)
     if (needed := config.buckets * config.min_clients) > config.max_clients:
-        raise Refusal(BAD_PLAN, "buckets * min_clients exceeds max_clients", got=f"{needed} > {config.max_clients}")
+        raise ProblemError(
+            BAD_PLAN, "buckets * min_clients exceeds max_clients", got=f"{needed} > {config.max_clients}"
+        )
     if config.combination != "mean" and config.buckets < ROBUST_BUCKETS:
-        raise Refusal(
+        raise ProblemError(
             BAD_PLAN,
             f"combination {config.combination!r} has nothing to choose from",
             expected=f"at least {ROBUST_BUCKETS} buckets",
@@ -221,10 +226,10 @@ def check_config(config: TaskConfig) -> None:
         )
     for field in ("scale", "value_range", "weight_cap"):
         if not plan.ordinary(value := getattr(config, field)):
-            raise Refusal(BAD_PLAN, field, expected="> 0 and finite", got=value)
+            raise ProblemError(BAD_PLAN, field, expected="> 0 and finite", got=value)
     plan.check_plan(config.privacy)
     if config.privacy.unit == "record" and config.weighting == "examples":
-        raise Refusal(
+        raise ProblemError(
             BAD_PLAN, "record-level privacy hides how many records a client has", expected="weighting 'fixed'"
         )
     sum_plan(config).check(config.scale)

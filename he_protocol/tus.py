@@ -7,7 +7,8 @@ import hashlib
 import re
 from base64 import b64decode, b64encode
 
-from he_protocol.problems import MALFORMED, Refusal
+from he_protocol.errors import ProblemError
+from he_protocol.problems import MALFORMED
 
 VERSION = "1.0.0"
 EXTENSIONS = "creation,checksum,expiration,termination"
@@ -28,7 +29,7 @@ def number(text: str, field: str) -> int:
     42
     """
     if _DIGITS.fullmatch(text) is None:
-        raise Refusal(MALFORMED, field, expected="a number of bytes", got=text[:80])
+        raise ProblemError(MALFORMED, field, expected="a number of bytes", got=text[:80])
     return int(text)
 
 
@@ -46,7 +47,9 @@ def parse_checksum(text: str) -> tuple[str, bytes]:
     algorithm, _, encoded = text.partition(" ")
     digest = _decode(encoded, "Upload-Checksum")
     if len(digest) != ALGORITHMS.get(algorithm):
-        raise Refusal(MALFORMED, "Upload-Checksum", expected=f"a digest by {' or '.join(ALGORITHMS)}", got=text[:80])
+        raise ProblemError(
+            MALFORMED, "Upload-Checksum", expected=f"a digest by {' or '.join(ALGORITHMS)}", got=text[:80]
+        )
     return algorithm, digest
 
 
@@ -62,12 +65,14 @@ def parse_metadata(text: str) -> dict[str, bytes]:
     {'filename': b'update', 'private': b''}
     """
     if len(text) > _METADATA_LIMIT:
-        raise Refusal(MALFORMED, "Upload-Metadata", expected=f"at most {_METADATA_LIMIT} characters", got=len(text))
+        raise ProblemError(
+            MALFORMED, "Upload-Metadata", expected=f"at most {_METADATA_LIMIT} characters", got=len(text)
+        )
     found: dict[str, bytes] = {}
     for pair in text.split(",") if text else ():
         key, _, value = pair.strip().partition(" ")
         if not key or not key.isascii() or key in found:
-            raise Refusal(MALFORMED, "Upload-Metadata", expected="distinct keys, each with a value", got=pair[:80])
+            raise ProblemError(MALFORMED, "Upload-Metadata", expected="distinct keys, each with a value", got=pair[:80])
         found[key] = _decode(value, "Upload-Metadata")
     return found
 
@@ -76,4 +81,4 @@ def _decode(text: str, field: str) -> bytes:
     try:
         return b64decode(text, validate=True)
     except (binascii.Error, ValueError):
-        raise Refusal(MALFORMED, field, expected="base64", got=text[:80]) from None
+        raise ProblemError(MALFORMED, field, expected="base64", got=text[:80]) from None

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from he_protocol.problems import UNKNOWN_PROTOCOL, Refusal
+from he_protocol.errors import ProblemError
+from he_protocol.problems import UNKNOWN_PROTOCOL
 
 PROTOCOL = 2
 
 
-def unknown(what: str, got: object) -> Refusal:
+def unknown(what: str, got: object) -> ProblemError:
     """The refusal of what another version made: none of it is read."""
-    return Refusal(
+    return ProblemError(
         UNKNOWN_PROTOCOL, f"{what} is of a version that this program does not speak", expected=PROTOCOL, got=got
     )

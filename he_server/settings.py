@@ -10,8 +10,9 @@ from pydantic_settings import SettingsConfigDict
 
 from he_party.keyfile import KeyRecord, read_private
 from he_party.settings import FileSettings, Flag
+from he_protocol.errors import ProblemError
 from he_protocol.identity.jws import public_from_jwk
-from he_protocol.problems import BAD_SETTINGS, Refusal
+from he_protocol.problems import BAD_SETTINGS
 from he_server.store.engine import sqlite_url
 
 ENV_PREFIX = "HUSHSUM_SERVER_"
@@ -74,14 +75,14 @@ class Settings(FileSettings):
         try:
             return public_from_jwk(path.read_text().strip())
         except (OSError, UnicodeDecodeError) as error:
-            raise Refusal(BAD_SETTINGS, f"cannot read the authority's public key: {error}") from None
-        except Refusal as refusal:
-            raise Refusal(BAD_SETTINGS, f"{path}: {refusal.detail}") from None
+            raise ProblemError(BAD_SETTINGS, f"cannot read the authority's public key: {error}") from None
+        except ProblemError as refusal:
+            raise ProblemError(BAD_SETTINGS, f"{path}: {refusal.detail}") from None
 
 
 def load_settings(file: Path | None = None, **flags: Flag) -> Settings:
     """Read the settings; flags that are None do not count. Raises `bad-settings`."""
     found = Settings.load(file, **flags)
     if (found.tls_cert is None) != (found.tls_key is None):
-        raise Refusal(BAD_SETTINGS, "tls_cert and tls_key are given together or not at all")
+        raise ProblemError(BAD_SETTINGS, "tls_cert and tls_key are given together or not at all")
     return found

@@ -16,7 +16,8 @@ from he_bench.results import Failed, LoadPoint, LoadRun, Measurement, Report, Ru
 from he_bench.units import number, seconds
 from he_party.console import Format, command
 from he_party.program import add_version
-from he_protocol.problems import BAD_SETTINGS, Refusal
+from he_protocol.errors import ProblemError
+from he_protocol.problems import BAD_SETTINGS
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -232,7 +233,7 @@ def _interpreters(pairs: Sequence[str]) -> dict[str, str]:
     for pair in pairs:
         name, _, python = pair.partition("=")
         if shutil.which(python) is None:
-            raise Refusal(BAD_SETTINGS, f"--python-for {pair}", expected="PEER=an interpreter's path")
+            raise ProblemError(BAD_SETTINGS, f"--python-for {pair}", expected="PEER=an interpreter's path")
         pythons[name] = python
     return pythons
 
@@ -240,7 +241,7 @@ def _interpreters(pairs: Sequence[str]) -> dict[str, str]:
 def _check_known(what: str, chosen: Sequence[str], known: Sequence[str]) -> None:
     for name in chosen:
         if name not in known:
-            raise Refusal(BAD_SETTINGS, f"unknown {what}", expected=", ".join(dict.fromkeys(known)), got=name)
+            raise ProblemError(BAD_SETTINGS, f"unknown {what}", expected=", ".join(dict.fromkeys(known)), got=name)
 
 
 def _err() -> Console:

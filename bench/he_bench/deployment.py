@@ -22,8 +22,9 @@ from he_party.identity import AUTHORITY_FILE, CREDENTIAL_FILE, KEY_FILE, Identit
 from he_party.keyfile import KeyRecord, write_private
 from he_party.transport import Transport
 from he_protocol import frames, paths
+from he_protocol.errors import ProblemError
 from he_protocol.identity.jws import jwk_x
-from he_protocol.problems import UNREACHABLE, Refusal
+from he_protocol.problems import UNREACHABLE
 
 START_SECONDS = 60.0
 POLL_SECONDS = 0.02
@@ -96,7 +97,7 @@ class Deployment:
                     await asyncio.sleep(POLL_SECONDS)
         except TimeoutError:
             log = (self.root / f"{program}.log").read_text()
-            raise Refusal(UNREACHABLE, f"{program} did not start: {log.strip()}") from None
+            raise ProblemError(UNREACHABLE, f"{program} did not start: {log.strip()}") from None
         return f"http://127.0.0.1:{port_file.read_text().strip()}"
 
     def server_pids(self) -> list[int]:

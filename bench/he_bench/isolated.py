@@ -14,7 +14,7 @@ from he_bench.cases import load_case
 from he_bench.cores import restrict
 from he_bench.results import Failed, Measurement, Point
 from he_bench.timing import measure
-from he_protocol.problems import Refusal
+from he_protocol.errors import ProblemError
 
 WARM_UP_PARAMETERS = 5000
 IN_PROCESS = frozenset({"seal", "seal_noise", "fold", "share", "open"})
@@ -33,7 +33,7 @@ async def measured(point: Point, budget: float) -> Measurement | Failed:
             if point.case not in IN_PROCESS:
                 await job.run()
             return await measure(point, job, budget)
-    except Refusal as refusal:
+    except ProblemError as refusal:
         return Failed(point, str(refusal))
 
 

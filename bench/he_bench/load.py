@@ -32,7 +32,8 @@ from he_bench.world import Update, World, new_update_id
 from he_party.identity import Identity
 from he_party.transport import RetryPolicy, Transport
 from he_protocol import documents, frames, paths
-from he_protocol.problems import NOT_FOUND, Refusal
+from he_protocol.errors import ProblemError
+from he_protocol.problems import NOT_FOUND
 
 PATIENCE = RetryPolicy(first=0.1, longest=2.0, give_up=1800.0)
 FILES_PER_CLIENT = 2
@@ -148,7 +149,7 @@ async def _lost(world: World, url: str, uploads: Sequence[Upload]) -> int:
             path = paths.update_path(world.task.id, upload.update_id)
             try:
                 await transport.document("GET", path, documents.UpdateStatus, audience=world.task.config.server.name)
-            except Refusal as refusal:
+            except ProblemError as refusal:
                 if refusal.problem is not NOT_FOUND:
                     raise
                 lost += 1

@@ -6,7 +6,8 @@ from functools import cache
 from importlib import import_module
 
 from he_protocol import schemes
-from he_protocol.problems import WRONG_SCHEME, Refusal
+from he_protocol.errors import ProblemError
+from he_protocol.problems import WRONG_SCHEME
 from he_protocol.schemes import registry
 from he_protocol.schemes.scheme import Profile
 
@@ -24,7 +25,7 @@ def profiles() -> dict[str, Profile]:
 def profile(name: str) -> Profile:
     """One profile. Raises `wrong-scheme` for a name that no scheme has."""
     if name not in profiles():
-        raise Refusal(WRONG_SCHEME, "unknown profile", expected=", ".join(profiles()), got=name)
+        raise ProblemError(WRONG_SCHEME, "unknown profile", expected=", ".join(profiles()), got=name)
     return profiles()[name]
 
 

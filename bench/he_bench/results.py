@@ -12,7 +12,8 @@ from typing import Literal
 
 import msgspec
 
-from he_protocol.problems import BAD_SETTINGS, Refusal
+from he_protocol.errors import ProblemError
+from he_protocol.problems import BAD_SETTINGS
 
 SuiteName = Literal["quick", "full"]
 
@@ -186,7 +187,7 @@ def save(report: Report, path: Path) -> None:
     try:
         path.write_bytes(msgspec.json.format(msgspec.json.encode(report)) + b"\n")
     except OSError as error:
-        raise Refusal(BAD_SETTINGS, f"cannot write {path}: {error.strerror}") from None
+        raise ProblemError(BAD_SETTINGS, f"cannot write {path}: {error.strerror}") from None
 
 
 def load(path: Path) -> Report:
@@ -194,7 +195,7 @@ def load(path: Path) -> Report:
     try:
         report: Report = msgspec.json.decode(path.read_bytes(), type=Report)
     except OSError as error:
-        raise Refusal(BAD_SETTINGS, f"cannot read {path}: {error.strerror}") from None
+        raise ProblemError(BAD_SETTINGS, f"cannot read {path}: {error.strerror}") from None
     except msgspec.DecodeError as error:
-        raise Refusal(BAD_SETTINGS, f"{path} is not a result of he-bench: {error}") from None
+        raise ProblemError(BAD_SETTINGS, f"{path} is not a result of he-bench: {error}") from None
     return report

@@ -16,7 +16,6 @@ import yaml
 from docs.site.http import http_page, problems_page
 from docs.site.pages import PACKAGES, decisions, reference, written
 from he_party import __version__
-from he_protocol.problems import PROBLEMS
 
 ROOT = Path(__file__).parents[2]
 BUILD = ROOT / "build" / "site"
@@ -41,7 +40,7 @@ def stage() -> None:
     modules, python = reference(ROOT)
     pages |= modules
     pages["http.md"] = http_page(document)
-    pages["problems.md"] = problems_page(((p.slug, p.status, p.title) for p in PROBLEMS.values()), document)
+    pages["problems.md"] = problems_page(document)
     for name, text in pages.items():
         path = BUILD / "pages" / name
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import inspect
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
+
+from docs.problems import page
+from he_protocol.problems import URN
 
 Json = Mapping[str, Any]
 GROUPS = {
@@ -29,7 +31,6 @@ GROUPS = {
 JSON = "application/json"
 FEW = 8
 """Of more routes than these only the number is told."""
-PROBLEM = "application/problem+json"
 INTRODUCTION = """# HTTP interface
 
 What `he-server` answers, from its own [OpenAPI 3.1 document](openapi.json).
@@ -59,35 +60,15 @@ def http_page(document: Json) -> str:
     return "\n".join(out)
 
 
-def problems_page(problems: Iterable[tuple[str, int, str]], document: Json) -> str:
-    """Every problem type: its slug, status and title, and the operations that may answer it."""
+def problems_page(document: Json) -> str:
+    """Every problem type, as `docs/problems.md` has it, and the operations that may answer it."""
     common = _everywhere(document)
     used: dict[str, list[str]] = {}
     for method, path, operation in _operations(document):
         for slug in _problems_of(operation):
             used.setdefault(slug, []).append(f"[{method.upper()} {path}](http.md#{_anchor(method, path)})")
-    rows = []
-    for slug, status, title in sorted(problems):
-        where = used.get(slug, [])
-        told = f"{len(where)} routes" if len(where) > FEW else ", ".join(where) or "no route by itself"
-        if slug in common:
-            told = "every route"
-        rows.append(f"| <span id='{slug}'></span>`{slug}` | {status} | {title} | {told} |")
-    return "\n".join(
-        [
-            "# Problems",
-            "",
-            "Whatever is refused is refused as one of these types (RFC 9457).",
-            "The URN is `urn:hushsum:problem:` and the slug. A slug keeps its meaning for ever.",
-            "Beside `detail`, a problem may say what was `expected` and what was `got`.",
-            "The same types are raised in Python, and are the exit messages of the commands.",
-            "",
-            "| slug | status | title | answered by |",
-            "| --- | ---: | --- | --- |",
-            *rows,
-            "",
-        ]
-    )
+    told = {slug: f"{len(where)} routes" if len(where) > FEW else ", ".join(where) for slug, where in used.items()}
+    return page(told | dict.fromkeys(common, "every route"))
 
 
 def _operations(document: Json) -> Iterator[tuple[str, str, Json]]:
@@ -162,10 +143,8 @@ def _answer(answer: Json, common: frozenset[str]) -> str:
 
 
 def _slugs(answer: Json) -> list[str]:
-    """The problems that an answer may be: its description lists them as "slug: title; slug: title"."""
-    if PROBLEM not in answer.get("content", {}):
-        return []
-    return re.findall(r"(?:^|; )([a-z0-9-]+): ", answer.get("description", ""))
+    """The problems that an answer may be."""
+    return [problem["type"].removeprefix(URN) for problem in answer.get("x-problems", ())]
 
 
 def _schema(name: str, schema: Json) -> str:

@@ -21,7 +21,7 @@ from examples.har.rounds import Phones, RoundResult
 from he_client.client import HushSumClient
 from he_client.training import arrays
 from he_protocol.committee import Committee, describe, parse_committee
-from he_protocol.problems import Refusal
+from he_protocol.errors import ProblemError
 from he_protocol.task import Task
 
 TASK = "har-demo"
@@ -94,7 +94,7 @@ def main(
         raise typer.Exit(2)
     try:
         asyncio.run(run(rounds, scheme, directory.absolute(), report_file, outage, parse_committee(committee)))
-    except Refusal as refusal:
+    except ProblemError as refusal:
         console.print(f"refused {refusal}", style="red", soft_wrap=True)
         raise typer.Exit(2) from None
 

@@ -22,9 +22,10 @@ from he_authority.tasks import build_config
 from he_holder.keyring import new_holder
 from he_party.identity import AUTHORITY_FILE, CREDENTIAL_FILE, KEY_FILE, Identity, create
 from he_party.keyfile import KeyRecord, write_private
+from he_protocol.errors import ProblemError
 from he_protocol.identity.jws import SigningKey, jwk_x
 from he_protocol.messages import Role
-from he_protocol.problems import UNREACHABLE, Refusal
+from he_protocol.problems import UNREACHABLE
 from he_protocol.task import TensorSpec
 from he_protocol.tensors import model_digest
 
@@ -143,7 +144,9 @@ class Deployment:
         )
         output, _ = await process.communicate()
         if process.returncode != 0:
-            raise Refusal(UNREACHABLE, f"{program} {arguments[0]} failed: {output.decode(errors='replace').strip()}")
+            raise ProblemError(
+                UNREACHABLE, f"{program} {arguments[0]} failed: {output.decode(errors='replace').strip()}"
+            )
 
     async def _until_ready(self, port_file: Path) -> None:
         for _ in range(START_TRIES):
@@ -152,4 +155,4 @@ class Deployment:
             if self.processes["server"].returncode is not None:
                 break
             await asyncio.sleep(0.1)
-        raise Refusal(UNREACHABLE, f"the server did not start; see {self.root / 'server.log'}")
+        raise ProblemError(UNREACHABLE, f"the server did not start; see {self.root / 'server.log'}")

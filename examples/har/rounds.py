@@ -18,8 +18,8 @@ from he_client.encode import encode
 from he_client.published import Model
 from he_client.tensors import flatten
 from he_client.training import Arrays, clipped_gradient_sum, load_arrays, poisson_sample
+from he_protocol.errors import ProblemError
 from he_protocol.privacy.quantise import Integers
-from he_protocol.problems import Refusal
 from he_protocol.task import Task
 
 CLIENT_STAGES = ("train", "encrypt", "upload")
@@ -74,7 +74,7 @@ class Phones:
         result.epsilon = clients[0].privacy_spent(task)
         try:
             await clients[0].wait(task, sent[0])
-        except Refusal as refusal:
+        except ProblemError as refusal:
             result.failure = str(refusal)
             return result
         await self._check(clients[0], integers, result)

@@ -23,6 +23,7 @@ from he_party.files import private_directory, private_opener
 from he_party.transport import Transport
 from he_protocol import documents, limits, paths
 from he_protocol.arithmetic import residues
+from he_protocol.errors import ProblemError
 from he_protocol.identity.jws import verify
 from he_protocol.messages import Confirmation
 from he_protocol.privacy.quantise import Integers
@@ -34,7 +35,6 @@ from he_protocol.problems import (
     TENSEAL_VERSION,
     WRONG_EPOCH,
     WRONG_TASK,
-    Refusal,
 )
 from he_protocol.schemes import seal_codec
 from he_protocol.schemes.ckks import Ckks, CkksProfile, common_polynomial
@@ -82,26 +82,26 @@ def check_confirmations(task: Task, confirmations: dict[str, str]) -> bytes:
     read = []
     for holder in task.config.holders:
         if holder.name not in confirmations:
-            raise Refusal(KEYS_NOT_READY, f"holder {holder.name!r} has not confirmed the joint key yet")
+            raise ProblemError(KEYS_NOT_READY, f"holder {holder.name!r} has not confirmed the joint key yet")
         message = verify(confirmations[holder.name], Confirmation, holder.key)
         if message.task_hash != task.hash:
-            raise Refusal(
+            raise ProblemError(
                 WRONG_TASK, f"the confirmation of {holder.name!r}", expected=task.id, got=message.task_hash.hex()
             )
         if message.epoch != task.config.epoch:
-            raise Refusal(
+            raise ProblemError(
                 WRONG_EPOCH, f"the confirmation of {holder.name!r}", expected=task.config.epoch, got=message.epoch
             )
         read.append((message.key, message.transcript))
     if len(set(read)) != 1:
-        raise Refusal(CEREMONY_CONFLICT, "the holders confirmed different keys")
+        raise ProblemError(CEREMONY_CONFLICT, "the holders confirmed different keys")
     return read[0][0]
 
 
 def joint_context(task: Task, scheme: Ckks, digest: bytes, packed: bytes) -> bytes:
     """A serialised TenSEAL context with the committee's joint public key and no secret key."""
     if hashlib.sha256(packed).digest() != digest:
-        raise Refusal(DIGEST_MISMATCH, "the joint key is not the one that the holders confirmed")
+        raise ProblemError(DIGEST_MISMATCH, "the joint key is not the one that the holders confirmed")
     layout = scheme.key_layout()
     joint = residues.unpack(packed, layout).reshape(layout.shape)
     common = common_polynomial(scheme.profile, task.epoch_id)
@@ -113,7 +113,9 @@ def check_tenseal(profile: CkksProfile) -> None:
     import tenseal
 
     if tenseal.__version__ != profile.tenseal:
-        raise Refusal(TENSEAL_VERSION, "install the pinned release", expected=profile.tenseal, got=tenseal.__version__)
+        raise ProblemError(
+            TENSEAL_VERSION, "install the pinned release", expected=profile.tenseal, got=tenseal.__version__
+        )
 
 
 def load_context(data: bytes) -> tenseal.Context:
@@ -123,7 +125,7 @@ def load_context(data: bytes) -> tenseal.Context:
     seal_codec.refuse_private(data)
     context = tenseal.context_from(data)
     if context.has_secret_key():
-        raise Refusal(PRIVATE_CONTEXT, "TenSEAL found a secret key in it")
+        raise ProblemError(PRIVATE_CONTEXT, "TenSEAL found a secret key in it")
     return context
 
 

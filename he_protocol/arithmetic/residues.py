@@ -17,7 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from he_protocol.arithmetic.kernel import kernel
-from he_protocol.problems import RESIDUE_RANGE, WRONG_SIZE, Refusal
+from he_protocol.errors import ProblemError
+from he_protocol.problems import RESIDUE_RANGE, WRONG_SIZE
 
 Residues = npt.NDArray[np.uint64]
 
@@ -78,7 +79,7 @@ def unpack(packed: bytes | memoryview, layout: ResidueLayout) -> Residues:
     """Inverse of `pack` for whole polynomials; refuses a residue at or above its modulus."""
     rows, limbs = _whole_rows(packed, layout), len(layout.moduli)
     if rows % limbs:
-        raise Refusal(WRONG_SIZE, "packed bytes end inside a polynomial", expected=f"n * {limbs} rows", got=rows)
+        raise ProblemError(WRONG_SIZE, "packed bytes end inside a polynomial", expected=f"n * {limbs} rows", got=rows)
     out = np.zeros((rows, layout.degree), dtype=np.uint64)
     fold(out, packed, layout)
     return out.reshape(rows // limbs, limbs, layout.degree)
@@ -92,7 +93,9 @@ def fold(rows: Residues, packed: bytes | memoryview, layout: ResidueLayout, firs
     """
     count = _whole_rows(packed, layout)
     if rows.shape != (count, layout.degree):
-        raise Refusal(WRONG_SIZE, "accumulator and packed rows differ", expected=rows.shape, got=(count, layout.degree))
+        raise ProblemError(
+            WRONG_SIZE, "accumulator and packed rows differ", expected=rows.shape, got=(count, layout.degree)
+        )
     words, moduli = _words(packed, layout), row_moduli(layout, first_row, count)
     kernels, values = _kernels(layout.bits), np.empty(layout.degree, dtype=np.uint64)
     bad = kernels.fold(words, moduli, rows, values, count, False)
@@ -127,7 +130,9 @@ def row_moduli(layout: ResidueLayout, first_row: int, count: int) -> Residues:
 def _whole_rows(packed: bytes | memoryview, layout: ResidueLayout) -> int:
     rows, rest = divmod(len(packed), layout.row_bytes)
     if rest:
-        raise Refusal(WRONG_SIZE, "packed bytes end inside a row", expected=f"n * {layout.row_bytes}", got=len(packed))
+        raise ProblemError(
+            WRONG_SIZE, "packed bytes end inside a row", expected=f"n * {layout.row_bytes}", got=len(packed)
+        )
     return rows
 
 
@@ -136,9 +141,9 @@ def _words(packed: bytes | memoryview, layout: ResidueLayout) -> Residues:
     return words if words.flags.aligned else words.copy()
 
 
-def _out_of_range(values: Residues, modulus: np.uint64, row: int) -> Refusal:
+def _out_of_range(values: Residues, modulus: np.uint64, row: int) -> ProblemError:
     column = int(np.argmax(values >= modulus))
-    return Refusal(
+    return ProblemError(
         RESIDUE_RANGE, f"residue {column} of row {row}", expected=f"below {modulus}", got=int(values[column])
     )
 

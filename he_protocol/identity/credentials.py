@@ -9,15 +9,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TypeVar
 
+from he_protocol.errors import ProblemError
 from he_protocol.identity.jws import fingerprint, public_from_jwk, read_unverified, verify
 from he_protocol.messages import Credential, Message, Role
-from he_protocol.problems import (
-    EXPIRED_CREDENTIAL,
-    FOREIGN_CREDENTIAL,
-    NOT_ADDRESSED,
-    WRONG_ROLE,
-    Refusal,
-)
+from he_protocol.problems import EXPIRED_CREDENTIAL, FOREIGN_CREDENTIAL, NOT_ADDRESSED, WRONG_ROLE
 
 CLOCK_SKEW_SECONDS = 30
 """How far apart two honest clocks may be."""
@@ -41,14 +36,14 @@ def check_credential(token: str, authority: bytes, role: Role | None, now: float
     """
     credential = issued_by(authority, token)
     if not credential.iat - CLOCK_SKEW_SECONDS <= now < credential.exp:
-        raise Refusal(
+        raise ProblemError(
             EXPIRED_CREDENTIAL,
             f"the credential of {credential.sub!r} is not valid now",
             expected=f"{credential.iat} <= now < {credential.exp}",
             got=int(now),
         )
     if role is not None and credential.role != role:
-        raise Refusal(WRONG_ROLE, f"{credential.sub!r} may not do this", expected=role, got=credential.role)
+        raise ProblemError(WRONG_ROLE, f"{credential.sub!r} may not do this", expected=role, got=credential.role)
     return Party(credential.sub, credential.role, public_from_jwk(credential.cnf.jwk.x))
 
 
@@ -60,7 +55,7 @@ def issued_by(authority: bytes, token: str) -> Credential:
     """
     claimed, issuer = read_unverified(token, Credential), fingerprint(authority)
     if claimed.iss != issuer:
-        raise Refusal(FOREIGN_CREDENTIAL, "another authority issued it", expected=issuer, got=claimed.iss)
+        raise ProblemError(FOREIGN_CREDENTIAL, "another authority issued it", expected=issuer, got=claimed.iss)
     return verify(token, Credential, authority)
 
 
@@ -68,7 +63,7 @@ def check_signed(token: str, kind: type[M], party: Party, field: str) -> M:
     """A message signed by a party that must name that party in `field`."""
     message = verify(token, kind, party.public)
     if getattr(message, field) != party.name:
-        raise Refusal(
+        raise ProblemError(
             NOT_ADDRESSED,
             f"the {kind.__name__} speaks for somebody else",
             expected=party.name,

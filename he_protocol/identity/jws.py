@@ -17,8 +17,9 @@ from joserfc.errors import JoseError
 from joserfc.jwk import OKPKey
 from joserfc.util import urlsafe_b64decode, urlsafe_b64encode
 
+from he_protocol.errors import ProblemError
 from he_protocol.messages import MESSAGE_LIMIT, Message, decode, encode
-from he_protocol.problems import BAD_SIGNATURE, MALFORMED, TOO_LARGE, Refusal
+from he_protocol.problems import BAD_SIGNATURE, MALFORMED, TOO_LARGE
 from he_protocol.version import PROTOCOL, unknown
 
 ALGORITHM = "Ed25519"
@@ -77,9 +78,9 @@ def _check_point(public: bytes, what: str) -> None:
     y = int.from_bytes(public, "little") & (1 << 255) - 1
     sign = public[31] >> 7 if len(public) == 32 else 0
     if len(public) != 32 or y >= CURVE_PRIME or not _on_curve(y, sign):
-        raise Refusal(MALFORMED, what, expected="32 bytes that encode a point of Ed25519", got=public[:40].hex())
+        raise ProblemError(MALFORMED, what, expected="32 bytes that encode a point of Ed25519", got=public[:40].hex())
     if y in _LOW_ORDER_Y:
-        raise Refusal(MALFORMED, what, expected="a point of large order", got=public.hex())
+        raise ProblemError(MALFORMED, what, expected="a point of large order", got=public.hex())
 
 
 def _on_curve(y: int, sign: int) -> bool:
@@ -104,9 +105,11 @@ def verify(token: str, kind: type[M], public: bytes) -> M:
     parsed = _split(token)
     wanted = {"alg": ALGORITHM, "typ": _typ(kind)}
     if parsed.headers() != wanted:
-        raise Refusal(BAD_SIGNATURE, "the protected header is not of this kind", expected=wanted, got=parsed.headers())
+        raise ProblemError(
+            BAD_SIGNATURE, "the protected header is not of this kind", expected=wanted, got=parsed.headers()
+        )
     if not _signed(parsed, public):
-        raise Refusal(BAD_SIGNATURE, f"the signature on this {kind.__name__} does not verify")
+        raise ProblemError(BAD_SIGNATURE, f"the signature on this {kind.__name__} does not verify")
     return decode(parsed.payload, kind)
 
 
@@ -138,7 +141,7 @@ def public_from_jwk(x: str) -> bytes:
     except ValueError:
         raw = b""
     if len(raw) != 32:
-        raise Refusal(MALFORMED, "a JWK's x is not 32 bytes of base64url")
+        raise ProblemError(MALFORMED, "a JWK's x is not 32 bytes of base64url")
     return check_public(raw, "a JWK's x")
 
 
@@ -154,11 +157,11 @@ def fingerprint(public: bytes) -> str:
 
 def _split(token: str) -> jws.CompactSignature:
     if len(token) > TOKEN_LIMIT:
-        raise Refusal(TOO_LARGE, "a signed message is too long", expected=f"at most {TOKEN_LIMIT}", got=len(token))
+        raise ProblemError(TOO_LARGE, "a signed message is too long", expected=f"at most {TOKEN_LIMIT}", got=len(token))
     try:
         parsed = jws.extract_compact(token.encode(), registry=_REGISTRY)
     except (JoseError, ValueError):
-        raise Refusal(MALFORMED, "not a compact JWS (RFC 7515 section 7.1)") from None
+        raise ProblemError(MALFORMED, "not a compact JWS (RFC 7515 section 7.1)") from None
     _check_version(parsed.headers().get("typ"))
     return parsed
 

@@ -10,14 +10,11 @@ import hmac
 
 from joserfc.util import urlsafe_b64encode
 
+from he_protocol.errors import ProblemError
 from he_protocol.identity.credentials import CLOCK_SKEW_SECONDS, Party, check_credential
 from he_protocol.identity.jws import SigningKey, verify
 from he_protocol.messages import RequestProof
-from he_protocol.problems import (
-    BAD_SIGNATURE,
-    UNAUTHENTICATED,
-    Refusal,
-)
+from he_protocol.problems import BAD_SIGNATURE, UNAUTHENTICATED
 
 PROOF_SECONDS = 60
 """Lifetime of a request proof."""
@@ -49,21 +46,21 @@ def check_request(
     """
     scheme, _, credential = authorization.partition(" ")
     if scheme != "DPoP" or not credential or not proof:
-        raise Refusal(UNAUTHENTICATED, "needs the headers 'Authorization: DPoP <credential>' and 'DPoP: <proof>'")
+        raise ProblemError(UNAUTHENTICATED, "needs the headers 'Authorization: DPoP <credential>' and 'DPoP: <proof>'")
     party = check_credential(credential, authority, None, now)
     claims = verify(proof, RequestProof, party.public)
     wanted = (audience, method, path)
     if (claims.aud, claims.htm, claims.htu) != wanted:
-        raise Refusal(
+        raise ProblemError(
             UNAUTHENTICATED,
             "the proof is for another request",
             expected=" ".join(wanted),
             got=f"{claims.aud} {claims.htm} {claims.htu}",
         )
     if not hmac.compare_digest(claims.ath, _credential_hash(credential)):
-        raise Refusal(BAD_SIGNATURE, "the proof was made for another credential")
+        raise ProblemError(BAD_SIGNATURE, "the proof was made for another credential")
     if claims.exp - claims.iat > PROOF_SECONDS or not claims.iat - CLOCK_SKEW_SECONDS <= now < claims.exp:
-        raise Refusal(
+        raise ProblemError(
             UNAUTHENTICATED, "the proof is not fresh; check the clock", expected=f"about {int(now)}", got=claims.iat
         )
     return party, claims

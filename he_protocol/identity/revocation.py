@@ -10,9 +10,10 @@ import hashlib
 from dataclasses import dataclass, field
 from math import inf
 
+from he_protocol.errors import ProblemError
 from he_protocol.identity.jws import public_from_jwk, read_unverified, verify
 from he_protocol.messages import Credential, RevocationList
-from he_protocol.problems import MALFORMED, OLD_REVOCATIONS, REVOKED_KEY, Refusal
+from he_protocol.problems import MALFORMED, OLD_REVOCATIONS, REVOKED_KEY
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Revocations:
         """The list that the authority signed. Raises what `verify` raises, or `malformed` unless it is sorted."""
         found = verify(token, RevocationList, authority)
         if list(found.revoked) != sorted(set(found.revoked)):
-            raise Refusal(MALFORMED, "RevocationList: the revoked keys do not ascend")
+            raise ProblemError(MALFORMED, "RevocationList: the revoked keys do not ascend")
         return cls(found.number, found.valid_until, frozenset(found.revoked), token)
 
     def covers(self, public: bytes) -> bool:
@@ -52,19 +53,21 @@ def key_digest(public: bytes) -> bytes:
 def check_key(known: Revocations, name: str, public: bytes) -> None:
     """Raises `revoked-key`."""
     if known.covers(public):
-        raise Refusal(REVOKED_KEY, f"{name!r} needs a new key and a new credential", got=f"list {known.number}")
+        raise ProblemError(REVOKED_KEY, f"{name!r} needs a new key and a new credential", got=f"list {known.number}")
 
 
 def check_newer(known: Revocations, offered: Revocations) -> None:
     """Raises `old-revocations` unless the offered list comes after the known one, or is that one again."""
     if offered.number < known.number or (offered.number == known.number and offered.token != known.token):
-        raise Refusal(OLD_REVOCATIONS, "a newer list is known", expected=f"above {known.number}", got=offered.number)
+        raise ProblemError(
+            OLD_REVOCATIONS, "a newer list is known", expected=f"above {known.number}", got=offered.number
+        )
 
 
 def check_fresh(known: Revocations, now: float) -> None:
     """Raises `old-revocations` after the list's time: somebody may be holding back the next one."""
     if now >= known.valid_until:
-        raise Refusal(
+        raise ProblemError(
             OLD_REVOCATIONS,
             f"list {known.number} has expired",
             expected=f"one valid at {int(now)}",

@@ -12,9 +12,10 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
+from he_protocol.errors import ProblemError
 from he_protocol.messages import Message
 from he_protocol.privacy.accountant import Release, Spent, account
-from he_protocol.problems import BAD_PLAN, Refusal
+from he_protocol.problems import BAD_PLAN
 
 NonNegative = Annotated[float, Meta(ge=0)]
 
@@ -67,11 +68,13 @@ def check_plan(plan: PrivacyPlan) -> None:
         return
     for field in ("clip_norm", "noise_multiplier", "sampling_rate", "delta", "epsilon_budget"):
         if not ordinary(value := getattr(plan, field)):
-            raise Refusal(BAD_PLAN, f"privacy.{field} of unit {plan.unit!r}", expected="> 0 and finite", got=value)
+            raise ProblemError(BAD_PLAN, f"privacy.{field} of unit {plan.unit!r}", expected="> 0 and finite", got=value)
     if not (plan.sampling_rate <= 1 and plan.delta < 1):
-        raise Refusal(BAD_PLAN, "privacy.sampling_rate is at most 1, and privacy.delta below it")
+        raise ProblemError(BAD_PLAN, "privacy.sampling_rate is at most 1, and privacy.delta below it")
     if plan.unit == "client" and plan.sampling_rate != 1.0:
-        raise Refusal(BAD_PLAN, "no subsampling amplification is claimed for unit 'client'", expected="sampling_rate 1")
+        raise ProblemError(
+            BAD_PLAN, "no subsampling amplification is claimed for unit 'client'", expected="sampling_rate 1"
+        )
 
 
 def sensitivity(plan: PrivacyPlan, *, scale: float, length: int, weight_range: float = 0.0) -> float:
@@ -90,7 +93,7 @@ def noise_std(plan: PrivacyPlan, *, scale: float, length: int, min_clients: int,
         return 0.0
     honest = min_clients - plan.max_corrupt
     if honest < 1:
-        raise Refusal(BAD_PLAN, "min_clients must exceed max_corrupt", got=f"{min_clients} - {plan.max_corrupt}")
+        raise ProblemError(BAD_PLAN, "min_clients must exceed max_corrupt", got=f"{min_clients} - {plan.max_corrupt}")
     bound = sensitivity(plan, scale=scale, length=length, weight_range=weight_range)
     return hypot(plan.noise_multiplier * bound, SMOOTHING_STD) / sqrt(honest)
 
@@ -101,7 +104,7 @@ def check_noise(plan: PrivacyPlan, std: float) -> None:
     At the extreme every client's noise is always 0, and so is that of the sum.
     """
     if plan.noisy and not LEAST_STD <= std < inf:
-        raise Refusal(
+        raise ProblemError(
             BAD_PLAN,
             "each client's integer noise is too narrow; raise scale or noise_multiplier, or lower min_clients",
             expected=f"a standard deviation of at least {LEAST_STD}",

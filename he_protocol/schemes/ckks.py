@@ -18,8 +18,9 @@ from he_protocol.arithmetic import ntt
 from he_protocol.arithmetic.kernel import kernel
 from he_protocol.arithmetic.keystream import derive_key, expand_words
 from he_protocol.arithmetic.residues import ResidueLayout, Residues, add
+from he_protocol.errors import ProblemError
 from he_protocol.privacy.quantise import Integers
-from he_protocol.problems import BAD_PLAN, COMBINE_REFUSED, Refusal
+from he_protocol.problems import BAD_PLAN, COMBINE_REFUSED
 from he_protocol.schemes.scheme import BodyPart, OpenBlock, Profile, ReadBlock
 from he_protocol.sharing import Sharing
 
@@ -126,7 +127,7 @@ class Ckks:
         values = p.degree * openings * self.layout(length).polynomials
         needed = ceil(log2(values * error)) + p.statistical_bits - 1
         if needed > p.flood_bits:
-            raise Refusal(
+            raise ProblemError(
                 BAD_PLAN,
                 f"{openings} openings of {length} values in one epoch need more flooding noise than {p.name} has",
                 expected=f"at most {p.flood_bits} bits",
@@ -144,7 +145,7 @@ class Ckks:
             nearest = np.rint(values)
             off = float(np.abs(values - nearest).max(initial=0.0))
             if not off < LARGEST_RESIDUE_OF_ROUNDING or float(np.abs(nearest).max(initial=0.0)) > self.capacity:
-                raise Refusal(
+                raise ProblemError(
                     COMBINE_REFUSED,
                     f"the opened values of {count} updates are not integers in range; a share or a ciphertext is wrong",
                     expected=f"within {LARGEST_RESIDUE_OF_ROUNDING} of integers up to {self.capacity}",

@@ -21,8 +21,9 @@ from he_protocol.arithmetic.kernel import kernel
 from he_protocol.arithmetic.keystream import derive_key, expand_words
 from he_protocol.arithmetic.ntt_lanes import LANES, CommonProduct, Lanes
 from he_protocol.arithmetic.residues import ResidueLayout, Residues
+from he_protocol.errors import ProblemError
 from he_protocol.privacy.quantise import Integers
-from he_protocol.problems import COMBINE_REFUSED, Refusal
+from he_protocol.problems import COMBINE_REFUSED
 from he_protocol.schemes.scheme import BodyPart, OpenBlock, Profile, ReadBlock
 from he_protocol.sharing import Sharing
 
@@ -150,7 +151,7 @@ def opened_key(profile: KaheProfile, released: Sequence[Residues], count: int) -
     bound = largest_error(profile, count)
     worst = int(np.abs(key).max())
     if worst > bound:
-        raise Refusal(
+        raise ProblemError(
             COMBINE_REFUSED,
             f"the opened key of {count} updates is out of range; a share, or a client's key shares, are wrong",
             expected=f"coefficients up to {bound}",
@@ -171,7 +172,7 @@ def check_padding(padding: Integers, error: int, count: int) -> None:
     """
     worst = int(np.abs(padding).max(initial=0))
     if worst > error:
-        raise Refusal(
+        raise ProblemError(
             COMBINE_REFUSED,
             f"the padding of {count} updates does not open to errors; a share, or a client's update, is wrong",
             expected=f"coefficients up to {error}",

@@ -7,7 +7,8 @@ from functools import cache
 from importlib import import_module
 
 from he_protocol import schemes
-from he_protocol.problems import WRONG_SCHEME, Refusal
+from he_protocol.errors import ProblemError
+from he_protocol.problems import WRONG_SCHEME
 from he_protocol.schemes.scheme import Profile, Scheme
 
 NO_SCHEMES = frozenset({"registry", "scheme", "seal_codec"})
@@ -18,11 +19,11 @@ NO_SCHEMES = frozenset({"registry", "scheme", "seal_codec"})
 def load_scheme(scheme: str, profile: str) -> Scheme:
     """The public half of a scheme, by the names in a task's configuration."""
     if scheme not in scheme_names():
-        raise Refusal(WRONG_SCHEME, "unknown scheme", expected=", ".join(scheme_names()), got=scheme)
+        raise ProblemError(WRONG_SCHEME, "unknown scheme", expected=", ".join(scheme_names()), got=scheme)
     module = import_module(f"{__package__}.{scheme}")
     profiles: dict[str, Profile] = module.PROFILES
     if profile not in profiles:
-        raise Refusal(WRONG_SCHEME, "unknown profile", expected=", ".join(profiles), got=profile)
+        raise ProblemError(WRONG_SCHEME, "unknown profile", expected=", ".join(profiles), got=profile)
     made: Scheme = module.make(profiles[profile])
     return made
 

@@ -19,14 +19,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from he_protocol.arithmetic.residues import Residues
-from he_protocol.problems import (
-    FINGERPRINT_MISMATCH,
-    MALFORMED,
-    PRIVATE_CONTEXT,
-    RESIDUE_RANGE,
-    TRAILING_BYTES,
-    Refusal,
-)
+from he_protocol.errors import ProblemError
+from he_protocol.problems import FINGERPRINT_MISMATCH, MALFORMED, PRIVATE_CONTEXT, RESIDUE_RANGE, TRAILING_BYTES
 
 MAGIC = b"\x5e\xa1\x10\x04\x03"
 HEADER_BYTES = 16
@@ -44,11 +38,11 @@ def wrap(payload: bytes) -> bytes:
 def unwrap(data: bytes) -> tuple[int, bytes]:
     """Compression mode and payload (still compressed) of a SEAL object."""
     if len(data) < HEADER_BYTES or data[:5] != MAGIC or data[6:8] != RESERVED:
-        raise Refusal(MALFORMED, "not an object of SEAL 4.3", expected=MAGIC.hex(), got=data[:5].hex())
+        raise ProblemError(MALFORMED, "not an object of SEAL 4.3", expected=MAGIC.hex(), got=data[:5].hex())
     size = struct.unpack_from("<Q", data, 8)[0]
     if size != len(data):
         problem = TRAILING_BYTES if size < len(data) else MALFORMED
-        raise Refusal(problem, "the SEAL object is not as long as its header says", expected=size, got=len(data))
+        raise ProblemError(problem, "the SEAL object is not as long as its header says", expected=size, got=len(data))
     return data[5], data[HEADER_BYTES:]
 
 
@@ -75,17 +69,19 @@ def read_ciphertext(payload: bytes, moduli: Sequence[int], degree: int, scale: f
     head = _ciphertext_head(2, moduli, degree, scale)
     wanted = len(head) + 8 * shape[0] * shape[1] * shape[2]
     if len(payload) < len(head):
-        raise Refusal(MALFORMED, "the ciphertext ends early", expected=wanted, got=len(payload))
+        raise ProblemError(MALFORMED, "the ciphertext ends early", expected=wanted, got=len(payload))
     if payload[:32] != head[:32]:
-        raise Refusal(FINGERPRINT_MISMATCH, "a ciphertext under other parameters")
+        raise ProblemError(FINGERPRINT_MISMATCH, "a ciphertext under other parameters")
     if payload[: len(head)] != head:  # polynomials, form, scale, correction, and the residues' own header
-        raise Refusal(MALFORMED, "not a fresh ciphertext", expected=head[32:].hex(), got=payload[32 : len(head)].hex())
+        raise ProblemError(
+            MALFORMED, "not a fresh ciphertext", expected=head[32:].hex(), got=payload[32 : len(head)].hex()
+        )
     if len(payload) != wanted:
         problem = TRAILING_BYTES if len(payload) > wanted else MALFORMED
-        raise Refusal(problem, "the ciphertext has another length", expected=wanted, got=len(payload))
+        raise ProblemError(problem, "the ciphertext has another length", expected=wanted, got=len(payload))
     out = np.frombuffer(payload, dtype="<u8", offset=len(head)).reshape(shape)
     if (out >= np.array(moduli, dtype=np.uint64)[None, :, None]).any():
-        raise Refusal(RESIDUE_RANGE, "a residue of the ciphertext", expected="below its modulus")
+        raise ProblemError(RESIDUE_RANGE, "a residue of the ciphertext", expected="below its modulus")
     return out
 
 
@@ -113,7 +109,9 @@ def refuse_private(context: bytes) -> None:
     TenSEAL itself loads such a context without a word.
     """
     if any(field == 3 for field, _ in _fields(context)):
-        raise Refusal(PRIVATE_CONTEXT, "it must never leave its owner", expected="public part only", got="private part")
+        raise ProblemError(
+            PRIVATE_CONTEXT, "it must never leave its owner", expected="public part only", got="private part"
+        )
 
 
 def _header(payload: int) -> bytes:
@@ -158,7 +156,7 @@ def _fields(data: bytes) -> Iterator[tuple[int, bytes]]:
         value = shift = 0
         while True:
             if at >= len(data) or shift > 63:
-                raise Refusal(MALFORMED, "not TenSEAL's protobuf: a number does not end")
+                raise ProblemError(MALFORMED, "not TenSEAL's protobuf: a number does not end")
             byte = data[at]
             at += 1
             value |= (byte & 0x7F) << shift
@@ -169,7 +167,7 @@ def _fields(data: bytes) -> Iterator[tuple[int, bytes]]:
     while at < len(data):
         key = varint()
         if key >> 32:  # protobuf truncates tags to 32 bits: 2^32 + tag would smuggle a field past its number
-            raise Refusal(MALFORMED, "not TenSEAL's protobuf: a tag above 32 bits", got=key)
+            raise ProblemError(MALFORMED, "not TenSEAL's protobuf: a tag above 32 bits", got=key)
         start = at
         match key & 7:
             case 0:
@@ -180,7 +178,7 @@ def _fields(data: bytes) -> Iterator[tuple[int, bytes]]:
                 size = varint()
                 start, at = at, at + size
             case kind:
-                raise Refusal(MALFORMED, "not TenSEAL's protobuf", got=f"wire type {kind}")
+                raise ProblemError(MALFORMED, "not TenSEAL's protobuf", got=f"wire type {kind}")
         if at > len(data):
-            raise Refusal(MALFORMED, "not TenSEAL's protobuf: a field ends after the data")
+            raise ProblemError(MALFORMED, "not TenSEAL's protobuf: a field ends after the data")
         yield key >> 3, data[start:at]

@@ -19,7 +19,8 @@ from types import TracebackType
 from typing import BinaryIO
 
 from he_party.files import private_directory, private_opener, sync
-from he_protocol.problems import DISK_FULL, WRONG_SIZE, ProblemType, Refusal
+from he_protocol.errors import ProblemError
+from he_protocol.problems import DISK_FULL, WRONG_SIZE, ProblemType
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
@@ -127,7 +128,7 @@ class Blobs:
         """
         for name in names:
             if not self._path(name).exists():
-                raise Refusal(problem, "the bytes waited so long that they were swept", got=name)
+                raise ProblemError(problem, "the bytes waited so long that they were swept", got=name)
 
     def size(self, name: str) -> int:
         """Bytes of a blob. Raises FileNotFoundError."""
@@ -143,7 +144,7 @@ class Blobs:
             file.seek(offset)
             data = file.read(size)
         if len(data) != size:
-            raise Refusal(WRONG_SIZE, "the stored bytes end too early", expected=size, got=len(data))
+            raise ProblemError(WRONG_SIZE, "the stored bytes end too early", expected=size, got=len(data))
         return data
 
     def delete(self, name: str) -> None:
@@ -196,7 +197,7 @@ def room() -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in _FULL:
-            raise Refusal(DISK_FULL, "nothing was stored; try again later") from error
+            raise ProblemError(DISK_FULL, "nothing was stored; try again later") from error
         raise
 
 

@@ -16,8 +16,9 @@ import numpy.typing as npt
 from safetensors import SafetensorError
 from safetensors.numpy import load
 
+from he_protocol.errors import ProblemError
 from he_protocol.privacy.quantise import Floats
-from he_protocol.problems import BAD_TENSORS, DIGEST_MISMATCH, MALFORMED, Refusal
+from he_protocol.problems import BAD_TENSORS, DIGEST_MISMATCH, MALFORMED
 from he_protocol.task import Task, TensorSpec
 from he_protocol.tensors import header
 from he_server.blobs.keys import model_blob
@@ -30,7 +31,7 @@ def read_tensors(data: bytes, specs: Sequence[TensorSpec]) -> dict[str, Floats]:
     try:
         tensors = load(data)
     except (SafetensorError, KeyError, ValueError) as error:
-        raise Refusal(MALFORMED, f"not a safetensors file: {error}") from None
+        raise ProblemError(MALFORMED, f"not a safetensors file: {error}") from None
     check_tensors(tensors, specs)
     return dict(tensors)
 
@@ -43,7 +44,7 @@ def keep_model(blobs: Blobs, task: Task, data: bytes) -> str:
     model = write_tensors(read_tensors(data, task.config.tensors))
     sha256 = hashlib.sha256(model).hexdigest()
     if sha256 != task.config.initial_model.hex():
-        raise Refusal(DIGEST_MISMATCH, "the initial model", expected=task.config.initial_model.hex(), got=sha256)
+        raise ProblemError(DIGEST_MISMATCH, "the initial model", expected=task.config.initial_model.hex(), got=sha256)
     blobs.put(model_blob(task.id, sha256), model)
     return sha256
 
@@ -52,7 +53,7 @@ def header_size(prefix: bytes, limit: int) -> int:
     """Bytes of the JSON header, from a safetensors file's first eight. Raises `malformed`."""
     size = int.from_bytes(prefix, "little")
     if size > limit:
-        raise Refusal(
+        raise ProblemError(
             MALFORMED, "not a safetensors file: its header is too long", expected=f"at most {limit}", got=size
         )
     return size
@@ -66,20 +67,22 @@ def check_header(got: bytes, task: Task) -> None:
     try:
         entries = msgspec.json.decode(got[8:], type=dict[str, Any])
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise Refusal(MALFORMED, f"not a safetensors file: {error}") from None
+        raise ProblemError(MALFORMED, f"not a safetensors file: {error}") from None
     for name, entry in msgspec.json.decode(wanted[8:], type=dict[str, Any]).items():
         if entries.pop(name, None) != entry:
-            raise Refusal(BAD_TENSORS, f"tensor {name!r}", expected=entry, got=entries.get(name, "another, or none"))
+            raise ProblemError(
+                BAD_TENSORS, f"tensor {name!r}", expected=entry, got=entries.get(name, "another, or none")
+            )
     extra = next(iter(entries), "")
     detail = f"{extra!r} does not belong there" if extra else "the tensors are not sorted by their names"
-    raise Refusal(BAD_TENSORS, detail, expected="the task's tensors, sorted by their names, and no metadata")
+    raise ProblemError(BAD_TENSORS, detail, expected="the task's tensors, sorted by their names, and no metadata")
 
 
 def check_finite(file: BinaryIO) -> None:
     """Raises `bad-tensors` when one of the float32 values up to the end of a file is not finite. Blocks."""
     while block := file.read(1 << 20):
         if not np.isfinite(np.frombuffer(block, dtype="<f4")).all():
-            raise Refusal(BAD_TENSORS, "a tensor has a value that is not finite")
+            raise ProblemError(BAD_TENSORS, "a tensor has a value that is not finite")
 
 
 def write_tensors(tensors: Mapping[str, Floats]) -> bytes:
@@ -104,7 +107,7 @@ class TensorFile:
     def check(self, blobs: Blobs, name: str) -> None:
         """Raises FileNotFoundError, or `malformed` for a blob that is not such a file; its values are not looked at."""
         if blobs.size(name) != self.size or blobs.piece(name, 0, len(self.header)) != self.header:
-            raise Refusal(MALFORMED, f"the stored file {name} is damaged")
+            raise ProblemError(MALFORMED, f"the stored file {name} is damaged")
 
     def read(self, blobs: Blobs, name: str, first: int, count: int) -> npt.NDArray[Any]:
         """A flat array of elements of a blob that passed `check`. Raises FileNotFoundError or `wrong-size`."""

@@ -14,10 +14,8 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 from he_party.files import private_directory, sync
-from he_protocol.problems import (
-    UPLOAD_LOCKED,
-    Refusal,
-)
+from he_protocol.errors import ProblemError
+from he_protocol.problems import UPLOAD_LOCKED
 from he_server.blobs.local import room
 
 BLOCK_BYTES = 1 << 20
@@ -53,7 +51,7 @@ class UploadFile:
             except FileNotFoundError:
                 return False
             except BlockingIOError:
-                raise Refusal(UPLOAD_LOCKED, "another request is writing to it") from None
+                raise ProblemError(UPLOAD_LOCKED, "another request is writing to it") from None
             self.size = os.fstat(self._descriptor).st_size
             return True
 

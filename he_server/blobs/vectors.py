@@ -15,8 +15,9 @@ from typing import Any, BinaryIO, TypeAlias
 import numpy as np
 
 from he_protocol.arithmetic.residues import ResidueLayout, Residues, check, fold, row_moduli, unpack
+from he_protocol.errors import ProblemError
 from he_protocol.messages import Share
-from he_protocol.problems import WRONG_SIZE, Refusal
+from he_protocol.problems import WRONG_SIZE
 from he_protocol.schemes.scheme import ReadBlock
 from he_protocol.sharing import Resolution
 from he_protocol.task import Task
@@ -65,7 +66,7 @@ def _block_rows(layout: ResidueLayout) -> Iterator[tuple[int, int]]:
 def _exactly(file: BinaryIO, size: int) -> bytes:
     block = file.read(size)
     if len(block) != size:
-        raise Refusal(WRONG_SIZE, "the stored vector is too short", expected=size, got=len(block))
+        raise ProblemError(WRONG_SIZE, "the stored vector is too short", expected=size, got=len(block))
     return block
 
 
@@ -129,7 +130,7 @@ def is_intact(task: Task, blobs: Blobs, name: str, position: int, sha256: bytes)
         with _opened_at(blobs, name, position, layout.size) as file:
             for _, block in row_blocks(file, layout):
                 hasher.update(block)
-    except (FileNotFoundError, Refusal):  # gone, or cut short
+    except (FileNotFoundError, ProblemError):  # gone, or cut short
         return False
     return hasher.digest() == sha256
 

@@ -11,8 +11,8 @@ import msgspec
 from sqlalchemy.exc import SQLAlchemyError
 
 from he_party.kernels import warm
+from he_protocol.errors import ProblemError
 from he_protocol.identity.revocation import Revocations
-from he_protocol.problems import Refusal
 from he_protocol.task import Task
 from he_server.blobs.local import Blobs
 from he_server.jobs.garbage import SWEPT, SWEPT_OF_TASKS, orphans
@@ -57,7 +57,7 @@ async def examine(settings: Settings) -> list[Finding]:
 async def _outcome(name: str, check: Check, settings: Settings, store: Store) -> Finding:
     try:
         return await check(settings, store)
-    except Refusal as refusal:
+    except ProblemError as refusal:
         return Finding(name, "wrong", str(refusal), _ADVICE.get(name, "see the message"))
     except (OSError, SQLAlchemyError) as error:
         return Finding(name, "wrong", str(error), _ADVICE.get(name, "see the message"))

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import msgspec
 import typer
 
+from he_protocol.errors import ProblemError
 from he_protocol.messages import AuditHead
-from he_protocol.problems import BAD_SETTINGS, Refusal
+from he_protocol.problems import BAD_SETTINGS
 
 if TYPE_CHECKING:
     from he_server.cli.doctor import Finding
@@ -89,7 +90,7 @@ def read_head(path: Path, settings: Settings) -> AuditHead:
     try:
         text = path.read_text().strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise Refusal(BAD_SETTINGS, f"cannot read {path}: {error}") from None
+        raise ProblemError(BAD_SETTINGS, f"cannot read {path}: {error}") from None
     token = msgspec.json.decode(text, type=AuditStatus).head if text.startswith("{") else text
     return verify(token, AuditHead, settings.read_key().public)
 
@@ -109,7 +110,7 @@ def _time(text: str) -> float:
     try:
         found = datetime.fromisoformat(text)
     except ValueError:
-        raise Refusal(BAD_SETTINGS, "--since", expected="2026-11-22T10:00:00+00:00", got=text[:80]) from None
+        raise ProblemError(BAD_SETTINGS, "--since", expected="2026-11-22T10:00:00+00:00", got=text[:80]) from None
     return found.replace(tzinfo=found.tzinfo or UTC).timestamp()
 
 

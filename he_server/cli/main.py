@@ -14,8 +14,9 @@ import typer
 
 from he_party.kernels import Steps, Warm, offer_to_warm
 from he_party.program import add_version
+from he_protocol.errors import ProblemError
 from he_protocol.messages import EnrolRequest, Name
-from he_protocol.problems import BAD_SETTINGS, Refusal
+from he_protocol.problems import BAD_SETTINGS
 from he_server.cli.inspect import audit, doctor
 from he_server.cli.plan import plan
 
@@ -44,7 +45,7 @@ def refusing() -> Generator[None, None, None]:
     """Turns refusals into one line on standard error and exit code 2: no traceback reaches a user."""
     try:
         yield
-    except Refusal as refusal:
+    except ProblemError as refusal:
         typer.echo(f"he-server: {refusal}", err=True)
         sys.exit(2)
 
@@ -82,9 +83,9 @@ def init(
             write_private(data_dir / "server.key", KeyRecord(checked, key.public, key.private), passphrase)
             request.write_text(key.sign(EnrolRequest(checked, "server", key.public, int(time.time()))) + "\n")
         except msgspec.ValidationError as error:
-            raise Refusal(BAD_SETTINGS, f"name: {error}") from None
+            raise ProblemError(BAD_SETTINGS, f"name: {error}") from None
         except OSError as error:
-            raise Refusal(BAD_SETTINGS, f"cannot write to {data_dir}: {error.strerror}") from None
+            raise ProblemError(BAD_SETTINGS, f"cannot write to {data_dir}: {error.strerror}") from None
     typer.echo(f"key      {data_dir / 'server.key'}\nrequest  {request}\npublic   {jwk_x(key.public)}")
     offer_to_warm(warm, _kernels)
 

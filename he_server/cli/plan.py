@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import msgspec
 import typer
 
-from he_protocol.problems import BAD_PLAN, SUM_COULD_WRAP, Refusal
+from he_protocol.errors import ProblemError
+from he_protocol.problems import BAD_PLAN, SUM_COULD_WRAP
 
 if TYPE_CHECKING:
     from he_protocol.committee import Committee
@@ -53,7 +54,7 @@ def plan(
     check_plan(privacy)
     fewest = min_clients or clients // buckets
     if buckets * fewest > clients:
-        raise Refusal(BAD_PLAN, "buckets * min_clients exceeds clients", got=f"{buckets * fewest} > {clients}")
+        raise ProblemError(BAD_PLAN, "buckets * min_clients exceeds clients", got=f"{buckets * fewest} > {clients}")
     holders = parse_committee(committee)
     sharing = Sharing(holders.holders, holders.threshold)
     offers = plan_sums(
@@ -72,7 +73,7 @@ def plan(
     else:
         _show(offers, cost, privacy, rounds, holders)
     if offers[0].refusal:
-        raise Refusal(SUM_COULD_WRAP, "no profile fits", got=f"{offers[0].profile}: {offers[0].refusal}")
+        raise ProblemError(SUM_COULD_WRAP, "no profile fits", got=f"{offers[0].profile}: {offers[0].refusal}")
 
 
 def _document(

@@ -13,8 +13,9 @@ from rich.console import Console
 from rich.table import Table
 
 from he_protocol.documents import RoundStatus
+from he_protocol.errors import ProblemError
 from he_protocol.identity.revocation import Revocations
-from he_protocol.problems import BAD_SETTINGS, DATABASE_UNAVAILABLE, NOT_ADDRESSED, NOT_FOUND, Refusal
+from he_protocol.problems import BAD_SETTINGS, DATABASE_UNAVAILABLE, NOT_ADDRESSED, NOT_FOUND
 from he_protocol.task import Task
 from he_server.blobs.tensor_file import keep_model
 from he_server.rules.records import TaskRecord, waiting_for
@@ -31,7 +32,7 @@ async def _found(store: Store, wanted: str) -> TaskRecord:
     """The one task whose hash begins so. Raises `not-found`."""
     found = [task for task in await store.tasks() if task.task.startswith(wanted)]
     if len(found) != 1:
-        raise Refusal(NOT_FOUND, f"{len(found)} tasks have hashes that begin so", got=wanted[:80])
+        raise ProblemError(NOT_FOUND, f"{len(found)} tasks have hashes that begin so", got=wanted[:80])
     return found[0]
 
 
@@ -68,11 +69,11 @@ async def add_task(settings: Settings, token: Path, model: Path) -> str:
         signed, initial = await asyncio.to_thread(lambda: (token.read_text().strip(), model.read_bytes()))
         task = Task.from_token(signed, server.authority)
         if task.config.server.key != server.key.public:
-            raise Refusal(NOT_ADDRESSED, "the task is for another server", got=task.config.server.name)
+            raise ProblemError(NOT_ADDRESSED, "the task is for another server", got=task.config.server.name)
         sha256 = await server.thread(keep_model, server.blobs, task, initial)
         await server.store.add_task(task, sha256, time.time())
     except OSError as error:
-        raise Refusal(BAD_SETTINGS, f"cannot read {error.filename}: {error.strerror}") from None
+        raise ProblemError(BAD_SETTINGS, f"cannot read {error.filename}: {error.strerror}") from None
     finally:
         await server.store.close()
     return task.id
@@ -85,7 +86,7 @@ async def revoke(settings: Settings, file: Path) -> Revocations:
         known = Revocations.read((await asyncio.to_thread(file.read_text)).strip(), settings.read_authority())
         await store.learn_revocations(known, time.time())
     except (OSError, UnicodeDecodeError) as error:
-        raise Refusal(BAD_SETTINGS, f"cannot read {file}: {error}") from None
+        raise ProblemError(BAD_SETTINGS, f"cannot read {file}: {error}") from None
     finally:
         await store.close()
     return known
@@ -94,7 +95,7 @@ async def revoke(settings: Settings, file: Path) -> Revocations:
 async def read(settings: Settings) -> list[tuple[TaskRecord, list[RoundStatus]]]:
     file = sqlite_file(settings.url)
     if file is not None and not await asyncio.to_thread(file.is_file):
-        raise Refusal(DATABASE_UNAVAILABLE, f"there is no database {file}; `he-server migrate` makes one")
+        raise ProblemError(DATABASE_UNAVAILABLE, f"there is no database {file}; `he-server migrate` makes one")
     store, authority = Store(make_engine(settings.url)), settings.read_authority()
     try:
         found = []

@@ -6,10 +6,11 @@ from typing import Literal, TypeAlias
 
 from aiohttp import web
 
+from he_protocol.errors import ProblemError
 from he_protocol.identity.credentials import Party
 from he_protocol.identity.requests import check_request
 from he_protocol.identity.revocation import check_key
-from he_protocol.problems import UNAUTHENTICATED, WRONG_ROLE, Refusal
+from he_protocol.problems import UNAUTHENTICATED, WRONG_ROLE
 from he_server.services.context import Server
 from he_server.services.door import Connection
 
@@ -26,13 +27,13 @@ async def authenticate(server: Server, request: web.Request, access: Access) -> 
     connection = request[CONNECTION]
     try:
         party = await _checked(server, request)
-    except Refusal:
+    except ProblemError:
         server.door.doubt(connection)
         raise
     server.door.prove(connection, party.public)
     request[PARTY] = party
     if access not in {"any", party.role}:
-        raise Refusal(WRONG_ROLE, f"{party.name!r} may not do this", expected=access, got=party.role)
+        raise ProblemError(WRONG_ROLE, f"{party.name!r} may not do this", expected=access, got=party.role)
 
 
 async def _checked(server: Server, request: web.Request) -> Party:
@@ -58,5 +59,5 @@ async def _checked(server: Server, request: web.Request) -> Party:
 def party_of(request: web.Request) -> Party:
     """Who sent the request."""
     if PARTY not in request:
-        raise Refusal(UNAUTHENTICATED, "the route needs a credential")
+        raise ProblemError(UNAUTHENTICATED, "the route needs a credential")
     return request[PARTY]

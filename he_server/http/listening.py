@@ -10,7 +10,7 @@ from collections.abc import Callable, Coroutine
 
 import structlog
 
-from he_protocol.problems import Refusal
+from he_protocol.errors import ProblemError
 from he_server.http.openapi import PROBLEM
 from he_server.services.door import Connection, Door, Guarded
 
@@ -70,7 +70,7 @@ class Listener:
             connection = Connection(str(address[0]))
             try:
                 self._door.enter(connection)
-            except Refusal as refusal:
+            except ProblemError as refusal:
                 self._refuse(accepted, refusal)
             else:
                 task = self._keep(self._serve(accepted, connection))
@@ -86,13 +86,13 @@ class Listener:
             if not isinstance(error, OSError):  # which is a handshake that failed, or took too long
                 raise
 
-    def _refuse(self, accepted: socket.socket, refusal: Refusal) -> None:
+    def _refuse(self, accepted: socket.socket, refusal: ProblemError) -> None:
         if self._told < TOLD:
             self._keep(self._tell(accepted, refusal))
         else:
             accepted.close()
 
-    async def _tell(self, accepted: socket.socket, refusal: Refusal) -> None:
+    async def _tell(self, accepted: socket.socket, refusal: ProblemError) -> None:
         self._told += 1
         try:
             async with asyncio.timeout(TELLING_SECONDS):
@@ -122,7 +122,7 @@ class Listener:
 class _Told(asyncio.Protocol):
     """A connection that gets a refusal, whatever it asks for."""
 
-    def __init__(self, refusal: Refusal) -> None:
+    def __init__(self, refusal: ProblemError) -> None:
         self._refusal = refusal
         self._transport: asyncio.Transport
         self.gone = asyncio.Event()

@@ -9,7 +9,7 @@ from typing import Literal
 import structlog
 from aiohttp.http import HttpProcessingError
 
-from he_protocol.problems import printable
+from he_protocol.errors import printable
 
 SHOWN = 200
 """Characters of what a stranger made the HTTP library say."""

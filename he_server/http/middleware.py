@@ -11,6 +11,7 @@ from aiohttp import ClientPayloadError, web
 from aiohttp.hdrs import METH_ALL
 from aiohttp.typedefs import Handler, Middleware
 
+from he_protocol.errors import ProblemError
 from he_protocol.problems import (
     EXPECTATION_FAILED,
     INTERNAL,
@@ -19,7 +20,6 @@ from he_protocol.problems import (
     NOT_FOUND,
     SHUTTING_DOWN,
     TOO_LARGE,
-    Refusal,
 )
 from he_server.http.auth import CONNECTION, PARTY
 from he_server.http.openapi import PROBLEM
@@ -64,7 +64,7 @@ def observe(server: Server) -> Middleware:
     return middleware
 
 
-def problem_response(refusal: Refusal) -> web.Response:
+def problem_response(refusal: ProblemError) -> web.Response:
     """A refusal as RFC 9457 has it."""
     headers = {}
     if refusal.problem.status == 401:
@@ -79,29 +79,29 @@ def problem_response(refusal: Refusal) -> web.Response:
 async def _answer(server: Server, request: web.Request, handler: Handler) -> web.StreamResponse:
     try:
         if server.draining and request.path not in _PROBES:
-            raise Refusal(SHUTTING_DOWN, "the server finishes what it has begun")
+            raise ProblemError(SHUTTING_DOWN, "the server finishes what it has begun")
         expected = request.headers.get("Expect", CONTINUE)
         if expected.lower() != CONTINUE:
-            raise Refusal(EXPECTATION_FAILED, "Expect", expected=CONTINUE, got=expected[:80])
+            raise ProblemError(EXPECTATION_FAILED, "Expect", expected=CONTINUE, got=expected[:80])
         check_codings(request.headers.getall("Content-Encoding", ()), request.headers.getall("Transfer-Encoding", ()))
         return await _in_turn(server, request, handler)
-    except Refusal as refusal:
+    except ProblemError as refusal:
         if refusal.__cause__ is not None:
             log.warning("refused for a failure", problem=refusal.problem.slug, cause=repr(refusal.__cause__))
         return _refuse(server, request, refusal)
     except web.HTTPException as error:
         problem = _HTTP.get(error.status, MALFORMED)
-        response = _refuse(server, request, Refusal(problem, f"{request.method} {request.path[:200]}"))
+        response = _refuse(server, request, ProblemError(problem, f"{request.method} {request.path[:200]}"))
         if "Allow" in error.headers:
             response.headers["Allow"] = error.headers["Allow"]
         return response
     except (ConnectionError, ClientPayloadError, IncompleteReadError, web.RequestPayloadError):
         if STREAMING in request:  # the receiver has gone, which is nobody's fault
             return _break_off(request)
-        return _refuse(server, request, Refusal(MALFORMED, "the request ended early"))
+        return _refuse(server, request, ProblemError(MALFORMED, "the request ended early"))
     except Exception:
         log.exception("unexpected failure", method=request.method, route=route_of(request))
-        return _refuse(server, request, Refusal(INTERNAL, "see the server's log"))
+        return _refuse(server, request, ProblemError(INTERNAL, "see the server's log"))
 
 
 async def _in_turn(server: Server, request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -141,7 +141,7 @@ def head_bytes(request: web.Request) -> int:
     )
 
 
-def _refuse(server: Server, request: web.Request, refusal: Refusal) -> web.StreamResponse:
+def _refuse(server: Server, request: web.Request, refusal: ProblemError) -> web.StreamResponse:
     server.metrics.refused.labels(route_of(request), refusal.problem.slug).inc()
     if STREAMING in request:
         return _break_off(request)

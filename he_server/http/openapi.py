@@ -10,8 +10,9 @@ from typing import Any, TypeAlias
 import msgspec
 
 from he_protocol import problems as p
+from he_protocol.errors import ProblemDocument
 from he_protocol.messages import SignedUpdate
-from he_protocol.problems import ProblemDocument, ProblemType
+from he_protocol.problems import ProblemType
 from he_server.http.routes import JSON, Content, Route
 
 Json: TypeAlias = dict[str, Any]
@@ -98,6 +99,7 @@ def _operation(route: Route, named: dict[str, Json]) -> Json:
             str(problem.status), {"description": "", "content": {PROBLEM: {"schema": named[_key(ProblemDocument)]}}}
         )
         response["description"] += f"{'; ' if response['description'] else ''}{problem.slug}: {problem.title}"
+        response.setdefault("x-problems", []).append(_problem(problem))
     operation: Json = {
         "operationId": getattr(route.handler, "__name__", route.path),
         "summary": route.summary,
@@ -114,6 +116,16 @@ def _operation(route: Route, named: dict[str, Json]) -> Json:
         operation["security"] = [{"credential": [], "proof": []}]
         operation["x-role"] = route.access
     return operation
+
+
+def _problem(problem: ProblemType) -> Json:
+    """What a program needs to know of a problem beside its title."""
+    return {
+        "type": problem.urn,
+        "family": problem.family,
+        "retry": problem.retry,
+        "what-to-do": problem.what_to_do,
+    }
 
 
 def _parameters(route: Route) -> list[Json]:

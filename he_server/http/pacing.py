@@ -9,7 +9,8 @@ from contextlib import asynccontextmanager
 
 from aiohttp import web
 
-from he_protocol.problems import REQUEST_TIMEOUT, Refusal
+from he_protocol.errors import ProblemError
+from he_protocol.problems import REQUEST_TIMEOUT
 from he_server.rules.admission import too_slow
 
 RETRY_SECONDS = 5
@@ -55,4 +56,6 @@ async def paced(request: web.Request, min_rate: float, seconds: float = PACE_SEC
         if not deadline.expired():
             raise
         detail = f"{content.total_bytes} bytes came before the upload stalled"
-        raise Refusal(REQUEST_TIMEOUT, detail, expected=f"{min_rate:g} bytes per second over {seconds:g} s") from None
+        raise ProblemError(
+            REQUEST_TIMEOUT, detail, expected=f"{min_rate:g} bytes per second over {seconds:g} s"
+        ) from None

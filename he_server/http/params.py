@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from aiohttp import web
 
-from he_protocol.problems import (
-    NOT_FOUND,
-    TOO_LARGE,
-    Refusal,
-)
+from he_protocol.errors import ProblemError
+from he_protocol.problems import NOT_FOUND, TOO_LARGE
 from he_protocol.task import Task
 from he_server.services.context import Server
 
@@ -16,21 +13,21 @@ from he_server.services.context import Server
 def hex_id(text: str, size: int, what: str) -> bytes:
     """An id of `size` bytes from its lower-case hex. Raises `not-found` for anything else."""
     if len(text) != 2 * size or not set(text) <= set("0123456789abcdef"):
-        raise Refusal(NOT_FOUND, f"no such {what}", expected=f"{2 * size} lower-case hex digits", got=text[:80])
+        raise ProblemError(NOT_FOUND, f"no such {what}", expected=f"{2 * size} lower-case hex digits", got=text[:80])
     return bytes.fromhex(text)
 
 
 def check_empty(request: web.Request) -> None:
     """Raises `too-large` when a request has a body and its route takes none."""
     if request.body_exists:
-        raise Refusal(TOO_LARGE, "the body", expected="none", got=request.content_length or "chunks")
+        raise ProblemError(TOO_LARGE, "the body", expected="none", got=request.content_length or "chunks")
 
 
 def round_number(request: web.Request) -> int:
     """The round that the path names. Raises `not-found`."""
     text = request.match_info["round"]
     if not (text.isascii() and text.isdigit() and len(text) <= 9):
-        raise Refusal(NOT_FOUND, "no such round", got=text[:80])
+        raise ProblemError(NOT_FOUND, "no such round", got=text[:80])
     return int(text)
 
 

@@ -12,7 +12,8 @@ from pathlib import Path
 import structlog
 from aiohttp import web
 
-from he_protocol.problems import BAD_SETTINGS, Refusal
+from he_protocol.errors import ProblemError
+from he_protocol.problems import BAD_SETTINGS
 from he_server.http.app import drain, make_app
 from he_server.http.listening import Listener
 from he_server.http.logging import http_log
@@ -48,7 +49,7 @@ async def run(settings: Settings, port_file: Path | None = None) -> None:
             port = await listener.start(settings.host, settings.port)
         except OSError as error:
             where = f"{settings.host}:{settings.port}"
-            raise Refusal(BAD_SETTINGS, f"cannot listen on {where}: {error.strerror or error}") from None
+            raise ProblemError(BAD_SETTINGS, f"cannot listen on {where}: {error.strerror or error}") from None
         log.info("ready", url=f"{'https' if context else 'http'}://{settings.host}:{port}", name=server.key.name)
         if port_file is not None:
             await asyncio.to_thread(_write_port, port_file, port)
@@ -108,5 +109,5 @@ def _tls(settings: Settings) -> ssl.SSLContext | None:
     try:
         context.load_cert_chain(settings.tls_cert, settings.tls_key)
     except OSError as error:
-        raise Refusal(BAD_SETTINGS, f"TLS certificate or key: {error}") from None
+        raise ProblemError(BAD_SETTINGS, f"TLS certificate or key: {error}") from None
     return context

@@ -9,7 +9,8 @@ from io import BytesIO
 import msgspec
 from aiohttp import web
 
-from he_protocol.problems import NOT_FOUND, Refusal
+from he_protocol.errors import ProblemError
+from he_protocol.problems import NOT_FOUND
 from he_server.blobs.local import Blobs
 from he_server.services.context import Server
 
@@ -101,5 +102,5 @@ def _blocks(blobs: Blobs, pieces: Sequence[Piece], *, zeros: bool) -> Iterator[b
     yield bytes(gathered)
 
 
-def _gone() -> Refusal:
-    return Refusal(NOT_FOUND, "the bytes are not kept any longer")
+def _gone() -> ProblemError:
+    return ProblemError(NOT_FOUND, "the bytes are not kept any longer")

@@ -8,12 +8,13 @@ from typing import Literal, TypeAlias
 
 import structlog
 
-from he_protocol.problems import DISK_FULL, INTERNAL, WRONG_STATE, Refusal
+from he_protocol.errors import ProblemError
+from he_protocol.problems import DISK_FULL, INTERNAL, WRONG_STATE
 from he_protocol.task import Task
 from he_server.blobs import keys
 from he_server.blobs.vectors import fold_updates
 from he_server.jobs.leases import kept
-from he_server.jobs.outcomes import DAMAGED, fail
+from he_server.jobs.outcomes import fail
 from he_server.rules.admission import room
 from he_server.rules.records import RoundRecord
 from he_server.rules.rounds import fold_due
@@ -43,8 +44,8 @@ async def fold(server: Server, task: Task, record: RoundRecord, now: float) -> P
             await fold_in(server, task, claimed)
         except FileNotFoundError as error:
             await cannot_fold(server, task, record, claimed, str(error))
-        except Refusal as refusal:
-            if refusal.problem in DAMAGED:
+        except ProblemError as refusal:
+            if refusal.problem.damage:  # the bytes were checked before they were stored
                 await cannot_fold(server, task, record, claimed, refusal.detail)
             elif refusal.problem not in {WRONG_STATE, DISK_FULL}:
                 raise

@@ -6,9 +6,10 @@ import time
 from collections.abc import Mapping, Sequence
 
 from he_protocol.documents import Failure
+from he_protocol.errors import ProblemError
 from he_protocol.identity.jws import read_unverified
 from he_protocol.messages import Manifest, Screening, UpdateHeader
-from he_protocol.problems import BUDGET_EXHAUSTED, TOO_FEW_CLIENTS, Refusal
+from he_protocol.problems import BUDGET_EXHAUSTED, TOO_FEW_CLIENTS
 from he_protocol.task import Task
 from he_server.blobs import keys
 from he_server.blobs.vectors import Term, is_intact, merge_sums
@@ -40,7 +41,7 @@ async def form_manifest(server: Server, task: Task, lease: Lease) -> None:
             await begin_screening(server, task, lease)
         else:
             server.metrics.observe_stages(await begin_opening(server, task, lease))
-    except Refusal as refusal:
+    except ProblemError as refusal:
         if refusal.problem not in {TOO_FEW_CLIENTS, BUDGET_EXHAUSTED}:
             raise
         await fail(server, task, lease, refusal.problem, refusal.detail, {})
@@ -56,7 +57,7 @@ async def begin_screening(server: Server, task: Task, lease: Lease) -> None:
     opening, after = numbered
     if opening > (most := task.config.max_openings):
         spent = "every opening of the epoch has been used; the authority starts a new one"
-        raise Refusal(BUDGET_EXHAUSTED, spent, expected=f"opening {most} at most", got=opening)
+        raise ProblemError(BUDGET_EXHAUSTED, spent, expected=f"opening {most} at most", got=opening)
     now = await _circumstances(server, task, after)
     found = await server.thread(faults, task, server.authority, updates, now)
     plan = await _plan(server, task, updates, found)

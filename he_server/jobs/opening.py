@@ -16,10 +16,11 @@ import numpy as np
 import structlog
 
 from he_protocol.documents import DroppedBucket, Failure
+from he_protocol.errors import ProblemError
 from he_protocol.identity.jws import read_unverified
 from he_protocol.messages import Manifest, Share
 from he_protocol.privacy.quantise import Integers
-from he_protocol.problems import COMBINE_REFUSED, Refusal
+from he_protocol.problems import COMBINE_REFUSED
 from he_protocol.schemes.scheme import OpenBlock, blocks
 from he_protocol.sharing import Resolution, choices
 from he_protocol.task import Task, sum_plan
@@ -78,7 +79,7 @@ def released_shares(task: Task, shares: Sequence[ShareRecord]) -> list[Released]
 
 async def open_sum(
     server: Server, task: Task, record: RoundRecord, base: ModelRecord, released: Sequence[Released], *, last: bool
-) -> Opened | Waiting | Refusal:
+) -> Opened | Waiting | ProblemError:
     """The round's outcome; or why these shares do not open it yet; or the `combine-refused` that ends it.
 
     Unless these shares are the `last`, a bucket is dropped only where no other holder can know better.
@@ -89,7 +90,7 @@ async def open_sum(
         if isinstance(checked, Waiting):
             return checked
         digest = await server.thread(write_version, task, server.blobs, record.id, checked.kept, base)
-    except Refusal as refusal:
+    except ProblemError as refusal:
         if refusal.problem != COMBINE_REFUSED:
             raise
         return refusal
@@ -129,7 +130,7 @@ def check_buckets(
             return Waiting(f"bucket {bucket}: {reason}")
         dropped.append(DroppedBucket(bucket, tuple(ids), Failure(COMBINE_REFUSED.urn, reason)))
     if not kept:
-        raise Refusal(COMBINE_REFUSED, f"no bucket opens; bucket {dropped[0].bucket}: {dropped[0].failure.detail}")
+        raise ProblemError(COMBINE_REFUSED, f"no bucket opens; bucket {dropped[0].bucket}: {dropped[0].failure.detail}")
     return Checked(tuple(kept), tuple(dropped))
 
 
@@ -220,7 +221,7 @@ def _opened(task: Task, blobs: Blobs, sums: Sequence[tuple[str, OpenBlock]]) -> 
         at += len(opened[0])
 
 
-def _reason(refusal: Refusal, released: Sequence[Released], bucket: int) -> str:
+def _reason(refusal: ProblemError, released: Sequence[Released], bucket: int) -> str:
     """Why a bucket was dropped: what its shares came to, and the updates that holders could not use."""
     named = [
         f"{item.share.holder} cannot use update {failed.update_id.hex()} ({failed.problem})"

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import structlog
 
-from he_protocol.problems import INTERNAL, RESIDUE_RANGE, WRONG_SIZE, ProblemType
+from he_protocol.problems import INTERNAL, ProblemType
 from he_protocol.task import Task
 from he_server.jobs.garbage import drop_round
 from he_server.rules.records import RoundRecord
 from he_server.services.context import Server
 from he_server.store.rounds import Lease
-
-DAMAGED = frozenset({WRONG_SIZE, RESIDUE_RANGE})
-"""What stored bytes are refused for that were checked before they were stored."""
 
 log = structlog.get_logger()
 

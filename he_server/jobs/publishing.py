@@ -6,7 +6,7 @@ import time
 
 import structlog
 
-from he_protocol.problems import Refusal
+from he_protocol.errors import ProblemError
 from he_protocol.task import Task
 from he_server.jobs.opening import Opened, Waiting, open_sum, released_shares
 from he_server.jobs.outcomes import ended, fail
@@ -34,7 +34,7 @@ async def publish(server: Server, task: Task, lease: Lease) -> None:
     if isinstance(outcome, Waiting):
         await server.store.release(lease, len(released))
         return
-    if isinstance(outcome, Refusal):
+    if isinstance(outcome, ProblemError):
         await fail(server, task, lease, outcome.problem, outcome.detail, {"wait_shares": waited})
         return
     seconds = {"wait_shares": waited, "open": time.monotonic() - start}

@@ -12,14 +12,15 @@ from functools import partial
 
 import structlog
 
-from he_protocol.problems import DISK_FULL, WRONG_STATE, Refusal
+from he_protocol.errors import ProblemError
+from he_protocol.problems import DISK_FULL, WRONG_STATE
 from he_protocol.task import Task
 from he_server.jobs.closing import close
 from he_server.jobs.folding import fold
 from he_server.jobs.forming import form_manifest, screened, too_old
 from he_server.jobs.garbage import sweep
 from he_server.jobs.leases import kept
-from he_server.jobs.outcomes import DAMAGED, lost
+from he_server.jobs.outcomes import lost
 from he_server.jobs.publishing import publish
 from he_server.rules.records import RoundRecord
 from he_server.rules.rounds import combining_due
@@ -50,7 +51,7 @@ class Worker:
                     swept = time.monotonic()
                 if not await self.step():
                     await _sleep(self._server.settings.poll_seconds, stop, self._server.due)
-            except Refusal as refusal:
+            except ProblemError as refusal:
                 log.warning("worker refused", problem=refusal.problem.slug, detail=refusal.detail)
                 await _sleep(ERROR_PAUSE_SECONDS, stop)
             except Exception:
@@ -102,8 +103,8 @@ class Worker:
                 await publish(self._server, task, lease)
         except FileNotFoundError as error:
             await lost(self._server, task, lease, str(error))
-        except Refusal as refusal:
-            if refusal.problem in DAMAGED:
+        except ProblemError as refusal:
+            if refusal.problem.damage:  # the bytes were checked before they were stored
                 await lost(self._server, task, lease, refusal.detail)
                 return
             if refusal.problem == WRONG_STATE:  # somebody else moved it, or published first

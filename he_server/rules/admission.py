@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from he_protocol.problems import OVERLOADED, Refusal
+from he_protocol.errors import ProblemError
+from he_protocol.problems import OVERLOADED
 
 TOGETHER_BYTES = 1 << 20
 """Bodies up to this size are held in memory until they are durable with others."""
@@ -57,13 +58,13 @@ def check_room(load: Load, size: int, limits: Limits) -> None:
     An upload that finds an empty backlog always fits there: a model may be larger than `ingest_bytes`.
     """
     if load.uploads >= limits.max_uploads:
-        raise Refusal(OVERLOADED, "too many uploads at once", expected=f"fewer than {limits.max_uploads}")
+        raise ProblemError(OVERLOADED, "too many uploads at once", expected=f"fewer than {limits.max_uploads}")
     backlog, most = load.arriving + load.unfolded, room(size, limits.ingest_bytes)
     if backlog and backlog + size > most:
         detail = "earlier updates are not folded yet"
-        raise Refusal(OVERLOADED, detail, expected=f"at most {most} bytes", got=backlog + size)
+        raise ProblemError(OVERLOADED, detail, expected=f"at most {most} bytes", got=backlog + size)
     if load.free - load.arriving - size < limits.min_free_bytes:
-        raise Refusal(
+        raise ProblemError(
             OVERLOADED, "the disk is nearly full", expected=f"{limits.min_free_bytes} bytes left", got=load.free
         )
 

@@ -12,8 +12,9 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from he_protocol.errors import ProblemError
 from he_protocol.privacy.quantise import Floats, Integers, dequantise
-from he_protocol.problems import BAD_TENSORS, COMBINE_REFUSED, Refusal
+from he_protocol.problems import BAD_TENSORS, COMBINE_REFUSED
 from he_protocol.task import Optimiser, TaskConfig, TensorSpec, sum_plan
 
 Mean: TypeAlias = npt.NDArray[np.float64]
@@ -25,19 +26,19 @@ def check_tensors(tensors: Mapping[str, npt.NDArray[np.generic]], specs: Sequenc
     got = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     for name in wanted.keys() | got.keys():
         if wanted.get(name) != got.get(name):
-            raise Refusal(BAD_TENSORS, f"tensor {name!r}", expected=wanted.get(name, ""), got=got.get(name, ""))
+            raise ProblemError(BAD_TENSORS, f"tensor {name!r}", expected=wanted.get(name, ""), got=got.get(name, ""))
     for name, tensor in tensors.items():
         if tensor.dtype != np.float32:
-            raise Refusal(BAD_TENSORS, f"tensor {name!r}", expected="float32", got=tensor.dtype)
+            raise ProblemError(BAD_TENSORS, f"tensor {name!r}", expected="float32", got=tensor.dtype)
         if not np.isfinite(tensor).all():
-            raise Refusal(BAD_TENSORS, f"tensor {name!r} has a value that is not finite")
+            raise ProblemError(BAD_TENSORS, f"tensor {name!r} has a value that is not finite")
 
 
 def check_range(opened: Integers, largest: float) -> None:
     """Raises `combine-refused` when integers cannot be of a sum of honest updates."""
     worst = max(int(opened.max(initial=0)), -int(opened.min(initial=0)))
     if worst > largest:
-        raise Refusal(
+        raise ProblemError(
             COMBINE_REFUSED,
             "the opened integers are out of range; a share, or a client's update, is wrong",
             expected=f"up to {largest:.0f}",
@@ -56,7 +57,7 @@ def weight_of(config: TaskConfig, final: int, count: int, of: int) -> float:
     if config.weighting == "examples":
         least, most = sum_plan(config).weights(config.scale, count, config.weight_cap)
         if not max(least, 0.0) < final <= most:
-            raise Refusal(
+            raise ProblemError(
                 COMBINE_REFUSED,
                 f"{count} updates cannot have this summed weight; a share, or a client's weight, is wrong",
                 expected=f"positive, {least:.6g} to {most:.6g}",
@@ -107,5 +108,5 @@ def step(model: Floats, velocity: Floats, mean: Mean, optimiser: Optimiser) -> t
     moved = (optimiser.momentum * velocity.astype(np.float64) + mean).astype(np.float32)
     after = (model + np.float32(optimiser.learning_rate) * moved).astype(np.float32)
     if not np.isfinite(after).all():
-        raise Refusal(COMBINE_REFUSED, "the model would leave the range of float32")
+        raise ProblemError(COMBINE_REFUSED, "the model would leave the range of float32")
     return after, moved

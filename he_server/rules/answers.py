@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from typing import cast, get_args
 
+from he_protocol.errors import ProblemError
 from he_protocol.identity.credentials import Party, check_signed
 from he_protocol.identity.jws import message_kind
 from he_protocol.messages import Objection, Screening, Vote
-from he_protocol.problems import (
-    BAD_SIGNATURE,
-    NOT_ADDRESSED,
-    Refusal,
-)
+from he_protocol.problems import BAD_SIGNATURE, NOT_ADDRESSED
 from he_protocol.task import Task
 from he_server.rules.records import AnswerRecord, Kind, RoundRecord
 from he_server.rules.updates import check_binding
@@ -27,7 +24,9 @@ def read_answer(task: Task, record: RoundRecord, token: str, party: Party, now: 
         vote = check_signed(token, Vote, party, "holder")
         check_binding(task, vote.task_hash, vote.epoch)
         if vote.opening != record.opening:
-            raise Refusal(NOT_ADDRESSED, "the vote is for another opening", expected=record.opening, got=vote.opening)
+            raise ProblemError(
+                NOT_ADDRESSED, "the vote is for another opening", expected=record.opening, got=vote.opening
+            )
         return AnswerRecord(party.name, kind, vote.manifest.hex(), token, "", "", now)
     if kind == "screening":
         screening = check_signed(token, Screening, party, "holder")
@@ -38,7 +37,7 @@ def read_answer(task: Task, record: RoundRecord, token: str, party: Party, now: 
         check_binding(task, objection.task_hash, objection.epoch)
         named, detail, problem, manifest = objection.round, objection.detail, objection.problem, objection.manifest
     if named != record.number:
-        raise Refusal(NOT_ADDRESSED, "the path names another round", expected=named, got=record.number)
+        raise ProblemError(NOT_ADDRESSED, "the path names another round", expected=named, got=record.number)
     return AnswerRecord(party.name, kind, manifest.hex(), token, problem, detail, now)
 
 
@@ -48,4 +47,6 @@ def kind_of(token: str) -> Kind:
     for kind in get_args(Kind):
         if kind == named:
             return cast(Kind, kind)
-    raise Refusal(BAD_SIGNATURE, "not an answer to a manifest", expected="screening, vote or objection", got=named[:80])
+    raise ProblemError(
+        BAD_SIGNATURE, "not an answer to a manifest", expected="screening, vote or objection", got=named[:80]
+    )

@@ -9,8 +9,9 @@ from typing import Literal
 
 import msgspec
 
+from he_protocol.errors import ProblemError
 from he_protocol.messages import AuditHead
-from he_protocol.problems import AUDIT_BROKEN, Refusal
+from he_protocol.problems import AUDIT_BROKEN
 
 Event = Literal["task-added", "board-post", "round-closed", "round-screened", "round-opening", "vote-cast",
                 "round-refused", "share-accepted", "round-published", "round-failed", "keys-revoked",
@@ -52,14 +53,14 @@ def verify_chain(entries: Iterable[Entry], pinned: AuditHead | None = None) -> t
     contains = pinned is None or (pinned.seq == 0 and pinned.hash == GENESIS)
     for entry in entries:
         if entry.seq != seq + 1:
-            raise Refusal(AUDIT_BROKEN, "an entry is missing or out of order", expected=seq + 1, got=entry.seq)
+            raise ProblemError(AUDIT_BROKEN, "an entry is missing or out of order", expected=seq + 1, got=entry.seq)
         expected = chained(entry, previous)
         if entry != expected:
-            raise Refusal(AUDIT_BROKEN, f"entry {entry.seq} was changed", expected=expected.hash, got=entry.hash)
+            raise ProblemError(AUDIT_BROKEN, f"entry {entry.seq} was changed", expected=expected.hash, got=entry.hash)
         seq, previous = entry.seq, bytes.fromhex(entry.hash)
         contains = contains or (pinned is not None and (pinned.seq, pinned.hash) == (seq, previous))
     if pinned is not None and not contains:
-        raise Refusal(
+        raise ProblemError(
             AUDIT_BROKEN, "the log does not contain the pinned head", expected=pinned.seq, got=f"{seq} entries"
         )
     return seq, previous

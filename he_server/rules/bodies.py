@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from he_protocol import frames
-from he_protocol.problems import TOO_LARGE, UNKNOWN_CODING, Refusal
+from he_protocol.errors import ProblemError
+from he_protocol.problems import TOO_LARGE, UNKNOWN_CODING
 from he_protocol.task import Task
 
 FRAME_ROOM = frames.PREFIX_BYTES + frames.HEAD_LIMIT
@@ -28,13 +29,13 @@ def check_codings(content: Sequence[str], transfer: Sequence[str]) -> None:
     for values, taken in ((content, "identity"), (transfer, "chunked")):
         for value in values:
             if value.strip().lower() != taken:
-                raise Refusal(UNKNOWN_CODING, "the coding of the body", expected=taken, got=value[:80])
+                raise ProblemError(UNKNOWN_CODING, "the coding of the body", expected=taken, got=value[:80])
 
 
 def check_declared(declared: int | None, most: int) -> int:
     """What a body counts for: its declared length, or all that its route can take. Raises `too-large`."""
     if declared is not None and declared > most:
-        raise Refusal(TOO_LARGE, "the body", expected=f"at most {most} bytes", got=declared)
+        raise ProblemError(TOO_LARGE, "the body", expected=f"at most {most} bytes", got=declared)
     return most if declared is None else declared
 
 

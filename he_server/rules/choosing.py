@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
-from he_protocol.problems import COMBINE_REFUSED, Refusal
+from he_protocol.errors import ProblemError
+from he_protocol.problems import COMBINE_REFUSED
 from he_protocol.schemes.scheme import OpenBlock
 from he_protocol.sharing import Resolution, Sharing
 
@@ -31,7 +32,7 @@ class Settled:
 class Unsettled:
     """No sum is believed. `final`: whatever other holders say, none will be."""
 
-    refusal: Refusal
+    refusal: ProblemError
     final: bool
 
 
@@ -54,13 +55,13 @@ def settle(
     right.
     """
     plausible: dict[bytes, Settled] = {}
-    reasons: list[Refusal] = []
+    reasons: list[ProblemError] = []
     final = False
     for choice in found:
         certain = choice.certain(sharing)
         try:
             candidate = attempt(choice)
-        except Refusal as refusal:
+        except ProblemError as refusal:
             if refusal.problem != COMBINE_REFUSED:
                 raise
             reasons.append(refusal)
@@ -76,13 +77,13 @@ def settle(
 
 
 def _reason(
-    sharing: Sharing, settled: Sequence[Settled], reasons: Sequence[Refusal], heard: Collection[int]
-) -> Refusal:
+    sharing: Sharing, settled: Sequence[Settled], reasons: Sequence[ProblemError], heard: Collection[int]
+) -> ProblemError:
     if len(settled) > 1:
-        return Refusal(COMBINE_REFUSED, f"{len(settled)} choices of shares open to different sums, each plausible")
+        return ProblemError(COMBINE_REFUSED, f"{len(settled)} choices of shares open to different sums, each plausible")
     if settled:
         agree = len(settled[0].choice.support)
-        return Refusal(
+        return ProblemError(
             COMBINE_REFUSED,
             "too few key holders agree: a wrong share of this scheme need not show",
             expected=2 * sharing.threshold - 1,
@@ -91,7 +92,7 @@ def _reason(
     if reasons:
         return reasons[0]
     if len(heard) < sharing.threshold:
-        return Refusal(
+        return ProblemError(
             COMBINE_REFUSED, "too few key holders released parts", expected=sharing.threshold, got=len(heard)
         )
-    return Refusal(COMBINE_REFUSED, f"key holders contradict each other: no {sharing.threshold} of them agree")
+    return ProblemError(COMBINE_REFUSED, f"key holders contradict each other: no {sharing.threshold} of them agree")

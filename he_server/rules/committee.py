@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from he_protocol.errors import ProblemError
 from he_protocol.identity.credentials import Party
-from he_protocol.problems import NOT_ADDRESSED, WRONG_ROLE, Refusal
+from he_protocol.problems import NOT_ADDRESSED, WRONG_ROLE
 from he_protocol.task import HolderEntry, Task
 
 
@@ -21,7 +22,7 @@ def check_member(task: Task, party: Party) -> Member:
     """The committee's entry of a holder. Raises `wrong-role` for a holder of another committee, or with another key."""
     index = task.holder_index(party.name)
     if index is None or task.config.holders[index].key != party.public:
-        raise Refusal(
+        raise ProblemError(
             WRONG_ROLE, f"{party.name!r} is not in the task's committee with this key", expected="a committee member"
         )
     return Member(index, task.config.holders[index])
@@ -30,4 +31,4 @@ def check_member(task: Task, party: Party) -> Member:
 def check_self(party: Party, named: str) -> None:
     """Raises `not-addressed` when a holder writes under another name."""
     if named != party.name:
-        raise Refusal(NOT_ADDRESSED, "the path names another holder", expected=party.name, got=named[:64])
+        raise ProblemError(NOT_ADDRESSED, "the path names another holder", expected=party.name, got=named[:64])

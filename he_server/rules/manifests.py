@@ -11,11 +11,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from he_protocol.documents import ExcludedUpdate, Failure
+from he_protocol.errors import ProblemError
 from he_protocol.identity.credentials import check_credential, issued_by
 from he_protocol.identity.jws import public_from_jwk, read_unverified
 from he_protocol.identity.revocation import Revocations, check_key
 from he_protocol.messages import Manifest, ManifestEntry, Screening, UpdateHeader
-from he_protocol.problems import EXCLUDED_UPDATE, PROBLEMS, STALE_UPDATE, TOO_FEW_CLIENTS, Refusal
+from he_protocol.problems import EXCLUDED_UPDATE, PROBLEMS, STALE_UPDATE, TOO_FEW_CLIENTS
 from he_protocol.task import Task
 from he_server.rules.records import UpdateRecord
 from he_server.rules.rounds import merge_buckets
@@ -42,7 +43,7 @@ def check_update(task: Task, authority: bytes, update: UpdateRecord, now: Circum
     check_base_version(update.base_version, now.version, task.config.staleness)
     created = read_unverified(update.header, UpdateHeader).created
     if created < (oldest := now.formed - task.config.update_lifetime):
-        raise Refusal(STALE_UPDATE, "the update is too old", expected=f"created after {oldest}", got=created)
+        raise ProblemError(STALE_UPDATE, "the update is too old", expected=f"created after {oldest}", got=created)
 
 
 def faults(task: Task, authority: bytes, updates: Iterable[UpdateRecord], now: Circumstances) -> dict[str, Failure]:
@@ -51,7 +52,7 @@ def faults(task: Task, authority: bytes, updates: Iterable[UpdateRecord], now: C
     for update in updates:
         try:
             check_update(task, authority, update, now)
-        except Refusal as refusal:
+        except ProblemError as refusal:
             found[update.update_id] = Failure(refusal.problem.urn, refusal.detail)
     return found
 
@@ -112,7 +113,7 @@ def plan_round(
     kept = sorted(sizes)
     if (left := sum(sizes.values())) < task.config.min_clients:
         first = "; ".join(f"{failure.detail}" for failure in list(out.values())[:3])
-        raise Refusal(
+        raise ProblemError(
             TOO_FEW_CLIENTS,
             f"{len(out)} updates had to be left out ({first})",
             expected=f"at least {task.config.min_clients}",

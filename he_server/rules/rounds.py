@@ -7,10 +7,8 @@ from typing import Literal, TypeAlias
 
 from he_protocol.committee import Committee
 from he_protocol.documents import RoundState, Stage
-from he_protocol.problems import (
-    WRONG_STATE,
-    Refusal,
-)
+from he_protocol.errors import ProblemError
+from he_protocol.problems import WRONG_STATE
 
 TRANSITIONS: Mapping[RoundState, frozenset[RoundState]] = {
     "open": frozenset({"closed", "failed"}),
@@ -34,7 +32,7 @@ def check_transition(before: RoundState, after: RoundState) -> None:
     """Raises `wrong-state` when a round may not go from `before` to `after`."""
     if after not in TRANSITIONS[before]:
         allowed = " or ".join(sorted(TRANSITIONS[before])) or "no other state"
-        raise Refusal(WRONG_STATE, f"a round that is {before} cannot become {after}", expected=allowed, got=after)
+        raise ProblemError(WRONG_STATE, f"a round that is {before} cannot become {after}", expected=allowed, got=after)
 
 
 def at_deadline(updates: int, min_clients: int, deadline: float, now: float) -> AtDeadline:

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
+from he_protocol.errors import ProblemError
 from he_protocol.identity.jws import read_unverified
 from he_protocol.messages import Manifest, Share
-from he_protocol.problems import (
-    MANIFEST_MISMATCH,
-    NOT_ADDRESSED,
-    WRONG_SHARE,
-    WRONG_STATE,
-    Refusal,
-)
+from he_protocol.problems import MANIFEST_MISMATCH, NOT_ADDRESSED, WRONG_SHARE, WRONG_STATE
 from he_protocol.task import Task
 from he_server.rules.committee import Member
 from he_server.rules.records import RoundRecord
@@ -24,11 +19,11 @@ def check_share(task: Task, record: RoundRecord, member: Member, share: Share) -
     """
     check_binding(task, share.task_hash, share.epoch)
     if share.round != record.number:
-        raise Refusal(NOT_ADDRESSED, "the path names another round", expected=share.round, got=record.number)
+        raise ProblemError(NOT_ADDRESSED, "the path names another round", expected=share.round, got=record.number)
     if record.state != "opening":
-        raise Refusal(WRONG_STATE, "the round does not wait for shares", expected="opening", got=record.state)
+        raise ProblemError(WRONG_STATE, "the round does not wait for shares", expected="opening", got=record.state)
     if share.manifest.hex() != record.manifest_hash:
-        raise Refusal(
+        raise ProblemError(
             MANIFEST_MISMATCH,
             "the share is for another manifest",
             expected=record.manifest_hash,
@@ -38,11 +33,11 @@ def check_share(task: Task, record: RoundRecord, member: Member, share: Share) -
     buckets = {entry.update_id: entry.bucket for entry in manifest.updates}
     failed = [entry.bucket for entry in share.failed]
     if len(set(failed)) != len(failed) or any(buckets.get(f.update_id) != f.bucket for f in share.failed):
-        raise Refusal(WRONG_SHARE, "a failed bucket stands twice, or without an update of its own", got=failed)
+        raise ProblemError(WRONG_SHARE, "a failed bucket stands twice, or without an update of its own", got=failed)
     opened, known = sorted(set(buckets.values()) - set(failed)), task.sharing.parts_of(member.index)
     got = [(entry.bucket, entry.part) for entry in share.parts]
     if got != [(bucket, part) for bucket in opened for part in known]:
-        raise Refusal(
+        raise ProblemError(
             WRONG_SHARE,
             "not every part that this holder knows, of every bucket in turn",
             expected=f"parts {known} of buckets {opened}",

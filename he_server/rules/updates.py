@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from he_protocol.errors import ProblemError
 from he_protocol.identity.credentials import CLOCK_SKEW_SECONDS
 from he_protocol.messages import UpdateHeader
 from he_protocol.problems import (
@@ -12,7 +13,6 @@ from he_protocol.problems import (
     WRONG_EPOCH,
     WRONG_SIZE,
     WRONG_TASK,
-    Refusal,
 )
 from he_protocol.task import Task
 
@@ -20,9 +20,11 @@ from he_protocol.task import Task
 def check_binding(task: Task, task_hash: bytes, epoch: int) -> None:
     """Raises `wrong-task` or `wrong-epoch` when a signed message is not about this task."""
     if task_hash != task.hash:
-        raise Refusal(WRONG_TASK, "the message is bound to another task", expected=task.hash.hex(), got=task_hash.hex())
+        raise ProblemError(
+            WRONG_TASK, "the message is bound to another task", expected=task.hash.hex(), got=task_hash.hex()
+        )
     if epoch != task.config.epoch:
-        raise Refusal(WRONG_EPOCH, "the message is bound to another epoch", expected=task.config.epoch, got=epoch)
+        raise ProblemError(WRONG_EPOCH, "the message is bound to another epoch", expected=task.config.epoch, got=epoch)
 
 
 def check_header(task: Task, header: UpdateHeader, update_id: bytes, now: float) -> None:
@@ -32,17 +34,19 @@ def check_header(task: Task, header: UpdateHeader, update_id: bytes, now: float)
     """
     check_binding(task, header.task_hash, header.epoch)
     if header.update_id != update_id:
-        raise Refusal(
+        raise ProblemError(
             NOT_ADDRESSED, "the path names another update", expected=update_id.hex(), got=header.update_id.hex()
         )
     if header.created > now + CLOCK_SKEW_SECONDS:
-        raise Refusal(CLOCK_SKEW, "check the client's clock", expected=f"at most {int(now)}", got=header.created)
+        raise ProblemError(CLOCK_SKEW, "check the client's clock", expected=f"at most {int(now)}", got=header.created)
     if header.created < (oldest := int(now) - task.config.update_lifetime):
-        raise Refusal(STALE_UPDATE, "the update is too old", expected=f"created after {oldest}", got=header.created)
+        raise ProblemError(
+            STALE_UPDATE, "the update is too old", expected=f"created after {oldest}", got=header.created
+        )
     wanted = [(part.name, part.size) for part in task.body]
     got = [(part.name, part.size) for part in header.parts]
     if got != wanted:
-        raise Refusal(
+        raise ProblemError(
             WRONG_SIZE, "these are not the parts of this profile", expected=wanted, got=got[: len(wanted) + 1]
         )
 
@@ -52,7 +56,7 @@ def check_lasting(task: Task, expires: int, now: float) -> None:
     the whole manifest then, and one client could fail round after round."""
     until = int(now) + task.config.collect_seconds + task.config.opening_seconds
     if expires <= until:
-        raise Refusal(
+        raise ProblemError(
             EXPIRED_CREDENTIAL, "renew it: the round may outlast it", expected=f"valid after {until}", got=expires
         )
 
@@ -60,7 +64,7 @@ def check_lasting(task: Task, expires: int, now: float) -> None:
 def check_base_version(base: int, current: int, staleness: int) -> None:
     """Raises `stale-update` unless current - staleness <= base <= current."""
     if not current - staleness <= base <= current:
-        raise Refusal(
+        raise ProblemError(
             STALE_UPDATE,
             "fetch the model again and train on it",
             expected=f"{max(0, current - staleness)} to {current}",

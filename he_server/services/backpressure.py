@@ -14,7 +14,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from he_protocol.problems import OVERLOADED, Refusal
+from he_protocol.errors import ProblemError
+from he_protocol.problems import OVERLOADED
 from he_server.rules.admission import Limits, Load, Measured, check_room
 
 REFRESH_SECONDS = 0.2
@@ -95,7 +96,7 @@ class Pressure:
             if entered:
                 raise
             expected = f"at most {self._limits.max_uploads_of_party}"
-            raise Refusal(OVERLOADED, "this party has too many uploads under way", expected=expected) from None
+            raise ProblemError(OVERLOADED, "this party has too many uploads under way", expected=expected) from None
         finally:
             if entered:
                 slots.release()
@@ -117,7 +118,7 @@ class Pressure:
 
     async def _room(self, size: int) -> None:
         busy = self._turn.locked()
-        refusal = Refusal(OVERLOADED, "others wait already") if busy else await self._look(size)
+        refusal = ProblemError(OVERLOADED, "others wait already") if busy else await self._look(size)
         if refusal is None:
             return
         try:
@@ -128,10 +129,10 @@ class Pressure:
         except TimeoutError:
             raise refusal from None
 
-    async def _look(self, size: int) -> Refusal | None:
+    async def _look(self, size: int) -> ProblemError | None:
         try:
             check_room(await self.load(), size, self._limits)
-        except Refusal as refusal:
+        except ProblemError as refusal:
             if refusal.problem is not OVERLOADED:
                 raise
             return refusal

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from he_protocol.documents import BoardEntry, Phase
+from he_protocol.errors import ProblemError
 from he_protocol.identity.credentials import Party
-from he_protocol.problems import NOT_FOUND, Refusal
+from he_protocol.problems import NOT_FOUND
 from he_protocol.task import Task
 from he_server.blobs.keys import fresh, post_blob
 from he_server.rules.board import POST_LIMIT, read_post
@@ -23,7 +24,7 @@ async def accept_post(server: Server, task: Task, phase: Phase, party: Party, fr
     posted something else before.
     """
     if not task.scheme.ceremony:
-        raise Refusal(NOT_FOUND, f"scheme {task.config.scheme} has no key ceremony")
+        raise ProblemError(NOT_FOUND, f"scheme {task.config.scheme} has no key ceremony")
     token = await frame.token()
     message = read_post(phase, token, party)
     check_binding(task, message.task_hash, message.epoch)

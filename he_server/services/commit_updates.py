@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from he_protocol.problems import REQUEST_TIMEOUT, Refusal
+from he_protocol.errors import ProblemError
+from he_protocol.problems import REQUEST_TIMEOUT
 from he_protocol.task import Task
 from he_server.blobs.keys import fresh, key_blob, update_blob
 from he_server.blobs.local import Blobs
@@ -39,7 +40,7 @@ class Acceptance:
             self._groups[task.id] = Grouped(partial(self._accept, task))
         return await self._groups[task.id]((offered, self._clock()))
 
-    async def _accept(self, task: Task, offers: Sequence[tuple[NewUpdate, float]]) -> Sequence[Accepted | Refusal]:
+    async def _accept(self, task: Task, offers: Sequence[tuple[NewUpdate, float]]) -> Sequence[Accepted | ProblemError]:
         return await self._store.accept_updates(task, offers, self._keep)
 
 

@@ -11,8 +11,9 @@ from typing import ParamSpec, TypeVar
 
 from he_party.keyfile import KeyRecord
 from he_protocol.documents import Waiting
+from he_protocol.errors import ProblemError
 from he_protocol.identity.revocation import Revocations
-from he_protocol.problems import BAD_SETTINGS, ProblemType, Refusal
+from he_protocol.problems import BAD_SETTINGS, ProblemType
 from he_protocol.task import Task
 from he_server.blobs.local import Blobs
 from he_server.blobs.vectors import load_kernels, sum_layout
@@ -44,7 +45,7 @@ def open_server(settings: Settings, clock: Callable[[], float] = time.time) -> S
     try:
         blobs.prepare()
     except OSError as error:
-        raise Refusal(BAD_SETTINGS, f"data_dir cannot be used: {error}") from None
+        raise ProblemError(BAD_SETTINGS, f"data_dir cannot be used: {error}") from None
     return Server(settings, Store(make_engine(settings.url)), blobs, key, authority, clock)
 
 
@@ -164,7 +165,7 @@ class Server:
             load, standing = await self.pressure.load(), await self.store.standing(now)
             metrics.show(load, standing, now, seq, (await self.revocations()).valid_until)
             metrics.database_up.set(1)
-        except Refusal:
+        except ProblemError:
             metrics.database_up.set(0)
         return metrics.render()
 

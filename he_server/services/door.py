@@ -10,7 +10,8 @@ import asyncio
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from he_protocol.problems import TOO_MANY_CONNECTIONS, Refusal
+from he_protocol.errors import ProblemError
+from he_protocol.problems import TOO_MANY_CONNECTIONS
 
 HELD_BYTES = 32 * 1024 * 1024
 """Bytes that all strangers together may have sent without being asked: heads of requests, and what follows them."""
@@ -150,8 +151,8 @@ class Door:
         connection.held = 0
 
 
-def _too_many(which: str, most: int) -> Refusal:
-    return Refusal(TOO_MANY_CONNECTIONS, f"connections {which}", expected=f"at most {most}")
+def _too_many(which: str, most: int) -> ProblemError:
+    return ProblemError(TOO_MANY_CONNECTIONS, f"connections {which}", expected=f"at most {most}")
 
 
 class Guarded(asyncio.Protocol):

@@ -7,13 +7,8 @@ from collections.abc import AsyncIterable, AsyncIterator
 from typing import Protocol
 
 from he_protocol import frames
-from he_protocol.problems import (
-    MALFORMED,
-    TOO_LARGE,
-    TRAILING_BYTES,
-    WRONG_SIZE,
-    Refusal,
-)
+from he_protocol.errors import ProblemError
+from he_protocol.problems import MALFORMED, TOO_LARGE, TRAILING_BYTES, WRONG_SIZE
 
 
 class Source(Protocol):
@@ -34,7 +29,7 @@ class Frame:
         self._content = source
         self._limit = limit
         if size is not None and size > limit:
-            raise Refusal(TOO_LARGE, "the frame", expected=f"at most {limit} bytes", got=size)
+            raise ProblemError(TOO_LARGE, "the frame", expected=f"at most {limit} bytes", got=size)
 
     async def head(self) -> bytes:
         """The head's bytes. Raises `malformed`, `unknown-protocol` or `too-large`."""
@@ -46,20 +41,20 @@ class Frame:
         try:
             return (await self.head()).decode("ascii")
         except UnicodeDecodeError:
-            raise Refusal(MALFORMED, "the head is not a compact JWS") from None
+            raise ProblemError(MALFORMED, "the head is not a compact JWS") from None
 
     async def blocks(self, size: int) -> AsyncIterator[bytes]:
         """A body of exactly `size` bytes as it arrives. Raises `too-large`, `wrong-size` or `trailing-bytes`."""
         if size > self._limit:
-            raise Refusal(TOO_LARGE, "the body", expected=f"at most {self._limit} bytes", got=size)
+            raise ProblemError(TOO_LARGE, "the body", expected=f"at most {self._limit} bytes", got=size)
         got = 0
         async for block in self._content.iter_any():
             got += len(block)
             if got > size:
-                raise Refusal(TRAILING_BYTES, "the body is too long", expected=size, got=f"at least {got}")
+                raise ProblemError(TRAILING_BYTES, "the body is too long", expected=size, got=f"at least {got}")
             yield block
         if got != size:
-            raise Refusal(WRONG_SIZE, "the body is too short", expected=size, got=got)
+            raise ProblemError(WRONG_SIZE, "the body is too short", expected=size, got=got)
 
     async def whole(self, size: int) -> bytearray:
         """The same in memory, in one piece: a list of those that came could be far larger than they are."""
@@ -74,7 +69,7 @@ class Frame:
         async for block in self._content.iter_any():
             got += len(block)
             if got > limit:
-                raise Refusal(TOO_LARGE, "the body", expected=f"at most {limit} bytes", got=f"at least {got}")
+                raise ProblemError(TOO_LARGE, "the body", expected=f"at most {limit} bytes", got=f"at least {got}")
             yield block
 
     async def body(self, limit: int) -> bytes:
@@ -89,4 +84,4 @@ class Frame:
         try:
             return await self._content.readexactly(size)
         except asyncio.IncompleteReadError as error:
-            raise Refusal(MALFORMED, "the frame ends early", expected=size, got=len(error.partial)) from None
+            raise ProblemError(MALFORMED, "the frame ends early", expected=size, got=len(error.partial)) from None

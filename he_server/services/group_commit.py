@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
-from he_protocol.problems import Refusal
+from he_protocol.errors import ProblemError
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -25,7 +25,7 @@ class _Call(Generic[T, R]):
     item: T
     leads: bool
     woken: asyncio.Future[None]
-    answers: list[R | Refusal] = field(default_factory=list)
+    answers: list[R | ProblemError] = field(default_factory=list)
 
     def wake(self) -> None:
         if not self.woken.done():
@@ -39,7 +39,7 @@ class Grouped(Generic[T, R]):
     nothing was done, and the next of them tries.
     """
 
-    def __init__(self, work: Callable[[Sequence[T]], Awaitable[Sequence[R | Refusal]]]) -> None:
+    def __init__(self, work: Callable[[Sequence[T]], Awaitable[Sequence[R | ProblemError]]]) -> None:
         self._work = work
         self._led = False
         self._waiting: list[_Call[T, R]] = []
@@ -60,7 +60,7 @@ class Grouped(Generic[T, R]):
             if call.leads:
                 self._hand_over()
         answer = call.answers[0]
-        if isinstance(answer, Refusal):
+        if isinstance(answer, ProblemError):
             raise answer
         return answer
 
@@ -95,11 +95,11 @@ class Together:
         return answer
 
 
-def _each(calls: Sequence[Callable[[], R]]) -> list[R | Refusal]:
-    answers: list[R | Refusal] = []
+def _each(calls: Sequence[Callable[[], R]]) -> list[R | ProblemError]:
+    answers: list[R | ProblemError] = []
     for call in calls:
         try:
             answers.append(call())
-        except Refusal as refusal:
+        except ProblemError as refusal:
             answers.append(refusal)
     return answers

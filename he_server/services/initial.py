@@ -9,7 +9,8 @@ import hashlib
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 
-from he_protocol.problems import DIGEST_MISMATCH, OVERLOADED, Refusal
+from he_protocol.errors import ProblemError
+from he_protocol.problems import DIGEST_MISMATCH, OVERLOADED
 from he_protocol.task import MODEL_ROOM, Task
 from he_server.blobs.keys import fresh, model_blob
 from he_server.blobs.local import BlobWriter
@@ -23,7 +24,7 @@ from he_server.services.receive import gathered
 def adding(server: Server, task: Task) -> Iterator[None]:
     """Around writing a task's initial model: one at a time. Raises `overloaded`."""
     if task.id in server.adding:
-        raise Refusal(OVERLOADED, "the task is just being added")
+        raise ProblemError(OVERLOADED, "the task is just being added")
     server.adding.add(task.id)
     try:
         yield
@@ -34,7 +35,7 @@ def adding(server: Server, task: Task) -> Iterator[None]:
 def check_model(task: Task, got: str) -> None:
     """Raises `digest-mismatch` unless a model has the SHA-256 (here in hex) that the authority signed."""
     if got != (expected := task.config.initial_model.hex()):
-        raise Refusal(DIGEST_MISMATCH, "the initial model", expected=expected, got=got)
+        raise ProblemError(DIGEST_MISMATCH, "the initial model", expected=expected, got=got)
 
 
 async def read_model(server: Server, frame: Frame, task: Task) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from he_party.files import close_database, private_directory
-from he_protocol.problems import BAD_SETTINGS, DATABASE_UNAVAILABLE, Refusal
+from he_protocol.errors import ProblemError
+from he_protocol.problems import BAD_SETTINGS, DATABASE_UNAVAILABLE
 from he_server.settings import Settings
 from he_server.store.engine import sqlite_file, translated
 
@@ -19,13 +20,13 @@ async def migrate(settings: Settings) -> None:
     try:
         private_directory(settings.data_dir)
     except OSError as error:
-        raise Refusal(BAD_SETTINGS, f"data_dir cannot be used: {error}") from None
+        raise ProblemError(BAD_SETTINGS, f"data_dir cannot be used: {error}") from None
     try:
         async with translated():
             if (file := sqlite_file(settings.url)) is not None:
                 close_database(file)
             await upgrade("server", settings.url)
     except (CommandError, DBAPIError) as error:  # for one, a schema newer than this program
-        raise Refusal(DATABASE_UNAVAILABLE, f"the schema cannot be upgraded: {error}") from None
+        raise ProblemError(DATABASE_UNAVAILABLE, f"the schema cannot be upgraded: {error}") from None
     except (SQLAlchemyError, ImportError) as error:
-        raise Refusal(BAD_SETTINGS, f"database_url: {error}") from None
+        raise ProblemError(BAD_SETTINGS, f"database_url: {error}") from None

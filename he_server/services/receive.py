@@ -8,12 +8,8 @@ from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
 
 from he_protocol.arithmetic.residues import ResidueLayout, check
-from he_protocol.problems import (
-    DATABASE_UNAVAILABLE,
-    DIGEST_MISMATCH,
-    DISK_FULL,
-    Refusal,
-)
+from he_protocol.errors import ProblemError
+from he_protocol.problems import DATABASE_UNAVAILABLE, DIGEST_MISMATCH, DISK_FULL
 from he_server.blobs.local import Blobs, BlobWriter
 from he_server.blobs.vectors import check_vector
 from he_server.services.context import Server
@@ -113,7 +109,7 @@ def check_body(body: bytearray, sections: Sequence[Section]) -> dict[str, memory
 
 def _check_digest(section: Section, made: bytes) -> None:
     if made != section.sha256:
-        raise Refusal(DIGEST_MISMATCH, f"part {section.name}", expected=section.sha256.hex(), got=made.hex())
+        raise ProblemError(DIGEST_MISMATCH, f"part {section.name}", expected=section.sha256.hex(), got=made.hex())
 
 
 @asynccontextmanager
@@ -125,7 +121,7 @@ async def recording(server: Server, *blobs: str) -> AsyncIterator[None]:
     """
     try:
         yield
-    except Refusal as refusal:
+    except ProblemError as refusal:
         if refusal.problem not in {DATABASE_UNAVAILABLE, DISK_FULL}:
             await discard(server, blobs)
         raise
@@ -174,6 +170,6 @@ async def receive(server: Server, frame: Frame, sections: Sequence[Section]) -> 
         await server.thread(intake.finish, last)
     except BaseException as error:
         await server.thread(intake.close)
-        if isinstance(error, Refusal):  # one blob may be committed where the next has no room
+        if isinstance(error, ProblemError):  # one blob may be committed where the next has no room
             await discard(server, {section.blob for section in sections})
         raise

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 from collections import Counter, OrderedDict
 
+from he_protocol.errors import ProblemError
 from he_protocol.messages import RequestProof
-from he_protocol.problems import OVERLOADED, REPLAYED_REQUEST, Refusal
+from he_protocol.problems import OVERLOADED, REPLAYED_REQUEST
 
 CAPACITY = 200_000
 """Proofs remembered: one minute at some 3,000 requests per second."""
@@ -28,7 +29,9 @@ class ReplayCache:
         """Raises `replayed-request` when this proof was used before, `overloaded` when there are too many."""
         name = hashlib.sha256(public + proof.jti.encode()).digest()
         if name in self._seen:
-            raise Refusal(REPLAYED_REQUEST, "make a new proof, with a new jti, for every request", got=proof.jti[:64])
+            raise ProblemError(
+                REPLAYED_REQUEST, "make a new proof, with a new jti, for every request", got=proof.jti[:64]
+            )
         self._forget(now)
         check_share(len(self._seen), self._capacity, self._parties[public], self._share)
         self._seen[name] = proof.exp, public
@@ -45,6 +48,6 @@ class ReplayCache:
 def check_share(proofs: int, capacity: int, of_party: int, share: int) -> None:
     """Raises `overloaded` when one more proof is too many: in all, or of its party."""
     if of_party >= share:
-        raise Refusal(OVERLOADED, "this party sends too many requests", expected=f"at most {share} in a minute")
+        raise ProblemError(OVERLOADED, "this party sends too many requests", expected=f"at most {share} in a minute")
     if proofs >= capacity:
-        raise Refusal(OVERLOADED, "too many requests", expected=f"at most {capacity} in a minute")
+        raise ProblemError(OVERLOADED, "too many requests", expected=f"at most {capacity} in a minute")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from functools import partial
 
+from he_protocol.errors import ProblemError
 from he_protocol.identity.credentials import Party, check_signed
 from he_protocol.messages import Share
-from he_protocol.problems import NOT_CERTIFIED, REQUEST_TIMEOUT, Refusal
+from he_protocol.problems import NOT_CERTIFIED, REQUEST_TIMEOUT
 from he_protocol.task import Task
 from he_server.blobs.keys import fresh, share_blob
 from he_server.rules.committee import Member
@@ -31,7 +32,7 @@ async def accept_share(
         return False
     await server.thread(check_share, task, record, member, share)
     if len(await votes_for(server, record)) < task.committee.agreement:
-        raise Refusal(NOT_CERTIFIED, "shares come after votes", expected=f"{task.committee.agreement} votes")
+        raise ProblemError(NOT_CERTIFIED, "shares come after votes", expected=f"{task.committee.agreement} votes")
     layout = task.scheme.share_layout(task.length)
     blob = fresh()
     name = share_blob(blob)

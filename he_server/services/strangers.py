@@ -13,7 +13,8 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
-from he_protocol.problems import OVERLOADED, REQUEST_TIMEOUT, Refusal
+from he_protocol.errors import ProblemError
+from he_protocol.problems import OVERLOADED, REQUEST_TIMEOUT
 
 BURST_SECONDS = 5.0
 """How long strangers may save up what they do not use."""
@@ -59,7 +60,7 @@ class Turnstile:
                 await turn
         except TimeoutError:
             expected = f"at most {self._rate:g} requests per second of all that have not proved who they are"
-            raise Refusal(OVERLOADED, "too many strangers ask at once", expected=expected) from None
+            raise ProblemError(OVERLOADED, "too many strangers ask at once", expected=expected) from None
 
     def give_back(self) -> None:
         """It was no stranger."""
@@ -108,7 +109,7 @@ class Bodies:
                 self._bytes += size
         except TimeoutError:
             expected = f"at most {SLOTS}, {SLOTS_OF_ADDRESS} from an address, and {BODY_BYTES} bytes"
-            raise Refusal(OVERLOADED, "others send without a proof, too", expected=expected) from None
+            raise ProblemError(OVERLOADED, "others send without a proof, too", expected=expected) from None
         try:
             yield
         finally:
@@ -135,4 +136,4 @@ async def in_time() -> AsyncIterator[None]:
         async with asyncio.timeout(PROOF_SECONDS):
             yield
     except TimeoutError:
-        raise Refusal(REQUEST_TIMEOUT, "no proof came in time", expected=f"within {PROOF_SECONDS:g} s") from None
+        raise ProblemError(REQUEST_TIMEOUT, "no proof came in time", expected=f"within {PROOF_SECONDS:g} s") from None

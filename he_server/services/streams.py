@@ -12,7 +12,8 @@ from typing import Generic, TypeVar
 import msgspec
 
 from he_protocol.documents import RoundStatus
-from he_protocol.problems import TOO_MANY_STREAMS, Refusal
+from he_protocol.errors import ProblemError
+from he_protocol.problems import TOO_MANY_STREAMS
 from he_server.services.notifier import Notifier
 
 POLL_SECONDS = 1.0
@@ -44,13 +45,13 @@ class Event:
 class Watch(Generic[T]):
     """What is known of a task, None before the first look; `changed` is set, and replaced, when there is news."""
 
-    known: T | Refusal | None = None
+    known: T | ProblemError | None = None
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     listeners: int = 0
     ended: bool = False
     looking: asyncio.Task[None] | None = None
 
-    def tell(self, known: T | Refusal) -> None:
+    def tell(self, known: T | ProblemError) -> None:
         """Wake everybody who listens."""
         before, self.changed = self.changed, asyncio.Event()
         self.known = known
@@ -67,7 +68,7 @@ async def texts(watch: Watch[tuple[Event, ...]]) -> AsyncIterator[bytes]:
     told: dict[int, str] | None = None
     while not watch.ended:
         changed, known = watch.changed, watch.known or ()
-        if isinstance(known, Refusal):
+        if isinstance(known, ProblemError):
             raise known
         for event in reversed(known if told is not None else known[:1]):
             if told is None or told.get(event.number) != event.state:
@@ -105,7 +106,7 @@ async def news(
             except TimeoutError:
                 return found
             changed, seen = watch.changed, watch.known
-            if seen is None or isinstance(seen, Refusal) or not known(pick(seen)):
+            if seen is None or isinstance(seen, ProblemError) or not known(pick(seen)):
                 break
         else:
             return found
@@ -114,9 +115,9 @@ async def news(
 def check_streams(streams: int, most: int, of_party: int, most_of_party: int) -> None:
     """Raises `too-many-streams` when one more is too many: of its party, or in all."""
     if of_party >= most_of_party:
-        raise Refusal(TOO_MANY_STREAMS, "of one party", expected=f"at most {most_of_party}")
+        raise ProblemError(TOO_MANY_STREAMS, "of one party", expected=f"at most {most_of_party}")
     if streams >= most:
-        raise Refusal(TOO_MANY_STREAMS, "in all", expected=f"at most {most}")
+        raise ProblemError(TOO_MANY_STREAMS, "in all", expected=f"at most {most}")
 
 
 class Streams(Generic[T]):
@@ -169,7 +170,7 @@ class Streams(Generic[T]):
                 news.clear()
                 try:
                     known = await self._look(task)
-                except Refusal as refusal:
+                except ProblemError as refusal:
                     watch.tell(refusal)
                     return
                 if known != watch.known and not watch.ended:

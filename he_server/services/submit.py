@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+from he_protocol.errors import ProblemError
 from he_protocol.identity.credentials import Party, check_credential, check_signed, issued_by
 from he_protocol.identity.jws import SigningKey, token_hash
 from he_protocol.identity.revocation import check_key
 from he_protocol.messages import Receipt, SignedUpdate, UpdateHeader, decode
-from he_protocol.problems import NOT_ADDRESSED, Refusal
+from he_protocol.problems import NOT_ADDRESSED
 from he_protocol.task import Task
 from he_server.blobs.keys import fresh, key_blob, update_blob
 from he_server.rules.admission import TOGETHER_BYTES
@@ -28,7 +29,7 @@ async def accept(server: Server, task: Task, update_id: bytes, party: Party, fra
     """
     try:
         accepted = await _accept(server, task, update_id, party, frame)
-    except Refusal as refusal:
+    except ProblemError as refusal:
         server.metrics.updates.labels(refusal.problem.slug).inc()
         raise
     server.metrics.updates.labels("accepted" if accepted.created else "repeated").inc()
@@ -91,5 +92,5 @@ def check_signed_update(signed: SignedUpdate, party: Party, authority: bytes, no
     """The header of an update, once credential, signature and requester agree."""
     client = check_credential(signed.credential, authority, "client", now)
     if client != party:
-        raise Refusal(NOT_ADDRESSED, "the update is another client's", expected=party.name, got=client.name)
+        raise ProblemError(NOT_ADDRESSED, "the update is another client's", expected=party.name, got=client.name)
     return check_signed(signed.header, UpdateHeader, client, "client")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from he_protocol import frames
 from he_protocol.documents import TaskStatus
-from he_protocol.problems import NOT_ADDRESSED, Refusal
+from he_protocol.errors import ProblemError
+from he_protocol.problems import NOT_ADDRESSED
 from he_protocol.task import Task
 from he_server.blobs.keys import model_blob
 from he_server.rules.bodies import check_declared
@@ -27,7 +28,7 @@ async def accept_task(server: Server, frame: Frame, declared: int | None) -> tup
     task = await server.unproved(lambda: Task.from_token(token, server.authority))
     entry = task.config.server
     if (entry.name, entry.key) != (server.key.name, server.key.public):
-        raise Refusal(NOT_ADDRESSED, "the task is for another server", expected=server.key.name, got=entry.name)
+        raise ProblemError(NOT_ADDRESSED, "the task is for another server", expected=server.key.name, got=entry.name)
     check_declared(declared, frames.PREFIX_BYTES + len(token) + task.model_limit)
     if await server.store.has_task(task.id):
         check_model(task, await read_model(server, frame, task))

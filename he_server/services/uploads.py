@@ -7,12 +7,13 @@ from collections.abc import AsyncIterable, AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
+from he_protocol.errors import ProblemError
 from he_protocol.identity.credentials import Party
-from he_protocol.problems import NOT_FOUND, Refusal
+from he_protocol.problems import NOT_FOUND
 from he_protocol.task import Task
 from he_server.blobs.keys import fresh, upload_blob
 from he_server.blobs.upload_file import BLOCK_BYTES, FileSource, UploadFile
-from he_server.rules.uploads import check_chunk, check_fits, is_final
+from he_server.rules.uploads import check_chunk, check_fits
 from he_server.services.context import Server
 from he_server.services.frames import Frame
 from he_server.services.submit import accept
@@ -53,7 +54,7 @@ async def opened_upload(server: Server, upload_id: str) -> AsyncIterator[tuple[U
         found = await server.thread(file.open)
         upload = await server.store.upload(upload_id, server.clock())  # under the lock nobody else ends it
         if not found and not upload.ended:
-            raise Refusal(NOT_FOUND, "the upload's bytes are gone")
+            raise ProblemError(NOT_FOUND, "the upload's bytes are gone")
         yield upload, None if upload.ended else file
     finally:
         await server.thread(file.close)
@@ -89,7 +90,7 @@ async def append_chunk(
         await flush()
         if wanted is not None and digest is not None:
             check_chunk(wanted[1], digest.digest())
-    except Refusal:
+    except ProblemError:
         held.clear()
         await server.thread(file.truncate, start)
         raise
@@ -102,15 +103,15 @@ async def append_chunk(
 async def complete_upload(server: Server, upload: UploadRecord, file: UploadFile) -> UploadRecord:
     """Offer a frame whose bytes are all there as the PUT of an update would; how that ended is kept.
 
-    Raises the refusals that may not be met again; then the bytes stay, for the next request to try.
+    Raises the refusals after which the same bytes may pass; then they stay, for the next request to try.
     """
     task = await server.task(upload.task_hash)
     frame = Frame(FileSource(file), server.settings.max_update_bytes, upload.length)
     try:
         accepted = await accept(server, task, bytes.fromhex(upload.update_id), upload.party, frame)
         ended = replace(upload, receipt=accepted.receipt, round=accepted.round)
-    except Refusal as refusal:
-        if not is_final(refusal.problem):
+    except ProblemError as refusal:
+        if refusal.problem.may_pass:
             raise
         ended = replace(upload, problem=refusal.document().decode())
     await server.store.end_upload(ended)

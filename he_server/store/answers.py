@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from sqlalchemy import delete, insert, select
 
 from he_protocol.documents import RoundStatus, Stage, Waiting
+from he_protocol.errors import ProblemError
 from he_protocol.identity.jws import read_unverified
 from he_protocol.messages import Objection, Screening
-from he_protocol.problems import WRONG_STATE, Refusal
+from he_protocol.problems import WRONG_STATE
 from he_protocol.task import Task
 from he_server.rules.audit_chain import Event
 from he_server.rules.records import AnswerRecord, RoundRecord, ShareRecord, committee_status
@@ -39,9 +40,9 @@ class AnswerStore(Database):
             stage: Stage = "screen" if current.state == "closed" else "vote"
             wanted = {"screen": ("screening", "objection"), "vote": ("vote", "objection")}
             if not current.manifest or current.state not in {"closed", "opening"} or said.kind not in wanted[stage]:
-                raise Refusal(WRONG_STATE, f"the round does not wait for a {said.kind}", got=current.state)
+                raise ProblemError(WRONG_STATE, f"the round does not wait for a {said.kind}", got=current.state)
             if said.manifest_hash != current.manifest_hash:
-                raise Refusal(
+                raise ProblemError(
                     WRONG_STATE,
                     "the round has another manifest by now",
                     expected=current.manifest_hash,

@@ -15,7 +15,8 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry
 
-from he_protocol.problems import BAD_SETTINGS, DATABASE_UNAVAILABLE, DISK_FULL, Refusal
+from he_protocol.errors import ProblemError
+from he_protocol.problems import BAD_SETTINGS, DATABASE_UNAVAILABLE, DISK_FULL
 
 BUSY_MILLISECONDS = 10_000
 _PRAGMAS = (
@@ -55,7 +56,7 @@ def _begin_sqlite(connection: Connection) -> None:
 
 
 class Database:
-    """Transactions over one engine. Every failure of the database itself becomes a `Refusal`."""
+    """Transactions over one engine. Every failure of the database itself becomes a `ProblemError`."""
 
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
@@ -106,11 +107,11 @@ async def translated() -> AsyncIterator[None]:
         raise _refusal(error) from error
 
 
-def _refusal(error: Exception) -> Refusal:
+def _refusal(error: Exception) -> ProblemError:
     reason = str(getattr(error, "orig", error) or type(error).__name__)
     if "is full" in reason or "No space left" in reason:  # SQLite's words, and PostgreSQL's
-        return Refusal(DISK_FULL, "the database has no room")
-    return Refusal(DATABASE_UNAVAILABLE, "try again", got=type(error).__name__)
+        return ProblemError(DISK_FULL, "the database has no room")
+    return ProblemError(DATABASE_UNAVAILABLE, "try again", got=type(error).__name__)
 
 
 def sqlite_file(url: str) -> Path | None:
@@ -118,7 +119,7 @@ def sqlite_file(url: str) -> Path | None:
     try:
         parsed = make_url(url)
     except ArgumentError as error:
-        raise Refusal(BAD_SETTINGS, f"database_url: {error}") from None
+        raise ProblemError(BAD_SETTINGS, f"database_url: {error}") from None
     return Path(parsed.database) if parsed.get_backend_name() == "sqlite" and parsed.database else None
 
 

@@ -10,7 +10,8 @@ from typing import NamedTuple
 from sqlalchemy import ColumnElement, and_, exists, func, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from he_protocol.problems import WRONG_STATE, Refusal
+from he_protocol.errors import ProblemError
+from he_protocol.problems import WRONG_STATE
 from he_server.rules.records import AccumulatorRecord
 from he_server.store.engine import Database
 from he_server.store.schema import accumulators, rounds, updates
@@ -129,7 +130,7 @@ class FoldingStore(Database):
                 .values(folded=True)
             )
             if (moved.rowcount, folded.rowcount) != (1, len(fold.updates)):
-                raise Refusal(WRONG_STATE, "another worker took the accumulator")
+                raise ProblemError(WRONG_STATE, "another worker took the accumulator")
             await check_kept()
 
     async def folded_blobs(self, blobs: Iterable[str]) -> frozenset[str]:

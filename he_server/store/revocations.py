@@ -5,8 +5,9 @@ from __future__ import annotations
 from sqlalchemy import delete, insert, select
 from sqlalchemy.exc import IntegrityError
 
+from he_protocol.errors import ProblemError
 from he_protocol.identity.revocation import Revocations, check_newer
-from he_protocol.problems import OLD_REVOCATIONS, Refusal
+from he_protocol.problems import OLD_REVOCATIONS
 from he_server.store import audit
 from he_server.store.engine import Database
 from he_server.store.schema import revocations
@@ -35,7 +36,7 @@ class RevocationStore(Database):
                 await audit.append(connection, "keys-revoked", "", 0, **said)
                 return True
         except IntegrityError:
-            raise Refusal(OLD_REVOCATIONS, f"list {offered.number} came at the same time; try again") from None
+            raise ProblemError(OLD_REVOCATIONS, f"list {offered.number} came at the same time; try again") from None
 
     async def newer_revocations(self, number: int) -> str:
         """The newest list (JWS) if its number is above `number`, else nothing."""

@@ -12,9 +12,10 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from he_protocol.documents import RECENT_ROUNDS, DroppedBucket
+from he_protocol.errors import ProblemError
 from he_protocol.identity.jws import payload_hash, read_unverified
 from he_protocol.messages import Manifest, Share
-from he_protocol.problems import ABANDONED, NOT_FOUND, TOO_FEW_CLIENTS, WRONG_SHARE, WRONG_STATE, ProblemType, Refusal
+from he_protocol.problems import ABANDONED, NOT_FOUND, TOO_FEW_CLIENTS, WRONG_SHARE, WRONG_STATE, ProblemType
 from he_protocol.task import Task
 from he_server.blobs.keys import accumulator_blob, key_blob, share_blob, total_blob, update_blob
 from he_server.rules.manifests import Plan
@@ -45,7 +46,7 @@ class RoundStore(Database):
         async with self._read() as connection:
             row = (await connection.execute(query)).one_or_none()
         if row is None:
-            raise Refusal(NOT_FOUND, "no such round", got=number)
+            raise ProblemError(NOT_FOUND, "no such round", got=number)
         return round_record(row)
 
     async def recent_rounds(self, task: str) -> tuple[RoundRecord, ...]:
@@ -171,7 +172,9 @@ class RoundStore(Database):
                 )
             )
             if changed.rowcount != 1:
-                raise Refusal(WRONG_STATE, f"round {lease.round.number} was moved by somebody else", expected="closed")
+                raise ProblemError(
+                    WRONG_STATE, f"round {lease.round.number} was moved by somebody else", expected="closed"
+                )
             where, digest = (lease.round.task, lease.round.number), payload_hash(manifest).hex()
             out = len(plan.excluded)
             await audit.append(connection, "round-screened", *where, manifest=digest, opening=opening, excluded=out)
@@ -234,11 +237,11 @@ class RoundStore(Database):
             )
             row = (await connection.execute(query.with_for_update())).one_or_none()
             if row is None:
-                raise Refusal(NOT_FOUND, "no such round", got=share.round)
+                raise ProblemError(NOT_FOUND, "no such round", got=share.round)
             if await _same_share(connection, row.id, share.holder, token):
                 return False
             if row.state != "opening":
-                raise Refusal(WRONG_STATE, "the round does not wait for shares", expected="opening", got=row.state)
+                raise ProblemError(WRONG_STATE, "the round does not wait for shares", expected="opening", got=row.state)
             await check_kept()
             await connection.execute(
                 insert(shares).values(round_id=row.id, holder=share.holder, token=token, received=now, blob=blob)
@@ -291,7 +294,7 @@ class RoundStore(Database):
                 where = (lease.round.task, lease.round.number)
                 await audit.append(connection, "round-published", *where, version=version, model=sha256)
         except IntegrityError:
-            raise Refusal(WRONG_STATE, f"model version {version} was published by another round") from None
+            raise ProblemError(WRONG_STATE, f"model version {version} was published by another round") from None
 
     async def abandon(self, record: RoundRecord, why: str, now: float) -> None:
         """closed or opening -> failed because an operator says so: its updates are spent. Raises `wrong-state`."""
@@ -313,7 +316,7 @@ class RoundStore(Database):
             if version < model.version or opening < known:
                 got = f"opening {opening}, version {version}"
                 expected = f"at least opening {known}, version {model.version}"
-                raise Refusal(WRONG_STATE, "numbers never go back", expected=expected, got=got)
+                raise ProblemError(WRONG_STATE, "numbers never go back", expected=expected, got=got)
             if version > model.version:
                 again = {"task_hash": task, "version": version, "round_id": None, "sha256": model.sha256}
                 await connection.execute(insert(models).values(**again, created=now))
@@ -375,7 +378,7 @@ async def _same_share(connection: AsyncConnection, round_id: int, holder: str, t
     if before is None:
         return False
     if payload_hash(before) != payload_hash(token):
-        raise Refusal(
+        raise ProblemError(
             WRONG_SHARE,
             f"{holder} released another share for this round before",
             expected=payload_hash(before).hex(),

@@ -8,8 +8,9 @@ from sqlalchemy import Row, Select, func, insert, select
 from sqlalchemy.exc import IntegrityError
 
 from he_protocol.documents import Phase
+from he_protocol.errors import ProblemError
 from he_protocol.identity.jws import payload_hash
-from he_protocol.problems import BAD_TENSORS, CEREMONY_CONFLICT, NOT_FOUND, Refusal
+from he_protocol.problems import BAD_TENSORS, CEREMONY_CONFLICT, NOT_FOUND
 from he_protocol.task import Task
 from he_server.blobs.keys import model_blob, post_blob, sum_blob, velocity_blob
 from he_server.rules.records import ModelRecord, PostRecord, TaskRecord
@@ -47,7 +48,7 @@ class TaskStore(Database):
         except IntegrityError:
             first = await self.model(task.id, 0)
             if first.sha256 != model_sha256:
-                raise Refusal(
+                raise ProblemError(
                     BAD_TENSORS, "the task has another initial model", expected=first.sha256, got=model_sha256
                 ) from None
             return False
@@ -81,7 +82,7 @@ class TaskStore(Database):
         async with self._read() as connection:
             row = (await connection.execute(_tasks().where(tasks.c.task_hash == task))).one_or_none()
         if row is None:
-            raise Refusal(NOT_FOUND, "no such task", got=task)
+            raise ProblemError(NOT_FOUND, "no such task", got=task)
         return _task_record(row)
 
     async def model(self, task: str, version: int | None = None) -> ModelRecord:
@@ -92,7 +93,7 @@ class TaskStore(Database):
         async with self._read() as connection:
             row = (await connection.execute(query)).one_or_none()
         if row is None:
-            raise Refusal(NOT_FOUND, "no such model version", got="newest" if version is None else version)
+            raise ProblemError(NOT_FOUND, "no such model version", got="newest" if version is None else version)
         return ModelRecord(row.version, row.round_id, row.sha256)
 
     async def post_to_board(self, task: str, phase: Phase, post: PostRecord) -> bool:
@@ -132,14 +133,14 @@ class TaskStore(Database):
         async with self._read() as connection:
             row = (await connection.execute(query)).one_or_none()
         if row is None:
-            raise Refusal(NOT_FOUND, f"{holder} has not posted its {phase}")
+            raise ProblemError(NOT_FOUND, f"{holder} has not posted its {phase}")
         return _post_record(row)
 
 
 def check_same_post(before: str, offered: str, phase: Phase) -> None:
     """Raises `ceremony-conflict` when a holder posts something else than before."""
     if before != offered:
-        raise Refusal(CEREMONY_CONFLICT, f"this holder posted another {phase} before")
+        raise ProblemError(CEREMONY_CONFLICT, f"this holder posted another {phase} before")
 
 
 def _tasks() -> Select[Any]:

@@ -8,7 +8,8 @@ from sqlalchemy import insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from he_protocol.documents import RoundState
-from he_protocol.problems import NOT_FOUND, WRONG_STATE, Refusal
+from he_protocol.errors import ProblemError
+from he_protocol.problems import NOT_FOUND, WRONG_STATE
 from he_server.rules.records import RoundRecord
 from he_server.rules.rounds import check_transition
 from he_server.store.schema import rounds, tasks
@@ -18,7 +19,7 @@ async def lock_task(connection: AsyncConnection, task: str) -> None:
     """Serialise everything that touches the open round of a task (SQLite: the transaction already does)."""
     query = select(tasks.c.task_hash).where(tasks.c.task_hash == task).with_for_update()
     if (await connection.execute(query)).one_or_none() is None:
-        raise Refusal(NOT_FOUND, "no such task", got=task)
+        raise ProblemError(NOT_FOUND, "no such task", got=task)
 
 
 async def move_round(
@@ -43,7 +44,7 @@ async def move_round(
         query.values(state=state, seconds=spent, lease_token="", lease_until=0.0, **columns)
     )
     if moved.rowcount != 1:
-        raise Refusal(WRONG_STATE, f"round {before.number} was moved by somebody else", expected=before.state)
+        raise ProblemError(WRONG_STATE, f"round {before.number} was moved by somebody else", expected=before.state)
 
 
 async def open_round(connection: AsyncConnection, task: str, number: int, now: float) -> None:

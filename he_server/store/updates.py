@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from sqlalchemy import and_, func, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from he_protocol.problems import ALREADY_IN_ROUND, NOT_FOUND, REPEATED_BASE, UPDATE_ID_REUSED, WRONG_STATE, Refusal
+from he_protocol.errors import ProblemError
+from he_protocol.problems import ALREADY_IN_ROUND, NOT_FOUND, REPEATED_BASE, UPDATE_ID_REUSED, WRONG_STATE
 from he_protocol.task import Task
 from he_server.rules.records import Accepted, RoundRecord, UpdateRecord
 from he_server.rules.updates import check_base_version
@@ -66,7 +67,7 @@ class UpdateStore(Database):
 
     async def accept_updates(
         self, task: Task, offers: Sequence[tuple[NewUpdate, float]], keep: Keep
-    ) -> Sequence[Accepted | Refusal]:
+    ) -> Sequence[Accepted | ProblemError]:
         """Put updates, each with the time when it came, into the open round, in one transaction.
 
         The first sets the round's deadline, the last closes it: outcomes are in order, up to the offer that
@@ -76,12 +77,12 @@ class UpdateStore(Database):
             await lock_task(connection, task.id)
             current, version = await _open_round(connection, task.id)
             known = await _known(connection, task, current, version, [offered for offered, _ in offers])
-            outcomes: list[Accepted | Refusal] = []
+            outcomes: list[Accepted | ProblemError] = []
             entering: list[tuple[NewUpdate, float]] = []
             for offered, now in offers:
                 try:
                     before = admit(task, offered, known)
-                except Refusal as refusal:
+                except ProblemError as refusal:
                     outcomes.append(refusal)
                     continue
                 if before is None:
@@ -105,7 +106,7 @@ class UpdateStore(Database):
         async with self._read() as connection:
             row = (await connection.execute(query)).one_or_none()
             if row is None:
-                raise Refusal(NOT_FOUND, "no such update of yours", got=update_id)
+                raise ProblemError(NOT_FOUND, "no such update of yours", got=update_id)
             found = (await connection.execute(select_rounds().where(rounds.c.id == row.round_id))).one()
         return update_record(row), round_record(found)
 
@@ -126,7 +127,7 @@ def admit(task: Task, offered: NewUpdate, known: Known) -> Accepted | None:
         return Accepted(receipt, number, created=False)
     check_base_version(offered.base_version, known.version, task.config.staleness)
     if header_hash:
-        raise Refusal(
+        raise ProblemError(
             UPDATE_ID_REUSED,
             "an update with this id and another header was accepted before",
             expected=header_hash,
@@ -134,9 +135,9 @@ def admit(task: Task, offered: NewUpdate, known: Known) -> Accepted | None:
         )
     if offered.client in known.in_round:
         detail = "one update per client and round; wait for the next one"
-        raise Refusal(ALREADY_IN_ROUND, detail, got=known.in_round[offered.client])
+        raise ProblemError(ALREADY_IN_ROUND, detail, got=known.in_round[offered.client])
     if not task.config.privacy.noisy and (offered.client, offered.base_version) in known.bases:
-        raise Refusal(
+        raise ProblemError(
             REPEATED_BASE,
             "fetch the model again and train on it",
             got=f"a second update on version {offered.base_version}",
@@ -220,7 +221,7 @@ async def _enter(
         .values(updates=count, deadline=deadline)
     )
     if counted.rowcount != 1:
-        raise Refusal(WRONG_STATE, "the round changed while updates were accepted", expected="open")
+        raise ProblemError(WRONG_STATE, "the round changed while updates were accepted", expected="open")
     if count == task.config.max_clients:
         seconds = {"collect": now + task.config.collect_seconds - deadline}
         await move_round(connection, current, "closed", closed_at=now, seconds=seconds)

@@ -7,8 +7,9 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Row, and_, delete, func, insert, select, update
 
+from he_protocol.errors import ProblemError
 from he_protocol.identity.credentials import Party
-from he_protocol.problems import NOT_FOUND, UPLOAD_EXPIRED, Refusal
+from he_protocol.problems import NOT_FOUND, UPLOAD_EXPIRED
 from he_server.rules.uploads import check_cap, check_promised
 from he_server.store.engine import Database
 from he_server.store.schema import uploads
@@ -76,9 +77,9 @@ class UploadStore(Database):
         async with self._read() as connection:
             row = (await connection.execute(select(uploads).where(uploads.c.id == upload_id))).one_or_none()
         if row is None:
-            raise Refusal(NOT_FOUND, "no such upload")
+            raise ProblemError(NOT_FOUND, "no such upload")
         if row.expires <= now:
-            raise Refusal(UPLOAD_EXPIRED, "begin a new one")
+            raise ProblemError(UPLOAD_EXPIRED, "begin a new one")
         return _record(row)
 
     async def end_upload(self, ended: UploadRecord) -> None:
@@ -89,7 +90,7 @@ class UploadStore(Database):
                 query.values(receipt=ended.receipt, round=ended.round, problem=ended.problem)
             )
             if done.rowcount != 1:
-                raise Refusal(NOT_FOUND, "no such unfinished upload")
+                raise ProblemError(NOT_FOUND, "no such unfinished upload")
 
     async def drop_upload(self, upload_id: str) -> None:
         """Forget an upload; its bytes have to be gone before."""

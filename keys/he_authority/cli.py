@@ -11,8 +11,9 @@ import typer
 from he_party import console
 from he_party.console import Passphrase, command
 from he_party.program import add_version
+from he_protocol.errors import ProblemError
 from he_protocol.messages import Role
-from he_protocol.problems import BAD_PLAN, BAD_SETTINGS, BAD_TENSORS, Refusal
+from he_protocol.problems import BAD_PLAN, BAD_SETTINGS, BAD_TENSORS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -117,7 +118,7 @@ def task_sign(
     try:
         fields = tomllib.loads(plan.read_text())
     except (OSError, ValueError) as error:  # not there, not UTF-8, not TOML
-        raise Refusal(BAD_PLAN, f"{plan}: {error}") from None
+        raise ProblemError(BAD_PLAN, f"{plan}: {error}") from None
     holders = [_text(path) for path in holder]
     tensors = _tensors(model)
     fields["initial_model"] = model_digest(tensors)
@@ -146,7 +147,7 @@ def task_next(
     before = Task.from_token(_text(last), key.public).config
     tensors = _tensors(model)
     if {name: value.shape for name, value in tensors.items()} != {spec.name: spec.shape for spec in before.tensors}:
-        raise Refusal(BAD_TENSORS, f"{model} does not have the tensors of {before.name!r}")
+        raise ProblemError(BAD_TENSORS, f"{model} does not have the tensors of {before.name!r}")
     config = next_epoch(before, [_text(path) for path in holder], key.public, model_digest(tensors))
     _write(out, key.sign(config))
     _describe(config, out)
@@ -177,7 +178,7 @@ def _tensors(model: Path) -> dict[str, npt.NDArray[np.float32]]:
 
     found = read_tensors(model, BAD_PLAN, f"cannot read the model {model}")
     if wrong := [name for name, value in found.items() if value.dtype != np.float32]:
-        raise Refusal(BAD_TENSORS, f"{model}, {', '.join(wrong)[:200]}", expected="float32")
+        raise ProblemError(BAD_TENSORS, f"{model}, {', '.join(wrong)[:200]}", expected="float32")
     return found
 
 
@@ -185,11 +186,11 @@ def _text(path: Path) -> str:
     try:
         return path.read_text().strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise Refusal(BAD_PLAN, f"cannot read {path}: {error}") from None
+        raise ProblemError(BAD_PLAN, f"cannot read {path}: {error}") from None
 
 
 def _write(path: Path, token: str) -> None:
     try:
         path.write_text(token + "\n")
     except OSError as error:
-        raise Refusal(BAD_SETTINGS, f"cannot write {path}: {error.strerror}") from None
+        raise ProblemError(BAD_SETTINGS, f"cannot write {path}: {error.strerror}") from None

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from he_protocol import envelope
+from he_protocol.errors import ProblemError
 from he_protocol.identity.jws import SigningKey, fingerprint, jwk_x, public_from_jwk, read_unverified, verify
 from he_protocol.messages import Cnf, Credential, EnrolRequest, Jwk, Role
-from he_protocol.problems import MALFORMED, NOT_ADDRESSED, WRONG_ROLE, Refusal
+from he_protocol.problems import MALFORMED, NOT_ADDRESSED, WRONG_ROLE
 
 SECONDS_PER_DAY = 86400
 
@@ -19,7 +20,7 @@ def enrol(authority: SigningKey, request: str, role: Role, *, now: float, days: 
     """
     asked = verify(request, EnrolRequest, read_unverified(request, EnrolRequest).key)
     if asked.role != role:
-        raise Refusal(WRONG_ROLE, f"{asked.name!r} asks for another role", expected=role, got=asked.role)
+        raise ProblemError(WRONG_ROLE, f"{asked.name!r} asks for another role", expected=role, got=asked.role)
     check_hpke(asked)
     return authority.sign(
         Credential(
@@ -42,7 +43,9 @@ def check_hpke(asked: EnrolRequest) -> None:
     if not asked.hpke:
         return
     if asked.role != "holder":
-        raise Refusal(MALFORMED, f"{asked.name!r} needs no HPKE key", expected="none for this role", got=asked.role)
+        raise ProblemError(
+            MALFORMED, f"{asked.name!r} needs no HPKE key", expected="none for this role", got=asked.role
+        )
     envelope.check_key(asked.hpke)
     message = envelope.possession_message(asked.name, asked.key, asked.hpke)
     envelope.check_possession(asked.possession, asked.hpke, message)
@@ -56,4 +59,4 @@ def check_renewal(request: str, credential: str, authority: bytes) -> None:
     asked = read_unverified(request, EnrolRequest)
     before = verify(credential, Credential, authority)
     if (asked.name, asked.role, asked.key) != (before.sub, before.role, public_from_jwk(before.cnf.jwk.x)):
-        raise Refusal(NOT_ADDRESSED, "the request is of another party", expected=before.sub, got=asked.name)
+        raise ProblemError(NOT_ADDRESSED, "the request is of another party", expected=before.sub, got=asked.name)

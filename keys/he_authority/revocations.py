@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from he_authority.enrolment import SECONDS_PER_DAY
+from he_protocol.errors import ProblemError
 from he_protocol.identity.jws import SigningKey, public_from_jwk, verify
 from he_protocol.identity.revocation import Revocations, key_digest
 from he_protocol.messages import REVOKED_LIMIT, Credential, RevocationList
-from he_protocol.problems import TOO_LARGE, Refusal
+from he_protocol.problems import TOO_LARGE
 
 
 def revoke(authority: SigningKey, credentials: Sequence[str], previous: str | None, *, now: float, days: float) -> str:
@@ -23,6 +24,6 @@ def revoke(authority: SigningKey, credentials: Sequence[str], previous: str | No
         claims = verify(credential, Credential, authority.public)
         keys.add(key_digest(public_from_jwk(claims.cnf.jwk.x)))
     if len(keys) > REVOKED_LIMIT:
-        raise Refusal(TOO_LARGE, "the revocation list", expected=f"at most {REVOKED_LIMIT} keys", got=len(keys))
+        raise ProblemError(TOO_LARGE, "the revocation list", expected=f"at most {REVOKED_LIMIT} keys", got=len(keys))
     valid_until = int(now + days * SECONDS_PER_DAY)
     return authority.sign(RevocationList(last.number + 1, int(now), valid_until, tuple(sorted(keys))))

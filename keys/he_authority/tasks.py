@@ -8,9 +8,10 @@ from typing import Any
 import msgspec
 
 from he_protocol import envelope
+from he_protocol.errors import ProblemError
 from he_protocol.identity.jws import public_from_jwk, verify
 from he_protocol.messages import Credential
-from he_protocol.problems import BAD_COMMITTEE, BAD_PLAN, WRONG_ROLE, Refusal
+from he_protocol.problems import BAD_COMMITTEE, BAD_PLAN, WRONG_ROLE
 from he_protocol.schemes.registry import load_scheme
 from he_protocol.task import HolderEntry, ServerEntry, TaskConfig, TensorSpec, check_config, sum_plan
 
@@ -42,9 +43,9 @@ def build_config(
             TaskConfig,
         )
     except KeyError as missing:
-        raise Refusal(BAD_PLAN, f"the plan lacks {missing}") from None
+        raise ProblemError(BAD_PLAN, f"the plan lacks {missing}") from None
     except msgspec.ValidationError as error:
-        raise Refusal(BAD_PLAN, str(error)) from None
+        raise ProblemError(BAD_PLAN, str(error)) from None
     if "scale" not in plan:
         config = msgspec.structs.replace(config, scale=sum_plan(config).largest_scale())
     check_config(config)
@@ -60,7 +61,7 @@ def next_epoch(last: TaskConfig, holders: Sequence[str], authority: bytes, initi
     committee = tuple(_holder(token, authority) for token in holders)
     for holder in committee:
         if any(envelope.share_a_half(holder.hpke, before.hpke) for before in last.holders):
-            raise Refusal(
+            raise ProblemError(
                 BAD_COMMITTEE, f"{holder.name!r} lists its key of the last epoch; 'he-holder rotate' makes one"
             )
     config = msgspec.structs.replace(last, epoch=last.epoch + 1, holders=committee, initial_model=initial_model)
@@ -71,14 +72,14 @@ def next_epoch(last: TaskConfig, holders: Sequence[str], authority: bytes, initi
 def _server(credential: str, authority: bytes) -> ServerEntry:
     claims = verify(credential, Credential, authority)
     if claims.role != "server":
-        raise Refusal(WRONG_ROLE, claims.sub, expected="server", got=claims.role)
+        raise ProblemError(WRONG_ROLE, claims.sub, expected="server", got=claims.role)
     return ServerEntry(claims.sub, public_from_jwk(claims.cnf.jwk.x))
 
 
 def _holder(credential: str, authority: bytes) -> HolderEntry:
     claims = verify(credential, Credential, authority)
     if claims.role != "holder":
-        raise Refusal(WRONG_ROLE, claims.sub, expected="holder", got=claims.role)
+        raise ProblemError(WRONG_ROLE, claims.sub, expected="holder", got=claims.role)
     if not claims.hpke:
-        raise Refusal(BAD_COMMITTEE, f"the credential of {claims.sub!r} has no HPKE key")
+        raise ProblemError(BAD_COMMITTEE, f"the credential of {claims.sub!r} has no HPKE key")
     return HolderEntry(claims.sub, public_from_jwk(claims.cnf.jwk.x), claims.hpke)

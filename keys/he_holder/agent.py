@@ -11,11 +11,12 @@ import structlog
 
 from he_holder.epochs import destroy, due, hpke_path
 from he_holder.holder import KeyHolder
-from he_holder.opening import SERVICE_FAILURE, Openings
+from he_holder.opening import Openings
 from he_party.transport import RetryPolicy, Transport
 from he_protocol import documents, paths
+from he_protocol.errors import ProblemError, Unavailable
 from he_protocol.messages import decode
-from he_protocol.problems import WRONG_STATE, Refusal
+from he_protocol.problems import WRONG_STATE
 from he_protocol.task import Task
 
 REFUSED_SECONDS = 30.0
@@ -85,7 +86,7 @@ class Agent:
         before = self._pending
         try:
             await self._look(0 if self._interrupted else wait)
-        except Refusal as refusal:
+        except ProblemError as refusal:
             log.warning("cannot ask the server", problem=refusal.problem.slug, detail=str(refusal))
             return False
         self._interrupted, news = False, self._pending != before
@@ -110,11 +111,11 @@ class Agent:
         number = waiting.round
         try:
             stage = await self._openings.serve(number, self._transport)
-        except Refusal as refusal:
-            if refusal.problem.status >= SERVICE_FAILURE:
-                self._interrupted = True
-                log.warning("round interrupted", round=number, problem=refusal.problem.slug, detail=str(refusal))
-                return False
+        except Unavailable as failure:
+            self._interrupted = True
+            log.warning("round interrupted", round=number, problem=failure.problem.slug, detail=str(failure))
+            return False
+        except ProblemError as refusal:
             self._refused[waiting] = self._holder.clock() + REFUSED_SECONDS
             if refusal.problem is WRONG_STATE:
                 log.info("round went on without us", round=number, stage=waiting.stage)

@@ -17,9 +17,10 @@ from he_holder.ledger import LEDGER_FILE, Ledger
 from he_party.files import private_directory, write_durably
 from he_party.identity import AUTHORITY_FILE, CREDENTIAL_FILE, KEY_FILE
 from he_party.keyfile import KeyRecord, read_private, write_private
+from he_protocol.errors import ProblemError
 from he_protocol.identity.jws import jwk_x
 from he_protocol.messages import Key32, Message
-from he_protocol.problems import BAD_KEY_FILE, Refusal
+from he_protocol.problems import BAD_KEY_FILE
 
 LIMIT = 1 << 30
 """Bytes of the largest backup."""
@@ -40,7 +41,7 @@ class Backup(Message, frozen=True):
 async def backup(holder: KeyHolder, path: Path) -> None:
     """Write one file under the holder's passphrase; the holder goes on as before. Raises `bad-key-file`."""
     if not holder.passphrase:
-        raise Refusal(BAD_KEY_FILE, "a backup leaves the machine: it needs a passphrase")
+        raise ProblemError(BAD_KEY_FILE, "a backup leaves the machine: it needs a passphrase")
     who = holder.identity
     identity = KeyRecord(who.name, who.key.public, who.key.private)
     record = Backup(identity, who.credential, who.authority, await holder.ledger.snapshot())
@@ -63,7 +64,7 @@ async def restore(path: Path, directory: Path, passphrase: str, now: float) -> N
 
 def _begin(path: Path, directory: Path, passphrase: str) -> Backup:
     if directory.exists() and any(directory.iterdir()):
-        raise Refusal(BAD_KEY_FILE, f"{directory} is not empty")
+        raise ProblemError(BAD_KEY_FILE, f"{directory} is not empty")
     record = read_private(path, Backup, passphrase, limit=LIMIT)
     private_directory(directory)
     write_durably(directory / LEDGER_FILE, record.ledger)

@@ -12,7 +12,8 @@ from he_holder.ledger import VoteRecord
 from he_party.keyfile import erase_private
 from he_party.transport import Transport
 from he_protocol import documents, paths
-from he_protocol.problems import WRONG_STATE, Refusal
+from he_protocol.errors import ProblemError
+from he_protocol.problems import WRONG_STATE
 from he_protocol.task import Task
 
 
@@ -28,7 +29,7 @@ async def state_of(holder: KeyHolder, task: Task) -> Literal["open", "destroyed"
         return "destroyed"
     try:
         await asyncio.to_thread(holder.hpke, task)
-    except Refusal:
+    except ProblemError:
         return "closed"
     return "open"
 
@@ -82,7 +83,7 @@ async def check_finished(holder: KeyHolder, task: Task, transport: Transport) ->
     asked = await transport.document("GET", path, documents.PendingOpenings, audience=task.config.server.name)
     unsettled = [vote.round for vote in await holder.ledger.votes(task.hash) if vote.settled is None]
     if waiting := sorted({*(waiting.round for waiting in asked.rounds), *unsettled}):
-        raise Refusal(
+        raise ProblemError(
             WRONG_STATE,
             "openings wait for our share; --force gives them up",
             expected="none",

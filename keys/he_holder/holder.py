@@ -16,6 +16,7 @@ from he_holder.schemes import Opener, make_opener
 from he_party.identity import Identity
 from he_party.keyfile import read_private
 from he_protocol.committee import describe
+from he_protocol.errors import ProblemError
 from he_protocol.messages import Count, Digest, Key32, Message
 from he_protocol.privacy.plan import epsilon
 from he_protocol.problems import (
@@ -25,7 +26,6 @@ from he_protocol.problems import (
     KEYS_NOT_READY,
     TOO_FEW_CLIENTS,
     WRONG_EPOCH,
-    Refusal,
 )
 from he_protocol.task import Task
 
@@ -71,9 +71,9 @@ class KeyHolder:
         """This holder's number in a task's committee; refuses a task that lists another key for it."""
         index = task.holder_index(self.identity.name)
         if index is None:
-            raise Refusal(BAD_COMMITTEE, f"{self.identity.name!r} is not a holder of task {task.config.name!r}")
+            raise ProblemError(BAD_COMMITTEE, f"{self.identity.name!r} is not a holder of task {task.config.name!r}")
         if task.config.holders[index].key != self.identity.key.public:
-            raise Refusal(BAD_COMMITTEE, f"the task lists another signing key for {self.identity.name!r}")
+            raise ProblemError(BAD_COMMITTEE, f"the task lists another signing key for {self.identity.name!r}")
         return index
 
     @property
@@ -94,14 +94,14 @@ class KeyHolder:
         check_alive(task, task.hash in await self.ledger.destroyed())
         await asyncio.to_thread(self.hpke, task)
         if task.committee.colluders < self.least_f:
-            raise Refusal(
+            raise ProblemError(
                 BAD_COMMITTEE,
                 f"task {task.config.name!r}: {describe(task.committee)}",
                 expected=f"f at least {self.least_f} (least_f)",
                 got=task.committee.colluders,
             )
         if task.config.min_clients < self.floor:
-            raise Refusal(
+            raise ProblemError(
                 TOO_FEW_CLIENTS,
                 f"task {task.config.name!r} would open sums below our floor",
                 expected=f"min_clients at least {self.floor}",
@@ -131,12 +131,12 @@ class KeyHolder:
             return {}
         try:
             secret = read_private(self.secret_path(task, "key"), EpochSecret, self.passphrase)
-        except Refusal as refusal:
+        except ProblemError as refusal:
             if refusal.problem is BAD_KEY_FILE and not self.secret_path(task, "key").exists():
-                raise Refusal(KEYS_NOT_READY, f"run the key ceremony of {task.config.name!r} first") from None
+                raise ProblemError(KEYS_NOT_READY, f"run the key ceremony of {task.config.name!r} first") from None
             raise
         if (secret.task_hash, secret.epoch) != (task.hash, task.config.epoch):
-            raise Refusal(WRONG_EPOCH, "the secret is of another task or epoch", expected=task.id, got=secret)
+            raise ProblemError(WRONG_EPOCH, "the secret is of another task or epoch", expected=task.id, got=secret)
         return {entry.part: entry.seed for entry in secret.seeds}
 
 
@@ -144,7 +144,7 @@ def check_promise(task: Task) -> None:
     """The task's whole budget of openings stays within the epsilon that it promises."""
     plan, openings = task.config.privacy, task.config.max_openings
     if plan.noisy and (cost := epsilon(plan, openings)) > plan.epsilon_budget:
-        raise Refusal(
+        raise ProblemError(
             BUDGET_EXHAUSTED,
             f"{openings} openings cost more than the task promises",
             expected=f"epsilon at most {plan.epsilon_budget}",

@@ -13,7 +13,8 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.hpke import MLKEM768X25519PrivateKey
 
 from he_protocol.envelope import SUITE, check_possession, edwards
-from he_protocol.problems import BAD_KEY_FILE, BAD_SIGNATURE, DIGEST_MISMATCH, Refusal
+from he_protocol.errors import ProblemError
+from he_protocol.problems import BAD_KEY_FILE, BAD_SIGNATURE, DIGEST_MISMATCH
 
 MLKEM_SEED_BYTES = 64
 PRIVATE_BYTES = MLKEM_SEED_BYTES + 32
@@ -29,7 +30,9 @@ class HpkeKey:
 
     def __post_init__(self) -> None:
         if len(self.private) != PRIVATE_BYTES:
-            raise Refusal(BAD_KEY_FILE, "no HPKE key in the key file", expected=PRIVATE_BYTES, got=len(self.private))
+            raise ProblemError(
+                BAD_KEY_FILE, "no HPKE key in the key file", expected=PRIVATE_BYTES, got=len(self.private)
+            )
 
     @classmethod
     def generate(cls) -> HpkeKey:
@@ -50,7 +53,7 @@ class HpkeKey:
         try:
             return SUITE.decrypt(box, MLKEM768X25519PrivateKey(*self._halves()), info)
         except (InvalidTag, ValueError):
-            raise Refusal(DIGEST_MISMATCH, "an envelope does not open with this key in this context") from None
+            raise ProblemError(DIGEST_MISMATCH, "an envelope does not open with this key in this context") from None
 
     def prove(self, message: bytes) -> bytes:
         """An XEdDSA signature of `message` by the X25519 half (Perrin 2016), which shows that somebody has it.
@@ -66,10 +69,10 @@ class HpkeKey:
             proof = point + ((sign * _scalar(nonce) + other * response) % GROUP_ORDER).to_bytes(32, "little")
             try:
                 check_possession(proof, public, message)
-            except Refusal:
+            except ProblemError:
                 continue
             return proof
-        raise Refusal(BAD_SIGNATURE, "an HPKE key that cannot sign")  # no key that `generate` makes
+        raise ProblemError(BAD_SIGNATURE, "an HPKE key that cannot sign")  # no key that `generate` makes
 
     def _halves(self) -> tuple[MLKEM768PrivateKey, X25519PrivateKey]:
         return (

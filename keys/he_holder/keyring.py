@@ -15,9 +15,10 @@ from he_holder.hpke_key import HpkeKey
 from he_party.identity import REQUEST_FILE, Identity, create
 from he_party.keyfile import read_private, write_private
 from he_protocol.envelope import possession_message
+from he_protocol.errors import ProblemError
 from he_protocol.identity.jws import fingerprint
 from he_protocol.messages import EnrolRequest, Message
-from he_protocol.problems import BAD_COMMITTEE, LEDGER_MISMATCH, Refusal
+from he_protocol.problems import BAD_COMMITTEE, LEDGER_MISMATCH
 
 
 class HpkeRecord(Message, frozen=True):
@@ -57,7 +58,7 @@ class Keyring:
         """
         path = self.path(public)
         if not path.exists():
-            raise Refusal(BAD_COMMITTEE, "the task lists another HPKE key than ours", got=fingerprint(public))
+            raise ProblemError(BAD_COMMITTEE, "the task lists another HPKE key than ours", got=fingerprint(public))
         record = read_private(path, HpkeRecord, self.passphrase)
         if not record.ledger:
             write_private(path, replace(record, ledger=ledger), self.passphrase, replace=True)
@@ -93,7 +94,7 @@ def rotate(directory: Path, now: float, passphrase: str = "") -> str:
 def check_ledger(record: HpkeRecord, ledger: bytes) -> None:
     """A key's history is in its own ledger only. Raises `ledger-mismatch`."""
     if record.ledger != ledger:
-        raise Refusal(
+        raise ProblemError(
             LEDGER_MISMATCH,
             "take part in the next epoch instead, with a new key ('he-holder rotate')",
             expected=record.ledger.hex(),

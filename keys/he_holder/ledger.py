@@ -44,9 +44,10 @@ from he_holder.request import History, Request
 from he_holder.rules import VOTING, Rule, check_alive, judge
 from he_migrations.run import upgrade
 from he_party.files import close_database, private_directory
+from he_protocol.errors import ProblemError
 from he_protocol.identity.jws import token_hash
 from he_protocol.identity.revocation import Revocations
-from he_protocol.problems import DATABASE_UNAVAILABLE, Refusal
+from he_protocol.problems import DATABASE_UNAVAILABLE
 from he_protocol.task import Task
 
 LEDGER_FILE = "ledger.db"
@@ -159,7 +160,7 @@ class Ledger:
         try:
             await upgrade("ledger", url)
         except (CommandError, DBAPIError) as error:
-            raise Refusal(DATABASE_UNAVAILABLE, f"the schema of {path} cannot be upgraded: {error}") from None
+            raise ProblemError(DATABASE_UNAVAILABLE, f"the schema of {path} cannot be upgraded: {error}") from None
         engine = create_async_engine(url)
         event.listen(engine.sync_engine, "connect", _prepare)
         event.listen(engine.sync_engine, "begin", _begin)
@@ -203,7 +204,7 @@ class Ledger:
                 await _record(connection, request)
         return request
 
-    async def refused(self, task: Task, number: int, refusal: Refusal, now: float, manifest_token: str) -> None:
+    async def refused(self, task: Task, number: int, refusal: ProblemError, now: float, manifest_token: str) -> None:
         """Remember a refusal with its manifest: forks are evidence against the server."""
         values = {
             "task_hash": task.hash,
@@ -283,7 +284,7 @@ class Ledger:
             async with self._engine.begin() as connection:
                 yield connection
         except OperationalError as error:  # another program held the file for too long, or the disk is full
-            raise Refusal(DATABASE_UNAVAILABLE, "the ledger", got=str(error.orig)) from error
+            raise ProblemError(DATABASE_UNAVAILABLE, "the ledger", got=str(error.orig)) from error
 
 
 async def _informed(connection: AsyncConnection, request: Request) -> Request:

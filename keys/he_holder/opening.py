@@ -12,14 +12,13 @@ from he_holder.rules import RELEASING, VOTING, check_alive, screen
 from he_holder.schemes import Opener
 from he_party.transport import Transport
 from he_protocol import documents, limits, paths
+from he_protocol.errors import ProblemError, Unavailable
 from he_protocol.identity.jws import payload_hash, read_unverified, token_hash
 from he_protocol.identity.revocation import Revocations
 from he_protocol.messages import Exclusion, Manifest, Message, Objection, Screening, SignedUpdate, UpdateHeader, Vote
-from he_protocol.problems import DIGEST_MISMATCH, MANIFEST_MISMATCH, WRONG_STATE, Refusal
+from he_protocol.problems import DIGEST_MISMATCH, MANIFEST_MISMATCH, WRONG_STATE
 from he_protocol.task import Task
 
-SERVICE_FAILURE = 500
-"""Problems from this status on say that somebody could not answer, not that something is wrong."""
 DETAIL_LIMIT = 2000
 
 
@@ -53,13 +52,14 @@ class Openings:
                     await self._vote(request, transport)
                 case "release":
                     await self._release(request, opener, transport)
-        except Refusal as refusal:
-            if refusal.problem is WRONG_STATE:
-                if asked.stage != "screen":  # the others were enough
-                    await holder.ledger.settled(task, number, holder.clock())
-            elif refusal.problem.status < SERVICE_FAILURE:
+        except Unavailable:  # somebody could not answer: nothing is wrong
+            raise
+        except ProblemError as refusal:
+            if refusal.problem is not WRONG_STATE:
                 await holder.ledger.refused(task, number, refusal, holder.clock(), asked.manifest)
                 await self._object(number, asked, refusal, transport)
+            elif asked.stage != "screen":  # the others were enough
+                await holder.ledger.settled(task, number, holder.clock())
             raise
         return asked.stage
 
@@ -68,7 +68,9 @@ class Openings:
         holder, task = self._holder, self._task
         manifest = read_unverified(asked.manifest, Manifest)
         if manifest.round != number:
-            raise Refusal(MANIFEST_MISMATCH, "the manifest is of another round", expected=number, got=manifest.round)
+            raise ProblemError(
+                MANIFEST_MISMATCH, "the manifest is of another round", expected=number, got=manifest.round
+            )
         if asked.revocations:
             offered = await asyncio.to_thread(Revocations.read, asked.revocations, holder.identity.authority)
             await holder.ledger.learn_revocations(offered)
@@ -141,7 +143,7 @@ class Openings:
         def add(header: UpdateHeader, body: bytes) -> None:
             try:
                 check_part(header, part.name, body)
-            except Refusal:
+            except ProblemError:
                 if found is None:
                     raise
                 found[header.update_id] = DIGEST_MISMATCH.slug
@@ -156,17 +158,17 @@ class Openings:
             await anext(bodies, None)  # lets the stream check that nothing follows
         return sums
 
-    async def _object(self, number: int, asked: documents.Opening, refusal: Refusal, transport: Transport) -> None:
+    async def _object(self, number: int, asked: documents.Opening, refusal: ProblemError, transport: Transport) -> None:
         """Tell the server what we refuse, so that whoever looks at it can see it there."""
         try:
             digest = payload_hash(asked.manifest)
-        except Refusal:  # no manifest at all: nobody needs to be told
+        except ProblemError:  # no manifest at all: nobody needs to be told
             return
         seen = await self._holder.ledger.newest(self._task.hash)
         said = Objection(*self._about(number, digest), *seen, refusal.problem.slug, str(refusal)[:DETAIL_LIMIT])
         try:
             await self._put(number, said, transport)
-        except Refusal:
+        except ProblemError:
             return  # what counts is the refusal itself, which is raised
 
     def _about(self, number: int, manifest: bytes) -> tuple[bytes, int, int, bytes, str]:

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from he_holder.request import Request
 from he_holder.rules import revoked_buckets
 from he_holder.schemes import Opener
+from he_protocol.errors import ProblemError
 from he_protocol.messages import FailedBucket, Manifest, Share, ShareVector, UpdateHeader
-from he_protocol.problems import DIGEST_MISMATCH, REVOKED_KEY, Refusal
+from he_protocol.problems import DIGEST_MISMATCH, REVOKED_KEY
 
 
 class BucketSums:
@@ -30,7 +31,7 @@ class BucketSums:
         bucket = self._listed[header.update_id].bucket
         try:
             self._sums[bucket].add(header, body)
-        except Refusal as refusal:
+        except ProblemError as refusal:
             self.unusable[header.update_id] = refusal.problem.slug
         else:
             self._added[bucket].add(header.update_id)
@@ -63,7 +64,7 @@ def check_part(header: UpdateHeader, name: str, body: bytes) -> None:
     """Raises `digest-mismatch` when an update's part is not what its client signed."""
     signed = next(part.sha256 for part in header.parts if part.name == name)
     if hashlib.sha256(body).digest() != signed:
-        raise Refusal(DIGEST_MISMATCH, f"part {name} of update {header.update_id.hex()}", expected=signed.hex())
+        raise ProblemError(DIGEST_MISMATCH, f"part {name} of update {header.update_id.hex()}", expected=signed.hex())
 
 
 def make_share(request: Request, holder: str, sums: BucketSums) -> tuple[Share, list[bytes]]:

@@ -1,6 +1,6 @@
 """What a key holder checks before it votes for a manifest, and before it releases a share (section 8 of the design).
 
-Each rule is a pure function that raises a `Refusal`. Nothing that the server says is believed but what clients,
+Each rule is a pure function that raises a `ProblemError`. Nothing that the server says is believed but what clients,
 holders and the authority signed. What depends on time is judged at the moment when the manifest was formed: holders
 that look at it earlier and later come to the same conclusion.
 """
@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache, update_wrapper
 
 from he_holder.request import Request
+from he_protocol.errors import ProblemError
 from he_protocol.identity.credentials import CLOCK_SKEW_SECONDS, check_credential, issued_by
 from he_protocol.identity.jws import public_from_jwk, read_unverified, token_hash, verify
 from he_protocol.identity.revocation import check_fresh, check_key
@@ -36,7 +37,6 @@ from he_protocol.problems import (
     WRONG_EPOCH,
     WRONG_SIZE,
     WRONG_TASK,
-    Refusal,
 )
 from he_protocol.task import Task
 
@@ -79,7 +79,7 @@ def number_in_plan(request: Request) -> None:
     """
     most, number = request.task.config.max_openings, request.manifest.opening
     if number > most:
-        raise Refusal(
+        raise ProblemError(
             BUDGET_EXHAUSTED,
             "every opening that the task's privacy plan allows has been used",
             expected=f"opening {most} at most",
@@ -91,7 +91,7 @@ def number_unused(request: Request) -> None:
     """One manifest for each opening number, for ever: the same again is a retry."""
     before = request.history.voted
     if before is not None and before != request.manifest_hash:
-        raise Refusal(
+        raise ProblemError(
             NUMBER_USED,
             f"opening {request.manifest.opening}",
             expected=before.hex(),
@@ -109,14 +109,16 @@ def time_moves_on(request: Request) -> None:
     formed, now = request.manifest.formed, request.now
     oldest = max(request.history.formed, int(now) - request.task.config.update_lifetime)
     if not oldest <= formed <= now + CLOCK_SKEW_SECONDS:
-        raise Refusal(CLOCK_SKEW, "the time of the manifest", expected=f"from {oldest} to about {int(now)}", got=formed)
+        raise ProblemError(
+            CLOCK_SKEW, "the time of the manifest", expected=f"from {oldest} to about {int(now)}", got=formed
+        )
 
 
 def model_moves_on(request: Request) -> None:
     """The model's version never goes back from opening to opening."""
     version, seen = request.manifest.model_version, request.history.model_version
     if version < seen:
-        raise Refusal(STALE_UPDATE, "the model went back", expected=f"at least {seen}", got=version)
+        raise ProblemError(STALE_UPDATE, "the model went back", expected=f"at least {seen}", got=version)
 
 
 def headers_complete(request: Request) -> None:
@@ -127,7 +129,7 @@ def headers_complete(request: Request) -> None:
         for update, header in zip(request.updates, request.headers, strict=True)
     ]
     if listed != given:
-        raise Refusal(MANIFEST_MISMATCH, "digest, id or client differ", expected=len(listed), got=len(given))
+        raise ProblemError(MANIFEST_MISMATCH, "digest, id or client differ", expected=len(listed), got=len(given))
 
 
 def clients_distinct(request: Request) -> None:
@@ -135,7 +137,7 @@ def clients_distinct(request: Request) -> None:
     seen: set[str] = set()
     for header in request.headers:
         if header.client in seen:
-            raise Refusal(DUPLICATE_CLIENT, f"{header.client!r} has two updates in round {request.manifest.round}")
+            raise ProblemError(DUPLICATE_CLIENT, f"{header.client!r} has two updates in round {request.manifest.round}")
         seen.add(header.client)
 
 
@@ -143,14 +145,14 @@ def updates_distinct(request: Request) -> None:
     """No update twice: a client could read itself as its own noise."""
     ids = [header.update_id for header in request.headers]
     if len(set(ids)) != len(ids):
-        raise Refusal(DUPLICATE_UPDATE, f"an update id stands twice in round {request.manifest.round}")
+        raise ProblemError(DUPLICATE_UPDATE, f"an update id stands twice in round {request.manifest.round}")
 
 
 def revocations_fresh(request: Request) -> None:
     """A server that holds back the authority's next list gains the rest of this one's time, and no more."""
     known = request.history.revocations
     if request.require_revocations and not known.number:
-        raise Refusal(OLD_REVOCATIONS, "no revocation list is known", expected="one", got="none")
+        raise ProblemError(OLD_REVOCATIONS, "no revocation list is known", expected="one", got="none")
     check_fresh(known, request.now)
 
 
@@ -164,7 +166,7 @@ def buckets_numbered(request: Request) -> None:
     """From 0 on without a gap, and no more than the task has: every bucket is one more sum that is seen."""
     found, most = sorted({entry.bucket for entry in request.manifest.updates}), request.task.config.buckets
     if found != list(range(len(found))) or not 1 <= len(found) <= most:
-        raise Refusal(
+        raise ProblemError(
             MANIFEST_MISMATCH,
             "the buckets are not numbered from 0 on",
             expected=f"1 to {most} buckets",
@@ -178,14 +180,14 @@ def buckets_large_enough(request: Request) -> None:
     for bucket, count in sorted(Counter(entry.bucket for entry in request.manifest.updates).items()):
         if count < needed:
             where = f"bucket {bucket} of round {request.manifest.round}"
-            raise Refusal(TOO_FEW_CLIENTS, where, expected=f"at least {needed}", got=count)
+            raise ProblemError(TOO_FEW_CLIENTS, where, expected=f"at least {needed}", got=count)
 
 
 def sums_fit(request: Request) -> None:
     """No more clients than sums can hold without wrapping."""
     count, most = len(request.updates), request.task.config.max_clients
     if count > most:
-        raise Refusal(TOO_MANY_CLIENTS, "the sum could wrap", expected=f"at most {most}", got=count)
+        raise ProblemError(TOO_MANY_CLIENTS, "the sum could wrap", expected=f"at most {most}", got=count)
 
 
 @UpdateRule
@@ -193,9 +195,9 @@ def headers_signed(request: Request, update: SignedUpdate, header: UpdateHeader)
     """Every header by the client that it names, under a client credential of our authority valid when it was formed."""
     party = check_credential(update.credential, request.authority, "client", request.manifest.formed)
     if signer_of(update, request.authority) != party.public:
-        raise Refusal(BAD_SIGNATURE, "the header's signature is of another key")
+        raise ProblemError(BAD_SIGNATURE, "the header's signature is of another key")
     if party.name != header.client:
-        raise Refusal(NOT_ADDRESSED, "a header speaks for another client", expected=party.name, got=header.client)
+        raise ProblemError(NOT_ADDRESSED, "a header speaks for another client", expected=party.name, got=header.client)
 
 
 @UpdateRule
@@ -205,23 +207,23 @@ def headers_bound(request: Request, _update: SignedUpdate, header: UpdateHeader)
     _bound(f"the header of {what}", header, request.task)
     formed = request.manifest.formed
     if header.created > formed + CLOCK_SKEW_SECONDS:
-        raise Refusal(CLOCK_SKEW, what, expected=f"at most {formed}", got=header.created)
+        raise ProblemError(CLOCK_SKEW, what, expected=f"at most {formed}", got=header.created)
     if header.created < (oldest := formed - request.task.config.update_lifetime):
-        raise Refusal(STALE_UPDATE, f"{what} is too old", expected=f"created after {oldest}", got=header.created)
+        raise ProblemError(STALE_UPDATE, f"{what} is too old", expected=f"created after {oldest}", got=header.created)
 
 
 @UpdateRule
 def updates_fresh(request: Request, _update: SignedUpdate, header: UpdateHeader) -> None:
     """No update in two openings: the difference of two sums is one client's update."""
     if header.update_id in request.history.opened_before:
-        raise Refusal(UPDATE_OPENED_BEFORE, f"update {header.update_id.hex()}")
+        raise ProblemError(UPDATE_OPENED_BEFORE, f"update {header.update_id.hex()}")
 
 
 @UpdateRule
 def bases_fresh(request: Request, _update: SignedUpdate, header: UpdateHeader) -> None:
     """Without DP noise, no client twice on one model version: such sums are equations over the same data."""
     if not request.task.config.privacy.noisy and (header.client, header.base_version) in request.history.repeated:
-        raise Refusal(REPEATED_BASE, f"update {header.update_id.hex()}", got=f"base version {header.base_version}")
+        raise ProblemError(REPEATED_BASE, f"update {header.update_id.hex()}", got=f"base version {header.base_version}")
 
 
 @UpdateRule
@@ -229,7 +231,7 @@ def versions_recent(request: Request, _update: SignedUpdate, header: UpdateHeade
     """Updates within the staleness limit."""
     version, limit = request.manifest.model_version, request.task.config.staleness
     if not version - limit <= header.base_version <= version:
-        raise Refusal(
+        raise ProblemError(
             STALE_UPDATE,
             f"update {header.update_id.hex()}",
             expected=f"base version from {max(0, version - limit)} to {version}",
@@ -243,7 +245,7 @@ def sizes_exact(request: Request, _update: SignedUpdate, header: UpdateHeader) -
     wanted = [(part.name, part.size) for part in request.task.body]
     got = [(part.name, part.size) for part in header.parts]
     if got != wanted:
-        raise Refusal(WRONG_SIZE, f"update {header.update_id.hex()}", expected=wanted, got=got)
+        raise ProblemError(WRONG_SIZE, f"update {header.update_id.hex()}", expected=wanted, got=got)
 
 
 @UpdateRule
@@ -265,14 +267,14 @@ def certified(request: Request) -> None:
     for token in request.votes:
         claimed = read_unverified(token, Vote)
         if claimed.holder not in members:
-            raise Refusal(NOT_ADDRESSED, "a vote of somebody outside the committee", got=claimed.holder)
+            raise ProblemError(NOT_ADDRESSED, "a vote of somebody outside the committee", got=claimed.holder)
         vote = verify(token, Vote, members[claimed.holder])
         _bound("a vote", vote, task)
         if (vote.opening, vote.manifest) != (manifest.opening, request.manifest_hash):
-            raise Refusal(NOT_CERTIFIED, f"the vote of {vote.holder!r} is for another manifest")
+            raise ProblemError(NOT_CERTIFIED, f"the vote of {vote.holder!r} is for another manifest")
         voters.add(vote.holder)
     if len(voters) < task.committee.agreement:
-        raise Refusal(
+        raise ProblemError(
             NOT_CERTIFIED,
             f"opening {manifest.opening}",
             expected=f"votes of {task.committee.agreement} holders",
@@ -329,7 +331,9 @@ RELEASING: tuple[Rule, ...] = (
 def judge(request: Request, rules: Sequence[Rule] = VOTING) -> None:
     """Raise the first refusal of a manifest; return when every rule is content."""
     if len(request.updates) != len(request.manifest.updates):
-        raise Refusal(MANIFEST_MISMATCH, "headers", expected=len(request.manifest.updates), got=len(request.updates))
+        raise ProblemError(
+            MANIFEST_MISMATCH, "headers", expected=len(request.manifest.updates), got=len(request.updates)
+        )
     for rule in rules:
         rule(request)
 
@@ -343,7 +347,7 @@ def screen(request: Request, rules: Sequence[Rule] = SCREENING) -> tuple[Exclusi
             for rule in rules:
                 if isinstance(rule, UpdateRule):
                     rule.check(request, update, header)
-        except Refusal as refusal:
+        except ProblemError as refusal:
             found.append(Exclusion(header.update_id, refusal.problem.slug))
     return tuple(found)
 
@@ -354,7 +358,7 @@ def revoked_buckets(request: Request) -> dict[int, bytes]:
     for entry, update, header in zip(request.manifest.updates, request.updates, request.headers, strict=True):
         try:
             clients_not_revoked.check(request, update, header)
-        except Refusal:
+        except ProblemError:
             found.setdefault(entry.bucket, entry.update_id)
     return found
 
@@ -373,11 +377,11 @@ def signer_of(update: SignedUpdate, authority: bytes) -> bytes:
 def check_alive(task: Task, destroyed: bool) -> None:
     """Raises `epoch-destroyed`."""
     if destroyed:
-        raise Refusal(EPOCH_DESTROYED, f"task {task.config.name!r}, epoch {task.config.epoch}")
+        raise ProblemError(EPOCH_DESTROYED, f"task {task.config.name!r}, epoch {task.config.epoch}")
 
 
 def _bound(what: str, message: Manifest | UpdateHeader | Vote, task: Task) -> None:
     if message.task_hash != task.hash:
-        raise Refusal(WRONG_TASK, what, expected=task.id, got=message.task_hash.hex())
+        raise ProblemError(WRONG_TASK, what, expected=task.id, got=message.task_hash.hex())
     if message.epoch != task.config.epoch:
-        raise Refusal(WRONG_EPOCH, what, expected=task.config.epoch, got=message.epoch)
+        raise ProblemError(WRONG_EPOCH, what, expected=task.config.epoch, got=message.epoch)

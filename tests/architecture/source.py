@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -84,3 +85,8 @@ def identifiers(module: Module) -> set[str]:
             case ast.alias():
                 names |= {*node.name.split("."), node.asname or ""}
     return names
+
+
+def offenders(looked_at: Iterable[Module], found: Callable[[Module], set[str]]) -> dict[str, set[str]]:
+    """What each module has that a rule forbids, by the module's name; those that have nothing are left out."""
+    return {module.name: wrong for module in looked_at if (wrong := found(module))}

@@ -11,15 +11,17 @@ from importlib import import_module
 from pathlib import Path
 from pkgutil import walk_packages
 from types import ModuleType
+from typing import get_args
 
 import msgspec
-import pytest
 
 import he_protocol
+from docs.problems import PAGE as PROBLEMS_PAGE
+from docs.problems import page
 from docs.site.__main__ import openapi
 from docs.site.http import http_page, problems_page
 from docs.site.pages import LINK
-from he_protocol.problems import PROBLEMS
+from he_protocol.problems import PROBLEMS, Family, Retry
 from he_protocol.version import PROTOCOL
 from tests.architecture.source import ROOT
 
@@ -36,12 +38,15 @@ def anchors(path: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_links_lead_somewhere(page: Path) -> None:
-    for _, target, heading in LINK.findall(FENCE.sub("", page.read_text())):
-        found = Path(posixpath.normpath(page.parent / target))
-        assert found.exists(), target
-        assert not heading or heading.removeprefix("#") in anchors(found), f"{target}{heading}"
+def test_links_lead_somewhere() -> None:
+    assert PAGES
+    broken = []
+    for written in PAGES:
+        for _, target, heading in LINK.findall(FENCE.sub("", written.read_text())):
+            found = Path(posixpath.normpath(written.parent / target))
+            if not found.exists() or (heading and heading.removeprefix("#") not in anchors(found)):
+                broken.append(f"{written.relative_to(ROOT)}: {target}{heading}")
+    assert broken == []
 
 
 def test_every_decision_is_in_the_index_with_its_date_and_status() -> None:
@@ -127,15 +132,36 @@ def test_the_last_line_of_the_releases_is_what_the_code_is() -> None:
 
 def test_the_site_has_every_operation_and_every_problem() -> None:
     document = json.loads(openapi())
-    page = http_page(document)
+    http = http_page(document)
     for path, operations in document["paths"].items():
         for method in operations:
-            assert f"### `{method.upper()} {path}`" in page
+            assert f"### `{method.upper()} {path}`" in http
     for name in document["components"]["schemas"]:
-        assert f"### {name} " in page
-    problems = problems_page(((p.slug, p.status, p.title) for p in PROBLEMS.values()), document)
+        assert f"### {name} " in http
+    problems = problems_page(document)
     for slug in PROBLEMS:
         assert f"`{slug}`" in problems
-    linked = set(re.findall(r"problems\.md#([\w-]+)", page))
+    linked = set(re.findall(r"problems\.md#([\w-]+)", http))
     assert linked <= PROBLEMS.keys()
     assert {"not-found", "stale-update", "wrong-share"} <= linked
+
+
+def test_the_page_of_problems_is_the_table_of_types() -> None:
+    assert PROBLEMS_PAGE.read_text() == page(), "run `python -m docs.problems`"
+
+
+def test_the_interface_tells_families_and_when_to_try_again() -> None:
+    document = json.loads(openapi())
+    told = {
+        (int(status), *problem.values())
+        for operations in document["paths"].values()
+        for operation in operations.values()
+        for status, answer in operation["responses"].items()
+        for problem in answer.get("x-problems", ())
+    }
+    types = {(p.status, p.urn, p.family, p.retry, p.what_to_do) for p in PROBLEMS.values()}
+    assert told <= types
+    assert len(told) > 40
+    schema = document["components"]["schemas"]["ProblemDocument"]["properties"]
+    assert schema["retry"]["enum"] == list(get_args(Retry))
+    assert schema["family"]["enum"] == list(get_args(Family))

@@ -1,4 +1,7 @@
-"""The shape of the code: pure where it says so, small, layered, and random only where secrets may be."""
+"""The shape of the code: pure where it says so, small, layered, and random only where secrets may be.
+
+One test for each rule: it looks at every module, and its failure lists all that break the rule, with what they break.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
-from tests.architecture.source import PACKAGES, ROOT, SHIPPED, Module, identifiers, imported, modules
+from tests.architecture.source import PACKAGES, ROOT, SHIPPED, Module, identifiers, imported, modules, offenders
 
 EVERYTHING = [module for package in PACKAGES for module in modules(package)]
 LONGEST_FILE, LONGEST_FUNCTION = 400, 60
@@ -37,29 +38,31 @@ def test_the_parser_sees_the_whole_project() -> None:
     } <= names
 
 
-@pytest.mark.parametrize("module", modules("he_protocol"), ids=lambda module: module.name)
-def test_the_public_half_does_no_io_and_reads_no_clock(module: Module) -> None:
-    roots = {name.split(".")[0] for name in imported(module)}
-    assert not roots & IMPURE_MODULES
-    assert not roots & DISK
-    calls = {
-        node.func.id if isinstance(node.func, ast.Name) else node.func.attr
-        for node in ast.walk(module.tree)
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name | ast.Attribute)
-    }
-    assert not calls & CLOCK_OR_DISK_CALLS
+def test_the_public_half_does_no_io_and_reads_no_clock() -> None:
+    def impure(module: Module) -> set[str]:
+        roots = {name.split(".")[0] for name in imported(module)}
+        calls = {
+            node.func.id if isinstance(node.func, ast.Name) else node.func.attr
+            for node in ast.walk(module.tree)
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name | ast.Attribute)
+        }
+        return roots & (IMPURE_MODULES | DISK) | calls & CLOCK_OR_DISK_CALLS
+
+    assert not offenders(modules("he_protocol"), impure)
 
 
-@pytest.mark.parametrize("module", EVERYTHING, ids=lambda module: module.name)
-def test_files_are_short(module: Module) -> None:
-    assert len(module.text.splitlines()) <= LONGEST_FILE
+def test_files_are_short() -> None:
+    assert not offenders(
+        EVERYTHING, lambda module: {str(n) for n in [len(module.text.splitlines())] if n > LONGEST_FILE}
+    )
 
 
-@pytest.mark.parametrize("module", EVERYTHING, ids=lambda module: module.name)
-def test_functions_are_short(module: Module) -> None:
+def test_functions_are_short() -> None:
     """Docstrings count; whatever is longer than a screen is two things."""
-    long = [f"{node.name}: {size}" for node, size in functions(module) if size > LONGEST_FUNCTION]
-    assert not long
+    assert not offenders(
+        EVERYTHING,
+        lambda module: {f"{node.name}: {size}" for node, size in functions(module) if size > LONGEST_FUNCTION},
+    )
 
 
 def functions(module: Module) -> Iterator[tuple[ast.FunctionDef | ast.AsyncFunctionDef, int]]:
@@ -68,33 +71,30 @@ def functions(module: Module) -> Iterator[tuple[ast.FunctionDef | ast.AsyncFunct
             yield node, (node.end_lineno or node.lineno) - node.lineno + 1
 
 
-@pytest.mark.parametrize("module", EVERYTHING, ids=lambda module: module.name)
-def test_names_say_what_lives_there(module: Module) -> None:
-    assert module.path.stem not in {"utils", "util", "helpers", "helper", "common", "misc", "base", "tools"}
+def test_names_say_what_lives_there() -> None:
+    empty = {"utils", "util", "helpers", "helper", "common", "misc", "base", "tools"}
+    assert not offenders(EVERYTHING, lambda module: {module.path.stem} & empty)
 
 
-@pytest.mark.parametrize(
-    "module", [module for package in SHIPPED for module in modules(package)], ids=lambda module: module.name
-)
-def test_no_random_numbers_but_the_operating_systems(module: Module) -> None:
+def test_no_random_numbers_but_the_operating_systems() -> None:
     """Whatever is drawn comes from `secrets`, `os.urandom` or `cryptography`, and is named so."""
-    names = imported(module)
-    assert "random" not in names
-    assert not {name for name in names if name.startswith(("random.", "numpy.random", "torch.random"))}
-    attributes = {
-        ast.unparse(node)
-        for node in ast.walk(module.tree)
-        if isinstance(node, ast.Attribute) and node.attr != "urandom"
-    }
-    assert not {name for name in attributes if name.startswith(("np.random", "numpy.random", "random."))}
-    assert not {name for name in attributes if name.startswith("torch.") and name.split(".")[1].startswith("rand")}
-    assert not identifiers(module) & {
-        "default_rng",
-        "RandomState",
-        "manual_seed",
-        "getrandbits",
-        "shuffle",
-    }
+
+    def drawn(module: Module) -> set[str]:
+        names = imported(module)
+        attributes = {
+            ast.unparse(node)
+            for node in ast.walk(module.tree)
+            if isinstance(node, ast.Attribute) and node.attr != "urandom"
+        }
+        return (
+            names & {"random"}
+            | {name for name in names if name.startswith(("random.", "numpy.random", "torch.random"))}
+            | {name for name in attributes if name.startswith(("np.random", "numpy.random", "random."))}
+            | {name for name in attributes if name.startswith("torch.") and name.split(".")[1].startswith("rand")}
+            | identifiers(module) & {"default_rng", "RandomState", "manual_seed", "getrandbits", "shuffle"}
+        )
+
+    assert not offenders([module for package in SHIPPED for module in modules(package)], drawn)
 
 
 def test_the_secret_generators_are_used_where_secrets_are_made() -> None:
@@ -109,11 +109,12 @@ def test_the_secret_generators_are_used_where_secrets_are_made() -> None:
     assert {"he_client.encode", "he_client.client", "he_party.transport", "he_holder.ceremony.messages"} <= users
 
 
-@pytest.mark.parametrize("module", modules("he_protocol"), ids=lambda module: module.name)
-def test_the_public_half_draws_nothing_at_all(module: Module) -> None:
+def test_the_public_half_draws_nothing_at_all() -> None:
     """Randomness is passed in: `words`, seeds, keys. Only a fresh signing key is made here, by the JOSE library."""
-    assert not {"secrets", "random"} & imported(module)
-    assert "urandom" not in identifiers(module)
+    assert not offenders(
+        modules("he_protocol"),
+        lambda module: {"secrets", "random"} & imported(module) | {"urandom"} & identifiers(module),
+    )
 
 
 def test_import_contracts_hold() -> None:

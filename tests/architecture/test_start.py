@@ -7,7 +7,9 @@ import resource
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 
@@ -56,10 +58,12 @@ assert len(asked) > 4
 START = "import sys; sys.argv[0] = {name!r}; from {module} import app; app()"
 
 
-def run(code: str, *words: str, check: bool = True, **env: str) -> subprocess.CompletedProcess[str]:
+def run(
+    code: str, *words: str, check: bool = True, env: Mapping[str, str] = MappingProxyType({})
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-P", "-c", code, *words],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(IMPORTABLE)} | env,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(IMPORTABLE)} | dict(env),
         capture_output=True,
         text=True,
         check=check,
@@ -84,7 +88,7 @@ def test_every_program_says_its_version_and_completes(name: str, module: str) ->
     program = START.format(name=name, module=module)
     assert run(program, "--version").stdout == f"{name} {he_party.__version__}, protocol {PROTOCOL}\n"
     variables = {f"_{name.upper().replace('-', '_')}_COMPLETE": "complete_bash", "COMP_CWORD": "1"}
-    words = run(program, COMP_WORDS=f"{name} ", **variables).stdout.split()
+    words = run(program, env=variables | {"COMP_WORDS": f"{name} "}).stdout.split()
     assert {"he-bench": "report"}.get(name, "init") in words
 
 
@@ -169,12 +173,12 @@ print(*kernel_use())
 def test_a_cache_that_cannot_be_written_gives_way_to_a_private_temporary_one(
     tmp_path: Path, read_only: dict[str, str]
 ) -> None:
-    first = run(KERNELS, **read_only)
+    first = run(KERNELS, env=read_only)
     folder = tmp_path / "temporary" / f"hushsum-kernels-{os.getuid()}"
     assert first.stdout.split() == ["0", "2"]
     assert [str(folder) in line for line in first.stderr.splitlines()] == [True]
     assert folder.stat().st_mode & 0o777 == 0o700
-    assert run(KERNELS, **read_only).stdout.split() == ["2", "0"]
+    assert run(KERNELS, env=read_only).stdout.split() == ["2", "0"]
 
 
 def test_a_temporary_folder_that_others_can_write_is_not_used(tmp_path: Path, read_only: dict[str, str]) -> None:
@@ -182,16 +186,16 @@ def test_a_temporary_folder_that_others_can_write_is_not_used(tmp_path: Path, re
     folder = tmp_path / "temporary" / f"hushsum-kernels-{os.getuid()}"
     folder.mkdir()
     folder.chmod(0o777)
-    assert run(KERNELS, **read_only).stdout.split() == ["0", "2"]
+    assert run(KERNELS, env=read_only).stdout.split() == ["0", "2"]
     assert not any(folder.iterdir())
     folder.rmdir()
     (tmp_path / "elsewhere").mkdir(mode=0o700)
     folder.symlink_to(tmp_path / "elsewhere")
-    assert run(KERNELS, **read_only).stdout.split() == ["0", "2"]
+    assert run(KERNELS, env=read_only).stdout.split() == ["0", "2"]
     assert not any((tmp_path / "elsewhere").iterdir())
 
 
 def test_without_any_folder_kernels_are_compiled_in_memory(read_only: dict[str, str]) -> None:
-    done = run(KERNELS, **(read_only | {"TMPDIR": "/dev/null"}), check=False)
+    done = run(KERNELS, env=read_only | {"TMPDIR": "/dev/null"}, check=False)
     assert done.returncode == 0, done.stderr
     assert len(done.stderr.splitlines()) == 1

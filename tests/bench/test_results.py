@@ -6,7 +6,8 @@ import pytest
 
 from he_bench import results
 from he_bench.results import Report, Spread
-from he_protocol.problems import BAD_SETTINGS, Refusal
+from he_protocol.errors import ProblemError
+from he_protocol.problems import BAD_SETTINGS
 from tests.bench.samples import LOADS, PEERS, RUN, measurement
 
 
@@ -20,13 +21,13 @@ def test_what_is_saved_is_loaded(report: Report, tmp_path: Path) -> None:
 def test_another_file_is_refused_by_name(content: str, tmp_path: Path) -> None:
     path = tmp_path / "other.json"
     path.write_text(content)
-    with pytest.raises(Refusal, match=r"other\.json") as caught:
+    with pytest.raises(ProblemError, match=r"other\.json") as caught:
         results.load(path)
     assert caught.value.problem is BAD_SETTINGS
 
 
 def test_missing_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(Refusal, match="cannot read"):
+    with pytest.raises(ProblemError, match="cannot read"):
         results.load(tmp_path / "nowhere.json")
 
 

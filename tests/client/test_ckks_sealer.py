@@ -15,6 +15,7 @@ from msgspec.structs import replace
 from he_client.schemes import ckks
 from he_client.schemes.ckks import CkksSealer, check_confirmations, check_tenseal, joint_context, load_context
 from he_protocol.arithmetic import residues
+from he_protocol.errors import ProblemError
 from he_protocol.identity.jws import SigningKey
 from he_protocol.messages import Confirmation
 from he_protocol.problems import (
@@ -30,7 +31,6 @@ from he_protocol.problems import (
     WRONG_SIZE,
     WRONG_TASK,
     ProblemType,
-    Refusal,
 )
 from he_protocol.schemes.ckks import Ckks
 from tests.support.parties import World
@@ -159,7 +159,7 @@ def test_what_tenseal_itself_finds_is_refused_as_well(monkeypatch: pytest.Monkey
     """Two checks that do not know of each other: our parser's, and TenSEAL's own answer."""
     context = private_context()
     data = context.serialize(save_secret_key=True, save_galois_keys=False, save_relin_keys=False)
-    monkeypatch.setattr(ckks.seal_codec, "refuse_private", lambda _: None)
+    monkeypatch.setattr(ckks.seal_codec, "refuse_private", lambda _: None)  # type: ignore[attr-defined]
     with refused(PRIVATE_CONTEXT, "TenSEAL found"):
         load_context(data)
 
@@ -177,8 +177,8 @@ async def test_a_dead_worker_process_does_not_end_sealing_for_good(world: World,
     numbers = np.arange(world.task.length, dtype=np.int64)
     written: dict[str, bytes] = {}
 
-    def sink(name: str, data: bytes) -> None:
-        written[name] = data
+    def sink(name: str, data: bytes | memoryview) -> None:
+        written[name] = bytes(data)
 
     with pytest.raises(BrokenProcessPool):
         await _in_pool(_die)
@@ -207,6 +207,6 @@ async def test_a_private_context_in_the_cache_stops_sealing(world: World, tmp_pa
     path = tmp_path / "context"
     path.write_bytes(private_context().serialize(save_secret_key=True, save_galois_keys=False, save_relin_keys=False))
     sealer = CkksSealer(scheme_of(world).profile, path, world.task.length)
-    with pytest.raises(Refusal) as caught:
+    with pytest.raises(ProblemError) as caught:
         await sealer.seal(bytes(16), lambda start, stop: np.zeros(stop - start, dtype=np.int64), lambda *_: None)
     assert caught.value.problem == PRIVATE_CONTEXT

@@ -9,9 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import Result
 from safetensors.numpy import load_file, save_file
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from he_authority.enrolment import enrol
 from he_client.cli import app

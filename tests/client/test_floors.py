@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from math import inf
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -40,7 +41,7 @@ PLAN = {
 ASKED = Floors(min_clients=20, unit="client", epsilon=3.0, delta=1e-5, collusion=0)
 
 
-def made(**changes: object) -> Task:
+def made(**changes: Any) -> Task:
     privacy = DP | changes.pop("privacy", {})  # type: ignore[operator]
     return World(changes.pop("holders", 3), PLAN | {"privacy": privacy} | changes).task  # type: ignore[arg-type]
 

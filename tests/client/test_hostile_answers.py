@@ -9,6 +9,7 @@ import tracemalloc
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,8 +23,9 @@ from he_client import published as published_module
 from he_party import transport
 from he_party.transport import MAX_HEADERS, RetryPolicy, Transport
 from he_protocol import documents, limits, paths
+from he_protocol.errors import ProblemError
 from he_protocol.messages import Vote, encode
-from he_protocol.problems import DIGEST_MISMATCH, TOO_LARGE, UNEXPECTED_ANSWER, UNREACHABLE, Refusal
+from he_protocol.problems import DIGEST_MISMATCH, TOO_LARGE, UNEXPECTED_ANSWER, UNREACHABLE
 from he_protocol.task import Task
 from tests.support.fake_server import FakeServer
 from tests.support.parties import NOW, World
@@ -52,7 +54,7 @@ async def serving(handler: Handler) -> AsyncIterator[str]:
         await server.close()
 
 
-def always(**answer: object) -> Handler:
+def always(**answer: Any) -> Handler:
     async def handler(request: web.Request) -> web.Response:
         await request.read()
         return web.Response(**answer)  # type: ignore[arg-type]
@@ -265,7 +267,7 @@ async def test_a_model_that_is_refused_leaves_the_kept_one(world: World, tmp_pat
     assert len(kept) == 1
     for wrong in (published(b"x" * 99, "5", '"y"'), published(b"x" * 99, "5"), published(body[:-1], "5")):
         async with serving(wrong) as url, device(url, world, tmp_path) as client:
-            with pytest.raises(Refusal, match=r"digest-mismatch|unexpected-answer"):
+            with pytest.raises(ProblemError, match=r"digest-mismatch|unexpected-answer"):
                 await client.pull_model(world.task)
     assert left(tmp_path) == kept
     tag = f'"{hashlib.sha256(body).hexdigest()}"'
@@ -304,10 +306,10 @@ async def test_a_post_of_the_key_ceremony_is_bounded(tmp_path: Path) -> None:
     async with FakeServer(task) as server:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("he_client.schemes.ckks.check_confirmations", lambda task, posts: bytes(32))
-            server.replaced["GET", paths.post_path(task.id, "confirmation", "holder-0")] = endless
+            server.replaced["GET", paths.post_path(task.id, "confirmation", "holder-0")] = endless  # type: ignore[assignment]
             async with Transport(server.url, world.client("device"), retry=ONCE) as line:
                 with refused(TOO_LARGE):
                     await make_sealer(task, line, tmp_path)
-                server.replaced["GET", paths.board_path(task.id, "confirmation")] = endless
+                server.replaced["GET", paths.board_path(task.id, "confirmation")] = endless  # type: ignore[assignment]
                 with refused(TOO_LARGE, str(limits.board(task))):
                     await make_sealer(task, line, tmp_path)

@@ -206,7 +206,7 @@ async def test_an_answer_outside_the_protocol_is_refused(
 def test_a_frame_is_read_from_anywhere(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"defgh")
     (tmp_path / "b").write_bytes(b"ij")
-    pieces = [b"abc", tmp_path / "a", tmp_path / "b"]
+    pieces: list[bytes | Path] = [b"abc", tmp_path / "a", tmp_path / "b"]
     whole = b"abcdefghij"
     for offset in range(12):
         for size in range(1, 13):
@@ -261,6 +261,7 @@ async def test_what_another_projects_client_sends_damaged_is_refused(service: Se
 
     def upload() -> None:
         uploader = TusClient(service.url).uploader(str(path), url=service.url + begun)
+        assert uploader.client is not None
         uploader.client.set_headers({"Upload-Checksum": f"sha1 {b64encode(bytes(20)).decode()}"})
         uploader.upload()
 

@@ -6,6 +6,7 @@ import json
 import os
 import stat
 from pathlib import Path
+from typing import Any
 
 import pytest
 from msgspec.structs import replace
@@ -30,7 +31,7 @@ def world() -> World:
     return World(plan={"name": "keyboard", "scheme": "kahe", "profile": "kahe-14", "scale": 16.0})
 
 
-def epoch(world: World, number: int, **changes: object) -> Task:
+def epoch(world: World, number: int, **changes: Any) -> Task:
     return world.signed(world.task.config, epoch=number, **changes)
 
 

@@ -65,7 +65,10 @@ def plain_loop(
     for i in range(len(x)):
         module.zero_grad()
         loss(module(x[i : i + 1]), y[i : i + 1]).backward()
-        gradients = {name: value.grad.double().numpy() for name, value in module.named_parameters()}
+        gradients = {
+            name: value.grad.double().numpy()  # type: ignore[union-attr]
+            for name, value in module.named_parameters()
+        }
         norm = np.sqrt(sum((value**2).sum() for value in gradients.values()))
         for name, value in gradients.items():
             total[name] += (value * min(1.0, clip / norm)).reshape(total[name].shape)
@@ -169,7 +172,7 @@ def test_arrays_are_copies() -> None:
     module = affine()
     taken = arrays(module)
     taken["weight"][:] = 9
-    assert module.weight.tolist() == [[1.5, -0.5]]
+    assert module.weight.tolist() == [[1.5, -0.5]]  # type: ignore[operator]
 
 
 @pytest.mark.parametrize("rate", [0.01, 0.2, 0.9])

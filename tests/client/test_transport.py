@@ -21,25 +21,25 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from he_party.identity import Identity
 from he_party.keyfile import KeyRecord, read_private
-from he_party.transport import PROBLEM_BYTES, RETRY_STATUS, RetryPolicy, Transport, retry_after
+from he_party.transport import PROBLEM_BYTES, RetryPolicy, Transport, retry_after
 from he_protocol import documents, frames, paths
+from he_protocol.errors import ProblemError
 from he_protocol.identity.jws import SigningKey
 from he_protocol.identity.requests import check_request
 from he_protocol.problems import (
     BAD_SIGNATURE,
     DATABASE_UNAVAILABLE,
     DISK_FULL,
-    INTERNAL,
     MALFORMED,
     NOT_FOUND,
     PROBLEMS,
     SHUTTING_DOWN,
+    STALE_UPDATE,
     TOO_LARGE,
     UNAUTHENTICATED,
     UNEXPECTED_ANSWER,
     UNREACHABLE,
     ProblemType,
-    Refusal,
 )
 from tests.client.proxy import Fault, Proxy
 from tests.client.service import QUICK, TASK, Service
@@ -52,7 +52,7 @@ BRIEF = RetryPolicy(first=0.01, longest=0.02, give_up=0.1)
 
 
 def said(problem: ProblemType) -> web.Response:
-    document = Refusal(problem, "as the test wants", expected="this", got="that").document()
+    document = ProblemError(problem, "as the test wants", expected="this", got="that").document()
     return web.Response(body=document, status=problem.status, content_type="application/problem+json")
 
 
@@ -86,12 +86,36 @@ async def test_what_passes_is_tried_again(service: Service, proxy: Proxy, faults
 
 @pytest.mark.parametrize(
     "problem",
-    [p for p in PROBLEMS.values() if p.status < 500 and p.status not in RETRY_STATUS] + [INTERNAL],
+    [p for p in PROBLEMS.values() if not p.transient],
     ids=lambda p: p.slug,
 )
 async def test_a_refusal_is_taken_for_an_answer(problem: ProblemType) -> None:
     with refused(problem, "as the test wants"):
         await asked_once(said(problem))
+
+
+@pytest.mark.parametrize(
+    "problem",
+    [p for p in PROBLEMS.values() if p.transient and p is not UNEXPECTED_ANSWER],
+    ids=lambda p: p.slug,
+)
+@pytest.mark.parametrize("status", [None, 400])
+async def test_what_is_unavailable_is_asked_again_whatever_the_status(
+    service: Service, proxy: Proxy, problem: ProblemType, status: int | None
+) -> None:
+    answer = said(problem)
+    answer.set_status(status or problem.status)
+    proxy.faults["GET"] = [answer]
+    async with line(service, proxy.url) as transport:
+        await transport.task(TASK)
+    assert len(proxy.seen) == 2
+
+
+async def test_a_final_refusal_is_final_under_any_status() -> None:
+    answer = said(STALE_UPDATE)
+    answer.set_status(503)
+    with refused(STALE_UPDATE):
+        await asked_once(answer)
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 405, 409, 413, 500, 501])

@@ -12,8 +12,9 @@ import numpy as np
 from he_client.spool import RECEIPT
 from he_party.transport import Transport
 from he_protocol import documents, paths
+from he_protocol.errors import ProblemError
 from he_protocol.privacy.quantise import Integers
-from he_protocol.problems import NOT_FOUND, Refusal
+from he_protocol.problems import NOT_FOUND
 from tests.client.schemes import ERROR_STD
 from tests.crash.account import Evidence, RoundEvidence, UpdateEvidence
 from tests.crash.submitter import COORDINATES, Coordinates, holding, spool_of, unsent
@@ -54,7 +55,7 @@ async def _updates(world: World, number: int) -> AsyncIterator[UpdateEvidence]:
             path = paths.update_path(task.id, update_id)
             try:
                 status = await transport.document("GET", path, documents.UpdateStatus, audience=task.config.server.name)
-            except Refusal as refusal:
+            except ProblemError as refusal:
                 if refusal.problem is not NOT_FOUND:
                     raise
                 yield UpdateEvidence(update_id, coordinates[update_id], 0, None, "")

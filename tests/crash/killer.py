@@ -66,8 +66,11 @@ class Killer:
             self._schedule(CONNECTIONS)
 
     def run(self, kills: int, progress: Callable[[int], None]) -> None:
-        """Kill until there were at least so many kills; `progress` gets how many more there are."""
-        while self.toll.kills.total() < kills:
+        """Kill until there were at least so many kills, and on PostgreSQL a cut; `progress` gets how many came.
+
+        On a busy machine all kills may come before the first cut is due: then the killing goes on until it came.
+        """
+        while self.toll.kills.total() < kills or (CONNECTIONS in self._due and not self.toll.cuts):
             self._look()
             first = min(self._due, key=self._due.__getitem__)
             if self._due[first] > time.monotonic():

@@ -18,7 +18,8 @@ from he_client import HushSumClient, Identity, Submission
 from he_client.spool import HEAD, RECEIPT
 from he_client.tensors import Tensors
 from he_party.transport import RetryPolicy
-from he_protocol.problems import ALREADY_IN_ROUND, REPEATED_BASE, UNREACHABLE, Refusal
+from he_protocol.errors import ProblemError
+from he_protocol.problems import ALREADY_IN_ROUND, REPEATED_BASE, UNREACHABLE
 from he_protocol.task import Task
 
 STATE = "state"
@@ -108,7 +109,7 @@ async def submit_until_stopped(url: str, folder: Path, name: str, first: int, st
                 update = one_hot(task.length, coordinates.reserve())
                 sent = await client.submit(task, update, base_version=model.version)
                 log.info("update %s is in round %d", sent.update_id, sent.round)
-            except Refusal as refusal:
+            except ProblemError as refusal:
                 if refusal.problem not in {ALREADY_IN_ROUND, REPEATED_BASE, UNREACHABLE}:
                     raise
                 log.info("again: %s", refusal)
@@ -123,7 +124,7 @@ async def _decided(client: HushSumClient, task: Task, sent: Submission, stop: Pa
         try:
             await client.wait(task, sent, within=DECISION_SECONDS)
             return
-        except Refusal as refusal:  # a round that failed or takes its time: the account looks at it
+        except ProblemError as refusal:  # a round that failed or takes its time: the account looks at it
             log.info("not waited for: %s", refusal)
             if refusal.problem is not UNREACHABLE or stop.exists():
                 return

@@ -1,4 +1,4 @@
-"""A few kills on each database; `make crash` does hundreds."""
+"""A few kills on each database, in `make test-long`; `make crash` does hundreds."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ PACE = 2.0
 """Faster than for hundreds: most of the time goes into starting programs anyway."""
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("database", ["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)])
 def test_killed_processes_lose_and_repeat_nothing(tmp_path: Path, database: Database) -> None:
     killed: list[int] = []

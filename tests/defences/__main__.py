@@ -15,8 +15,10 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from queue import SimpleQueue
+from random import Random
 from tempfile import TemporaryDirectory
 
 from rich.console import Console
@@ -118,6 +120,8 @@ def main() -> None:
     parser = argparse.ArgumentParser("tests.defences", description=__doc__)
     parser.add_argument("words", nargs="*", help="only rows and places with one of these words")
     parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--sample", type=int, metavar="N", help="only N of them, drawn by the seed")
+    parser.add_argument("--seed", type=int, default=date.today().toordinal(), help="default: another one every day")
     arguments = parser.parse_args()
     chosen = [
         (row, edit)
@@ -126,6 +130,9 @@ def main() -> None:
         if edit.belongs_to(row)
         and (not arguments.words or any(word in f"{row.attack} {edit.place}" for word in arguments.words))
     ]
+    if arguments.sample is not None and arguments.sample < len(chosen):
+        print(f"{arguments.sample} of {len(chosen)} defences, seed {arguments.seed}", flush=True)
+        chosen = Random(arguments.seed).sample(chosen, arguments.sample)
     started = time.monotonic()
     with TemporaryDirectory(prefix="defences-") as home:
         outcomes = try_all(chosen, arguments.jobs, Path(home))

@@ -131,7 +131,9 @@ EDITS = (
         "revocations_fresh",
     ),
     _never("keys/he_holder/rules.py: judge", "len(request.updates) != len(request.manifest.updates)"),
-    Edit("keys/he_holder/rules.py: revoked_buckets", "except Refusal:", "except Refusal:\n            continue"),
+    Edit(
+        "keys/he_holder/rules.py: revoked_buckets", "except ProblemError:", "except ProblemError:\n            continue"
+    ),
     _never("keys/he_holder/opening.py: _request", "manifest.round != number"),
     Edit("he_protocol/committee.py: colluders", "2 * self.agreement - self.holders - 1", "self.agreement"),
     *_returns("he_protocol/committee.py", "check_collusion"),
@@ -190,8 +192,8 @@ EDITS = (
         "keys/he_holder/ceremony/run.py: run",
         "{(other.key, other.transcript) for other in others} != {(mine.key, mine.transcript)}",
     ),
-    Edit("keys/he_holder/agent.py: step", "except Refusal as refusal:", "except KeyboardInterrupt as refusal:"),
-    Edit("keys/he_holder/agent.py: _serve", "except Refusal as refusal:", "except KeyboardInterrupt as refusal:"),
+    Edit("keys/he_holder/agent.py: step", "except ProblemError as refusal:", "except KeyboardInterrupt as refusal:"),
+    Edit("keys/he_holder/agent.py: _serve", "except ProblemError as refusal:", "except KeyboardInterrupt as refusal:"),
     Edit(
         "keys/he_holder/ledger.py: refused",
         "same = refusals.c.problem == refusal.problem.slug",
@@ -224,7 +226,7 @@ EDITS = (
     Edit("he_party/tasks.py: TaskMemory", "write_durably(self._path,", "(lambda *_: None)(self._path,"),
     _never(_CHOOSE, "looks_like_hash(wanted)", "a name that looks"),
     _never("he_protocol/task.py: check_config", "looks_like_hash(config.name)"),
-    Edit("he_party/tasks.py: read", "except Refusal as refusal:", "except KeyboardInterrupt as refusal:"),
+    Edit("he_party/tasks.py: read", "except ProblemError as refusal:", "except KeyboardInterrupt as refusal:"),
     *_returns("he_client/floors.py", "check_floors"),
     Edit("he_client/client.py: seal", "await asyncio.to_thread(check_floors, task, self._floors)", "pass"),
     _never("he_client/published.py: check_version", "int(version) == 0 and etag != signed"),
@@ -341,7 +343,11 @@ EDITS = (
     # Lying clients.
     Edit(_SETTLE, "if refusal.problem != COMBINE_REFUSED:", "if True:", "wrong key shares"),
     Edit(_SETTLE, "final |= certain", "final |= False", "wrong key shares, while"),
-    Edit("keys/he_holder/release.py: BucketSums", "except Refusal as refusal:", "except KeyboardInterrupt as refusal:"),
+    Edit(
+        "keys/he_holder/release.py: BucketSums",
+        "except ProblemError as refusal:",
+        "except KeyboardInterrupt as refusal:",
+    ),
     Edit(
         _CHOICES, "combinations(sorted(heard), sharing.threshold)", "[tuple(heard)[: sharing.threshold]]", "different"
     ),
@@ -377,7 +383,7 @@ EDITS = (
     _never("he_server/store/uploads.py: upload", "row.expires <= now"),
     Edit("he_server/services/backpressure.py: Pressure", "await self._room(size)", "pass"),
     Edit(
-        "he_protocol/problems.py: printable",
+        "he_protocol/errors.py: printable",
         'return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)',
         "return text",
     ),

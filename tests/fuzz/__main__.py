@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -48,10 +47,7 @@ def fuzz(name: str, seconds: int, crashes: Path, *, keep: bool = False) -> Outco
         folders = [f"-artifact_prefix={crashes / name}-", str(new), str(old)]
         done = subprocess.run([*command, *limits, *folders], capture_output=True, text=True, check=False)
         if keep:
-            (targets.CORPUS / name).mkdir(parents=True, exist_ok=True)
-            for path in new.iterdir():
-                if path.stat().st_size <= KEEP_BYTES:
-                    shutil.copy(path, targets.CORPUS / name / path.name)
+            targets.keep(name, (path.read_bytes() for path in new.iterdir() if path.stat().st_size <= KEEP_BYTES))
     findings = tuple(sorted(set(crashes.iterdir()) - before))
     covered = [int(found) for found in re.findall(r"cov: (\d+)", done.stderr)]
     executions = [int(found) for found in re.findall(r"^#(\d+)", done.stderr, re.MULTILINE)]

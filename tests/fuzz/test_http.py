@@ -11,7 +11,7 @@ import pytest
 import requests
 from hypothesis import given
 
-from he_protocol.problems import Refusal
+from he_protocol.errors import ProblemError
 from he_server.http.openapi import PROBLEM
 
 from .mutation import mutated
@@ -51,7 +51,7 @@ def checked(answer: bytes) -> int:
     if body.startswith(b"HTTP/"):  # an answer to HEAD has only the length of a body
         size = 0
     if body[:size] and PROBLEM.encode() in head:
-        assert Refusal.from_document(body[:size], status).problem.status == status
+        assert ProblemError.from_document(body[:size], status).problem.status == status
     if following := body[size:]:
         checked(following)
     return status

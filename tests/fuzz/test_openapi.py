@@ -25,8 +25,8 @@ from schemathesis.specs.openapi.checks import (
 from yarl import URL
 
 from he_protocol import frames as framing
+from he_protocol.errors import ProblemError
 from he_protocol.identity.requests import prove_request
-from he_protocol.problems import Refusal
 from he_server.http.openapi import PROBLEM, problems_of
 from he_server.http.routes import ROUTES, TASK, Route
 from tests.server.world import Person, World
@@ -111,7 +111,7 @@ def send(route: Route, case: Any, running: Running, party: Person | None) -> Any
     assert b"Traceback" not in response.content
     if response.status_code >= 400 and route.method != "HEAD":  # its answers have no body
         assert response.headers["content-type"] == [PROBLEM]
-        refusal = Refusal.from_document(response.content, response.status_code)
+        refusal = ProblemError.from_document(response.content, response.status_code)
         assert refusal.problem.status == response.status_code
         assert refusal.problem in problems_of(route), f"{refusal.problem.slug} is not documented"
     return response
@@ -121,10 +121,10 @@ def send(route: Route, case: Any, running: Running, party: Person | None) -> Any
 def test_strangers_get_documented_answers(name: str, running: Running, schema: Any) -> None:
     route = BY_NAME[name]
 
-    @settings(max_examples=max(1, settings.default.max_examples // 6))
+    @settings(max_examples=max(1, settings.default.max_examples // 6))  # type: ignore[union-attr]
     @given(st.data())
     def run(data: st.DataObject) -> None:
-        response = send(route, request(data.draw, running, schema, route), running, None)
+        response = send(route, request(data.draw, running, schema, route), running, None)  # type: ignore[arg-type]
         assert route.access == "public" or response.status_code in {400, 401, 404}
 
     run()
@@ -134,14 +134,14 @@ def test_strangers_get_documented_answers(name: str, running: Running, schema: A
 def test_parties_get_documented_answers(name: str, running: Running, schema: Any) -> None:
     route = BY_NAME[name]
 
-    @settings(max_examples=max(1, settings.default.max_examples // 3))
+    @settings(max_examples=max(1, settings.default.max_examples // 3))  # type: ignore[union-attr]
     @given(st.data())
     def run(data: st.DataObject) -> None:
         client, holder = running.client, running.world.holders[0]
         others = {"client": holder, "holder": client}
         fitting = holder if route.access == "holder" else client
         party = data.draw(st.sampled_from([fitting, fitting, fitting, others.get(route.access, holder)]))
-        response = send(route, request(data.draw, running, schema, route), running, party)
+        response = send(route, request(data.draw, running, schema, route), running, party)  # type: ignore[arg-type]
         if route.access in {"client", "holder"} and party.role != route.access:
             assert response.status_code in {401, 403, 404}
 

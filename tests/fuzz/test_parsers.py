@@ -16,10 +16,11 @@ from hypothesis import strategies as st
 
 from he_holder.hpke_key import HpkeKey
 from he_protocol import envelope, frames, messages
+from he_protocol.errors import TEXT_LIMIT, ProblemError
 from he_protocol.identity.jws import payload_hash, public_from_jwk, read_unverified, verify
 from he_protocol.identity.requests import check_request
 from he_protocol.messages import decode, encode
-from he_protocol.problems import PROBLEMS, TEXT_LIMIT, Refusal
+from he_protocol.problems import PROBLEMS
 from he_protocol.schemes import seal_codec
 from he_protocol.task import TaskConfig, check_config
 
@@ -36,7 +37,7 @@ JSON = st.recursive(
 
 @given(st.sampled_from(ALL), st.one_of(st.binary(), JSON.map(lambda v: json.dumps(v).encode())))
 def test_decode_answers_or_refuses(kind, data):
-    with suppress(Refusal):
+    with suppress(ProblemError):
         decode(data, kind)
 
 
@@ -45,7 +46,7 @@ def test_decode_refuses_any_damage_to_the_right_fields(kind, data):
     """Objects with the right names and arbitrary values."""
     fields = kind.__struct_fields__
     document = {name: data.draw(JSON) for name in fields}
-    with suppress(Refusal):
+    with suppress(ProblemError):
         decode(json.dumps(document).encode(), kind)
 
 
@@ -79,25 +80,25 @@ TOKENS = st.one_of(
 
 @given(TOKENS)
 def test_tokens_are_refused_one_way(token):
-    with pytest.raises(Refusal):
+    with pytest.raises(ProblemError):
         verify(token, messages.Receipt, bytes(32))
-    with pytest.raises(Refusal):
+    with pytest.raises(ProblemError):
         read_unverified(token, messages.Receipt)
-    with suppress(Refusal):
+    with suppress(ProblemError):
         payload_hash(token)
-    with pytest.raises(Refusal):
+    with pytest.raises(ProblemError):
         check_request(f"DPoP {token}", token, authority=bytes(32), audience="s", method="GET", path="/", now=1.0)
 
 
 @given(st.text())
 def test_keys_of_credentials(text):
-    with suppress(Refusal):
+    with suppress(ProblemError):
         assert len(public_from_jwk(text)) == 32
 
 
 @given(st.binary(max_size=64))
 def test_frames(data):
-    with suppress(Refusal):
+    with suppress(ProblemError):
         head, body = frames.split(data)
         assert frames.start(head) + bytes(body) == data
 
@@ -111,9 +112,9 @@ def test_frames_come_back(head, body):
 @given(st.one_of(st.binary(max_size=200), st.binary(max_size=100).map(seal_codec.wrap)))
 def test_seal_bytes(data):
     for read in (seal_codec.unwrap, seal_codec.read_vector, seal_codec.refuse_private):
-        with suppress(Refusal):
+        with suppress(ProblemError):
             read(data)
-    with pytest.raises(Refusal):
+    with pytest.raises(ProblemError):
         seal_codec.read_ciphertext(data, (97, 113), 8, 4.0)
 
 
@@ -135,9 +136,9 @@ def test_protobuf_fields_come_back(fields):
 @given(st.sampled_from(sorted(PROBLEMS)), ANY_TEXT, ANY_TEXT, ANY_TEXT)
 def test_refusals_come_back(slug, detail, expected, got):
     """With lone surrogates replaced and long texts cut, whatever they quote."""
-    sent = Refusal(PROBLEMS[slug], detail, expected=expected, got=got)
+    sent = ProblemError(PROBLEMS[slug], detail, expected=expected, got=got)
     assert len(sent.document()) < 30 * TEXT_LIMIT
-    came = Refusal.from_document(sent.document(), 400)
+    came = ProblemError.from_document(sent.document(), 400)
     assert (came.problem, came.detail, came.expected, came.got) == (sent.problem, sent.detail, sent.expected, sent.got)
     if detail.isascii() and len(detail) <= TEXT_LIMIT:
         assert came.detail == detail
@@ -145,7 +146,7 @@ def test_refusals_come_back(slug, detail, expected, got):
 
 @given(st.binary())
 def test_any_answer_is_some_refusal(body):
-    assert Refusal.from_document(body, 500).problem in PROBLEMS.values()
+    assert ProblemError.from_document(body, 500).problem in PROBLEMS.values()
 
 
 @given(st.data())
@@ -154,7 +155,7 @@ def test_what_was_signed_is_all_that_verifies(data):
     v = data.draw(st.sampled_from(MESSAGES))
     token = data.draw(mutated([v["token"].encode()])).decode("utf-8", "surrogateescape")
     if token != v["token"]:
-        with pytest.raises(Refusal):
+        with pytest.raises(ProblemError):
             verify(token, KINDS[v["type"]], bytes.fromhex(v["public"]))
 
 
@@ -170,7 +171,7 @@ def test_damaged_request_proofs_are_refused(data):
     if given_[name] == v[name]:
         check_request(given_["authorization"], given_["dpop"], **asked, **known)
     else:
-        with pytest.raises(Refusal):
+        with pytest.raises(ProblemError):
             check_request(given_["authorization"], given_["dpop"], **asked, **known)
 
 
@@ -183,13 +184,13 @@ def test_envelopes_open_whole_and_in_their_context(box, info):
     if (box, info) == (BOX, b"info"):
         assert HOLDER.open(box, info) == b"seeds"
     else:
-        with pytest.raises(Refusal):
+        with pytest.raises(ProblemError):
             HOLDER.open(box, info)
 
 
 @given(st.one_of(st.binary(max_size=100), st.binary(min_size=1216, max_size=1216), mutated([HOLDER.public])))
 def test_holder_keys_are_used_or_refused(public):
-    with suppress(Refusal):
+    with suppress(ProblemError):
         assert len(envelope.seal(b"", public, b"")) > 1000
 
 
@@ -210,7 +211,7 @@ def test_every_task_is_planned_or_refused(data):
     fields["privacy"]["unit"] = data.draw(st.sampled_from(["none", "record", "client"]))
     fields["weighting"] = data.draw(st.sampled_from(["uniform", "examples", "fixed"]))
     fields["tensors"] = [{"name": "w", "shape": data.draw(st.lists(st.integers(1, 2**53), max_size=40))}]
-    with suppress(Refusal):
+    with suppress(ProblemError):
         check_config(decode(json.dumps(fields).encode(), TaskConfig))
 
 
@@ -226,7 +227,7 @@ def test_no_spelling_hides_a_secret_key_from_us_that_tenseal_finds(data):
     """TenSEAL's own protobuf reader may see no private part where ours saw none."""
     try:
         seal_codec.refuse_private(data)
-    except Refusal:
+    except ProblemError:
         return
     try:
         context = tenseal.context_from(data)

@@ -12,9 +12,10 @@ from msgspec.structs import replace
 
 from he_party.keyfile import KeyRecord, read_private
 from he_protocol.documents import TaskStatus
+from he_protocol.errors import TEXT_LIMIT, ProblemError
 from he_protocol.messages import decode, encode
 from he_protocol.privacy.plan import PrivacyPlan
-from he_protocol.problems import BAD_KEY_FILE, MALFORMED, TEXT_LIMIT, UNEXPECTED_ANSWER, Refusal
+from he_protocol.problems import BAD_KEY_FILE, MALFORMED, UNEXPECTED_ANSWER
 from he_protocol.schemes import seal_codec
 from he_protocol.task import TaskConfig, check_config
 from tests.fuzz.targets.safetensors_file import read
@@ -30,15 +31,15 @@ def test_deep_nesting_in_a_member_that_a_reader_skips():
     """msgspec raised RecursionError: a server could end a client with one answer."""
     with refused(MALFORMED):
         decode(DEEP, TaskStatus)
-    assert Refusal.from_document(DEEP, 400).problem is UNEXPECTED_ANSWER
+    assert ProblemError.from_document(DEEP, 400).problem is UNEXPECTED_ANSWER
 
 
 @pytest.mark.parametrize("text", ["\ud800", "a" * 1_000_000])
 def test_refusals_that_quote_anything(text):
     """A lone surrogate could not be encoded: the refusal itself failed. Long texts came back whole."""
-    sent = Refusal(MALFORMED, text, expected=text, got=text)
+    sent = ProblemError(MALFORMED, text, expected=text, got=text)
     assert len(sent.document()) < 4 * TEXT_LIMIT
-    assert Refusal.from_document(sent.document(), 400).detail == sent.detail
+    assert ProblemError.from_document(sent.document(), 400).detail == sent.detail
 
 
 def test_a_key_file_with_a_negative_number_of_rounds(tmp_path: Path):
@@ -107,5 +108,5 @@ def test_a_plan_with_a_clip_norm_whose_square_is_no_float():
     """OverflowError while the task was checked."""
     config = decode(next(v["payload"] for v in MESSAGES if v["type"] == "TaskConfig").encode(), TaskConfig)
     plan = PrivacyPlan("client", 2.0**600, 1.0, 1.0, 1e-5, 8.0)
-    with pytest.raises(Refusal, match="sum-could-wrap"):
+    with pytest.raises(ProblemError, match="sum-could-wrap"):
         check_config(replace(config, privacy=plan))

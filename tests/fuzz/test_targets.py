@@ -40,6 +40,7 @@ def test_damage(name: str) -> None:
     run()
 
 
+@pytest.mark.long
 @pytest.mark.skipif(importlib.util.find_spec("atheris") is None, reason="atheris is missing on this platform")
 @pytest.mark.parametrize("name", targets.NAMES)
 def test_search(name: str, tmp_path: Path) -> None:

@@ -138,7 +138,7 @@ async def flood(_: Abuse, session: aiohttp.ClientSession) -> None:
     """Everything public that costs something."""
     upload = paths.upload_path(secrets.token_hex(16))
     tus = {"Tus-Resumable": "1.0.0", "Upload-Offset": "0", "Content-Type": "application/offset+octet-stream"}
-    asked = [
+    asked: list[tuple[str, str, dict[str, str]]] = [
         ("GET", path, {}) for path in ("/metrics", "/readyz", paths.TASKS, paths.AUDIT_HEAD, "/v1/openapi.json", "/x")
     ]
     for method, path, headers in [*asked, ("PATCH", upload, tus), ("HEAD", upload, tus), ("OPTIONS", paths.TASKS, {})]:

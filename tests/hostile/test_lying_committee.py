@@ -14,7 +14,8 @@ from he_holder.ledger import Ledger
 from he_holder.request import Request
 from he_holder.rules import RELEASING, VOTING, Rule
 from he_protocol.committee import parse_committee
-from he_protocol.problems import NOT_CERTIFIED, Refusal
+from he_protocol.errors import ProblemError
+from he_protocol.problems import NOT_CERTIFIED
 from he_protocol.task import TensorSpec
 from tests.property.quorums import OPENINGS, Asked, Court, Step
 from tests.support.openings import Sent, ask, certify, combine, send_kahe, shares
@@ -73,7 +74,7 @@ async def test_two_overlapping_manifests_through_other_holders(tmp_path: Path, t
             with_votes = certify(world, request, [*colluders, *to])
             try:
                 quorum = colluders + await released(world, books, with_votes, to[: committee.threshold - f], rules)
-            except Refusal as refusal:
+            except ProblemError as refusal:
                 refusals.append(refusal.problem)
                 continue
             by_id = {one.header.update_id: one for one in sent}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from msgspec.structs import replace
 
-from he_holder.rules import Request
+from he_holder.request import Request
 from he_protocol.problems import COMBINE_REFUSED, MANIFEST_MISMATCH, WRONG_SHARE
 from he_protocol.task import TensorSpec
 from he_server.rules.committee import Member

@@ -182,7 +182,7 @@ class Processes:
         for label, folder in folders.items():
             self.launch(label, folder)
         for label, count in before.items():
-            self._until(lambda label=label, count=count: self.log(label).count("watching") > count, label)
+            self._until(lambda label=label, count=count: self.log(label).count("watching") > count, label)  # type: ignore[misc]
 
     def lives(self, name: str) -> bool:
         return name in self.running and self.running[name].poll() is None

@@ -6,13 +6,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from msgspec.structs import replace
 from safetensors.numpy import load, save
 
-from he_holder.rules import Request, judge
+from he_holder.request import Request
+from he_holder.rules import judge
 from he_protocol.documents import DroppedBucket
 from he_protocol.messages import FailedBucket, Share
 from he_protocol.problems import COMBINE_REFUSED
@@ -32,7 +34,7 @@ D, SCALE, BUCKETS, EACH = 40, 1024.0, 4, 2
 ERROR = 8 * 6.4 * np.sqrt(BUCKETS * EACH)
 
 
-def world(holders: int = 3, threshold: int = 2, **plan: object) -> World:
+def world(holders: int = 3, threshold: int = 2, **plan: Any) -> World:
     shape = {"scheme": "kahe", "profile": "kahe-30", "threshold": threshold, "scale": SCALE}
     sizes = {"min_clients": EACH, "max_clients": BUCKETS * EACH, "buckets": BUCKETS}
     return World(holders, shape | sizes | plan, (TensorSpec("w", (D,)),))

@@ -12,6 +12,8 @@ import pytest
 
 from tests.client.schemes import SCHEMES
 
+pytestmark = pytest.mark.long  # what it does in processes, the other tests of this folder do with smaller models
+
 SECONDS = 240
 FIELDS = {
     "scheme": str,

@@ -19,7 +19,7 @@ from he_client import HushSumClient, Submission
 from he_client.schemes import kahe
 from he_holder import opening
 from he_holder.opening import Openings
-from he_holder.rules import Request
+from he_holder.request import Request
 from he_party.keyfile import KeyRecord, read_private
 from he_protocol.identity.jws import SigningKey, read_unverified
 from he_protocol.messages import Credential, Exclusion, Message, Objection, Screening, Share, UpdateHeader, Vote
@@ -187,7 +187,7 @@ async def test_a_credential_that_expired_while_its_round_waited(service: Service
 
 def sealing_badly(monkeypatch: pytest.MonkeyPatch, service: Service, *numbers: int) -> None:
     """Clients seal envelopes that these holders cannot open."""
-    seal = kahe.seal_envelope
+    seal = kahe.seal_envelope  # type: ignore[attr-defined]
     bad = {service.task.config.holders[number - 1].hpke for number in numbers}
 
     def sealed(plaintext: bytes, public: bytes, info: bytes) -> bytes:
@@ -273,7 +273,7 @@ LIAR = "holder-2"
 
 def lying(monkeypatch: pytest.MonkeyPatch, lie: str) -> None:
     """Makes one holder lie, whatever its own code says."""
-    put, honest = Openings._put, opening.make_share
+    put, honest = Openings._put, opening.make_share  # type: ignore[attr-defined]
 
     async def lied(self: Openings, number: int, message: Message, transport: Any) -> None:
         if self._holder.identity.name != LIAR:

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from he_protocol.problems import Refusal
+from he_protocol.errors import ProblemError
 from tests.client.schemes import SCHEMES
 from tests.integration.processes import CLIENTS, SECONDS, Processes, Round
 
@@ -93,7 +93,7 @@ async def test_rounds_go_on_after_an_older_backup_once_the_server_is_told(fresh:
         fresh.command("he-server", "recover", fresh.task.id, "--data-dir", server)
         # Nobody votes for these again, whatever became of them.
         for client, sent in zip(clients, stuck.sent, strict=True):
-            with pytest.raises(Refusal):
+            with pytest.raises(ProblemError):
                 await client.wait(fresh.task, sent, within=SECONDS)
         recovered = (await clients[0].pull_model(fresh.task)).version
         assert recovered == 4  # 3 was published, and is lost

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from math import inf
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -87,7 +88,7 @@ async def serving(holder: KeyHolder, world: World, *urls: str) -> AsyncIterator[
         await asyncio.wait([work])
 
 
-def offer(world: World, server: FakeServer, bodies: list[bytes], number: int = 1, **changes: object) -> None:
+def offer(world: World, server: FakeServer, bodies: list[bytes], number: int = 1, **changes: Any) -> None:
     """A closed round of three fresh updates."""
     names = [f"{who}-{number}" for who in "abc"]
     parts = [{"c0": b"", "c1": body} for body in bodies]
@@ -183,7 +184,7 @@ async def test_an_impossible_round_number_stops_nobody(
 ) -> None:
     """One server's lie must not end the loop that serves all the others."""
     offer(world, server, bodies)
-    token, updates = world.manifest([])
+    token, _ = world.manifest([])
 
     async def pending(_: web.Request) -> web.Response:
         return web.Response(
@@ -191,7 +192,7 @@ async def test_an_impossible_round_number_stops_nobody(
         )
 
     async def empty(_: web.Request) -> web.Response:
-        return web.Response(body=msgspec.json.encode(documents.Opening(token, updates)))
+        return web.Response(body=msgspec.json.encode(documents.Opening("vote", token)))
 
     server.replaced[openings(world)] = pending
     server.replaced[opening(world, number)] = empty

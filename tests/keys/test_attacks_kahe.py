@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -50,7 +51,7 @@ def victim(made: World) -> Sent:
     return send_kahe(made, "victim", random_integers(D, 1, 1000))
 
 
-def add(made: World, sent: Sent, holder: int = 0, body: bytes | None = None, **changes: object) -> None:
+def add(made: World, sent: Sent, holder: int = 0, body: bytes | None = None, **changes: Any) -> None:
     """One holder takes one update, with another body or header."""
     total = make_opener(made.task, holder, made.hpke[holder], {}).begin()
     total.add(replace(sent.header, **changes), sent.body["shares"] if body is None else body)
@@ -65,7 +66,7 @@ def test_an_honest_body_is_taken_by_every_holder(made: World, victim: Sent) -> N
 @pytest.mark.parametrize("holder", [0, 1])
 @pytest.mark.parametrize("change", [{"update_id": bytes(16)}, {"client": "mallory"}], ids=["update", "client"])
 def test_an_envelope_of_another_update_or_client_does_not_open(
-    made: World, victim: Sent, holder: int, change: dict[str, object]
+    made: World, victim: Sent, holder: int, change: dict[str, Any]
 ) -> None:
     """The attack: mallory sends the victim's shares as its own, to have the victim's key opened in another sum."""
     with refused(DIGEST_MISMATCH, "envelope does not open"):
@@ -165,7 +166,7 @@ def test_parts_that_do_not_sum_to_a_key_are_refused_and_would_publish_noise(made
         open_sum(made, request, everybody)
     parts = {part: data for holder in (0, 1) for part, data in shares(made, holder, request, everybody).items()}
     layout = made.task.scheme.share_layout(D)
-    key = sum(unpack(parts[i], layout).reshape(-1) for i in range(3)) % np.uint64(WORD)
+    key = np.sum([unpack(parts[i], layout).reshape(-1) for i in range(3)], axis=0) % np.uint64(WORD)
     product = CommonProduct(common_key(made.task.epoch_id), key.astype(np.uint32).view(np.int32).astype(np.int64), Q)
     published = (folded(made, everybody).reshape(2, -1) - product.groups(0)[:2]).view(np.int64).reshape(-1)[:D] % Q
     left = (published - np.sum([one.integers for one in everybody], axis=0)) % Q
@@ -274,7 +275,7 @@ def test_two_seals_of_one_vector_have_nothing_in_common(made: World) -> None:
     sealer = KaheSealer(made.task, "client", threads=1)
     bodies: list[dict[str, bytes]] = [{}, {}]
     for body in bodies:
-        sealer._seal(bytes(16), lambda start, stop: vector[start:stop], body.__setitem__)
+        sealer._seal(bytes(16), lambda start, stop: vector[start:stop], body.__setitem__)  # type: ignore[arg-type]
     difference = centred(residues_of(made, bodies[0]) - residues_of(made, bodies[1]))
     assert abs(difference.std() / (Q / np.sqrt(12)) - 1) < 0.1
     first, second = (boxes(made, body["shares"]) for body in bodies)

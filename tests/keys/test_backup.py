@@ -23,17 +23,11 @@ from he_holder.ledger import Ledger
 from he_party import keyfile
 from he_party.identity import AUTHORITY_FILE, CREDENTIAL_FILE, KEY_FILE, REQUEST_FILE, Identity, create
 from he_party.keyfile import KeyRecord, read_private, write_private
+from he_protocol.errors import ProblemError
 from he_protocol.identity.jws import fingerprint, jwk_x, read_unverified
 from he_protocol.messages import Cnf, Credential, EnrolRequest, Jwk
 from he_protocol.privacy.quantise import Integers
-from he_protocol.problems import (
-    BAD_COMMITTEE,
-    BAD_KEY_FILE,
-    LEDGER_MISMATCH,
-    NOT_ADDRESSED,
-    UPDATE_OPENED_BEFORE,
-    Refusal,
-)
+from he_protocol.problems import BAD_COMMITTEE, BAD_KEY_FILE, LEDGER_MISMATCH, NOT_ADDRESSED, UPDATE_OPENED_BEFORE
 from he_protocol.task import TensorSpec
 from tests.keys.holders import line_to, open_round
 from tests.support.fake_server import FakeServer, key_bodies
@@ -174,7 +168,7 @@ async def test_a_backup_opens_nothing_and_has_the_history(scene: Scene, tmp_path
     file = tmp_path / "backup"
     async with holder_in(scene.home) as live:
         await scene.open(live, sent, 1)
-        await live.ledger.refused(scene.world.task, 7, Refusal(LEDGER_MISMATCH, "kept"), NOW, "token")
+        await live.ledger.refused(scene.world.task, 7, ProblemError(LEDGER_MISMATCH, "kept"), NOW, "token")
         await backup(live, file)
         name, private = live.ledger.name, scene.world.hpke[0].private
     assert file.stat().st_mode & 0o777 == 0o600
@@ -196,7 +190,7 @@ async def test_a_large_ledger_fits(scene: Scene, tmp_path: Path) -> None:
     async with holder_in(scene.home) as live:
         for number in range(3):
             await live.ledger.refused(
-                scene.world.task, number, Refusal(LEDGER_MISMATCH, "x"), NOW, str(number) * (2 << 20)
+                scene.world.task, number, ProblemError(LEDGER_MISMATCH, "x"), NOW, str(number) * (2 << 20)
             )
         await backup(live, tmp_path / "backup")
     await restore(tmp_path / "backup", tmp_path / "again", PASSPHRASE, NOW)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -168,7 +169,7 @@ def test_every_part_is_revealed_once() -> None:
         assert sorted(revealed) == list(range(sharing.parts))
 
 
-def commitments(dealt: Dealt, at: int, **changes: object) -> list[Commitment]:
+def commitments(dealt: Dealt, at: int, **changes: Any) -> list[Commitment]:
     out = list(dealt.commitments)
     out[at] = replace(out[at], **changes)
     return out
@@ -197,7 +198,7 @@ def test_agreed_digests_are_those_of_the_parts(dealt: Dealt) -> None:
     ],
     ids=["contradiction", "transcript", "missing", "order", "twice", "foreign"],
 )
-def test_commitments_that_do_not_fit(dealt: Dealt, change: Callable[[Commitment], dict], match: str) -> None:
+def test_commitments_that_do_not_fit(dealt: Dealt, change: Callable[[Commitment], dict[str, Any]], match: str) -> None:
     broken = commitments(dealt, 2, **change(dealt.commitments[2]))
     with refused(CEREMONY_CONFLICT, match):
         messages.check_commitments(dealt.world.task, broken)
@@ -300,6 +301,6 @@ def test_a_replayed_box_does_not_open(dealt: Dealt, how: str) -> None:
 def test_seeds_of_a_wrong_length(dealt: Dealt, length: int, problem: ProblemType) -> None:
     """Holders 0 and 1 share one part of 2-of-3: exactly one seed of 32 bytes."""
     world = dealt.world
-    box = messages.seal(b"s" * length, world.hpke[1].public, messages._info(world.task, "holder-0", "holder-1"))
+    box = messages.seal(b"s" * length, world.hpke[1].public, messages._info(world.task, "holder-0", "holder-1"))  # type: ignore[attr-defined]
     with refused(problem, "expected 32"):
         open_as_holder_1(dealt, (SealedSeeds("holder-1", box),))

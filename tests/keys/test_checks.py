@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import msgspec
 import pytest
@@ -62,7 +63,7 @@ def world() -> World:
     return World(plan={"buckets": 2, "max_clients": 9})
 
 
-def three(world: World, **changes: object) -> list[SignedUpdate]:
+def three(world: World, **changes: Any) -> list[SignedUpdate]:
     """Updates of three clients; `changes` are to the last one's header."""
     return [world.update("alice"), world.update("bob"), world.update("carol", **changes)]
 
@@ -82,7 +83,7 @@ def by(identity: Identity, header: UpdateHeader) -> SignedUpdate:
     return SignedUpdate(identity.key.sign(header), identity.credential)
 
 
-def of(world: World, update: SignedUpdate, **changes: object) -> UpdateHeader:
+def of(world: World, update: SignedUpdate, **changes: Any) -> UpdateHeader:
     return msgspec.structs.replace(read_unverified(update.header, UpdateHeader), **changes)
 
 
@@ -150,7 +151,7 @@ def repeated(world: World) -> Request:
     return ask(world, three(world), history=replace(FRESH, repeated=frozenset({("carol", 0)})))
 
 
-def voted(world: World, *holders: int, **changes: object) -> Request:
+def voted(world: World, *holders: int, **changes: Any) -> Request:
     """A manifest with the votes of these holders; `changes` are to their last one."""
     request = ask(world, three(world))
     certified = certify(world, request, holders[:-1])

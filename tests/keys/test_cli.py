@@ -9,16 +9,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 from aiohttp import web
-from click.testing import Result
 from safetensors.numpy import save_file
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from he_authority.cli import app as authority_app
 from he_holder.cli.main import app
@@ -28,9 +26,10 @@ from he_party import console
 from he_party.identity import Identity, create
 from he_party.keyfile import KeyRecord, read_private
 from he_party.transport import RetryPolicy
+from he_protocol.errors import ProblemError
 from he_protocol.identity.jws import public_from_jwk, verify
 from he_protocol.messages import Credential
-from he_protocol.problems import NOT_FOUND, STALE_UPDATE, Refusal
+from he_protocol.problems import NOT_FOUND, STALE_UPDATE
 from he_protocol.task import Task
 from tests.architecture.source import IMPORTABLE
 from tests.support.fake_server import FakeServer, refusal
@@ -315,7 +314,7 @@ def test_the_ledger_is_shown_in_order(joined: Office) -> None:
         world = World()
         world.task = joined.task  # type: ignore[misc]
         ledger = await Ledger.open(joined.holder / "ledger.db")
-        await ledger.refused(joined.task, 2, Refusal(STALE_UPDATE, "too old [sic]"), 5.0, "a.b.c")
+        await ledger.refused(joined.task, 2, ProblemError(STALE_UPDATE, "too old [sic]"), 5.0, "a.b.c")
         request = ask(world, [world.update(name) for name in "abc"], now=3.0, opening=4, model_version=2)
         made = await ledger.decide(request, ())
         await ledger.close()
@@ -358,9 +357,8 @@ PROGRAM = [sys.executable, "-c", "from he_holder.cli.main import app; app()"]
 
 
 @pytest.fixture
-def _here(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _here(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(IMPORTABLE))
-    return
 
 
 async def test_keygen_then_run_until_told_to_stop(office: Office, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -429,7 +427,7 @@ async def test_the_program_stops_cleanly(office: Office, number: signal.Signals)
 
 async def test_what_a_server_says_reaches_the_terminal_without_its_control_characters(office: Office) -> None:
     async def shout(_: web.Request) -> web.Response:
-        return refusal(Refusal(NOT_FOUND, "gone \x1b[2J\x1b]0;owned\x07\nrefused nothing"))
+        return refusal(ProblemError(NOT_FOUND, "gone \x1b[2J\x1b]0;owned\x07\nrefused nothing"))
 
     async with FakeServer(office.task) as server:
         server.replaced["GET", "/v1/tasks"] = shout

@@ -29,13 +29,17 @@ from he_protocol.problems import (
     KEYS_NOT_READY,
     MANIFEST_MISMATCH,
     NUMBER_USED,
+    OVERLOADED,
+    REQUEST_TIMEOUT,
     RESIDUE_RANGE,
     TOO_FEW_CLIENTS,
+    TOO_MANY_CONNECTIONS,
     TRAILING_BYTES,
     UNREACHABLE,
     UPDATE_OPENED_BEFORE,
     WRONG_EPOCH,
     WRONG_SIZE,
+    ProblemType,
 )
 from tests.keys.holders import give_key, holder_of, line_to, open_round
 from tests.support.fake_server import FakeServer, key_bodies, problem
@@ -153,13 +157,14 @@ async def test_a_crash_between_decision_and_release_then_the_same_bytes(
         assert len(await again.ledger.votes(world.task.hash)) == 1
 
 
-async def test_a_failure_of_the_service_is_not_a_refusal(scene: Scene) -> None:
-    scene.server.replaced["GET", paths.key_parts_path(scene.world.task.id, 1)] = problem(UNREACHABLE)
-    with refused(UNREACHABLE):
+@pytest.mark.parametrize("kind", [UNREACHABLE, INTERNAL, OVERLOADED, REQUEST_TIMEOUT, TOO_MANY_CONNECTIONS])
+async def test_a_failure_of_the_service_is_not_a_refusal(scene: Scene, kind: ProblemType) -> None:
+    scene.server.replaced["GET", paths.key_parts_path(scene.world.task.id, 1)] = problem(kind)
+    with refused(kind):
         await scene.open()
     assert await scene.rounds() == []  # while it screened
     scene.server.stages[1] = "release"
-    with refused(UNREACHABLE):
+    with refused(kind):
         await scene.open()
     assert await scene.rounds() == [1]
     assert await scene.problems() == []

@@ -14,7 +14,6 @@ from he_holder.keyring import new_holder, rotate
 from he_holder.schemes import make_opener
 from he_protocol import envelope
 from he_protocol.envelope import (
-    CURVE_PRIME,
     MLKEM_PUBLIC_BYTES,
     check_distinct,
     check_key,
@@ -22,7 +21,7 @@ from he_protocol.envelope import (
     possession_message,
     share_a_half,
 )
-from he_protocol.identity.jws import SigningKey, verify
+from he_protocol.identity.jws import CURVE_PRIME, SigningKey, verify
 from he_protocol.messages import Credential, EnrolRequest
 from he_protocol.problems import BAD_COMMITTEE, BAD_SIGNATURE, MALFORMED, ProblemType
 from he_protocol.task import TensorSpec, check_config
@@ -176,7 +175,7 @@ def test_a_key_of_somebody_else_is_not_enrolled(what: str, monkeypatch: pytest.M
     with refused(BAD_SIGNATURE):
         enrol(Authority().key, request, "holder", now=NOW, days=1)
     with monkeypatch.context() as off:
-        off.setattr(enrolment.envelope, "check_possession", lambda proof, public, message: None)
+        off.setattr(enrolment.envelope, "check_possession", lambda proof, public, message: None)  # type: ignore[attr-defined]
         assert enrol(Authority().key, request, "holder", now=NOW, days=1)
 
 

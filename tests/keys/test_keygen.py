@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 from msgspec.structs import replace
@@ -19,6 +20,7 @@ from he_holder.schemes import ckks, make_dealer
 from he_party.keyfile import read_private
 from he_protocol import documents
 from he_protocol.arithmetic import residues
+from he_protocol.errors import ProblemError
 from he_protocol.identity.jws import read_unverified
 from he_protocol.messages import Commitment, Confirmation, Contribution, Message, PartDigest, Reveal
 from he_protocol.problems import (
@@ -34,14 +36,13 @@ from he_protocol.problems import (
     WRONG_EPOCH,
     WRONG_TASK,
     ProblemType,
-    Refusal,
 )
 from tests.keys.holders import holder_of, line_to
 from tests.support.fake_server import FakeServer, Posts, View
 from tests.support.parties import World
 from tests.unit.refusals import refused
 
-COMMON = cache(ckks.common_polynomial)  # slow, and the same in every test here
+COMMON = cache(ckks.common_polynomial)  # type: ignore[attr-defined]  # slow, and the same in every test here
 KINDS: dict[str, type[Message]] = {
     "contribution": Contribution,
     "commitment": Commitment,
@@ -82,7 +83,7 @@ async def hold(world: World, server: FakeServer, folder: Path, patience: float =
         try:
             async with asyncio.TaskGroup() as group:
                 work = [group.create_task(take_part(world, server, holder, patience)) for holder in holders]
-        except* Refusal as several:
+        except* ProblemError as several:
             raise several.exceptions[0] from None
         return [one.result() for one in work]
 
@@ -103,8 +104,8 @@ async def test_three_holders_make_one_key(tmp_path: Path, world: World, server: 
         assert all(seeds.setdefault(part, seed) == seed for part, seed in mine.items())
     dealer = make_dealer(world.task)
     total = sum(dealer.key_part(seed).astype(object) for seed in seeds.values())
-    assert (
-        residues.unpack(key, dealer.layout) == [[p % q for p, q in zip(total[0], dealer.layout.moduli, strict=True)]]
+    assert (  # type: ignore[attr-defined]
+        residues.unpack(key, dealer.layout) == [[p % q for p, q in zip(total[0], dealer.layout.moduli, strict=True)]]  # type: ignore[index]
     ).all()
     assert all(set(server.posts[phase]) == {"holder-0", "holder-1", "holder-2"} for phase in documents.PHASES)
 
@@ -182,7 +183,7 @@ def shown_to(name: str, phase: str, change: Callable[[Posts], Posts]) -> View:
     return view
 
 
-def resigned(world: World, phase: str, signer: int, **changes: object) -> Callable[[Posts], Posts]:
+def resigned(world: World, phase: str, signer: int, **changes: Any) -> Callable[[Posts], Posts]:
     """holder-1's message with fields changed, signed by holder number `signer`."""
 
     def change(posts: Posts) -> Posts:

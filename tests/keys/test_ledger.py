@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from alembic.autogenerate import compare_metadata
@@ -22,6 +23,7 @@ from he_holder.ledger import Ledger
 from he_holder.request import Request
 from he_holder.rules import VOTING, Rule
 from he_migrations.run import downgrade
+from he_protocol.errors import ProblemError
 from he_protocol.identity.jws import read_unverified, token_hash
 from he_protocol.messages import SignedUpdate, UpdateHeader
 from he_protocol.problems import (
@@ -33,7 +35,6 @@ from he_protocol.problems import (
     STALE_UPDATE,
     TOO_FEW_CLIENTS,
     UPDATE_OPENED_BEFORE,
-    Refusal,
 )
 from tests.support.openings import FRESH, ask
 from tests.support.parties import NOW, World
@@ -63,7 +64,7 @@ async def decide(book: Ledger, request: Request, rules: tuple[Rule, ...] = VOTIN
     return await book.decide(request, rules)
 
 
-def crowd(world: World, *names: str, number: int = 1, base_version: int = 0, **changes: object) -> Request:
+def crowd(world: World, *names: str, number: int = 1, base_version: int = 0, **changes: Any) -> Request:
     updates = [world.update(name, base_version=base_version) for name in names]
     return ask(world, updates, number=number, **changes)
 
@@ -140,7 +141,7 @@ async def test_a_restart_forgets_nothing(path: Path, world: World) -> None:
     first = await Ledger.open(path)
     await first.join(world.task, "http://server", 1.0)
     request = await decide(first, ask(world, updates))
-    await first.refused(world.task, 9, Refusal(STALE_UPDATE, "why"), 5.0, "token")
+    await first.refused(world.task, 9, ProblemError(STALE_UPDATE, "why"), 5.0, "token")
     await first.close()
 
     second = await Ledger.open(path)
@@ -271,7 +272,7 @@ async def test_of_overlapping_manifests_at_once_one_gets_the_vote(path: Path, wo
         *(decide(books[i % 2], request) for i, request in enumerate(requests)), return_exceptions=True
     )
     won = [result for result in results if isinstance(result, Request)]
-    lost = [result.problem for result in results if isinstance(result, Refusal)]
+    lost = [result.problem for result in results if isinstance(result, ProblemError)]
     assert len(won) == 1
     assert lost == [UPDATE_OPENED_BEFORE] * (len(requests) - 1)
     assert [record.round for record in await books[1].votes(world.task.hash)] == [won[0].manifest.round]
@@ -287,7 +288,7 @@ async def test_of_manifests_with_one_number_at_once_one_gets_the_vote(path: Path
         *(decide(books[i % 2], request) for i, request in enumerate(requests)), return_exceptions=True
     )
     assert sum(isinstance(result, Request) for result in results) == 1
-    assert [result.problem for result in results if isinstance(result, Refusal)] == [NUMBER_USED] * 7
+    assert [result.problem for result in results if isinstance(result, ProblemError)] == [NUMBER_USED] * 7
     for book in books:
         await book.close()
 
@@ -301,7 +302,7 @@ async def test_manifests_at_once_do_not_overdraw_the_budget(path: Path) -> None:
         *(decide(books[i % 2], request) for i, request in enumerate(requests)), return_exceptions=True
     )
     assert sum(isinstance(result, Request) for result in results) == 3
-    assert [result.problem for result in results if isinstance(result, Refusal)] == [BUDGET_EXHAUSTED] * 5
+    assert [result.problem for result in results if isinstance(result, ProblemError)] == [BUDGET_EXHAUSTED] * 5
     for book in books:
         await book.close()
 
@@ -320,11 +321,11 @@ async def test_more_update_ids_than_one_query_asks_for(
 
 
 async def test_a_refusal_is_kept_once_with_its_manifest(path: Path, book: Ledger, world: World) -> None:
-    refusal = Refusal(NUMBER_USED, "round 1", expected="aa", got="bb")
+    refusal = ProblemError(NUMBER_USED, "round 1", expected="aa", got="bb")
     for seen in (10.0, 20.0):
         await book.refused(world.task, 1, refusal, seen, "fork.of.it")
     await book.refused(world.task, 1, refusal, 30.0, "another.fork.of.it")
-    await book.refused(world.task, 1, Refusal(STALE_UPDATE, "too"), 40.0, "fork.of.it")
+    await book.refused(world.task, 1, ProblemError(STALE_UPDATE, "too"), 40.0, "fork.of.it")
     kept = await book.refusals(world.task.hash)
     assert [(one.seen, one.problem, one.manifest_hash) for one in kept] == [
         (10.0, "number-used", token_hash("fork.of.it")),
@@ -339,10 +340,10 @@ async def test_refusals_are_bounded_and_a_flood_does_not_wash_out_other_evidence
     book: Ledger, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ledger, "KEPT_REFUSALS", 3)
-    fork = Refusal(NUMBER_USED, "round 1")
+    fork = ProblemError(NUMBER_USED, "round 1")
     await book.refused(world.task, 1, fork, 1.0, "fork")
     for number in range(2, 12):
-        await book.refused(world.task, number, Refusal(STALE_UPDATE, "x"), float(number), "token")
+        await book.refused(world.task, number, ProblemError(STALE_UPDATE, "x"), float(number), "token")
     kept = await book.refusals(world.task.hash)
     assert [(one.round, one.problem) for one in kept] == [
         (1, "number-used"),
@@ -383,7 +384,7 @@ async def test_the_ledger_of_a_newer_release_is_refused(tmp_path: Path) -> None:
     with closing(sqlite3.connect(path)) as connection, connection:
         connection.execute("UPDATE alembic_version SET version_num = '9999'")
     before = path.read_bytes()
-    with pytest.raises(Refusal, match="cannot be upgraded") as caught:
+    with pytest.raises(ProblemError, match="cannot be upgraded") as caught:
         await Ledger.open(path)
     assert caught.value.problem == DATABASE_UNAVAILABLE
     assert path.read_bytes() == before

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -46,7 +47,7 @@ D = 40
 PLAN_KAHE = {"scheme": "kahe", "profile": "kahe-14", "scale": 16.0, "max_openings": 2}
 
 
-def kahe(**changes: object) -> World:
+def kahe(**changes: Any) -> World:
     return World(plan=PLAN_KAHE | changes, tensors=(TensorSpec("w", (D,)),))
 
 

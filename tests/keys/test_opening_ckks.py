@@ -10,9 +10,10 @@ import pytest
 
 from he_holder.schemes import make_opener
 from he_protocol.arithmetic import residues
+from he_protocol.errors import ProblemError
 from he_protocol.identity.jws import read_unverified
 from he_protocol.messages import UpdateHeader
-from he_protocol.problems import COMBINE_REFUSED, Refusal
+from he_protocol.problems import COMBINE_REFUSED
 from he_protocol.schemes.scheme import combine
 from he_protocol.task import TensorSpec
 from tests.support.parties import World, random_integers
@@ -74,6 +75,6 @@ def test_a_missing_or_wrong_part_never_opens(tmp_path: Path) -> None:
     parts = shares_of(world, bodies, 0) | shares_of(world, bodies, 1)
     blank = residues.pack(world.task.scheme.share_layout(10).zeros(), world.task.scheme.share_layout(10))
     for part in parts:
-        with pytest.raises(Refusal) as refused:
+        with pytest.raises(ProblemError) as refused:
             open_with(world, bodies, parts | {part: blank})
         assert refused.value.problem is COMBINE_REFUSED

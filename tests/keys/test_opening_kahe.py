@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import combinations, pairwise
 from math import sqrt
+from typing import Any
 
 import numpy as np
 import pytest
@@ -33,7 +34,7 @@ def bound(made: World, clients: int) -> int:
     return (made.task.scheme.capacity - 300) // clients
 
 
-def send_all(made: World, clients: int, **how: object) -> list[Sent]:
+def send_all(made: World, clients: int, **how: Any) -> list[Sent]:
     most = bound(made, clients)
     return [send_kahe(made, f"client-{i}", random_integers(made.task.length, i, most), **how) for i in range(clients)]
 
@@ -62,7 +63,7 @@ def test_every_quorum_opens_the_sum_and_exactly_the_summed_errors(name: str, hol
     ]
     assert all((one == opened[0]).all() for one in opened)
     left = errors(made, opened[0], sent)
-    wanted = sum(words.errors(PROFILES[name], 18 * n) for words in drawn)[: left.size]
+    wanted = sum(words.errors(PROFILES[name], 18 * n) for words in drawn)[: left.size]  # type: ignore[index]
     np.testing.assert_array_equal(left, wanted)
     std = 6.4 * sqrt(clients)
     assert abs(left.std() / std - 1) < 5 / sqrt(2 * left.size)
@@ -170,7 +171,7 @@ def test_where_the_vector_ends_errors_hide_the_product_too() -> None:
     profile, layout = PROFILES["kahe-14"], made.task.part("sum").layout
     assert isinstance(made.task.scheme, Kahe)
     secret = (words.secret(profile) % (1 << 32)).astype(np.uint64).reshape(1, 1, -1)
-    total = unpack(sent.body["b"], layout)
+    total = unpack(sent.body["b"], layout)  # type: ignore[arg-type]
     opened = scheme.combine(made.task.scheme, total, [secret], profile.degree, 1, made.task.epoch_id)
     assert 5 < opened[1:].std() < 8
     np.testing.assert_array_equal(opened[1:], words.errors(profile, profile.degree)[1:])

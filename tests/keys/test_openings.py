@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 import pytest
@@ -58,7 +58,7 @@ class Scene:
     def __post_init__(self) -> None:
         self.openings = Openings(self.holder, self.world.task)
 
-    def offer(self, sent: list[Sent], **changes: object) -> Request:
+    def offer(self, sent: list[Sent], **changes: Any) -> Request:
         request = ask(self.world, [one.update for one in sent], **changes)
         self.server.offer(request, key_bodies([(one.update, one.body["shares"]) for one in sent]))
         return request
@@ -98,7 +98,7 @@ async def scene(tmp_path: Path) -> AsyncIterator[Scene]:
         yield made
 
 
-def crowd(world: World, name: str, **changes: object) -> Sent:
+def crowd(world: World, name: str, **changes: Any) -> Sent:
     return send_kahe(world, name, random_integers(D, ord(name[0]), 1000), **changes)
 
 

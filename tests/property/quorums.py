@@ -12,8 +12,8 @@ from he_holder.ledger import Ledger
 from he_holder.request import History, Request
 from he_holder.rules import RELEASING, VOTING, Rule, judge
 from he_protocol.committee import Committee, parse_committee
+from he_protocol.errors import ProblemError
 from he_protocol.messages import SignedUpdate
-from he_protocol.problems import Refusal
 from tests.support.openings import ask, vote
 from tests.support.parties import World
 
@@ -109,7 +109,7 @@ class Court:
         for step in steps:
             try:
                 await self.step(step.act, step.holder, shown[step.manifest])
-            except Refusal:
+            except ProblemError:
                 continue
 
     async def step(self, act: Act, holder: int, asked: Asked) -> None:

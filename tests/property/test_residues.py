@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from he_protocol.arithmetic.residues import ResidueLayout, add, check, fold, pack, pack_into, unpack
-from he_protocol.problems import Refusal
+from he_protocol.errors import ProblemError
 
 WIDTHS = (1, 7, 14, 20, 30, 32, 50, 62)
 """Few, because kernels are compiled for each."""
@@ -83,7 +83,7 @@ def test_unpack_accepts_exactly_the_residues_below_their_modulus(layout, data):
         assert total.reshape(-1).tolist() == wanted
     else:
         for read in (lambda: check(packed, layout, first), lambda: fold(total, packed, layout, first)):
-            with pytest.raises(Refusal, match=r"\[residue-out-of-range\]$"):
+            with pytest.raises(ProblemError, match=r"\[residue-out-of-range\]$"):
                 read()
         np.testing.assert_array_equal(total.reshape(-1), start)
 
@@ -110,7 +110,7 @@ def test_fold_adds_modulo_each_rows_prime(case, data):
 @given(layouts(), st.binary(max_size=200))
 def test_only_whole_rows_are_read(layout, data):
     if len(data) % layout.row_bytes:
-        with pytest.raises(Refusal, match=r"\[wrong-size\]$"):
+        with pytest.raises(ProblemError, match=r"\[wrong-size\]$"):
             unpack(data, layout)
-        with pytest.raises(Refusal, match=r"\[wrong-size\]$"):
+        with pytest.raises(ProblemError, match=r"\[wrong-size\]$"):
             check(data, layout)

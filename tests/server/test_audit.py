@@ -14,9 +14,9 @@ from sqlalchemy import text
 from typer.testing import CliRunner
 
 from he_protocol import documents, paths, problems
+from he_protocol.errors import ProblemError
 from he_protocol.identity.jws import verify
 from he_protocol.messages import AuditHead
-from he_protocol.problems import Refusal
 from he_server.cli.main import app
 from he_server.rules.audit_chain import GENESIS, Entry, chained, verify_chain
 from he_server.store.engine import make_engine
@@ -69,7 +69,7 @@ TAMPERED: dict[str, Callable[[list[Entry]], list[Entry]]] = {
 
 @pytest.mark.parametrize("how", TAMPERED)
 def test_tampering_is_found(how: str) -> None:
-    with pytest.raises(Refusal) as refused:
+    with pytest.raises(ProblemError) as refused:
         verify_chain(TAMPERED[how](_log()))
     assert refused.value.problem is problems.AUDIT_BROKEN
 
@@ -78,7 +78,7 @@ def test_tampering_is_found(how: str) -> None:
 def test_a_pinned_head_finds_what_a_chain_alone_cannot(how: Callable[[list[Entry]], list[Entry]]) -> None:
     entries = _log()
     verify_chain(how(entries))
-    with pytest.raises(Refusal) as refused:
+    with pytest.raises(ProblemError) as refused:
         verify_chain(how(entries), _head(entries))
     assert refused.value.problem is problems.AUDIT_BROKEN
 
@@ -132,7 +132,7 @@ async def test_simultaneous_changes_make_one_chain(world: World) -> None:
 async def test_a_change_that_did_not_happen_is_not_in_the_log(world: World) -> None:
     await world.add_task(name="second")
     before = await world.server.store.audit_head()
-    with pytest.raises(Refusal):
+    with pytest.raises(ProblemError):
         await world.server.store.add_task(world.task, "0" * 64, world.clock())  # another initial model
     assert await world.server.store.audit_head() == before
 

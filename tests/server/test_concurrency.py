@@ -7,8 +7,8 @@ import asyncio
 import pytest
 
 from he_protocol import problems
+from he_protocol.errors import ProblemError
 from he_protocol.messages import RequestProof
-from he_protocol.problems import Refusal
 from he_server.services.replay import ReplayCache
 
 from .conftest import both
@@ -66,14 +66,14 @@ def test_the_replay_cache_is_bounded_and_forgets_what_expired() -> None:
     cache = ReplayCache(capacity=4, share=2)
     cache.use(b"a", _proof("1"), 0)
     cache.use(b"b", _proof("1"), 0)  # another key
-    with pytest.raises(Refusal) as caught:
+    with pytest.raises(ProblemError) as caught:
         cache.use(b"a", _proof("1"), 99)
     assert caught.value.problem == problems.REPLAYED_REQUEST
     cache.use(b"a", _proof("2"), 99)
     for party in (b"a", b"c"):
         if party == b"c":
             cache.use(b"c", _proof("1"), 99)
-        with pytest.raises(Refusal) as caught:
+        with pytest.raises(ProblemError) as caught:
             cache.use(party, _proof("3"), 99)
         assert caught.value.problem == problems.OVERLOADED
     cache.use(b"a", _proof("3", 300), 200)

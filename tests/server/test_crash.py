@@ -17,7 +17,8 @@ from aiohttp import ClientResponse
 from safetensors.numpy import load
 
 from he_protocol import documents, paths, problems
-from he_protocol.problems import ProblemType, Refusal
+from he_protocol.errors import ProblemError
+from he_protocol.problems import ProblemType
 from he_server.jobs.garbage import sweep
 from he_server.jobs.worker import Worker
 from he_server.rules.manifests import Plan
@@ -202,7 +203,7 @@ async def test_an_upload_cut_between_bytes_and_row_is_simply_sent_again(
     with monkeypatch.context() as patch:
 
         async def lost(*_args: object) -> None:
-            raise Refusal(problems.DATABASE_UNAVAILABLE, "lost")
+            raise ProblemError(problems.DATABASE_UNAVAILABLE, "lost")
 
         patch.setattr(Store, "accept_updates", lost)
         assert await world.problem(await world.put(ada, upload)) == problems.DATABASE_UNAVAILABLE
@@ -219,7 +220,7 @@ async def test_an_answer_that_was_lost(world: World, monkeypatch: pytest.MonkeyP
 
         async def accepted_then_lost(self: Store, *args: Any) -> None:
             await accept(self, *args)
-            raise Refusal(problems.DATABASE_UNAVAILABLE, "the connection broke after COMMIT")
+            raise ProblemError(problems.DATABASE_UNAVAILABLE, "the connection broke after COMMIT")
 
         patch.setattr(Store, "accept_updates", accepted_then_lost)
         assert (await world.put(ada, upload)).status == 503
@@ -244,7 +245,7 @@ async def test_a_lease_keeps_others_out_and_a_lost_one_changes_nothing(world: Wo
     second = await store.lease(closed, now + 90, 60)
     assert second is not None
     assert not await store.renew(first, now + 91, 60)
-    with pytest.raises(Refusal) as caught:
+    with pytest.raises(ProblemError) as caught:
         await store.begin_opening(first, world.server_key.signing.sign(world.config()), Plan({0: 0}, {}), now, {})
     assert caught.value.problem == problems.WRONG_STATE
     await store.release(first, 0)
@@ -287,7 +288,7 @@ async def test_a_version_is_published_once(world: World) -> None:
 
     await store.publish_round(await lease_of(1), 1, "0" * 64, world.clock(), {})
     second = await lease_of(2)
-    with pytest.raises(Refusal) as caught:
+    with pytest.raises(ProblemError) as caught:
         await store.publish_round(second, 1, "1" * 64, world.clock(), {})
     assert caught.value.problem == problems.WRONG_STATE
     assert (await world.round(2)).state == "opening"
@@ -309,7 +310,7 @@ async def test_illegal_moves_change_nothing(world: World) -> None:
     (closed,) = [record for record in await store.live_rounds() if record.state == "closed"]
     lease = await store.lease(closed, world.clock(), 60)
     assert lease is not None
-    with pytest.raises(Refusal) as caught:
+    with pytest.raises(ProblemError) as caught:
         await store.publish_round(lease, 1, "0" * 64, world.clock(), {})
     assert caught.value.problem == problems.WRONG_STATE
     record: RoundRecord = await store.round(world.task.id, 1)

@@ -15,8 +15,8 @@ import structlog
 from aiohttp import web
 
 from he_protocol import paths, problems
+from he_protocol.errors import ProblemError
 from he_protocol.identity.requests import prove_request
-from he_protocol.problems import Refusal
 from he_server.http.logging import http_log
 from he_server.http.process import make_listener
 from he_server.services import door as door_module
@@ -63,7 +63,7 @@ def test_of_all_connections_a_stranger_makes_room_and_no_party_does() -> None:
     last = _enter(door, "y", gone, "last")
     assert gone == ["stranger"]
     door.prove(last, b"4")
-    with pytest.raises(Refusal) as caught:
+    with pytest.raises(ProblemError) as caught:
         _enter(door, "z", gone)
     assert caught.value.problem == problems.TOO_MANY_CONNECTIONS
 
@@ -72,7 +72,7 @@ def test_where_all_are_busy_the_newcomer_is_refused() -> None:
     door, gone = Door(PLACES), list[str]()
     for _ in range(PLACES.address):
         _enter(door, "a", gone).busy = True
-    with pytest.raises(Refusal) as caught:
+    with pytest.raises(ProblemError) as caught:
         _enter(door, "a", gone)
     assert caught.value.problem == problems.TOO_MANY_CONNECTIONS
     assert gone == []
@@ -83,7 +83,7 @@ def test_one_party_holds_so_many_and_gives_them_back() -> None:
     held = [_enter(door, "a", gone) for _ in range(3)]
     for connection in held[:2]:
         door.prove(connection, b"1")
-    with pytest.raises(Refusal) as caught:
+    with pytest.raises(ProblemError) as caught:
         door.prove(held[2], b"1")
     assert caught.value.problem == problems.TOO_MANY_CONNECTIONS
     door.leave(held[0])

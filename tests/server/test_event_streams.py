@@ -9,7 +9,7 @@ from contextlib import ExitStack
 import pytest
 
 from he_protocol import paths, problems
-from he_protocol.problems import Refusal
+from he_protocol.errors import ProblemError
 from he_server.rules.records import RoundRecord
 from he_server.services import streams as streams_module
 from he_server.services.notifier import Notifier
@@ -23,7 +23,7 @@ class Looks:
 
     def __init__(self) -> None:
         self.count = 0
-        self.failure: Refusal | None = None
+        self.failure: ProblemError | None = None
 
     async def __call__(self, _task: str) -> Sequence[RoundRecord]:
         self.count += 1
@@ -39,7 +39,7 @@ def test_one_party_has_few_streams_and_all_have_so_many() -> None:
             for party in (b"a", b"a", b"b"):
                 stack.enter_context(streams.listening("task", party))
             for party in (b"a", b"c"):
-                with pytest.raises(Refusal) as caught:
+                with pytest.raises(ProblemError) as caught:
                     stack.enter_context(streams.listening("task", party))
                 assert caught.value.problem == problems.TOO_MANY_STREAMS
         with streams.listening("task", b"a"):
@@ -68,17 +68,17 @@ async def test_a_quiet_stream_finds_out_whether_its_reader_is_there(monkeypatch:
     monkeypatch.setattr(streams_module, "HEARTBEAT_SECONDS", 0.01)
     streams = Streams(1, 1, Notifier(), Looks())
     with streams.listening("task", b"a") as watch:
-        assert await anext(aiter(texts(watch))) == STILL_HERE
+        assert await anext(aiter(texts(watch))) == STILL_HERE  # type: ignore[arg-type]
         streams.end()
-        assert [text async for text in texts(watch)] == []
+        assert [text async for text in texts(watch)] == []  # type: ignore[arg-type]
 
 
 async def test_a_database_that_fails_ends_the_streams() -> None:
     looks = Looks()
-    looks.failure = Refusal(problems.DATABASE_UNAVAILABLE, "try again")
+    looks.failure = ProblemError(problems.DATABASE_UNAVAILABLE, "try again")
     streams = Streams(1, 1, Notifier(), looks)
-    with streams.listening("task", b"a") as watch, pytest.raises(Refusal):
-        async for _ in texts(watch):
+    with streams.listening("task", b"a") as watch, pytest.raises(ProblemError):
+        async for _ in texts(watch):  # type: ignore[arg-type]
             pass
 
 

@@ -11,6 +11,7 @@ import pytest
 from aiohttp import ClientResponse
 
 from he_protocol import frames, paths, problems
+from he_protocol.errors import ProblemError
 from he_protocol.messages import Contribution
 from he_server.blobs.local import BlobWriter
 from he_server.services.context import Server
@@ -161,7 +162,7 @@ async def test_the_worker_survives_errors_and_readiness_watches_it(
         if calls == 1:
             raise ZeroDivisionError
         if calls == 2:
-            raise problems.Refusal(problems.DATABASE_UNAVAILABLE, "gone")
+            raise ProblemError(problems.DATABASE_UNAVAILABLE, "gone")
         return ()
 
     monkeypatch.setattr(Store, "live_rounds", flaky)
@@ -188,7 +189,7 @@ async def test_a_full_disk_at_every_durable_write(world: World, monkeypatch: pyt
         nonlocal calls
         calls += 1
         if calls % 4 == fails_at:
-            raise problems.Refusal(problems.DISK_FULL, "nothing was stored") from OSError(errno.ENOSPC, "full")
+            raise ProblemError(problems.DISK_FULL, "nothing was stored") from OSError(errno.ENOSPC, "full")
         original(self)
 
     monkeypatch.setattr(BlobWriter, "commit", commit)

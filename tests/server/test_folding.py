@@ -18,7 +18,7 @@ from sqlalchemy import ColumnElement
 
 from he_protocol import paths, problems
 from he_protocol.arithmetic.residues import pack
-from he_protocol.problems import Refusal
+from he_protocol.errors import ProblemError
 from he_protocol.schemes.registry import load_scheme
 from he_protocol.task import Task, TensorSpec
 from he_server.blobs.keys import accumulator_blob, total_blob, update_blob
@@ -196,7 +196,7 @@ async def test_a_worker_that_lost_its_accumulator_changes_nothing(
     progress = await folding_module.fold(world.server, world.task, await store.round(world.task.id, 1), world.clock())
     assert progress == "folded"
     if guarded:
-        with pytest.raises(Refusal) as caught:
+        with pytest.raises(ProblemError) as caught:
             await store.checkpoint(late, "late", _kept)
         assert caught.value.problem == problems.WRONG_STATE
     else:

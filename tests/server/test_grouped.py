@@ -8,7 +8,8 @@ from functools import partial
 
 import pytest
 
-from he_protocol.problems import STALE_UPDATE, Refusal
+from he_protocol.errors import ProblemError
+from he_protocol.problems import STALE_UPDATE
 from he_server.services import group_commit
 from he_server.services.group_commit import Grouped, Together
 
@@ -22,13 +23,13 @@ class Work:
         self.most = 100
         self.failures = 0
 
-    async def __call__(self, items: Sequence[int]) -> Sequence[int | Refusal]:
+    async def __call__(self, items: Sequence[int]) -> Sequence[int | ProblemError]:
         self.batches.append(list(items))
         await self.go.wait()
         if self.failures:
             self.failures -= 1
             raise OSError("no database")
-        return [item * item if item >= 0 else Refusal(STALE_UPDATE, "negative") for item in items[: self.most]]
+        return [item * item if item >= 0 else ProblemError(STALE_UPDATE, "negative") for item in items[: self.most]]
 
 
 async def _waiting(call: Grouped[int, int], items: Sequence[int]) -> list[asyncio.Task[int]]:
@@ -60,7 +61,7 @@ async def test_a_refusal_is_its_own_items_only() -> None:
     work.go.set()
     first, refused, last = await asyncio.gather(*await _waiting(Grouped(work), [2, -1, 3]), return_exceptions=True)
     assert (first, last) == (4, 9)
-    assert isinstance(refused, Refusal)
+    assert isinstance(refused, ProblemError)
 
 
 async def test_when_the_one_who_runs_it_is_cancelled_another_does() -> None:
@@ -86,7 +87,7 @@ async def test_a_failed_run_is_tried_again_for_each() -> None:
 async def test_one_that_is_cancelled_as_its_turn_comes_hands_it_on() -> None:
     go = asyncio.Event()
 
-    async def work(items: Sequence[int]) -> list[int | Refusal]:
+    async def work(items: Sequence[int]) -> list[int | ProblemError]:
         if 1 in items:
             await go.wait()
             asyncio.get_running_loop().call_soon(second.cancel)  # after it is called, before it runs
@@ -112,11 +113,11 @@ async def test_calls_that_come_meanwhile_go_to_the_thread_together() -> None:
 
     def square(number: int) -> int:
         if number < 0:
-            raise Refusal(STALE_UPDATE, "negative")
+            raise ProblemError(STALE_UPDATE, "negative")
         return number * number
 
     together = Together(thread)
     outcomes = await asyncio.gather(*(together(partial(square, n)) for n in (1, 2, -1, 3)), return_exceptions=True)
     assert [outcome for outcome in outcomes if not isinstance(outcome, BaseException)] == [1, 4, 9]
-    assert isinstance(outcomes[2], Refusal)
+    assert isinstance(outcomes[2], ProblemError)
     assert sizes == [1, 3]

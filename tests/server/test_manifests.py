@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,9 +15,9 @@ from typer.testing import CliRunner
 from he_protocol import documents, paths, problems
 from he_protocol.arithmetic.residues import pack
 from he_protocol.documents import Failure
+from he_protocol.errors import ProblemError
 from he_protocol.identity.jws import read_unverified
 from he_protocol.messages import Credential, Exclusion, Objection, Screening
-from he_protocol.problems import Refusal
 from he_server.blobs.local import Blobs
 from he_server.blobs.vectors import fold_updates, is_intact, merge_sums, read_total, sum_layout
 from he_server.cli.main import app
@@ -43,7 +44,7 @@ def ids(*numbers: int) -> dict[str, Failure]:
     return {f"{i:032x}": WHY for i in numbers}
 
 
-def small(**plan: object) -> parties.World:
+def small(**plan: Any) -> parties.World:
     shape = {"scheme": "kahe", "profile": "kahe-30", "min_clients": 2, "max_clients": 9, "buckets": 3}
     return parties.World(4, shape | {"agreement": 3} | plan)
 
@@ -73,7 +74,7 @@ def test_what_cannot_be_taken_out_takes_its_bucket_with_it_and_no_other() -> Non
 
 
 def test_too_few_are_left() -> None:
-    with pytest.raises(Refusal) as caught:
+    with pytest.raises(ProblemError) as caught:
         plan_round(small(min_clients=3).task, updates(0, 0, 0), ids(2))
     assert caught.value.problem == problems.TOO_FEW_CLIENTS
     assert "too old" in caught.value.detail
@@ -116,7 +117,7 @@ async def test_what_the_server_sees_for_itself(world: World, what: str) -> None:
     if problem is None:
         check_update(world.task, world.authority.public, update, when)
         return
-    with pytest.raises(Refusal) as caught:
+    with pytest.raises(ProblemError) as caught:
         check_update(world.task, world.authority.public, update, when)
     assert caught.value.problem is problem
 
@@ -173,7 +174,7 @@ async def test_holders_leave_an_update_out(empty_world: World, kept: bool) -> No
     uploads = await world.fill(6, 100)
     await world.work()
     bad = uploads[0]
-    await world.screen(1, **{bad.id.hex(): problems.MALFORMED.slug})
+    await world.screen(1, None, **{bad.id.hex(): problems.MALFORMED.slug})
     await world.vote(1)
     await world.open(1)
     status = await world.round(1)
@@ -254,7 +255,7 @@ async def test_a_server_goes_on_after_what_holders_have_seen(world: World) -> No
     assert (
         await world.server.store.model(world.task.id)
     ).version == 7  # on 5 they may have voted already, and 6 may have been published
-    with pytest.raises(Refusal):
+    with pytest.raises(ProblemError):
         await world.server.store.recover(world.task.id, 6, 6, 0.0)
     await world.fill(3, first=3, base_version=7)
     await world.work()

@@ -10,6 +10,7 @@ import sys
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -71,7 +72,7 @@ def reference(closed: ClosedRound) -> tuple[bytes, bytes, bytes]:
     ],
     ids=lambda value: "-".join(map(str, value.values())) if isinstance(value, dict) else str(value),
 )
-def test_blocks_make_the_same_bytes_as_whole_vectors(tmp_path: Path, buckets: int, plan: dict[str, object]) -> None:
+def test_blocks_make_the_same_bytes_as_whole_vectors(tmp_path: Path, buckets: int, plan: dict[str, Any]) -> None:
     closed = ClosedRound(tmp_path, OUT_OF_ORDER, buckets, **plan)
     model, velocity, total = reference(closed)
     digest = closed.open()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,9 +11,9 @@ from hypothesis import strategies as st
 
 from he_party.keyfile import KeyRecord
 from he_protocol import problems
+from he_protocol.errors import ProblemError
 from he_protocol.identity.jws import SigningKey
 from he_protocol.privacy.quantise import Integers
-from he_protocol.problems import Refusal
 from he_protocol.task import Optimiser, TaskConfig, TensorSpec
 from he_server.rules.aggregation import Mean, mean_of, step, weight_of
 
@@ -21,7 +23,7 @@ KEY = SigningKey.generate()
 WORLD = World(SigningKey.generate(), KeyRecord("aggregator", KEY.public, KEY.private), Clock())
 
 
-def config(**changes: object) -> TaskConfig:
+def config(**changes: Any) -> TaskConfig:
     return WORLD.config(tensors=(TensorSpec("a", (2,)), TensorSpec("b", (1, 2))), **changes)
 
 
@@ -55,7 +57,7 @@ def test_examples_give_the_weighted_mean(clients: list[tuple[int, float]]) -> No
 
 @pytest.mark.parametrize("weight", [0, -5])
 def test_a_weight_that_is_not_positive(weight: int) -> None:
-    with pytest.raises(Refusal) as caught:
+    with pytest.raises(ProblemError) as caught:
         mean_of_one(np.array([1, 1, 1, 1, weight]), 3, config(weighting="examples"))
     assert caught.value.problem == problems.COMBINE_REFUSED
 
@@ -111,6 +113,6 @@ def test_momentum() -> None:
 
 
 def test_a_model_that_would_overflow() -> None:
-    with pytest.raises(Refusal) as caught, np.errstate(over="ignore"):
+    with pytest.raises(ProblemError) as caught, np.errstate(over="ignore"):
         step(np.full(2, 3e38, dtype=np.float32), np.zeros(2, dtype=np.float32), np.full(2, 3e38), Optimiser())
     assert caught.value.problem == problems.COMBINE_REFUSED

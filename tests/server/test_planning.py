@@ -7,7 +7,7 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from he_protocol.problems import Refusal
+from he_protocol.errors import ProblemError
 from he_server.cli.main import app
 
 
@@ -32,4 +32,4 @@ def test_every_bucket_uses_flooding_noise() -> None:
 def test_buckets_that_cannot_be_filled() -> None:
     sizes = ["--parameters", "10", "--clients", "100", "--min-clients", "30", "--buckets", "4"]
     result = CliRunner().invoke(app, ["plan", *sizes])
-    assert isinstance(result.exception, Refusal) or "bad-plan" in result.output
+    assert isinstance(result.exception, ProblemError) or "bad-plan" in result.output

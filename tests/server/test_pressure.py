@@ -9,8 +9,9 @@ from dataclasses import replace
 import pytest
 
 from he_protocol import paths, problems
+from he_protocol.errors import ProblemError
 from he_protocol.identity.requests import prove_request
-from he_protocol.problems import ProblemType, Refusal
+from he_protocol.problems import ProblemType
 from he_server.http import app, pacing
 from he_server.http.pacing import retry_after
 from he_server.rules.admission import Limits, Load, Measured, check_room, room, too_slow
@@ -27,7 +28,7 @@ def _refused(work: object) -> ProblemType | None:
     try:
         assert callable(work)
         work()
-    except Refusal as refusal:
+    except ProblemError as refusal:
         return refusal.problem
     return None
 
@@ -96,10 +97,10 @@ async def test_bytes_count_from_admission_until_they_are_folded() -> None:
     meter = gauge.pressure()
     async with meter.admit(70, b"a"):
         assert (await meter.load()).arriving == 70
-        with pytest.raises(Refusal):
+        with pytest.raises(ProblemError):
             await meter.admit(31, b"a").__aenter__()
     assert (await meter.load()).unfolded == 70  # it landed after the measurement
-    with pytest.raises(Refusal):
+    with pytest.raises(ProblemError):
         await meter.admit(31, b"a").__aenter__()
     gauge.now += backpressure.REFRESH_SECONDS
     async with meter.admit(31, b"a"):
@@ -156,7 +157,7 @@ async def test_one_party_leaves_slots_and_bytes_to_others() -> None:
     async with AsyncExitStack() as stack:
         for _ in range(limits.max_uploads_of_party):
             await stack.enter_async_context(meter.admit(1, b"a"))
-        with pytest.raises(Refusal, match="this party has too many uploads"):
+        with pytest.raises(ProblemError, match="this party has too many uploads"):
             await meter.admit(1, b"a").__aenter__()
         await stack.enter_async_context(meter.admit(1, b"b"))
     async with meter.admit(1, b"a"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from he_protocol import paths, problems
@@ -12,7 +14,7 @@ from he_protocol.problems import ProblemType
 from .world import Person, World
 
 
-def _headers(world: World, who: Person, **changes: object) -> dict[str, str]:
+def _headers(world: World, who: Person, **changes: Any) -> dict[str, str]:
     claims: dict[str, object] = {
         "audience": "aggregator",
         "method": "GET",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from safetensors.numpy import load
 
@@ -52,7 +54,7 @@ async def test_the_same_share_again_and_another_one(opening: World) -> None:
     ids=lambda value: value.slug if isinstance(value, problems.ProblemType) else next(iter(value)),
 )
 async def test_a_share_bound_to_something_else(
-    opening: World, changes: dict[str, object], expected: problems.ProblemType
+    opening: World, changes: dict[str, Any], expected: problems.ProblemType
 ) -> None:
     frame = await opening.share(0, 1, **changes)
     assert await opening.problem(await opening.put_share(0, 1, frame)) == expected

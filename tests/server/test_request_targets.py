@@ -9,8 +9,8 @@ from collections.abc import Callable
 import pytest
 
 from he_protocol import paths, problems
+from he_protocol.errors import ProblemError
 from he_protocol.identity.requests import prove_request
-from he_protocol.problems import Refusal
 from he_server.http import auth
 
 from .world import World
@@ -57,7 +57,7 @@ async def ask(world: World, method: str, signed: str, sent: str, *, signed_metho
 
 
 def problem(answer: tuple[int, bytes]) -> problems.ProblemType:
-    return Refusal.from_document(answer[1], answer[0]).problem
+    return ProblemError.from_document(answer[1], answer[0]).problem
 
 
 async def test_what_was_signed_is_answered_with_and_without_a_query(world: World) -> None:
@@ -92,7 +92,7 @@ async def test_a_proof_that_binds_the_path_only_lets_a_stranger_choose_the_query
 ) -> None:
     """Off, as it was: whoever sits between asks for another version in somebody's name."""
     path = paths.model_path(world.task.id)
-    bound = auth.check_request
+    bound = auth.check_request  # type: ignore[attr-defined]
     monkeypatch.setattr(
         auth, "check_request", lambda *args, path, **rest: bound(*args, path=path.partition("?")[0], **rest)
     )

@@ -9,7 +9,7 @@ import pytest
 from he_protocol import problems
 from he_protocol.committee import parse_committee
 from he_protocol.documents import RoundState
-from he_protocol.problems import Refusal
+from he_protocol.errors import ProblemError
 from he_server.rules.rounds import (
     TERMINAL,
     TRANSITIONS,
@@ -43,7 +43,7 @@ def test_the_table_of_transitions(before: RoundState, after: RoundState) -> None
     if (before, after) in ALLOWED:
         check_transition(before, after)
         return
-    with pytest.raises(Refusal) as caught:
+    with pytest.raises(ProblemError) as caught:
         check_transition(before, after)
     assert caught.value.problem == problems.WRONG_STATE
 
@@ -149,7 +149,7 @@ def test_base_version(base: int, fits: bool) -> None:
     if fits:
         check_base_version(base, 5, 2)
         return
-    with pytest.raises(Refusal) as caught:
+    with pytest.raises(ProblemError) as caught:
         check_base_version(base, 5, 2)
     assert caught.value.problem == problems.STALE_UPDATE
 

@@ -125,7 +125,7 @@ async def test_events_tell_every_change_of_state(world: World) -> None:
 async def test_events_of_another_process_come_by_polling(world: World) -> None:
     response = await world.call(world.holders[0], "GET", f"{paths.task_path(world.task.id)}/events")
     await _event(response)
-    world.server.notifier.notify = lambda _task: None  # type: ignore[method-assign]
+    world.server.notifier.notify = lambda task: None  # type: ignore[method-assign]
     await world.fill(3)
     assert (await _event(response)).state == "closed"
     response.close()

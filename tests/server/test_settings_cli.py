@@ -20,9 +20,9 @@ from typer.testing import CliRunner
 
 from he_party.keyfile import KeyRecord, read_private
 from he_protocol import problems
+from he_protocol.errors import ProblemError
 from he_protocol.identity.jws import SigningKey, jwk_x, verify
 from he_protocol.messages import EnrolRequest
-from he_protocol.problems import Refusal
 from he_server.cli.main import app
 from he_server.settings import load_settings
 
@@ -66,7 +66,7 @@ def test_file_then_environment_then_flags(tmp_path: Path, monkeypatch: pytest.Mo
 def test_settings_that_are_refused(tmp_path: Path, text: str) -> None:
     file = tmp_path / "server.toml"
     file.write_text(text)
-    with pytest.raises(Refusal) as caught:
+    with pytest.raises(ProblemError) as caught:
         load_settings(file)
     assert caught.value.problem == problems.BAD_SETTINGS
 

@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import load, save
 
 from he_protocol import frames, paths, problems
-from he_protocol.problems import Refusal
+from he_protocol.errors import ProblemError
 from he_protocol.task import Task
 from he_server.jobs.garbage import sweep
 from he_server.rules.admission import Limits
@@ -98,7 +98,7 @@ def test_codings(content: tuple[str, ...], transfer: tuple[str, ...], taken: boo
     if taken:
         check_codings(content, transfer)
         return
-    with pytest.raises(Refusal) as caught:
+    with pytest.raises(ProblemError) as caught:
         check_codings(content, transfer)
     assert caught.value.problem == problems.UNKNOWN_CODING
 
@@ -119,7 +119,7 @@ async def test_strangers_share_a_few_slots(monkeypatch: pytest.MonkeyPatch) -> N
         for _ in range(strangers.SLOTS_OF_ADDRESS):
             await stack.enter_async_context(bodies.admit("a", 1))
         for address, size in (("a", 1), ("b", strangers.BODY_BYTES)):
-            with pytest.raises(Refusal) as caught:
+            with pytest.raises(ProblemError) as caught:
                 await bodies.admit(address, size).__aenter__()
             assert caught.value.problem == problems.OVERLOADED
         async with bodies.admit("b", 1):
@@ -154,7 +154,7 @@ async def test_a_new_task_that_is_refused_leaves_no_file(world: World, monkeypat
     assert files(world) == before
 
     async def refused(*_: object) -> bool:
-        raise Refusal(problems.BAD_TENSORS, "somebody was first")
+        raise ProblemError(problems.BAD_TENSORS, "somebody was first")
 
     monkeypatch.setattr(Store, "add_task", refused)
     assert (await world.call(None, "POST", paths.TASKS, data=head + model)).status == 400
@@ -229,7 +229,7 @@ async def test_strangers_wait_for_their_turn_and_newcomers_go_first(monkeypatch:
     await asyncio.gather(*waiting)
     assert order == [0, 3, 5]
     monkeypatch.setattr(strangers, "TURN_SECONDS", 0.05)
-    with pytest.raises(Refusal) as caught:
+    with pytest.raises(ProblemError) as caught:
         await turnstile.take(0)
     assert caught.value.problem == problems.OVERLOADED
     now = 1.0

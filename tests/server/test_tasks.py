@@ -88,7 +88,7 @@ async def test_a_model_that_is_no_safetensors_file(empty_world: World) -> None:
 async def test_tensors_that_are_not_the_tasks(empty_world: World, what: str) -> None:
     config: TaskConfig = empty_world.config(tensors=(TensorSpec("w", (2,)),))
     value = np.zeros(2, dtype=np.float32)
-    tensors = {
+    tensors: Any = {
         "name": {"v": value},
         "shape": {"w": value[:1]},
         "dtype": {"w": value.astype(np.float64)},

@@ -12,16 +12,17 @@ from collections.abc import AsyncIterator
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
+from unittest.mock import AsyncMock
 
 import msgspec
 import pytest
 from aiohttp.test_utils import make_mocked_request
 
 from he_protocol import documents, frames, paths, problems, tus
+from he_protocol.errors import ProblemError
 from he_protocol.identity.credentials import check_credential, check_signed
 from he_protocol.identity.jws import verify
 from he_protocol.messages import Receipt, UpdateHeader
-from he_protocol.problems import Refusal
 from he_server.blobs.upload_file import UploadFile
 from he_server.http.handlers import uploads
 from he_server.jobs.garbage import sweep
@@ -166,7 +167,7 @@ async def test_bytes_past_the_end_are_refused_and_nothing_is_kept_of_them(world:
         ({"Upload_Metadata": "update !"}, problems.MALFORMED),
         ({"Upload_Metadata": "update " + b64encode(b"A" * 32).decode()}, problems.MALFORMED),
         ({"Upload_Metadata": "a,a"}, problems.MALFORMED),
-        ({"Upload_Metadata": "a " + "A" * 5000}, problems.MALFORMED),
+        ({"Upload_Metadata": "a " + "A" * 4000}, problems.MALFORMED),
     ],
 )
 async def test_what_cannot_be_an_update_is_not_begun(
@@ -177,6 +178,12 @@ async def test_what_cannot_be_an_update_is_not_begun(
     headers = {name: value.format(**sizes) for name, value in change.items()}
     assert await world.problem(await begin(world, ada, world.upload(ada), **headers)) == problem
     assert files(world) == []
+
+
+def test_metadata_have_a_length() -> None:
+    """Longer header lines do not get this far: the HTTP parser refuses them."""
+    with pytest.raises(ProblemError, match="at most 4096"):
+        tus.parse_metadata("a " + "A" * 5000)
 
 
 async def test_only_clients_begin_uploads(world: World, ada: Person) -> None:
@@ -279,7 +286,7 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         check_fits(length, offset, size)
         reached.append(offset + size)
 
-    check_fits = uploads.check_fits
+    check_fits = uploads.check_fits  # type: ignore[attr-defined]
     for module in (uploads, services):
         monkeypatch.setattr(module, "check_fits", recording)
     return reached
@@ -405,7 +412,7 @@ def test_another_process_is_kept_out_and_a_dead_one_is_not_waited_for(tmp_path: 
         assert other.stdout is not None
         assert other.stdout.readline() == "1\n"
         refused = UploadFile(path)
-        with pytest.raises(Refusal) as caught:
+        with pytest.raises(ProblemError) as caught:
             refused.open()
         refused.close()
         assert caught.value.problem == problems.UPLOAD_LOCKED
@@ -473,6 +480,24 @@ async def test_what_has_to_wait_is_kept_and_accepted_later(world: World, ada: Pe
     assert files(world) == []
 
 
+async def test_bytes_are_kept_where_they_may_pass_later_and_freed_after_any_other_refusal(
+    world: World, ada: Person, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upload = world.upload(ada)
+    for problem in problems.PROBLEMS.values():
+        refusing = AsyncMock(side_effect=ProblemError(problem, "as the test wants"))
+        monkeypatch.setattr("he_server.services.uploads.accept", refusing)
+        path = await begun(world, ada, upload)
+        assert await world.problem(await append(world, path, 0, upload.frame)) == problem
+        assert await world.problem(await ask(world, path, "GET")) == problem
+        assert len(files(world)) == int(problem.may_pass), problem.slug
+        assert refusing.await_count == 1 + int(problem.may_pass), problem.slug
+        await ask(world, path, "DELETE")
+    monkeypatch.undo()
+    path = await begun(world, ada, upload)
+    assert (await append(world, path, 0, upload.frame)).status == 204
+
+
 @both
 @pytest.mark.parametrize("method", ["accept_updates", "end_upload"])
 @pytest.mark.parametrize("asked", ["GET", "HEAD", "PATCH"])
@@ -484,7 +509,7 @@ async def test_a_crash_between_the_last_byte_and_the_receipt(
     with monkeypatch.context() as patch:
 
         async def killed(*_: object) -> None:
-            raise Refusal(problems.DATABASE_UNAVAILABLE, "as if killed")
+            raise ProblemError(problems.DATABASE_UNAVAILABLE, "as if killed")
 
         patch.setattr(Store, method, killed)
         assert (await append(world, path, 0, upload.frame)).status == 503
@@ -549,7 +574,7 @@ async def test_a_full_disk_leaves_the_upload_where_it_stood(
 
         def full(self: UploadFile, data: bytes) -> None:
             write(self, data[:10])
-            raise Refusal(problems.DISK_FULL, "as the test wants")
+            raise ProblemError(problems.DISK_FULL, "as the test wants")
 
         patch.setattr(UploadFile, "append", full)
         assert await world.problem(await append(world, path, 100, upload.frame[100:])) == problems.DISK_FULL

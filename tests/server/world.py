@@ -19,6 +19,7 @@ from yarl import URL
 from he_party.keyfile import KeyRecord
 from he_protocol import documents, frames, paths
 from he_protocol.arithmetic.residues import ResidueLayout, pack
+from he_protocol.errors import ProblemError
 from he_protocol.identity.jws import SigningKey, fingerprint, jwk_x, payload_hash, read_unverified
 from he_protocol.identity.requests import prove_request
 from he_protocol.messages import (
@@ -39,7 +40,7 @@ from he_protocol.messages import (
     encode,
 )
 from he_protocol.privacy.plan import PrivacyPlan
-from he_protocol.problems import ProblemType, Refusal
+from he_protocol.problems import ProblemType
 from he_protocol.schemes.registry import load_scheme
 from he_protocol.task import HolderEntry, ServerEntry, Task, TaskConfig, TensorSpec
 from he_server.http.app import make_app
@@ -209,10 +210,10 @@ class World:
         assert response.status == 200, await response.text()
         return msgspec.json.decode(await response.read(), type=kind)
 
-    async def refused(self, answer: ClientResponse) -> Refusal:
+    async def refused(self, answer: ClientResponse) -> ProblemError:
         """The refusal of an answer that must be one."""
         assert answer.content_type == "application/problem+json", await answer.text()
-        refusal = Refusal.from_document(await answer.read(), answer.status)
+        refusal = ProblemError.from_document(await answer.read(), answer.status)
         assert answer.status == refusal.problem.status
         return refusal
 

@@ -14,9 +14,10 @@ import numpy as np
 from he_protocol import documents, paths
 from he_protocol import frames as framing
 from he_protocol.documents import RoundState
+from he_protocol.errors import ProblemError
 from he_protocol.identity.jws import message_kind, payload_hash, read_unverified
 from he_protocol.messages import Manifest, Share, Vote
-from he_protocol.problems import ABANDONED, BUDGET_EXHAUSTED, COMBINE_REFUSED, TOO_FEW_CLIENTS, Refusal
+from he_protocol.problems import ABANDONED, BUDGET_EXHAUSTED, COMBINE_REFUSED, TOO_FEW_CLIENTS
 from he_protocol.task import Task
 from he_server.rules.rounds import TRANSITIONS
 
@@ -308,7 +309,7 @@ class Observer:
             try:
                 await self._check_sums(task)
                 await self._check_excluded(task)
-            except Refusal as refusal:
+            except ProblemError as refusal:
                 raise Violation("what is published can be read", str(refusal)) from refusal
         self._check_secrets()
 

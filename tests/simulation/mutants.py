@@ -26,9 +26,10 @@ from he_holder import rules as checks
 from he_holder.ledger import Ledger
 from he_holder.opening import Openings
 from he_protocol.committee import Committee
+from he_protocol.errors import ProblemError
 from he_protocol.identity.jws import read_unverified, verify
 from he_protocol.messages import Vote
-from he_protocol.problems import NOT_CERTIFIED, Refusal
+from he_protocol.problems import NOT_CERTIFIED
 from he_protocol.schemes import kahe
 from he_server.blobs.local import BlobWriter
 from he_server.blobs.vectors import merge_sums
@@ -219,7 +220,7 @@ def counted_twice(patch: Patch) -> None:
         keys = {holder.name: holder.key for holder in request.task.config.holders}
         votes = [verify(token, Vote, keys[read_unverified(token, Vote).holder]) for token in request.votes]
         if sum(vote.manifest == request.manifest_hash for vote in votes) < request.task.committee.agreement:
-            raise Refusal(NOT_CERTIFIED, "too few votes")
+            raise ProblemError(NOT_CERTIFIED, "too few votes")
 
     rules = tuple(counted if rule is checks.certified else rule for rule in checks.RELEASING)
     patch.setattr("he_holder.opening.RELEASING", rules)
@@ -250,7 +251,7 @@ def binding_screening(patch: Patch) -> None:
 
     async def screened(self: Openings, request: Any, *rest: Any) -> None:
         await screen(self, request, *rest)
-        with suppress(Refusal):
+        with suppress(ProblemError):
             await self._holder.ledger.decide(request, checks.VOTING)
 
     patch.setattr(Openings, "_screen", screened)

@@ -14,8 +14,9 @@ from he_holder.request import Request
 from he_holder.schemes import Opener
 from he_party.transport import Transport
 from he_protocol import documents, paths
+from he_protocol.errors import ProblemError
 from he_protocol.messages import Exclusion, Screening, ShareVector, Vote
-from he_protocol.problems import DIGEST_MISMATCH, MANIFEST_MISMATCH, Refusal
+from he_protocol.problems import DIGEST_MISMATCH, MANIFEST_MISMATCH
 from he_protocol.task import Task
 
 Manner = Literal["yes", "excludes", "objects", "spoils", "silent"]
@@ -38,7 +39,7 @@ class Traitor(Openings):
         asked = await transport.document(
             "GET", paths.opening_path(self._task.id, number), documents.Opening, audience=server
         )
-        await self._object(number, asked, Refusal(MANIFEST_MISMATCH, "as if"), transport)
+        await self._object(number, asked, ProblemError(MANIFEST_MISMATCH, "as if"), transport)
         return asked.stage
 
     async def _screen(self, request: Request, opener: Opener, transport: Transport) -> None:

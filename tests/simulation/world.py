@@ -37,10 +37,11 @@ from he_migrations.run import upgrade
 from he_party.keyfile import KeyRecord
 from he_party.transport import RetryPolicy, Transport
 from he_protocol import documents, paths
+from he_protocol.errors import ProblemError
 from he_protocol.identity.jws import fingerprint, jwk_x, verify
 from he_protocol.identity.revocation import Revocations, key_digest
 from he_protocol.messages import Receipt, RevocationList, SignedUpdate, decode, encode
-from he_protocol.problems import REVOKED_KEY, Refusal
+from he_protocol.problems import REVOKED_KEY
 from he_protocol.schemes import kahe, registry
 from he_protocol.schemes.kahe import box_bytes
 from he_protocol.task import Task, TensorSpec
@@ -375,7 +376,7 @@ class World:
                 vector = _one_hot(client + CLIENTS * device.sealed(self.task))
                 self.spoils[f"client-{client}"] = spoilt_for
                 await device.submit(self.task, {"w": vector}, base_version=version)
-            except Refusal as refusal:
+            except ProblemError as refusal:
                 return refusal.problem.slug
             finally:
                 self.busy.discard(client)
@@ -408,7 +409,7 @@ class World:
             try:
                 for task in self.tasks:
                     await device.resume(task)
-            except Refusal as refusal:
+            except ProblemError as refusal:
                 if refusal.problem is not REVOKED_KEY:
                     self.unsent.add(client)
                 return refusal.problem.slug
@@ -425,7 +426,7 @@ class World:
                 answer = await transport.put_frame(
                     paths.update_path(task.id, frame.update_id), frame.head, [frame.body], self.cast.server.name
                 )
-            except Refusal as refusal:
+            except ProblemError as refusal:
                 return refusal.problem.slug
         receipt = verify(decode(answer.body, documents.UpdateReceipt).receipt, Receipt, self.cast.server.key.public)
         assert receipt.update_id.hex() == frame.update_id
@@ -463,7 +464,7 @@ class World:
         try:
             while await self.workers[worker].step():
                 steps += 1
-        except Refusal as refusal:  # `Worker.run` would log it and go on
+        except ProblemError as refusal:  # `Worker.run` would log it and go on
             return f"{steps} steps, then {refusal.problem.slug}"
         return f"{steps} steps"
 
@@ -554,7 +555,7 @@ class World:
                 return await what
             except Crashed:
                 return "crashed"
-            except Refusal as refusal:
+            except ProblemError as refusal:
                 return refusal.problem.slug
 
         task = asyncio.get_running_loop().create_task(act())

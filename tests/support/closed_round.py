@@ -6,6 +6,7 @@ import secrets
 from hashlib import sha256
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors.numpy import save
@@ -35,9 +36,7 @@ class ClosedRound:
     count = 2
     """Updates of each bucket."""
 
-    def __init__(
-        self, root: Path, specs: tuple[TensorSpec, ...], buckets: int, version: int = 1, **plan: object
-    ) -> None:
+    def __init__(self, root: Path, specs: tuple[TensorSpec, ...], buckets: int, version: int = 1, **plan: Any) -> None:
         shape = {"scheme": "kahe", "profile": "kahe-30", "threshold": 1, "scale": SCALE, "value_range": 1.0}
         sizes = {"min_clients": self.count, "max_clients": buckets * self.count, "buckets": buckets}
         optimiser = {"optimiser": Optimiser(learning_rate=0.7, momentum=0.9)}

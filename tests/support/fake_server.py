@@ -13,9 +13,10 @@ from aiohttp.test_utils import TestServer
 from he_holder.request import Request as Asked
 from he_party.identity import Identity
 from he_protocol import documents, frames, paths
+from he_protocol.errors import ProblemError
 from he_protocol.identity.jws import message_kind, payload_hash, read_unverified
 from he_protocol.messages import Credential, Manifest, SignedUpdate, UpdateHeader, Vote
-from he_protocol.problems import NOT_FOUND, ProblemType, Refusal
+from he_protocol.problems import NOT_FOUND, ProblemType
 from he_protocol.task import Task
 
 Posts = dict[str, tuple[str, bytes]]
@@ -28,12 +29,12 @@ def problem(kind: ProblemType) -> Callable[[web.Request], Awaitable[web.Response
     """A handler that always answers with this problem."""
 
     async def handler(_: web.Request) -> web.Response:
-        return refusal(Refusal(kind, "as the test asks"))
+        return refusal(ProblemError(kind, "as the test asks"))
 
     return handler
 
 
-def refusal(what: Refusal) -> web.Response:
+def refusal(what: ProblemError) -> web.Response:
     return web.Response(status=what.problem.status, body=what.document(), content_type="application/problem+json")
 
 
@@ -140,7 +141,7 @@ class FakeServer:
         try:
             return await self.replaced.get(key, handler)(request)
         except KeyError:
-            return refusal(Refusal(NOT_FOUND, request.path))
+            return refusal(ProblemError(NOT_FOUND, request.path))
 
     async def _tasks(self, _: web.Request) -> web.Response:
         status = documents.TaskStatus(self.task.id, self.task.config.name, self.task.token, False, 0, 1)
@@ -153,7 +154,7 @@ class FakeServer:
         phase = request.match_info["phase"]
         posts = self.view(phase, reader(request), dict(self.posts[phase]))
         entries = tuple(documents.BoardEntry(holder, message, len(body)) for holder, (message, body) in posts.items())
-        return answer(documents.Board(phase, entries))
+        return answer(documents.Board(msgspec.convert(phase, documents.Phase), entries))
 
     async def _post(self, request: web.Request) -> web.Response:
         phase = request.match_info["phase"]

@@ -6,6 +6,7 @@ import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -37,7 +38,7 @@ class Sent:
         return read_unverified(self.update.header, UpdateHeader)
 
 
-def send(world: World, name: str, folder: Path, seed: int, **changes: object) -> Sent:
+def send(world: World, name: str, folder: Path, seed: int, **changes: Any) -> Sent:
     """A client's update, encrypted by TenSEAL; `changes` are to its header."""
     integers = random_integers(world.task.length, seed, 1 << 20)
     body = world.encrypt(integers, folder)
@@ -45,7 +46,7 @@ def send(world: World, name: str, folder: Path, seed: int, **changes: object) ->
 
 
 def send_kahe(
-    world: World, name: str, integers: Integers, *, threads: int = 1, words: Words = secret_words, **changes: object
+    world: World, name: str, integers: Integers, *, threads: int = 1, words: Words = secret_words, **changes: Any
 ) -> Sent:
     """A client's update under scheme `kahe`; `changes` are to its header."""
     update_id = secrets.token_bytes(16)
@@ -63,7 +64,7 @@ def ask(
     number: int = 1,
     signer: SigningKey | None = None,
     given: Sequence[SignedUpdate] | None = None,
-    **changes: object,
+    **changes: Any,
 ) -> Request:
     """A server's request to open `updates`; `given` are the headers that come along, if others."""
     token, ordered = world.manifest(list(updates), number=number, signer=signer, **changes)
@@ -79,7 +80,7 @@ def after(first: Request, second: Request) -> Request:
     return replace(second, history=History(first.manifest_hash if same else None, again))
 
 
-def vote(world: World, holder: int, request: Request, /, *, signer: SigningKey | None = None, **changes: object) -> str:
+def vote(world: World, holder: int, request: Request, /, *, signer: SigningKey | None = None, **changes: Any) -> str:
     """One holder's vote for a request's manifest; `changes` are to the vote."""
     task, manifest = world.task, request.manifest
     cast = Vote(task.hash, task.config.epoch, manifest.opening, request.manifest_hash, world.committee[holder].name)

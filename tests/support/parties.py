@@ -107,7 +107,7 @@ class World:
         )
         return self.signed(config)
 
-    def signed(self, config: TaskConfig, **changes: object) -> Task:
+    def signed(self, config: TaskConfig, **changes: Any) -> Task:
         """A task as the authority signs it, with fields changed."""
         return Task.from_token(self.authority.key.sign(replace(config, **changes)), self.authority.key.public)
 
@@ -162,7 +162,7 @@ class World:
         """What the ceremony left with one holder, if there was one."""
         return dict(self.dealt[0][holder]) if self.task.scheme.ceremony else {}
 
-    def update(self, name: str, body: dict[str, bytes] | None = None, **changes: object) -> SignedUpdate:
+    def update(self, name: str, body: dict[str, bytes] | None = None, **changes: Any) -> SignedUpdate:
         """A signed head; without a body the digests are of nothing in particular."""
         client = self.client(name)
         parts = tuple(
@@ -179,7 +179,7 @@ class World:
         number: int = 1,
         signer: SigningKey | None = None,
         buckets: Mapping[str, int] = MappingProxyType({}),
-        **changes: object,
+        **changes: Any,
     ) -> tuple[str, tuple[SignedUpdate, ...]]:
         """A signed manifest of updates, and the updates in its order. `buckets`: by client, 0 for the others."""
         from he_protocol.identity.jws import read_unverified

@@ -8,9 +8,9 @@ from pathlib import Path
 from he_holder.hpke_key import HpkeKey
 from he_holder.keyring import HpkeRecord
 from he_holder.schemes import make_opener
+from he_protocol.errors import ProblemError
 from he_protocol.messages import decode
 from he_protocol.privacy.quantise import Integers
-from he_protocol.problems import Refusal
 from tests.support.openings import Sent, combine
 from tests.support.parties import World
 
@@ -21,7 +21,7 @@ def keys_in(folder: Path) -> list[HpkeKey]:
     for path in folder.rglob("*"):
         try:
             found.append(HpkeKey(decode(path.read_bytes(), HpkeRecord, limit=1 << 30).private))
-        except (Refusal, IsADirectoryError):
+        except (ProblemError, IsADirectoryError):
             continue
     return found
 
@@ -38,7 +38,7 @@ def read_one_update(world: World, folders: Mapping[int, Path], sent: Sent) -> In
             total = make_opener(world.task, index, key, {}).begin()
             try:
                 total.add(sent.header, sent.body[name])
-            except Refusal:
+            except ProblemError:
                 continue
             parts |= dict(total.release(bytes(32), 0))
     return combine(world, parts, [sent])

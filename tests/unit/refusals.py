@@ -7,13 +7,14 @@ from contextlib import contextmanager
 
 import pytest
 
-from he_protocol.problems import ProblemType, Refusal
+from he_protocol.errors import ProblemError
+from he_protocol.problems import ProblemType
 
 
 @contextmanager
 def refused(problem: ProblemType, match: str = "") -> Iterator[None]:
-    """The block must raise a `Refusal` of exactly this type, with `match` somewhere in its text."""
-    with pytest.raises(Refusal) as caught:
+    """The block must raise a `ProblemError` of exactly this type, with `match` somewhere in its text."""
+    with pytest.raises(ProblemError) as caught:
         yield
     assert caught.value.problem is problem, caught.value
     assert match in str(caught.value)

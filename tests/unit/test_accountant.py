@@ -42,7 +42,7 @@ def test_the_gaussian_is_exact_and_never_too_small(mean: float, delta: float) ->
 def test_releases_without_sampling_are_one_gaussian() -> None:
     assert account([Release(2.0, 1.0, 9)], 1e-5).epsilon == pytest.approx(gaussian_epsilon(1.5, 1e-5))
     mixed = account([Release(2.0, 1.0, 4), Release(1.0, 1.0, 1), Release(2.0, 1.0, 4)], 1e-5)
-    assert mixed == Spent(pytest.approx(gaussian_epsilon(sqrt(3), 1e-5)), "gaussian")
+    assert mixed == Spent(pytest.approx(gaussian_epsilon(sqrt(3), 1e-5)), "gaussian")  # type: ignore[arg-type]
 
 
 CASES = [(1.0, 0.01, 1000, 1e-5), (0.6, 0.1, 30, 1e-6), (3.0, 0.4, 20, 1e-7), (10.0, 0.01, 500, 1e-5)]
@@ -54,7 +54,7 @@ def test_sampled_releases_are_dp_accountings(noise: float, rate: float, count: i
 
     spent = account([Release(noise, rate, count)], delta)
     theirs = from_gaussian_mechanism(noise, sampling_prob=rate).self_compose(count).get_epsilon_for_delta(delta)
-    assert spent == Spent(pytest.approx(theirs, rel=2e-3), "pld")
+    assert spent == Spent(pytest.approx(theirs, rel=2e-3), "pld")  # type: ignore[arg-type]
     release = (Release(noise, rate, count),)
     assert spent.epsilon < min(_renyi(release, delta), _gaussian(release, delta))
 

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 
 import pytest
 
-from he_protocol.problems import COMBINE_REFUSED, WRONG_SIZE, Refusal
+from he_protocol.errors import ProblemError
+from he_protocol.problems import COMBINE_REFUSED, WRONG_SIZE
 from he_protocol.sharing import Resolution
 from he_server.rules.choosing import Candidate, Settled, Unsettled, settle
 from tests.support.committees import sharing_of
@@ -27,7 +28,7 @@ def settled(
 
     def attempt(found: Resolution) -> Candidate:
         if not sums[found]:
-            raise Refusal(COMBINE_REFUSED, "out of range")
+            raise ProblemError(COMBINE_REFUSED, "out of range")
         return Candidate(lambda first, total: total, 1.0, sums[found].encode())  # type: ignore[arg-type, return-value]
 
     return settle(FOUR, list(sums), attempt, heard=range(heard), binding=binding, last=last)
@@ -98,7 +99,7 @@ def test_no_choice_says_why():
 
 def test_damaged_bytes_are_no_lie():
     def attempt(_: Resolution) -> Candidate:
-        raise Refusal(WRONG_SIZE, "cut")
+        raise ProblemError(WRONG_SIZE, "cut")
 
     with refused(WRONG_SIZE):
         settle(FOUR, [choice(0, 1)], attempt, heard=range(2), binding=True, last=True)

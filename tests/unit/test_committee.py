@@ -7,7 +7,8 @@ from itertools import combinations
 import pytest
 
 from he_protocol.committee import Committee, check_collusion, describe, parse_committee
-from he_protocol.problems import BAD_COMMITTEE, Refusal
+from he_protocol.errors import ProblemError
+from he_protocol.problems import BAD_COMMITTEE
 
 from .refusals import refused
 
@@ -20,7 +21,7 @@ def all_committees(most: int) -> list[Committee]:
             for a in range(t, n + 1):
                 try:
                     found.append(Committee(n, t, a))
-                except Refusal:
+                except ProblemError:
                     continue
     return found
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from math import hypot, sqrt
+from typing import Any
 
 import pytest
 
@@ -20,7 +21,7 @@ RECORD = PrivacyPlan("record", 1.0, 1.0, 0.01, 1e-5, 8.0)
 THREE = Sharing(3, 2)
 
 
-def plan(profile: str = "kahe-30", privacy: PrivacyPlan = NONE, clients: int = 1000, **changes: object) -> SumPlan:
+def plan(profile: str = "kahe-30", privacy: PrivacyPlan = NONE, clients: int = 1000, **changes: Any) -> SumPlan:
     scheme = load_scheme(profile.split("-", maxsplit=1)[0], profile)
     return SumPlan(scheme, privacy, 10_000, 3, clients, **{"value_range": 1.0} | changes)
 
@@ -52,8 +53,14 @@ def test_errors_are_the_designs():
     assert 3.75 < sums.bytes_per_parameter(THREE) < 6
 
 
-def offers(privacy: PrivacyPlan, **changes: object):
-    numbers = {"length": 100_000, "min_clients": 10, "max_clients": 50, "sharing": THREE, "openings": 100}
+def offers(privacy: PrivacyPlan, **changes: Any):
+    numbers: dict[str, Any] = {
+        "length": 100_000,
+        "min_clients": 10,
+        "max_clients": 50,
+        "sharing": THREE,
+        "openings": 100,
+    }
     return plan_sums(privacy, **numbers | changes)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import replace as profile_replace
+from typing import Any
 
 import pytest
 from msgspec.structs import replace
@@ -218,7 +219,7 @@ def test_a_kahe_task_has_no_ceremony_and_small_key_parts():
     assert task.part("key").size < 16_000
 
 
-def kahe_config(profile: str, **changes: object) -> TaskConfig:
+def kahe_config(profile: str, **changes: Any) -> TaskConfig:
     numbers = load_scheme("kahe", profile).profile.fingerprint
     return replace(CONFIG, scheme="kahe", profile=profile, fingerprint=numbers, scale=1.0, **changes)
 

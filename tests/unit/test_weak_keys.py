@@ -146,7 +146,7 @@ def test_nobody_enrols_a_key_that_everybody_can_sign_with(monkeypatch: pytest.Mo
 def test_a_signature_has_one_spelling() -> None:
     """S + L is refused by the library (RFC 8032 section 5.1.7): an update cannot be signed twice in other bytes."""
     head, payload, signature = AUTHORITY.sign(task_config()).split(".")
-    raw = jws.urlsafe_b64decode(signature.encode())
+    raw = jws.urlsafe_b64decode(signature.encode())  # type: ignore[attr-defined]
     other = raw[:32] + (int.from_bytes(raw[32:], "little") + GROUP_ORDER).to_bytes(32, "little")
     with pytest.raises(InvalidSignature):
         Ed25519PublicKey.from_public_bytes(AUTHORITY.public).verify(other, f"{head}.{payload}".encode())

@@ -58,7 +58,7 @@ def bad_residues() -> list[Case]:
 
 
 def bad_layouts() -> list[Case]:
-    changes = [
+    changes: list[tuple[str, Case]] = [
         ("a degree that is no multiple of 64", {"degree": 32}),
         ("a modulus that does not fit", {"moduli": [97, 129]}),
         ("no bits", {"bits": 0, "moduli": [1]}),

@@ -62,8 +62,8 @@ def kahe_updates(profile: str) -> tuple[Task, list[Case], list[dict[str, bytes]]
         values = (expand_words(sha(f"values {client}"), task.length) % np.uint64(2001)).astype(np.int64) - 1000
         body = {part.name: b"" for part in task.body}
 
-        def write(part: str, data: bytes, body: dict[str, bytes] = body) -> None:
-            body[part] += data
+        def write(part: str, data: bytes | memoryview, body: dict[str, bytes] = body) -> None:
+            body[part] += bytes(data)
 
         def source(start: int, stop: int, values: np.ndarray = values) -> np.ndarray:
             return values[start:stop]

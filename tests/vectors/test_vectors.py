@@ -18,12 +18,12 @@ from he_protocol.arithmetic.keystream import derive_key, expand_words
 from he_protocol.arithmetic.ntt_lanes import CommonProduct
 from he_protocol.arithmetic.residues import ResidueLayout, check, fold, pack, unpack
 from he_protocol.committee import parse_committee
+from he_protocol.errors import ProblemError
 from he_protocol.identity.jws import SigningKey, payload_hash, read_unverified, token_hash, verify
 from he_protocol.identity.requests import check_request, prove_request
 from he_protocol.messages import Message, decode, encode
 from he_protocol.privacy.gaussian import Gaussian
 from he_protocol.privacy.quantise import quantise
-from he_protocol.problems import Refusal
 from he_protocol.schemes import kahe
 from he_protocol.schemes.ckks import common_polynomial
 from he_protocol.schemes.registry import load_scheme
@@ -71,7 +71,7 @@ def raw(v: dict[str, Any], *names: str) -> list[bytes]:
 
 
 def refuses(v: dict[str, Any]) -> Any:
-    return pytest.raises(Refusal, match=rf"\[{v['problem']}\]$")
+    return pytest.raises(ProblemError, match=rf"\[{v['problem']}\]$")
 
 
 @pytest.mark.parametrize("name", make.FILES)
@@ -100,7 +100,7 @@ def test_good_message(v):
     assert token_hash(v["token"]).hex() == v["token_hash"]
     assert decode(v["payload"].encode(), kind) == read_unverified(v["token"], kind) == message
     for other in set(KINDS) - NESTED - {v["type"]}:
-        with pytest.raises(Refusal, match=r"\[bad-signature\]$"):
+        with pytest.raises(ProblemError, match=r"\[bad-signature\]$"):
             verify(v["token"], KINDS[other], public)
 
 
@@ -301,7 +301,7 @@ def kahe_task(v: dict[str, Any]) -> Task:
 @cases("good_kahe_updates")
 def test_good_kahe_update(v):
     """From its parts: b is a*s + e + v, and the explicit part is s less the parts that seeds stand for."""
-    task, update_id = kahe_task(v), *raw(v, "update_id")
+    task, [update_id] = kahe_task(v), raw(v, "update_id")
     profile = kahe.PROFILES[task.config.profile]
     assert task.epoch_id.hex() == v["epoch_id"]
     assert {part.name: part.size for part in task.body} == v["sizes"]

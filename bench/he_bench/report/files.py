@@ -8,7 +8,8 @@ from pathlib import Path
 from he_bench.report import html, markdown
 from he_bench.report.plots import plots
 from he_bench.results import Report
-from he_protocol.problems import BAD_SETTINGS, Refusal
+from he_protocol.errors import ProblemError
+from he_protocol.problems import BAD_SETTINGS
 
 
 def write(reports: Sequence[Report], folder: Path) -> list[Path]:
@@ -26,5 +27,5 @@ def write(reports: Sequence[Report], folder: Path) -> list[Path]:
         for path, data in files.items():
             path.write_bytes(data)
     except OSError as error:
-        raise Refusal(BAD_SETTINGS, f"cannot write to {folder}: {error.strerror}") from None
+        raise ProblemError(BAD_SETTINGS, f"cannot write to {folder}: {error.strerror}") from None
     return list(files)

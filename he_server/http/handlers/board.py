@@ -5,7 +5,8 @@ from __future__ import annotations
 from aiohttp import web
 
 from he_protocol.documents import PHASES, Board, BoardEntry, Phase
-from he_protocol.problems import NOT_FOUND, Refusal
+from he_protocol.errors import ProblemError
+from he_protocol.problems import NOT_FOUND
 from he_server.blobs.keys import post_blob
 from he_server.http.auth import party_of
 from he_server.http.params import task_of
@@ -24,7 +25,7 @@ def phase_of(request: web.Request) -> Phase:
     for phase in PHASES:
         if phase == wanted:
             return phase
-    raise Refusal(NOT_FOUND, "no such phase", expected=", ".join(PHASES), got=wanted[:80])
+    raise ProblemError(NOT_FOUND, "no such phase", expected=", ".join(PHASES), got=wanted[:80])
 
 
 async def list_posts(server: Server, request: web.Request) -> web.StreamResponse:

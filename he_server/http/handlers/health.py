@@ -6,8 +6,9 @@ import msgspec
 from aiohttp import web
 
 from he_protocol.documents import AuditStatus, Document
+from he_protocol.errors import ProblemError
 from he_protocol.messages import AuditHead
-from he_protocol.problems import INTERNAL, SHUTTING_DOWN, Refusal
+from he_protocol.problems import INTERNAL, SHUTTING_DOWN
 from he_server.http.responses import answer
 from he_server.services.context import Server
 
@@ -26,12 +27,12 @@ async def get_health(_server: Server, _request: web.Request) -> web.StreamRespon
 
 async def get_ready(server: Server, _request: web.Request) -> web.StreamResponse:
     if server.draining:
-        raise Refusal(SHUTTING_DOWN, "requests in flight are being finished")
+        raise ProblemError(SHUTTING_DOWN, "requests in flight are being finished")
     await server.store.ping()
     await server.pressure.check_disk()
     await server.probe()
     if not server.working():
-        raise Refusal(INTERNAL, "the worker has stopped")
+        raise ProblemError(INTERNAL, "the worker has stopped")
     return answer(Health("ready"))
 
 

@@ -7,13 +7,10 @@ import re
 from aiohttp import web
 
 from he_protocol.documents import Heads, Opening, PendingOpenings, Waiting
+from he_protocol.errors import ProblemError
 from he_protocol.identity.jws import TOKEN_LIMIT
 from he_protocol.messages import SignedUpdate
-from he_protocol.problems import (
-    MALFORMED,
-    WRONG_STATE,
-    Refusal,
-)
+from he_protocol.problems import MALFORMED, WRONG_STATE
 from he_protocol.task import Task
 from he_server.blobs.keys import key_blob
 from he_server.http.auth import party_of
@@ -99,7 +96,7 @@ async def put_answer(server: Server, request: web.Request) -> web.StreamResponse
     try:
         token = body.decode("ascii")
     except UnicodeDecodeError:
-        raise Refusal(MALFORMED, "the answer is not a compact JWS") from None
+        raise ProblemError(MALFORMED, "the answer is not a compact JWS") from None
     created = await accept_answer(server, task, record, party, token)
     return answer(record.status(), 201 if created else 200)
 
@@ -110,7 +107,7 @@ async def _waiting(server: Server, request: web.Request) -> tuple[Task, RoundRec
     check_member(task, party_of(request))
     record = await server.store.round(task.id, round_number(request))
     if not record.manifest or record.state not in {"closed", "opening"}:
-        raise Refusal(WRONG_STATE, "the round does not wait for key holders", got=record.state)
+        raise ProblemError(WRONG_STATE, "the round does not wait for key holders", got=record.state)
     return task, record
 
 

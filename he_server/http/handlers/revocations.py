@@ -5,8 +5,9 @@ from __future__ import annotations
 from aiohttp import web
 
 from he_protocol.documents import Revoked
+from he_protocol.errors import ProblemError
 from he_protocol.identity.jws import TOKEN_LIMIT
-from he_protocol.problems import MALFORMED, Refusal
+from he_protocol.problems import MALFORMED
 from he_server.http.responses import answer
 from he_server.services.context import Server
 from he_server.services.frames import Frame
@@ -24,6 +25,6 @@ async def put_revocations(server: Server, request: web.Request) -> web.StreamRes
     try:
         token = body.decode("ascii").strip()
     except UnicodeDecodeError:
-        raise Refusal(MALFORMED, "the revocation list is not ASCII") from None
+        raise ProblemError(MALFORMED, "the revocation list is not ASCII") from None
     created = await accept_revocations(server, token)
     return answer(Revoked(token), 201 if created else 200)

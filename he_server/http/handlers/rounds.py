@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from aiohttp import web
 
-from he_protocol.problems import WRONG_STATE, Refusal
+from he_protocol.errors import ProblemError
+from he_protocol.problems import WRONG_STATE
 from he_server.blobs.keys import sum_blob
 from he_server.http.auth import party_of
 from he_server.http.params import round_number, task_of
@@ -28,7 +29,7 @@ async def get_sum(server: Server, request: web.Request) -> web.StreamResponse:
     task = await task_of(server, request)
     record = await server.store.round(task.id, round_number(request))
     if record.state != "published":
-        raise Refusal(WRONG_STATE, "the round has no opened sum", expected="published", got=record.state)
+        raise ProblemError(WRONG_STATE, "the round has no opened sum", expected="published", got=record.state)
     return await stream_blob(server, request, sum_blob(task.id, record.id))
 
 

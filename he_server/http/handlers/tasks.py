@@ -5,7 +5,8 @@ from __future__ import annotations
 from aiohttp import web
 
 from he_protocol.documents import TaskList
-from he_protocol.problems import NOT_FOUND, Refusal
+from he_protocol.errors import ProblemError
+from he_protocol.problems import NOT_FOUND
 from he_server.blobs.keys import model_blob
 from he_server.http.params import task_of
 from he_server.http.responses import answer, stream_blob
@@ -36,7 +37,7 @@ async def get_model(server: Server, request: web.Request) -> web.StreamResponse:
     task = await task_of(server, request)
     wanted = request.query.get("version")
     if wanted is not None and not (wanted.isascii() and wanted.isdigit() and len(wanted) <= 15):
-        raise Refusal(NOT_FOUND, "no such model version", got=wanted[:80])
+        raise ProblemError(NOT_FOUND, "no such model version", got=wanted[:80])
     model = await server.store.model(task.id, None if wanted is None else int(wanted))
     headers = {"ETag": f'"{model.sha256}"', MODEL_VERSION: str(model.version), "Cache-Control": "no-cache"}
     if any(tag.value in {model.sha256, "*"} for tag in request.if_none_match or ()):

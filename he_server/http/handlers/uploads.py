@@ -15,8 +15,9 @@ from aiohttp import web
 
 from he_protocol import tus
 from he_protocol.documents import UpdateReceipt
+from he_protocol.errors import ProblemError
 from he_protocol.paths import upload_path
-from he_protocol.problems import METHOD_NOT_ALLOWED, Refusal
+from he_protocol.problems import METHOD_NOT_ALLOWED
 from he_server.blobs.upload_file import UploadFile
 from he_server.http.auth import CONNECTION, party_of
 from he_server.http.params import hex_id, task_of
@@ -69,7 +70,7 @@ async def head_upload(server: Server, request: web.Request) -> web.StreamRespons
     async with _opened(server, request) as (upload, file):
         offset = _offset(upload, file)
         if file is not None and offset == upload.length:
-            with suppress(Refusal):
+            with suppress(ProblemError):
                 await complete_upload(server, upload, file)
     headers = {"Upload-Offset": str(offset), "Upload-Length": str(upload.length), "Cache-Control": "no-store"}
     return web.Response(headers=headers | _expiry(upload))
@@ -123,7 +124,7 @@ async def post_override(server: Server, request: web.Request) -> web.StreamRespo
         case "DELETE":
             return await delete_upload(server, request)
         case other:
-            raise Refusal(METHOD_NOT_ALLOWED, "X-HTTP-Method-Override", expected="PATCH or DELETE", got=other[:80])
+            raise ProblemError(METHOD_NOT_ALLOWED, "X-HTTP-Method-Override", expected="PATCH or DELETE", got=other[:80])
 
 
 async def mark(request: web.Request, response: web.StreamResponse) -> None:
@@ -148,7 +149,7 @@ async def _opened(server: Server, request: web.Request) -> AsyncIterator[tuple[U
 def _receipt(ended: UploadRecord) -> UpdateReceipt:
     """The receipt of an upload that has ended. Raises the refusal that ended it instead."""
     if ended.problem:
-        raise Refusal.from_document(ended.problem.encode(), 0)
+        raise ProblemError.from_document(ended.problem.encode(), 0)
     return UpdateReceipt(ended.receipt, ended.round)
 
 

@@ -21,9 +21,10 @@ from he_protocol.arithmetic import residues
 from he_protocol.arithmetic.keystream import KEY_BYTES, derive_key
 from he_protocol.arithmetic.residues import ResidueLayout
 from he_protocol.envelope import seal
+from he_protocol.errors import ProblemError
 from he_protocol.identity.jws import token_hash
 from he_protocol.messages import Commitment, Confirmation, Contribution, PartDigest, Reveal, SealedSeeds
-from he_protocol.problems import CEREMONY_CONFLICT, COMMITMENT_BROKEN, MALFORMED, Refusal
+from he_protocol.problems import CEREMONY_CONFLICT, COMMITMENT_BROKEN, MALFORMED
 from he_protocol.sharing import Sharing
 from he_protocol.task import Task
 
@@ -61,12 +62,12 @@ def part_seeds(task: Task, holder: int, own: Seeds, contributions: Sequence[Cont
         shared = _shared_parts(task.sharing, holder, other)
         boxes = [box.box for box in contribution.boxes if box.to == name]
         if len(boxes) != bool(shared):
-            raise Refusal(
+            raise ProblemError(
                 CEREMONY_CONFLICT, f"boxes from {contribution.holder!r}", expected=int(bool(shared)), got=len(boxes)
             )
         plaintext = key.open(boxes[0], _info(task, contribution.holder, name)) if boxes else b""
         if len(plaintext) != KEY_BYTES * len(shared):
-            raise Refusal(MALFORMED, "seeds", expected=KEY_BYTES * len(shared), got=len(plaintext))
+            raise ProblemError(MALFORMED, "seeds", expected=KEY_BYTES * len(shared), got=len(plaintext))
         received.append({part: plaintext[KEY_BYTES * i :][:KEY_BYTES] for i, part in enumerate(shared)})
     return {
         part: derive_key(
@@ -97,14 +98,14 @@ def check_commitments(task: Task, commitments: Sequence[Commitment]) -> dict[int
     commitments: one of each holder, in holder order. Raises `ceremony-conflict`, naming who differs.
     """
     if len({commitment.transcript for commitment in commitments}) != 1:
-        raise Refusal(CEREMONY_CONFLICT, "the holders saw different contributions")
+        raise ProblemError(CEREMONY_CONFLICT, "the holders saw different contributions")
     agreed: dict[int, bytes] = {}
     for holder, commitment in enumerate(commitments):
         if tuple(entry.part for entry in commitment.parts) != task.sharing.parts_of(holder):
-            raise Refusal(CEREMONY_CONFLICT, f"{commitment.holder!r} committed to parts that are not its own")
+            raise ProblemError(CEREMONY_CONFLICT, f"{commitment.holder!r} committed to parts that are not its own")
         for entry in commitment.parts:
             if agreed.setdefault(entry.part, entry.sha256) != entry.sha256:
-                raise Refusal(CEREMONY_CONFLICT, f"{commitment.holder!r} contradicts others on part {entry.part}")
+                raise ProblemError(CEREMONY_CONFLICT, f"{commitment.holder!r} contradicts others on part {entry.part}")
     return agreed
 
 
@@ -129,10 +130,10 @@ def check_reveals(task: Task, layout: ResidueLayout, bodies: Sequence[bytes], ag
         parts = revealed_parts(task.sharing, holder)
         name = task.config.holders[holder].name
         if len(body) != layout.size * len(parts):
-            raise Refusal(MALFORMED, f"revealed by {name!r}", expected=layout.size * len(parts), got=len(body))
+            raise ProblemError(MALFORMED, f"revealed by {name!r}", expected=layout.size * len(parts), got=len(body))
         for i, part in enumerate(parts):
             if hashlib.sha256(body[layout.size * i :][: layout.size]).digest() != agreed[part]:
-                raise Refusal(COMMITMENT_BROKEN, f"part {part}, revealed by {name!r}")
+                raise ProblemError(COMMITMENT_BROKEN, f"part {part}, revealed by {name!r}")
 
 
 def joint_key(layout: ResidueLayout, bodies: Sequence[bytes]) -> bytes:

@@ -17,9 +17,10 @@ from he_party.keyfile import read_private, write_private
 from he_party.transport import Transport
 from he_protocol import documents, limits, paths
 from he_protocol.arithmetic import residues
+from he_protocol.errors import ProblemError
 from he_protocol.identity.jws import verify
 from he_protocol.messages import Commitment, Confirmation, Contribution, Message, Reveal
-from he_protocol.problems import CEREMONY_CONFLICT, NO_QUORUM, NOT_ADDRESSED, WRONG_EPOCH, WRONG_TASK, Refusal
+from he_protocol.problems import CEREMONY_CONFLICT, NO_QUORUM, NOT_ADDRESSED, WRONG_EPOCH, WRONG_TASK
 from he_protocol.task import Task
 
 Progress = Callable[[str], None]
@@ -69,7 +70,7 @@ class Ceremony:
         await self._post("confirmation", mine, key if index == 0 else b"")
         _, others = await self._collect("confirmation", Confirmation)
         if {(other.key, other.transcript) for other in others} != {(mine.key, mine.transcript)}:
-            raise Refusal(CEREMONY_CONFLICT, "the holders computed different joint keys")
+            raise ProblemError(CEREMONY_CONFLICT, "the holders computed different joint keys")
         return mine.key
 
     def _own_seeds(self) -> ceremony.Seeds:
@@ -106,7 +107,7 @@ class Ceremony:
         """Whether a post is one that we have signed, whatever name the board gives it."""
         try:
             return token is not None and bool(verify(token, kind, self._holder.identity.key.public))
-        except Refusal:
+        except ProblemError:
             return False
 
     async def _collect(self, phase: documents.Phase, kind: type[M]) -> tuple[list[str], list[M]]:
@@ -120,7 +121,9 @@ class Ceremony:
                     await asyncio.sleep(POLL_SECONDS)
         except TimeoutError:
             missing = [holder.name for holder in holders if holder.name not in board]
-            raise Refusal(NO_QUORUM, f"no {phase} from {', '.join(missing)} within {self._patience:.0f} s") from None
+            raise ProblemError(
+                NO_QUORUM, f"no {phase} from {', '.join(missing)} within {self._patience:.0f} s"
+            ) from None
         tokens = [board[holder.name] for holder in holders]
         messages = [verify(token, kind, holder.key) for token, holder in zip(tokens, holders, strict=True)]
         for message, holder in zip(messages, holders, strict=True):
@@ -155,8 +158,8 @@ def check_bound(task: Task, holder: str, message: Contribution | Commitment | Re
     """
     kind = type(message).__name__
     if message.task_hash != task.hash:
-        raise Refusal(WRONG_TASK, f"{kind} of {holder!r}", expected=task.id, got=message.task_hash.hex())
+        raise ProblemError(WRONG_TASK, f"{kind} of {holder!r}", expected=task.id, got=message.task_hash.hex())
     if message.epoch != task.config.epoch:
-        raise Refusal(WRONG_EPOCH, f"{kind} of {holder!r}", expected=task.config.epoch, got=message.epoch)
+        raise ProblemError(WRONG_EPOCH, f"{kind} of {holder!r}", expected=task.config.epoch, got=message.epoch)
     if message.holder != holder:
-        raise Refusal(NOT_ADDRESSED, f"a {kind} in the place of {holder!r}", expected=holder, got=message.holder)
+        raise ProblemError(NOT_ADDRESSED, f"a {kind} in the place of {holder!r}", expected=holder, got=message.holder)

@@ -11,7 +11,8 @@ import typer
 from he_holder.cli.options import DataDir, OutputFormat, TlsCa, open_holder
 from he_party import console
 from he_party.console import Passphrase, command, run_async
-from he_protocol.problems import NOT_FOUND, Refusal
+from he_protocol.errors import ProblemError
+from he_protocol.problems import NOT_FOUND
 
 if TYPE_CHECKING:
     from he_holder.holder import KeyHolder
@@ -126,7 +127,7 @@ async def _find(holder: KeyHolder, name: str) -> tuple[Task, str]:
     found = [(task, url) for task, url in joined if name in {task.config.name, task.id}]
     if len(found) != 1:
         listed = ", ".join(f"{task.id} ({task.config.name}, epoch {task.config.epoch})" for task, _ in found or joined)
-        raise Refusal(
+        raise ProblemError(
             NOT_FOUND, f"{len(found)} joined tasks are called {name!r}", expected=f"one of {listed or 'none'}"
         )
     return found[0]

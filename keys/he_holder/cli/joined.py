@@ -15,8 +15,9 @@ from he_party import console
 from he_party.tasks import MEMORY_FILE, TaskMemory
 from he_party.transport import Transport
 from he_protocol.committee import describe
+from he_protocol.errors import ProblemError
 from he_protocol.privacy.plan import epsilon
-from he_protocol.problems import BAD_PLAN, Refusal
+from he_protocol.problems import BAD_PLAN
 from he_protocol.task import Task
 
 
@@ -53,7 +54,7 @@ async def run(settings: Settings) -> None:
     ]
     if not agents:
         await holder.ledger.close()
-        raise Refusal(BAD_PLAN, "no task to serve; 'he-holder join' joins one")
+        raise ProblemError(BAD_PLAN, "no task to serve; 'he-holder join' joins one")
     work = asyncio.ensure_future(serve(holder, agents))
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -13,8 +13,9 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from he_holder.hpke_key import HpkeKey
 from he_protocol.arithmetic.residues import pack
+from he_protocol.errors import ProblemError
 from he_protocol.messages import UpdateHeader
-from he_protocol.problems import DIGEST_MISMATCH, Refusal
+from he_protocol.problems import DIGEST_MISMATCH
 from he_protocol.schemes.kahe import (
     NONCE,
     SEED_BYTES,
@@ -88,7 +89,7 @@ class KaheKeySum:
         try:
             plain = AESGCM(key).decrypt(NONCE, sealed, info)
         except InvalidTag:
-            raise Refusal(
+            raise ProblemError(
                 DIGEST_MISMATCH, f"the explicit key share of update {header.update_id.hex()} does not open"
             ) from None
         return np.frombuffer(plain, dtype="<u4").astype(np.uint32, copy=False)

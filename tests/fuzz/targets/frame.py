@@ -5,15 +5,15 @@ from __future__ import annotations
 from contextlib import suppress
 
 from he_protocol import frames
+from he_protocol.errors import ProblemError
 from he_protocol.messages import SignedUpdate, decode, encode
-from he_protocol.problems import Refusal
 from tests.fuzz.vectors import load
 
 SEEDS = [bytes.fromhex(v["frame"]) for v in load("good_frames")]
 
 
 def run(data: bytes) -> None:
-    with suppress(Refusal):
+    with suppress(ProblemError):
         head, body = frames.split(data)
         assert frames.start(head) + bytes(body) == data
         signed = decode(head, SignedUpdate)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from he_holder.schemes.kahe import KaheKeySum
 from he_protocol import envelope
+from he_protocol.errors import ProblemError
 from he_protocol.messages import Part, UpdateHeader
-from he_protocol.problems import Refusal
 from he_protocol.schemes.kahe import ENVELOPE_BYTES, Kahe, box_bytes, envelope_info
 from he_protocol.task import Task
 from tests.vectors.parties import hpke_key, kahe_config
@@ -31,7 +31,7 @@ def run(data: bytes) -> None:
     before = list(total.release(b"", 0))
     try:
         total.add(HEADER, _fit(body, SIZE))  # a holder checks the size before
-    except Refusal:
+    except ProblemError:
         assert list(total.release(b"", 0)) == before, "a refused update was added"
 
 

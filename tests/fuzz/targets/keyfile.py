@@ -12,9 +12,9 @@ from joserfc.errors import SecurityWarning
 from joserfc.jwk import OctKey
 
 from he_party.keyfile import KeyRecord, read_private
+from he_protocol.errors import ProblemError
 from he_protocol.identity.jws import SigningKey
 from he_protocol.messages import Part, encode
-from he_protocol.problems import Refusal
 
 warnings.simplefilter("ignore", SecurityWarning)  # few rounds: this key guards nothing, and has to open fast
 
@@ -37,7 +37,7 @@ def run(data: bytes) -> None:
     _FILE.write_bytes(data)
     _FILE.chmod(0o600)
     try:
-        with suppress(Refusal):
+        with suppress(ProblemError):
             record = read_private(_FILE, KeyRecord, PASSPHRASE)
             assert record.signing.sign(Part("p", 0, bytes(32)))
     finally:

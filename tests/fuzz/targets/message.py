@@ -5,8 +5,8 @@ from __future__ import annotations
 from contextlib import suppress
 
 from he_protocol import documents
+from he_protocol.errors import ProblemError
 from he_protocol.messages import decode, encode
-from he_protocol.problems import Refusal
 from he_protocol.task import TaskConfig, check_config
 from tests.fuzz.vectors import KINDS, MESSAGES
 
@@ -22,9 +22,9 @@ def run(data: bytes) -> None:
     if not data:
         return
     kind = _READ[data[0] % len(_READ)]
-    with suppress(Refusal):
+    with suppress(ProblemError):
         message = decode(data[1:], kind)
         assert decode(encode(message), kind) == message
         if isinstance(message, TaskConfig):
             check_config(message)
-    Refusal.from_document(data[1:], 400).document()
+    ProblemError.from_document(data[1:], 400).document()

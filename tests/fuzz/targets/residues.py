@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from he_protocol.arithmetic.residues import ResidueLayout, check, fold, pack, unpack
-from he_protocol.problems import Refusal
+from he_protocol.errors import ProblemError
 from tests.fuzz.vectors import load
 
 
@@ -26,7 +26,7 @@ def verdict(work: Callable[..., object], *arguments: object) -> str:
     """The problem, or nothing."""
     try:
         work(*arguments)
-    except Refusal as refusal:
+    except ProblemError as refusal:
         return refusal.problem.slug
     return ""
 

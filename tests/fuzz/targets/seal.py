@@ -6,7 +6,7 @@ from contextlib import suppress
 
 import numpy as np
 
-from he_protocol.problems import Refusal
+from he_protocol.errors import ProblemError
 from he_protocol.schemes import seal_codec
 from tests.support.tenseal_vector import ckks_vector
 
@@ -18,11 +18,11 @@ SEEDS = [_OBJECT, ckks_vector(4, _OBJECT, SCALE), seal_codec.public_context(_RES
 
 def run(data: bytes) -> None:
     objects = [data]
-    with suppress(Refusal):
+    with suppress(ProblemError):
         seal_codec.refuse_private(data)
         objects += seal_codec.read_vector(data)
     for item in objects:
-        with suppress(Refusal):
+        with suppress(ProblemError):
             mode, payload = seal_codec.unwrap(item)
             polynomials = seal_codec.read_ciphertext(payload, MODULI, DEGREE, SCALE)
             assert item[6:] == seal_codec.ciphertext(polynomials, MODULI, SCALE)[6:]
