@@ -1,4 +1,4 @@
-"""`he-client`: enrol a device, train for a task, submit updates."""
+"""`he-client`: enroll a device, train for a task, submit updates."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def init(
 @app.command("enroll-request")
 @command
 def enroll_request(data_dir: DataDir = None) -> None:
-    """Print the signed enrolment request again."""
+    """Print the signed enrollment request again."""
     from he_client.settings import ClientSettings
     from he_party.identity import REQUEST_FILE
 

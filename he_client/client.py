@@ -15,14 +15,14 @@ from types import TracebackType
 from typing import BinaryIO, Self
 
 from he_client.attempt import Train, attempt
-from he_client.encode import Encoder
 from he_client.floors import Floors, check_floors
 from he_client.published import Model, opened_sum, pull_model
+from he_client.quantise import UpdateQuantiser
 from he_client.resumable import ResumableUpload
 from he_client.revocations import REVOCATIONS_FILE, RevocationFile
-from he_client.schemes import Sealer, Source, make_sealer
+from he_client.schemes import Encryptor, Source, make_encryptor
 from he_client.spending import Spending
-from he_client.spool import SealedUpdate, Spool
+from he_client.spool import EncryptedUpdate, Spool
 from he_client.tensors import Tensors, flatten
 from he_party.files import private_opener
 from he_party.identity import Identity
@@ -33,7 +33,7 @@ from he_protocol import paths as api_paths
 from he_protocol.errors import ProblemError
 from he_protocol.identity.jws import token_hash, verify
 from he_protocol.identity.revocation import check_fresh, check_key
-from he_protocol.messages import Part, Receipt, SignedUpdate, UpdateHeader, decode
+from he_protocol.messages import Receipt, SectionEntry, SignedUpdate, UpdateHeader, from_json
 from he_protocol.privacy.accountant import Spent
 from he_protocol.privacy.plan import epsilon
 from he_protocol.privacy.quantise import Integers
@@ -89,7 +89,7 @@ class HushSumClient:
         self._floors = floors or Floors()
         self._transport = Transport(url, identity, tls=tls, retry=retry, clock=clock)
         self._spending = Spending(self._state / SPENDING_FILE, self._floors.epsilon)
-        self._sealers: dict[str, Sealer] = {}
+        self._encryptors: dict[str, Encryptor] = {}
         self._clock = clock
         self._resumable_above = resumable_above
 
@@ -129,21 +129,22 @@ class HushSumClient:
         """Clip, quantise, add noise, encrypt, store, upload.
 
         update: float32 tensors of the task's names and shapes: the change of the model (or, at record
-        level, the sum of clipped gradients times -1). `within` is as in `send`. Under a DP plan values that cannot be
-        used become zero (see `he_client.encode.Encoder`). Raises the refusal that names what is wrong; when the server
-        cannot be reached the sealed update stays in the state directory and `resume` sends the same bytes again.
+        level, the sum of clipped gradients times -1). `within` is as in `upload`. Under a DP plan values that cannot be
+        used become zero (see `he_client.quantise.UpdateQuantiser`). Raises the refusal that names what is wrong; when
+        the server cannot be reached the sealed update stays in the state directory and `resume` sends the same bytes
+        again.
         """
         started = time.perf_counter()
-        encoder = Encoder(task, flatten(task, update), examples)
-        sealed = await self.seal(task, encoder.block, base_version=base_version)
-        encrypted = time.perf_counter()
-        sent = await self.send(task, sealed, within=within)
+        quantiser = UpdateQuantiser(task, flatten(task, update), examples)
+        encrypted = await self.encrypt(task, quantiser.block, base_version=base_version)
+        between = time.perf_counter()
+        sent = await self.upload(task, encrypted, within=within)
         return Submission(
             sent.task_id,
             sent.update_id,
             sent.round,
             sent.bytes,
-            {"encrypt": encrypted - started} | sent.seconds,
+            {"encrypt": between - started} | sent.seconds,
         )
 
     async def submit_from(
@@ -156,32 +157,35 @@ class HushSumClient:
         update, examples = await asyncio.to_thread(attempt, task, train, model.tensors, raise_errors=raise_errors)
         return await self.submit(task, update, base_version=model.version, examples=examples, within=within)
 
-    async def seal(self, task: Task, source: Source, *, base_version: int) -> SealedUpdate:
-        """Encrypt the task.length integers of `source` (see `he_client.encode.Encoder`) and store them durably.
+    async def encrypt(self, task: Task, source: Source, *, base_version: int) -> EncryptedUpdate:
+        """Encrypt the task.length integers of `source` (see `he_client.quantise.UpdateQuantiser`) and store them
+        durably.
 
         Raises `below-floor`, or `budget-exhausted` when with it our updates to the job could cost more than the task
         promises.
         """
         await asyncio.to_thread(check_floors, task, self._floors)
         self._spending.check_next(task, [waiting.update_id for waiting in self._spool(task).pending()])
-        sealer = await self._sealer(task)
-        with self._spool(task).sealing() as spool:
-            return await self._seal(task, sealer, spool, source, base_version)
+        encryptor = await self._encryptor(task)
+        with self._spool(task).encrypting() as spool:
+            return await self._encrypt(task, encryptor, spool, source, base_version)
 
-    async def _seal(self, task: Task, sealer: Sealer, spool: Spool, source: Source, base_version: int) -> SealedUpdate:
+    async def _encrypt(
+        self, task: Task, encryptor: Encryptor, spool: Spool, source: Source, base_version: int
+    ) -> EncryptedUpdate:
         update_id = secrets.token_bytes(16)
-        sealed = spool.begin(update_id.hex())
-        digests = {part.name: hashlib.sha256() for part in task.body}
-        files = await asyncio.to_thread(_open_parts, task, sealed)
+        encrypted = spool.begin(update_id.hex())
+        digests = {section.name: hashlib.sha256() for section in task.body}
+        files = await asyncio.to_thread(_open_sections, task, encrypted)
 
         def write(name: str, data: bytes | memoryview) -> None:
             digests[name].update(data)
             files[name].write(data)
 
         try:
-            await sealer.seal(update_id, source, write)
+            await encryptor.encrypt(update_id, source, write)
         except BaseException:
-            spool.discard(sealed)
+            spool.discard(encrypted)
             raise
         finally:
             for file in files.values():
@@ -194,12 +198,14 @@ class HushSumClient:
             client=identity.name,
             base_version=base_version,
             created=int(self._clock()),
-            parts=tuple(Part(part.name, part.size, digests[part.name].digest()) for part in task.body),
+            sections=tuple(
+                SectionEntry(section.name, section.size, digests[section.name].digest()) for section in task.body
+            ),
         )
-        spool.commit(sealed, SignedUpdate(identity.key.sign(header), identity.credential))
-        return sealed
+        spool.commit(encrypted, SignedUpdate(identity.key.sign(header), identity.credential))
+        return encrypted
 
-    async def send(self, task: Task, sealed: SealedUpdate, *, within: float = 0.0) -> Submission:
+    async def upload(self, task: Task, encrypted: EncryptedUpdate, *, within: float = 0.0) -> Submission:
         """Upload a sealed update, byte for byte the same however often, and keep the receipt.
 
         From here on it counts as opened, whatever the server says (`privacy_spent`).
@@ -209,20 +215,20 @@ class HushSumClient:
         """
         started = time.perf_counter()
         spool = self._spool(task)
-        head = sealed.head
-        await asyncio.to_thread(self._spending.count, task, sealed.update_id)
+        head = encrypted.head
+        await asyncio.to_thread(self._spending.count, task, encrypted.update_id)
         try:
-            receipt = await self._upload(task, sealed, within)
+            receipt = await self._upload(task, encrypted, within)
         except ProblemError as refusal:
             if refusal.problem.drops:
-                spool.discard(sealed)
+                spool.discard(encrypted)
             raise
         signed = verify(receipt.receipt, Receipt, task.config.server.key)
-        if (signed.update_id.hex(), signed.header) != (sealed.update_id, token_hash(spool.header(sealed).header)):
-            raise ProblemError(UNEXPECTED_ANSWER, "the receipt is for another update", expected=sealed.update_id)
-        size = sealed.size + len(frames.start(head))
-        spool.finish(sealed, receipt.receipt)
-        return Submission(task.id, sealed.update_id, receipt.round, size, {"upload": time.perf_counter() - started})
+        if (signed.update_id.hex(), signed.header) != (encrypted.update_id, token_hash(spool.header(encrypted).header)):
+            raise ProblemError(UNEXPECTED_ANSWER, "the receipt is for another update", expected=encrypted.update_id)
+        size = encrypted.size + len(frames.start(head))
+        spool.finish(encrypted, receipt.receipt)
+        return Submission(task.id, encrypted.update_id, receipt.round, size, {"upload": time.perf_counter() - started})
 
     async def resume(self, task: Task) -> list[Submission]:
         """Send what an earlier run sealed but got no receipt for.
@@ -232,14 +238,14 @@ class HushSumClient:
         call. Any other refusal is raised.
         """
         sent = []
-        for sealed in self._spool(task).pending():
+        for encrypted in self._spool(task).pending():
             try:
-                sent.append(await self.send(task, sealed))
+                sent.append(await self.upload(task, encrypted))
             except ProblemError as refusal:
                 if refusal.problem.drops:
-                    log.warning("update %s is dropped: %s", sealed.update_id, refusal)
+                    log.warning("update %s is dropped: %s", encrypted.update_id, refusal)
                 elif refusal.problem == ALREADY_IN_ROUND:
-                    log.info("update %s waits for the next round", sealed.update_id)
+                    log.info("update %s waits for the next round", encrypted.update_id)
                 else:
                     raise
         return sent
@@ -303,16 +309,18 @@ class HushSumClient:
         """Epsilon if the task uses its whole budget of openings: known before training starts."""
         return epsilon(task.config.privacy, task.config.max_openings)
 
-    async def _upload(self, task: Task, sealed: SealedUpdate, within: float) -> documents.UpdateReceipt:
+    async def _upload(self, task: Task, encrypted: EncryptedUpdate, within: float) -> documents.UpdateReceipt:
         deadline = time.monotonic() + within
         pause = 0.05
         while True:
             try:
-                if sealed.size > self._resumable_above:
-                    return await ResumableUpload(self._transport, task, sealed).send()
-                path = api_paths.update_path(task.id, sealed.update_id)
-                answer = await self._transport.put_frame(path, sealed.head, sealed.parts, task.config.server.name)
-                return decode(answer.body, documents.UpdateReceipt)
+                if encrypted.size > self._resumable_above:
+                    return await ResumableUpload(self._transport, task, encrypted).send()
+                path = api_paths.update_path(task.id, encrypted.update_id)
+                answer = await self._transport.put_frame(
+                    path, encrypted.head, encrypted.sections, task.config.server.name
+                )
+                return from_json(answer.body, documents.UpdateReceipt)
             except ProblemError as refusal:
                 if refusal.problem != ALREADY_IN_ROUND or time.monotonic() >= deadline:
                     raise
@@ -320,14 +328,14 @@ class HushSumClient:
             pause = min(pause * 1.5, NEXT_ROUND_SECONDS)
 
     def _spool(self, task: Task) -> Spool:
-        return Spool(self._state / "updates", task.id, tuple(part.name for part in task.body))
+        return Spool(self._state / "updates", task.id, tuple(section.name for section in task.body))
 
-    async def _sealer(self, task: Task) -> Sealer:
-        if task.id not in self._sealers:
-            self._sealers[task.id] = await make_sealer(task, self._transport, self._state / "keys")
-        return self._sealers[task.id]
+    async def _encryptor(self, task: Task) -> Encryptor:
+        if task.id not in self._encryptors:
+            self._encryptors[task.id] = await make_encryptor(task, self._transport, self._state / "keys")
+        return self._encryptors[task.id]
 
 
-def _open_parts(task: Task, sealed: SealedUpdate) -> dict[str, BinaryIO]:
-    paths = zip(task.body, sealed.parts, strict=True)
-    return {part.name: open(path, "wb", opener=private_opener) for part, path in paths}
+def _open_sections(task: Task, encrypted: EncryptedUpdate) -> dict[str, BinaryIO]:
+    paths = zip(task.body, encrypted.sections, strict=True)
+    return {section.name: open(path, "wb", opener=private_opener) for section, path in paths}

@@ -10,11 +10,11 @@ import asyncio
 import re
 from collections.abc import Sequence
 
-from he_client.spool import SealedUpdate
+from he_client.spool import EncryptedUpdate
 from he_party.transport import Answer, Piece, Transport
 from he_protocol import documents, frames, paths, tus
 from he_protocol.errors import ProblemError
-from he_protocol.messages import decode
+from he_protocol.messages import from_json
 from he_protocol.problems import UNEXPECTED_ANSWER
 from he_protocol.task import Task
 
@@ -28,12 +28,12 @@ _LOCATION = re.compile(paths.upload_path("[0-9a-f]{32}"))
 class ResumableUpload:
     """The upload of one sealed update, from wherever it stands."""
 
-    def __init__(self, transport: Transport, task: Task, sealed: SealedUpdate) -> None:
+    def __init__(self, transport: Transport, task: Task, encrypted: EncryptedUpdate) -> None:
         self._transport = transport
         self._task = task
-        self._update_id = bytes.fromhex(sealed.update_id)
-        self._pieces: tuple[Piece, ...] = (frames.start(sealed.head), *sealed.parts)
-        self._length = len(frames.start(sealed.head)) + sealed.size
+        self._update_id = bytes.fromhex(encrypted.update_id)
+        self._pieces: tuple[Piece, ...] = (frames.start(encrypted.head), *encrypted.sections)
+        self._length = len(frames.start(encrypted.head)) + encrypted.size
 
     async def send(self) -> documents.UpdateReceipt:
         """Raises what the PUT of the update would; `unexpected-answer` from a server that makes no progress."""
@@ -59,7 +59,7 @@ class ResumableUpload:
                 raise ProblemError(UNEXPECTED_ANSWER, "the upload makes no progress", got=f"offset {reached}")
             offset = reached
         answer = await self._transport.request("GET", path, headers=_VERSION)
-        return decode(answer.body, documents.UpdateReceipt)
+        return from_json(answer.body, documents.UpdateReceipt)
 
     async def _begin(self) -> str:
         about = {"Upload-Length": str(self._length), "Upload-Metadata": tus.metadata(self._update_id)}

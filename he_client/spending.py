@@ -17,7 +17,7 @@ from typing import BinaryIO
 
 from he_party.files import sync
 from he_protocol.errors import ProblemError
-from he_protocol.messages import Digest, Message, Name, UpdateId, decode, encode
+from he_protocol.messages import Digest, Message, Name, UpdateId, from_json, to_json
 from he_protocol.privacy.accountant import Spent
 from he_protocol.privacy.plan import PrivacyPlan, spent_together
 from he_protocol.problems import BUDGET_EXHAUSTED
@@ -65,7 +65,7 @@ class Spending:
             self._check(task, [*sent.values(), entry.plan])
             file.seek(content.rfind(b"\n") + 1)  # of a line that a crash cut off, nothing was sent
             file.truncate()
-            file.write(encode(entry) + b"\n")
+            file.write(to_json(entry) + b"\n")
             file.flush()
             os.fsync(file.fileno())
         sync(self._path.parent)
@@ -100,5 +100,5 @@ def _cost(plans: Iterable[PrivacyPlan], promise: PrivacyPlan) -> Spent:
 
 def _plans(content: bytes, task: Task) -> dict[bytes, PrivacyPlan]:
     """By update id, of the task's job. What follows the last line break was cut off by a crash."""
-    entries = (decode(line, Entry) for line in content.split(b"\n")[:-1])
+    entries = (from_json(line, Entry) for line in content.split(b"\n")[:-1])
     return {entry.update: entry.plan for entry in entries if entry.job == task.config.name}

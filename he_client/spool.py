@@ -17,19 +17,19 @@ from pathlib import Path
 from typing import Self
 
 from he_party.files import private_directory, sync, write_durably
-from he_protocol.messages import SignedUpdate, decode, encode
+from he_protocol.messages import SignedUpdate, from_json, to_json
 
 HEAD, RECEIPT = "head", "receipt"
 
 
 @dataclass(frozen=True)
-class SealedUpdate:
-    """One sealed update in the spool; `parts` are the body's files in the order in which they travel."""
+class EncryptedUpdate:
+    """One sealed update in the spool; `sections` are the body's files in the order in which they travel."""
 
     task_id: str
     update_id: str
     folder: Path
-    parts: tuple[Path, ...]
+    sections: tuple[Path, ...]
 
     @property
     def head(self) -> bytes:
@@ -38,39 +38,39 @@ class SealedUpdate:
     @property
     def size(self) -> int:
         """Bytes of the body."""
-        return sum(path.stat().st_size for path in self.parts)
+        return sum(path.stat().st_size for path in self.sections)
 
 
 class Spool:
     """The sealed updates of one client for one task."""
 
-    def __init__(self, root: Path, task_id: str, part_names: tuple[str, ...]) -> None:
+    def __init__(self, root: Path, task_id: str, section_names: tuple[str, ...]) -> None:
         self._root = root / task_id
         self._task_id = task_id
-        self._part_names = part_names
+        self._section_names = section_names
 
     @contextmanager
-    def sealing(self) -> Iterator[Self]:
+    def encrypting(self) -> Iterator[Self]:
         """Around everything from `begin` to `commit`: meanwhile nobody, in no process, takes it for abandoned."""
         with self._locked(fcntl.LOCK_SH):
             yield self
 
-    def begin(self, update_id: str) -> SealedUpdate:
+    def begin(self, update_id: str) -> EncryptedUpdate:
         """An empty folder for an update that is about to be sealed."""
         folder = self._root / update_id
         private_directory(self._root)
         folder.mkdir(mode=0o700)
         for above in (self._root, *list(self._root.parents)[:2]):  # also what a crash left made, but not durable
             sync(above)
-        return self._sealed(update_id)
+        return self._entry(update_id)
 
-    def commit(self, sealed: SealedUpdate, head: SignedUpdate) -> None:
+    def commit(self, encrypted: EncryptedUpdate, head: SignedUpdate) -> None:
         """Make the parts and then the head durable: from now on the update is only ever resent."""
-        for path in sealed.parts:
+        for path in encrypted.sections:
             sync(path)
-        write_durably(sealed.folder / HEAD, encode(head))
+        write_durably(encrypted.folder / HEAD, to_json(head))
 
-    def pending(self) -> list[SealedUpdate]:
+    def pending(self) -> list[EncryptedUpdate]:
         """Sealed updates without a receipt, oldest first; half-sealed ones are removed, unless somebody seals now."""
         self._remove_abandoned()
         found = []
@@ -78,26 +78,26 @@ class Spool:
             if not (folder / HEAD).exists():
                 continue
             if not (folder / RECEIPT).exists():
-                found.append(self._sealed(folder.name))
+                found.append(self._entry(folder.name))
             else:
-                _drop_parts(self._sealed(folder.name))
+                _drop_sections(self._entry(folder.name))
         return found
 
-    def finish(self, sealed: SealedUpdate, receipt: str) -> None:
+    def finish(self, encrypted: EncryptedUpdate, receipt: str) -> None:
         """Keep the server's receipt, drop the ciphertext."""
-        write_durably(sealed.folder / RECEIPT, receipt.encode())
-        _drop_parts(sealed)
+        write_durably(encrypted.folder / RECEIPT, receipt.encode())
+        _drop_sections(encrypted)
 
-    def discard(self, sealed: SealedUpdate) -> None:
+    def discard(self, encrypted: EncryptedUpdate) -> None:
         """Forget an update that the server refused for good."""
-        shutil.rmtree(sealed.folder)
+        shutil.rmtree(encrypted.folder)
 
     def acknowledged(self) -> int:
         """How many updates of this task the server has acknowledged."""
         return sum((folder / RECEIPT).exists() for folder in self._folders())
 
-    def header(self, sealed: SealedUpdate) -> SignedUpdate:
-        return decode(sealed.head, SignedUpdate)
+    def header(self, encrypted: EncryptedUpdate) -> SignedUpdate:
+        return from_json(encrypted.head, SignedUpdate)
 
     def _remove_abandoned(self) -> None:
         if not self._root.exists():
@@ -124,11 +124,11 @@ class Spool:
     def _folders(self) -> list[Path]:
         return [path for path in self._root.iterdir() if path.is_dir()] if self._root.exists() else []
 
-    def _sealed(self, update_id: str) -> SealedUpdate:
+    def _entry(self, update_id: str) -> EncryptedUpdate:
         folder = self._root / update_id
-        return SealedUpdate(self._task_id, update_id, folder, tuple(folder / name for name in self._part_names))
+        return EncryptedUpdate(self._task_id, update_id, folder, tuple(folder / name for name in self._section_names))
 
 
-def _drop_parts(sealed: SealedUpdate) -> None:
-    for path in sealed.parts:
+def _drop_sections(encrypted: EncryptedUpdate) -> None:
+    for path in encrypted.sections:
         path.unlink(missing_ok=True)  # a crash may have come in between

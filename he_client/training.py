@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from torch.func import functional_call, grad, vmap
 
-from he_client.encode import Words, secret_words
+from he_client.quantise import Words, secret_words
 from he_protocol.task import TensorSpec
 
 log = logging.getLogger("he-client")

@@ -12,7 +12,7 @@ from he_party.keyfile import KeyRecord, read_private, write_private
 from he_protocol.envelope import possession_message
 from he_protocol.errors import ProblemError
 from he_protocol.identity.jws import SigningKey, public_from_jwk, verify
-from he_protocol.messages import Credential, EnrolRequest, Name, Role
+from he_protocol.messages import Credential, EnrollRequest, Name, Role
 from he_protocol.problems import BAD_KEY_FILE, BAD_SETTINGS, NOT_ADDRESSED
 
 KEY_FILE = "identity.key"
@@ -58,7 +58,7 @@ def create(
     hpke: bytes = b"",
     prove: Callable[[bytes], bytes] = lambda message: b"",
 ) -> str:
-    """Make a key pair, store it with mode 0600, and return the signed enrolment request.
+    """Make a key pair, store it with mode 0600, and return the signed enrollment request.
 
     `hpke` is a key holder's public HPKE key, and `prove` signs with its private half. Raises `bad-settings` for a name
     that no credential could carry, and `bad-key-file` rather than overwrite a key.
@@ -70,7 +70,7 @@ def create(
     key = SigningKey.generate()
     write_private(directory / KEY_FILE, KeyRecord(name, key.public, key.private), passphrase)
     possession = prove(possession_message(name, key.public, hpke))
-    request = key.sign(EnrolRequest(name, role, key.public, int(now), hpke, possession))
+    request = key.sign(EnrollRequest(name, role, key.public, int(now), hpke, possession))
     (directory / REQUEST_FILE).write_text(request + "\n")
     return request
 

@@ -20,7 +20,7 @@ from msgspec import Meta
 from he_party.files import private_directory, sync, write_durably
 from he_protocol.errors import ProblemError
 from he_protocol.identity.jws import SigningKey
-from he_protocol.messages import MESSAGE_LIMIT, Key32, Message, Name, decode, encode
+from he_protocol.messages import MESSAGE_LIMIT, Key32, Message, Name, from_json, to_json
 from he_protocol.problems import BAD_KEY_FILE
 
 PBES2_ROUNDS = 210_000
@@ -56,7 +56,7 @@ def write_private(path: Path, record: Message, passphrase: str = "", *, replace:
     """
     if path.exists() and not replace:
         raise ProblemError(BAD_KEY_FILE, f"{path} exists and is not overwritten")
-    data = encode(record)
+    data = to_json(record)
     if passphrase:
         if len(passphrase.encode()) < MIN_PASSPHRASE_BYTES:
             raise ProblemError(
@@ -105,7 +105,7 @@ def read_private(path: Path, kind: type[M], passphrase: str = "", *, limit: int 
             data = jwe.decrypt_compact(data, key, registry=registry).plaintext or b""
         except (JoseError, ValueError, OverflowError):  # the last for a negative number of rounds
             raise ProblemError(BAD_KEY_FILE, f"the passphrase does not open {path}") from None
-    return decode(data, kind, limit=limit)
+    return from_json(data, kind, limit=limit)
 
 
 def _overwrite(descriptor: int) -> None:

@@ -16,7 +16,7 @@ from he_party.files import private_directory, private_opener, write_durably
 from he_protocol import documents
 from he_protocol.errors import ProblemError
 from he_protocol.identity.jws import fingerprint
-from he_protocol.messages import Count, Digest, Message, Name, decode, encode
+from he_protocol.messages import Count, Digest, Message, Name, from_json, to_json
 from he_protocol.problems import AMBIGUOUS_TASK, NOT_FOUND, OLD_EPOCH
 from he_protocol.task import Task, looks_like_hash
 
@@ -130,7 +130,7 @@ class TaskMemory:
         self._authority = fingerprint(authority)
 
     def seen(self) -> Seen:
-        """Raises what `decode` raises for a file that was changed: it is not taken for an empty one."""
+        """Raises what `from_json` raises for a file that was changed: it is not taken for an empty one."""
         return {line.name: line.seen for line in self._read() if line.authority == self._authority}
 
     def learn(self, task: Task) -> None:
@@ -145,12 +145,12 @@ class TaskMemory:
                 return
             others = [line for line in self._read() if line.authority != self._authority]
             own = [SeenName(self._authority, name, seen) for name, seen in after.items()]
-            write_durably(self._path, encode(SeenNames((*others, *own))))
+            write_durably(self._path, to_json(SeenNames((*others, *own))))
 
     def _read(self) -> tuple[SeenName, ...]:
         if not self._path.exists():
             return ()
-        return decode(self._path.read_bytes(), SeenNames, limit=MEMORY_LIMIT).names
+        return from_json(self._path.read_bytes(), SeenNames, limit=MEMORY_LIMIT).names
 
 
 def log_refused(listed: Listed) -> None:

@@ -31,7 +31,7 @@ from he_party.identity import Identity
 from he_protocol import documents, frames, limits, paths
 from he_protocol.errors import ProblemError
 from he_protocol.identity.requests import prove_request
-from he_protocol.messages import decode
+from he_protocol.messages import from_json
 from he_protocol.problems import (
     PROBLEMS,
     TOO_LARGE,
@@ -154,7 +154,7 @@ class Transport:
     ) -> T:
         """A JSON answer of the API, decoded."""
         answer = await self.request(method, path, audience=audience, limit=limit)
-        return decode(answer.body, kind, limit=limit)
+        return from_json(answer.body, kind, limit=limit)
 
     async def request(
         self,
@@ -275,7 +275,7 @@ class Transport:
                     refusal = ProblemError.from_document(await _read_capped(response, PROBLEM_BYTES), response.status)
                     if not passes_soon(refusal.problem, response.status):
                         raise refusal
-                    raise _LaterError(refusal, retry_after(response.headers.get("Retry-After", "")))
+                    raise _LaterError(refusal, parse_retry_after(response.headers.get("Retry-After", "")))
                 check_answer(response.status, response.headers, conditional="If-None-Match" in headers)
                 yield response
         except (aiohttp.ClientError, TimeoutError, ConnectionError) as error:
@@ -323,7 +323,7 @@ def passes_soon(problem: ProblemType, status: int) -> bool:
     return status in LATER_STATUS if problem is UNEXPECTED_ANSWER else problem.transient
 
 
-def retry_after(value: str) -> float:
+def parse_retry_after(value: str) -> float:
     """Seconds that a Retry-After header names (RFC 9110 section 10.2.3), 0 for a date or anything else."""
     return float(value) if value.isascii() and value.isdigit() and len(value) <= 9 else 0.0
 

@@ -36,7 +36,7 @@ class Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Base of everything that is signed; the class name is part of the JWS `typ`."""
 
 
-class Part(Message, frozen=True):
+class SectionEntry(Message, frozen=True):
     """One piece of an update's body: its size in bytes and SHA-256."""
 
     name: Name
@@ -53,7 +53,7 @@ class UpdateHeader(Message, frozen=True):
     client: Name
     base_version: Count
     created: Time
-    parts: tuple[Part, ...]
+    sections: tuple[SectionEntry, ...]
 
 
 class SignedUpdate(Message, frozen=True):
@@ -135,10 +135,10 @@ class Objection(Message, frozen=True):
     detail: Annotated[str, Meta(max_length=2000)]
 
 
-class PartDigest(Message, frozen=True):
+class SubshareDigest(Message, frozen=True):
     """SHA-256 of what a holder says about one part of the replicated sharing."""
 
-    part: Count
+    subshare: Count
     sha256: Digest
 
 
@@ -146,7 +146,7 @@ class ShareVector(Message, frozen=True):
     """SHA-256 of what a holder releases of one part of the sharing, for one bucket of a manifest."""
 
     bucket: Count
-    part: Count
+    subshare: Count
     sha256: Digest
 
 
@@ -169,7 +169,7 @@ class Share(Message, frozen=True):
     round: Positive
     manifest: Digest
     holder: Name
-    parts: tuple[ShareVector, ...]
+    vectors: tuple[ShareVector, ...]
     failed: tuple[FailedBucket, ...]
 
 
@@ -196,7 +196,7 @@ class Commitment(Message, frozen=True):
     epoch: Count
     holder: Name
     transcript: Digest
-    parts: tuple[PartDigest, ...]
+    digests: tuple[SubshareDigest, ...]
 
 
 class Reveal(Message, frozen=True):
@@ -206,7 +206,7 @@ class Reveal(Message, frozen=True):
     epoch: Count
     holder: Name
     transcript: Digest
-    parts: tuple[PartDigest, ...]
+    digests: tuple[SubshareDigest, ...]
 
 
 class Confirmation(Message, frozen=True):
@@ -255,7 +255,7 @@ class Credential(Message, frozen=True):
     hpke: bytes = b""
 
 
-class EnrolRequest(Message, frozen=True):
+class EnrollRequest(Message, frozen=True):
     """What a party asks the authority to certify, signed with its own key to prove possession.
 
     possession: of a key holder, the signature of its HPKE key (`he_protocol.envelope.possession_message`).
@@ -305,12 +305,12 @@ class RequestProof(Message, frozen=True):
 M = TypeVar("M")
 
 
-def encode(message: object) -> bytes:
+def to_json(message: object) -> bytes:
     """JSON bytes of a message: what is signed and hashed is exactly these bytes."""
     return msgspec.json.encode(message)
 
 
-def decode(data: bytes, kind: type[M], *, limit: int = MESSAGE_LIMIT) -> M:
+def from_json(data: bytes, kind: type[M], *, limit: int = MESSAGE_LIMIT) -> M:
     """Read one message strictly.
 
     Raises `too-large`, `malformed`, `unknown-field` or `trailing-bytes`.

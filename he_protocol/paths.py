@@ -56,9 +56,9 @@ def answer_path(task: str, number: int, holder: str) -> str:
     return f"{TASKS}/{task}/rounds/{number}/answers/{holder}"
 
 
-def key_parts_path(task: str, number: int) -> str:
+def key_sections_path(task: str, number: int) -> str:
     """Every update's "key" part, one after the other in the manifest's order."""
-    return f"{TASKS}/{task}/rounds/{number}/key-parts"
+    return f"{TASKS}/{task}/rounds/{number}/key-sections"
 
 
 def share_path(task: str, number: int, holder: str) -> str:

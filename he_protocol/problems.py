@@ -104,8 +104,8 @@ MALFORMED = _invalid("malformed", 400, "The message cannot be read").after_chang
 TRAILING_BYTES = _invalid("trailing-bytes", 400, "There are bytes after the end of the message").after_change(
     "Send it again without what follows; if that fails too, report it."
 )
-WRONG_SIZE = _invalid("wrong-size", 400, "A part does not have the size that the profile fixes").never(
-    "Make the message anew for the task's own profile and parts."
+WRONG_SIZE = _invalid("wrong-size", 400, "A section does not have the size that the profile fixes").never(
+    "Make the message anew for the task's own profile and sections."
 )
 TOO_LARGE = _invalid("too-large", 413, "The message is larger than its limit").after_change(
     "Send less at once, or have the receiver's limit raised."
@@ -287,9 +287,9 @@ COMBINE_REFUSED = _conflict("combine-refused", 409, "The shares do not open the 
 CEREMONY_CONFLICT = _conflict("ceremony-conflict", 409, "The key ceremony's messages contradict each other").never(
     "Find the holder that said two things, and begin a new epoch."
 )
-COMMITMENT_BROKEN = _conflict("commitment-broken", 409, "A revealed key part is not the one committed to").never(
-    "Find the holder that broke its commitment, and begin a new epoch without it."
-)
+COMMITMENT_BROKEN = _conflict(
+    "commitment-broken", 409, "A revealed public-key share is not the one committed to"
+).never("Find the holder that broke its commitment, and begin a new epoch without it.")
 
 
 # Somebody could not answer now; nothing is wrong with what was asked

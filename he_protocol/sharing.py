@@ -15,7 +15,7 @@ from math import comb
 from he_protocol.errors import ProblemError
 from he_protocol.problems import BAD_COMMITTEE
 
-MAX_PARTS = 126
+MAX_SUBSHARES = 126
 """C(9, 4): the largest committee whose shares still fit comfortably in one answer."""
 
 
@@ -23,7 +23,7 @@ MAX_PARTS = 126
 class Sharing:
     """The parts of a `threshold`-of-`holders` committee; holders and parts are numbered from 0.
 
-    >>> Sharing(3, 2).parts_of(0)
+    >>> Sharing(3, 2).subshares_of(0)
     (1, 2)
     """
 
@@ -36,8 +36,10 @@ class Sharing:
             raise ProblemError(
                 BAD_COMMITTEE, "the threshold must lie between 1 and the number of holders", got=f"{t} of {n}"
             )
-        if comb(n, t - 1) > MAX_PARTS:
-            raise ProblemError(BAD_COMMITTEE, "too many parts", expected=f"at most {MAX_PARTS}", got=comb(n, t - 1))
+        if comb(n, t - 1) > MAX_SUBSHARES:
+            raise ProblemError(
+                BAD_COMMITTEE, "too many subshares", expected=f"at most {MAX_SUBSHARES}", got=comb(n, t - 1)
+            )
 
     @property
     def excluded(self) -> tuple[tuple[int, ...], ...]:
@@ -45,16 +47,16 @@ class Sharing:
         return tuple(combinations(range(self.holders), self.threshold - 1))
 
     @property
-    def parts(self) -> int:
+    def subshares(self) -> int:
         return comb(self.holders, self.threshold - 1)
 
-    def parts_of(self, holder: int) -> tuple[int, ...]:
+    def subshares_of(self, holder: int) -> tuple[int, ...]:
         """The parts that one holder knows, ascending."""
         return tuple(i for i, out in enumerate(self.excluded) if holder not in out)
 
-    def holders_of(self, part: int) -> tuple[int, ...]:
+    def holders_of(self, subshare: int) -> tuple[int, ...]:
         """The holders that know one part, ascending."""
-        return tuple(h for h in range(self.holders) if h not in self.excluded[part])
+        return tuple(h for h in range(self.holders) if h not in self.excluded[subshare])
 
 
 @dataclass(frozen=True)
@@ -81,13 +83,15 @@ def choices(sharing: Sharing, claims: Mapping[int, Mapping[int, bytes]]) -> list
     at most C(n, t), 126. A holder that claims other parts than its own is in none, and a suspect in all of them; one
     that claims nothing is neither.
     """
-    heard = {holder: parts for holder, parts in claims.items() if set(parts) == set(sharing.parts_of(holder))}
-    answered = frozenset(holder for holder, parts in claims.items() if parts)
+    heard = {
+        holder: subshares for holder, subshares in claims.items() if set(subshares) == set(sharing.subshares_of(holder))
+    }
+    answered = frozenset(holder for holder, subshares in claims.items() if subshares)
     found: dict[tuple[bytes, ...], Resolution] = {}
     for group in combinations(sorted(heard), sharing.threshold):
-        said = {part: digest for holder in group for part, digest in heard[holder].items()}
-        digests = tuple(said[part] for part in range(sharing.parts))
-        support = frozenset(holder for holder, parts in heard.items() if parts.items() <= said.items())
+        said = {subshare: digest for holder in group for subshare, digest in heard[holder].items()}
+        digests = tuple(said[subshare] for subshare in range(sharing.subshares))
+        support = frozenset(holder for holder, subshares in heard.items() if subshares.items() <= said.items())
         if support.issuperset(group):
             found[digests] = Resolution(digests, support, answered - support)
     return sorted(found.values(), key=lambda choice: len(choice.support), reverse=True)

@@ -144,7 +144,7 @@ class SumPlan:
 
     def bytes_per_parameter(self, sharing: Sharing) -> float:
         """Size of an update's body, by the number of its integers."""
-        return sum(part.size for part in self.scheme.body(self.length, sharing)) / self.length
+        return sum(section.size for section in self.scheme.body(self.length, sharing)) / self.length
 
 
 @dataclass(frozen=True)

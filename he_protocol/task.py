@@ -18,7 +18,7 @@ from he_protocol.privacy import plan
 from he_protocol.privacy.plan import PrivacyPlan
 from he_protocol.problems import BAD_PLAN, FINGERPRINT_MISMATCH
 from he_protocol.schemes.registry import load_scheme
-from he_protocol.schemes.scheme import BodyPart, Scheme
+from he_protocol.schemes.scheme import Scheme, Section
 from he_protocol.sharing import Sharing
 from he_protocol.sum_bounds import SumPlan
 
@@ -26,7 +26,7 @@ MAX_LENGTH = 1 << 30
 MAX_VECTORS = 1024
 """Of one holder's share: their digests must fit into the head of a frame."""
 HASH_DIGITS = 64
-MODEL_ROOM = 1024 * 1024
+MODEL_HEADER_BYTES = 1024 * 1024
 """Bytes that a model file, or an opened sum, may have on top of its values."""
 ROBUST_BUCKETS = 3
 """With fewer, a median is a mean."""
@@ -153,22 +153,22 @@ class Task:
         return self.parameters + (self.config.weighting == "examples")
 
     @cached_property
-    def body(self) -> tuple[BodyPart, ...]:
+    def body(self) -> tuple[Section, ...]:
         return self.scheme.body(self.length, self.sharing)
 
     @property
     def model_limit(self) -> int:
         """Bytes of the largest model file: float32 values and a header."""
-        return 4 * self.parameters + MODEL_ROOM
+        return 4 * self.parameters + MODEL_HEADER_BYTES
 
     @property
     def sum_limit(self) -> int:
         """Bytes of the largest file of an opened sum: int64 values and a header."""
-        return 8 * self.length + MODEL_ROOM
+        return 8 * self.length + MODEL_HEADER_BYTES
 
-    def part(self, role: Literal["sum", "key"]) -> BodyPart:
+    def section(self, role: Literal["sum", "key"]) -> Section:
         """The body part that the server sums, or the one that key holders work on."""
-        return next(part for part in self.body if part.role == role)
+        return next(section for section in self.body if section.role == role)
 
     @property
     def noise_std(self) -> float:
@@ -198,9 +198,9 @@ def check_config(config: TaskConfig) -> None:
         )
     check_collusion(committee_of(config), config.allow_no_collusion)
     sharing = Sharing(len(config.holders), config.threshold)
-    if (vectors := config.buckets * len(sharing.parts_of(0))) > MAX_VECTORS:
+    if (vectors := config.buckets * len(sharing.subshares_of(0))) > MAX_VECTORS:
         raise ProblemError(
-            BAD_PLAN, "too many buckets for one share", expected=f"at most {MAX_VECTORS} parts", got=vectors
+            BAD_PLAN, "too many buckets for one share", expected=f"at most {MAX_VECTORS} vectors", got=vectors
         )
     for values, what in (
         ([holder.name for holder in config.holders], "holder names"),

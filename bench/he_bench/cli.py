@@ -156,7 +156,7 @@ def load(
         list[int] | None, typer.Option(min=1, help="server processes; may be repeated [1]", show_default=False)
     ] = None,
     parameters: Annotated[int, typer.Option("--d", min=1, help="parameters of the update")] = 100_000,
-    storms: Annotated[int, typer.Option(min=1, help="how often, with other clients each time")] = 3,
+    bursts: Annotated[int, typer.Option(min=1, help="how often, with other clients each time")] = 3,
     profile_: Annotated[
         str | None, typer.Option("--profile", help="of the task [the default one]", show_default=False)
     ] = None,
@@ -182,7 +182,7 @@ def load(
         for number_of in processes or [1]:
             for database in ("", postgres) if postgres and number_of == 1 else (postgres,):
                 _err().print(f"{count} clients, {number_of} process(es), {database or 'SQLite'}", highlight=False)
-                point = LoadPoint(chosen, parameters, count, number_of, storms)
+                point = LoadPoint(chosen, parameters, count, number_of, bursts)
                 found.append(asyncio.run(measure_load(point, database)))
     _finish(LoadRun(described, tuple(found)), json_file, form)
 

@@ -17,7 +17,7 @@ from he_bench.timing import measure
 from he_protocol.errors import ProblemError
 
 WARM_UP_PARAMETERS = 5000
-IN_PROCESS = frozenset({"seal", "seal_noise", "fold", "share", "open"})
+IN_PROCESS = frozenset({"encrypt", "encrypt_noise", "fold", "share", "open"})
 """Cases whose kernels must be compiled and pools started here; the others' processes warm up on a repetition."""
 
 

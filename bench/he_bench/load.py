@@ -1,8 +1,8 @@
 """Many clients at once: `he-bench load`.
 
 Every client sends one sealed update over a connection of its own, and comes again when it is told to wait. The
-same bytes go to `he_bench.bare` in the same run: the ratio is what the server's promises cost. A sealed body is made
-once and signed by every client: the server cannot tell, and the machine's cores are the servers'.
+same bytes go to `he_bench.file_only` in the same run: the ratio is what the server's promises cost. A sealed body is
+made once and signed by every client: the server cannot tell, and the machine's cores are the servers'.
 """
 
 from __future__ import annotations
@@ -68,16 +68,16 @@ async def measure_load(point: LoadPoint, postgres: str) -> Load:
 
 
 async def _measure(point: LoadPoint) -> Load:
-    """Storms between runs of the bare handler. Raises the first refusal that is not "come again"."""
+    """Storms between runs of the file-only handler. Raises the first refusal that is not "come again"."""
     allow_files(point.clients * FILES_PER_CLIENT + SPARE_FILES)
-    senders = point.clients * point.storms
+    senders = point.clients * point.bursts
     world = World(point.profile, point.parameters, senders + 1)  # no round may fill up
-    update = await world.update(await world.sealer(), random_update(point.parameters))
+    update = await world.update(await world.encryptor(), random_update(point.parameters))
     uploads = [_upload(world, update, number) for number in range(senders)]
-    body = list(update.parts.values())
+    body = list(update.sections.values())
     with tempfile.TemporaryDirectory(prefix="he-bench-") as folder:
         async with deployed(Path(folder), world) as deployment:
-            bare_url = await deployment.listen("he_bench.bare")
+            file_only_url = await deployment.listen("he_bench.file_only")
             urls = await deployment.start_servers(point.processes, point.database)
             audience = world.task.config.server.name
 
@@ -85,22 +85,22 @@ async def _measure(point: LoadPoint) -> Load:
                 path = paths.update_path(world.task.id, upload.update_id)
                 await transport.put_frame(path, upload.head, body, audience)
 
-            async def to_bare(_: Upload, transport: Transport) -> None:
+            async def to_file_only(_: Upload, transport: Transport) -> None:
                 await transport.request("PUT", "/", audience=audience, pieces=[frames.start(update.head), *body])
 
             seconds, waited, disk = list[float](), list[float](), 0
-            bare = [await _storm(uploads[: point.clients], [bare_url], to_bare)]
+            file_only = [await _burst(uploads[: point.clients], [file_only_url], to_file_only)]
             for first in range(0, senders, point.clients):
-                storm = uploads[first : first + point.clients]
+                burst = uploads[first : first + point.clients]
                 async with peak_disk(deployment.data_dir) as watch:
-                    waited += (found := await _storm(storm, urls, to_server))
+                    waited += (found := await _burst(burst, urls, to_server))
                 seconds.append(max(found))
                 disk = max(disk, watch.peak)
-                bare.append(await _storm(storm, [bare_url], to_bare))
+                file_only.append(await _burst(burst, [file_only_url], to_file_only))
             return Load(
                 point,
                 seconds=Spread.of(seconds),
-                bare=Spread.of([max(found) for found in bare]),
+                file_only=Spread.of([max(found) for found in file_only]),
                 traffic=update.size,
                 acknowledged=quantiles(waited, n=100, method="inclusive"),
                 told_to_wait=sum([await _told_to_wait(deployment, url) for url in urls]),
@@ -115,7 +115,7 @@ def _upload(world: World, update: Update, number: int) -> Upload:
     return Upload(world.parties.client(number), header.update_id.hex(), head)
 
 
-async def _storm(
+async def _burst(
     uploads: Sequence[Upload], urls: Sequence[str], send: Callable[[Upload, Transport], Awaitable[None]]
 ) -> list[float]:
     """All at once: seconds until each is acknowledged."""

@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 
 from msgspec.structs import replace
 
-from he_authority.enrolment import enrol
+from he_authority.enrollment import issue_credential
 from he_holder.hpke_key import HpkeKey
 from he_party.identity import Identity
 from he_protocol.envelope import possession_message
 from he_protocol.identity.jws import SigningKey
-from he_protocol.messages import EnrolRequest, Role
+from he_protocol.messages import EnrollRequest, Role
 
 VALID_DAYS = 7
 HOLDERS, THRESHOLD, AGREEMENT = 4, 2, 3
@@ -38,11 +38,11 @@ class Parties:
 
     def _party(self, name: str, role: Role, hpke: HpkeKey | None = None) -> Identity:
         key, now = SigningKey.generate(), time.time()
-        asked = EnrolRequest(name, role, key.public, int(now))
+        asked = EnrollRequest(name, role, key.public, int(now))
         if hpke is not None:
             proof = hpke.prove(possession_message(name, key.public, hpke.public))
             asked = replace(asked, hpke=hpke.public, possession=proof)
         request = key.sign(asked)
         return Identity(
-            name, key, enrol(self.authority, request, role, now=now, days=VALID_DAYS), self.authority.public
+            name, key, issue_credential(self.authority, request, role, now=now, days=VALID_DAYS), self.authority.public
         )

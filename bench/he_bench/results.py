@@ -137,7 +137,7 @@ class Comparison(msgspec.Struct, frozen=True, tag="peers"):
 
 
 class LoadPoint(msgspec.Struct, frozen=True):
-    """One load: so many clients at once on so many server processes, `storms` times, others each time.
+    """One load: so many clients at once on so many server processes, `bursts` times, others each time.
 
     `database`: an async URL; empty is SQLite.
     """
@@ -146,24 +146,24 @@ class LoadPoint(msgspec.Struct, frozen=True):
     parameters: int
     clients: int
     processes: int
-    storms: int
+    bursts: int
     database: str = ""
 
 
 class Load(msgspec.Struct, frozen=True):
     """One load, measured.
 
-    seconds: from the start of a storm until the last update was acknowledged; bare: the same bytes to a handler that
-    only writes files, before and after each storm. traffic: bytes of one update. acknowledged: percentiles 1 to 99 of
-    the seconds from a storm's start to a client's receipt. told_to_wait: answers of status 429. lost: acknowledged,
+    seconds: from the start of a burst until the last update was acknowledged; bare: the same bytes to a handler that
+    only writes files, before and after each burst. traffic: bytes of one update. acknowledged: percentiles 1 to 99 of
+    the seconds from a burst's start to a client's receipt. told_to_wait: answers of status 429. lost: acknowledged,
     and unknown to the server. peak_memory: the most that the server's processes held, with the program itself.
-    peak_disk: bytes of the most that lay in the server's data directory during a storm, with running sums and SQLite's
+    peak_disk: bytes of the most that lay in the server's data directory during a burst, with running sums and SQLite's
     files.
     """
 
     point: LoadPoint
     seconds: Spread
-    bare: Spread
+    file_only: Spread
     traffic: int
     acknowledged: list[float]
     told_to_wait: int

@@ -21,7 +21,7 @@ ON_THE_WIRE = frozenset({"ingest", "round"})
 SERIAL = frozenset({"fold", "share", "open"})
 """Cases that are measured on one core."""
 
-SEALING = {"seal": (100,), "seal_noise": (100,)}
+ENCRYPTING = {"encrypt": (100,), "encrypt_noise": (100,)}
 
 
 @dataclass(frozen=True)
@@ -36,12 +36,12 @@ class Suite:
 SUITES: dict[SuiteName, Suite] = {
     "quick": Suite(
         (10_000, 1_000_000),
-        SEALING | {"fold": (10,), "share": (10, 100), "open": (10,), "ingest": (5,), "round": (3,)},
+        ENCRYPTING | {"fold": (10,), "share": (10, 100), "open": (10,), "ingest": (5,), "round": (3,)},
         1.0,
     ),
     "full": Suite(
         (10_000, 100_000, 1_000_000, 10_000_000, 100_000_000),
-        SEALING | {"fold": (2, 10), "share": (10, 100), "open": (100,), "ingest": (10,), "round": (3, 10)},
+        ENCRYPTING | {"fold": (2, 10), "share": (10, 100), "open": (100,), "ingest": (10,), "round": (3, 10)},
         5.0,
     ),
 }
@@ -81,6 +81,6 @@ def _cores(case: str, available: int) -> tuple[int, ...]:
 
 def _largest(case: str, name: str) -> int:
     body = load_scheme(profile(name).scheme, name).body(HEAVY_PARAMETERS, Sharing(HOLDERS, THRESHOLD))
-    if sum(part.size for part in body) > HEAVY_BYTES * HEAVY_PARAMETERS:
+    if sum(section.size for section in body) > HEAVY_BYTES * HEAVY_PARAMETERS:
         return HEAVY_PARAMETERS
     return ROUND_PARAMETERS if case == "round" else max(SUITES["full"].parameters)

@@ -19,7 +19,7 @@ ROWS_AT_ONCE = 1024
 
 def sum_layout(task: Task) -> ResidueLayout:
     """Layout of the part that the server sums."""
-    layout = task.part("sum").layout
+    layout = task.section("sum").layout
     if layout is None:
         raise TypeError(f"scheme {task.config.scheme} declares a sum part without a layout")
     return layout
@@ -54,5 +54,5 @@ def random_vector(layout: ResidueLayout) -> bytes:
 def opened(world: World, update: Update, times: int) -> Integers:
     """The sum of `times` times one update, folded, released by a quorum and combined."""
     task = world.task
-    total = fold_times(update.parts[task.part("sum").name], sum_layout(task), times)
+    total = fold_times(update.sections[task.section("sum").name], sum_layout(task), times)
     return combine(task.scheme, total, world.released(update, times), task.length, times, task.epoch_id)

@@ -24,14 +24,14 @@ from he_bench import profiles
 from he_bench.board import CommitteeBoard
 from he_bench.parties import AGREEMENT, THRESHOLD, Parties
 from he_bench.updates import SPREAD
-from he_client.encode import Encoder
-from he_client.schemes import Sealer, make_sealer
+from he_client.quantise import UpdateQuantiser
+from he_client.schemes import Encryptor, make_encryptor
 from he_holder.ceremony import messages
-from he_holder.schemes import Opener, make_dealer, make_opener
+from he_holder.schemes import ShareMaker, make_dealer, make_share_maker
 from he_protocol import frames
 from he_protocol.arithmetic import residues
 from he_protocol.arithmetic.residues import Residues
-from he_protocol.messages import Part, SignedUpdate, UpdateHeader, encode
+from he_protocol.messages import SectionEntry, SignedUpdate, UpdateHeader, to_json
 from he_protocol.privacy.plan import PrivacyPlan
 from he_protocol.privacy.quantise import Floats
 from he_protocol.task import Task, TensorSpec
@@ -50,17 +50,17 @@ class Update:
     header: UpdateHeader
     head: bytes
     # asyncio writes the repr of results now and then: of megabytes, that would be measured too.
-    parts: Mapping[str, bytes] = field(repr=False)
+    sections: Mapping[str, bytes] = field(repr=False)
 
     @property
     def size(self) -> int:
         """Bytes on the wire."""
-        return len(frames.start(self.head)) + sum(len(part) for part in self.parts.values())
+        return len(frames.start(self.head)) + sum(len(section) for section in self.sections.values())
 
     @property
     def digests(self) -> dict[str, bytes]:
         """SHA-256 of every part, by name."""
-        return {part.name: part.sha256 for part in self.header.parts}
+        return {section.name: section.sha256 for section in self.header.sections}
 
 
 @dataclass
@@ -111,27 +111,28 @@ class World:
             return [{} for _ in holders], b""
         own = [messages.draw_seeds(task.sharing, i) for i in holders]
         posts = [messages.contribute(task, i, own[i]) for i in holders]
-        seeds = [messages.part_seeds(task, i, own[i], posts, self.parties.hpke[i]) for i in holders]
+        seeds = [messages.subshare_seeds(task, i, own[i], posts, self.parties.hpke[i]) for i in holders]
         dealer = make_dealer(task)
         packed = [
-            {part: residues.pack(dealer.key_part(seed), dealer.layout) for part, seed in s.items()} for s in seeds
+            {section: residues.pack(dealer.public_key_share(seed), dealer.layout) for section, seed in s.items()}
+            for s in seeds
         ]
         bodies = [messages.reveal(task, i, b"", packed[i])[1] for i in holders]
         return seeds, messages.joint_key(dealer.layout, bodies)
 
-    async def sealer(self) -> Sealer:
+    async def encryptor(self) -> Encryptor:
         """The task's sealer, as a client makes it from what the committee has posted."""
         board = CommitteeBoard(self.task, self.parties, self.ceremony[1])
-        return await make_sealer(self.task, board, Path(self._folder.name))
+        return await make_encryptor(self.task, board, Path(self._folder.name))
 
     @cached_property
     def _folder(self) -> tempfile.TemporaryDirectory[str]:
         return tempfile.TemporaryDirectory(prefix="he-bench-")
 
-    async def update(self, sealer: Sealer, floats: Floats) -> Update:
+    async def update(self, encryptor: Encryptor, floats: Floats) -> Update:
         """All that a client does to a float32 update before it sends it, but in memory."""
-        parts = {part.name: BytesIO() for part in self.task.body}
-        digests = {part.name: hashlib.sha256() for part in self.task.body}
+        sections = {section.name: BytesIO() for section in self.task.body}
+        digests = {section.name: hashlib.sha256() for section in self.task.body}
 
         self.signing = 0.0
 
@@ -139,14 +140,14 @@ class World:
             started = time.perf_counter()
             digests[name].update(data)
             self.signing += time.perf_counter() - started
-            parts[name].write(data)
+            sections[name].write(data)
 
         update_id = new_update_id()
-        await sealer.seal(update_id, Encoder(self.task, floats, None).block, write)
+        await encryptor.encrypt(update_id, UpdateQuantiser(self.task, floats, None).block, write)
         started = time.perf_counter()
         header, head = self.sign(1, update_id, {name: digest.digest() for name, digest in digests.items()})
         self.signing += time.perf_counter() - started
-        return Update(header, head, {name: file.getvalue() for name, file in parts.items()})
+        return Update(header, head, {name: file.getvalue() for name, file in sections.items()})
 
     def sign(self, client: int, update_id: bytes, digests: Mapping[str, bytes]) -> tuple[UpdateHeader, bytes]:
         """Header and head of an update of client `client`, whose parts have these SHA-256 digests."""
@@ -158,17 +159,19 @@ class World:
             client=identity.name,
             base_version=0,
             created=int(time.time()),
-            parts=tuple(Part(part.name, part.size, digests[part.name]) for part in self.task.body),
+            sections=tuple(
+                SectionEntry(section.name, section.size, digests[section.name]) for section in self.task.body
+            ),
         )
-        return header, encode(SignedUpdate(identity.key.sign(header), identity.credential))
+        return header, to_json(SignedUpdate(identity.key.sign(header), identity.credential))
 
-    def opener(self, holder: int) -> Opener:
+    def share_maker(self, holder: int) -> ShareMaker:
         """What one holder opens sums with."""
-        return make_opener(self.task, holder, self.parties.hpke[holder], self.ceremony[0][holder])
+        return make_share_maker(self.task, holder, self.parties.hpke[holder], self.ceremony[0][holder])
 
     def release(self, holder: int, update: Update, times: int) -> dict[int, bytes]:
         """What one holder releases for a sum of `times` times one update: packed vectors by part."""
-        total, body = self.opener(holder).begin(), update.parts[self.task.part("key").name]
+        total, body = self.share_maker(holder).begin(), update.sections[self.task.section("key").name]
         for _ in range(times):
             total.add(update.header, body)
         return dict(total.release(bytes(32), 0))
@@ -179,7 +182,7 @@ class World:
         for holder in range(THRESHOLD):
             vectors |= self.release(holder, update, times)
         layout = self.task.scheme.share_layout(self.task.length)
-        return [residues.unpack(vectors[part], layout) for part in range(self.task.sharing.parts)]
+        return [residues.unpack(vectors[section], layout) for section in range(self.task.sharing.subshares)]
 
 
 def new_update_id() -> bytes:

@@ -19,7 +19,7 @@ GROUPS = {
         "/v1/tasks/{task}/openings",
         "/v1/tasks/{task}/rounds/{round}/opening",
         "/v1/tasks/{task}/rounds/{round}/heads",
-        "/v1/tasks/{task}/rounds/{round}/key-parts",
+        "/v1/tasks/{task}/rounds/{round}/key-sections",
         "/v1/tasks/{task}/rounds/{round}/answers",
         "/v1/tasks/{task}/rounds/{round}/shares",
     ),

@@ -17,7 +17,7 @@ from rich.live import Live
 from examples.har import data, report
 from examples.har.deployment import Deployment
 from examples.har.model import network
-from examples.har.rounds import Phones, RoundResult
+from examples.har.training_rounds import Phones, RoundResult
 from he_client.client import HushSumClient
 from he_client.training import arrays
 from he_protocol.committee import Committee, describe, parse_committee

@@ -17,7 +17,7 @@ from typing import Any
 import numpy.typing as npt
 from safetensors.numpy import save_file
 
-from he_authority.enrolment import enrol
+from he_authority.enrollment import issue_credential
 from he_authority.tasks import build_config
 from he_holder.keyring import new_holder
 from he_party.identity import AUTHORITY_FILE, CREDENTIAL_FILE, KEY_FILE, Identity, create
@@ -56,10 +56,10 @@ class Deployment:
             KeyRecord("authority", self.authority.public, self.authority.private),
         )
         for number in range(1, self.clients + 1):
-            self._enrol(f"phone-{number:02}", "client")
+            self._enroll(f"phone-{number:02}", "client")
         for name in self.holder_names:
-            self._enrol(name, "holder")
-        self._enrol("server", "server")
+            self._enroll(name, "holder")
+        self._enroll("server", "server")
         (self.root / "server" / KEY_FILE).rename(self.root / "server" / "server.key")
         tensors = [TensorSpec(name, value.shape) for name, value in model.items()]
         server, *holders = (self._credential(name) for name in ("server", *self.holder_names))
@@ -118,11 +118,11 @@ class Deployment:
                 process.send_signal(signal.SIGTERM)
         await asyncio.gather(*(process.wait() for process in self.processes.values()))
 
-    def _enrol(self, name: str, role: Role) -> None:
+    def _enroll(self, name: str, role: Role) -> None:
         folder = self.root / name
         now = time.time()
         request = new_holder(folder, name, now) if role == "holder" else create(folder, name, role, now)
-        credential = enrol(self.authority, request, role, now=time.time(), days=VALID_DAYS)
+        credential = issue_credential(self.authority, request, role, now=time.time(), days=VALID_DAYS)
         (folder / CREDENTIAL_FILE).write_text(credential)
         (folder / AUTHORITY_FILE).write_text(jwk_x(self.authority.public))
 

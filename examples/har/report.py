@@ -12,7 +12,7 @@ import numpy as np
 from rich import box
 from rich.table import Table
 
-from examples.har.rounds import CLIENT_STAGES, SERVER_STAGES, RoundResult
+from examples.har.training_rounds import CLIENT_STAGES, SERVER_STAGES, RoundResult
 from he_protocol.task import Task
 
 STAGES = CLIENT_STAGES + SERVER_STAGES

@@ -1,6 +1,6 @@
 """The client's half of the seam: how each scheme seals an update.
 
-One module per scheme, of the same name as in `he_protocol.schemes`, with a `make_sealer` and a `load_kernels`.
+One module per scheme, of the same name as in `he_protocol.schemes`, with a `make_encryptor` and a `load_kernels`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Protocol
 
-from he_client.encode import load_kernels
+from he_client.quantise import load_kernels
 from he_party.kernels import Steps
 from he_party.transport import Transport
 from he_protocol.privacy.quantise import Integers
@@ -19,14 +19,14 @@ from he_protocol.schemes.registry import all_profiles
 from he_protocol.task import Task
 
 Source = Callable[[int, int], Integers]
-"""The integers from one index to another: `Encoder.block`, or a slice of a vector that is there already."""
+"""The integers from one index to another: `UpdateQuantiser.block`, or a slice of a vector that is there already."""
 Sink = Callable[[str, bytes | memoryview], None]
 
 
-class Sealer(Protocol):
+class Encryptor(Protocol):
     """Encrypts updates of one task."""
 
-    async def seal(self, update_id: bytes, source: Source, write: Sink) -> None:
+    async def encrypt(self, update_id: bytes, source: Source, write: Sink) -> None:
         """Encrypt the task.length integers of `source`, asked for block by block, under fresh randomness.
 
         `source` is called from other threads, once for every block, in any order.
@@ -42,8 +42,8 @@ def kernel_steps() -> Steps:
         yield profile.name, partial(import_module(f"{__name__}.{profile.scheme}").load_kernels, profile)
 
 
-async def make_sealer(task: Task, transport: Transport, cache: Path) -> Sealer:
+async def make_encryptor(task: Task, transport: Transport, cache: Path) -> Encryptor:
     """The sealer of a task's scheme; fetches and checks whatever public keys it needs."""
     module = import_module(f"{__name__}.{task.scheme.profile.scheme}")
-    made: Sealer = await module.make_sealer(task, transport, cache)
+    made: Encryptor = await module.make_encryptor(task, transport, cache)
     return made

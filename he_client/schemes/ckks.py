@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     import tenseal
 
 
-async def make_sealer(task: Task, transport: Transport, cache: Path) -> CkksSealer:
+async def make_encryptor(task: Task, transport: Transport, cache: Path) -> CkksEncryptor:
     """Fetch the committee's joint key, check every holder's confirmation, build a TenSEAL context."""
     scheme = task.scheme
     assert isinstance(scheme, Ckks)
@@ -65,7 +65,7 @@ async def make_sealer(task: Task, transport: Transport, cache: Path) -> CkksSeal
         partial = path.with_suffix(f".{os.getpid()}")
         await asyncio.to_thread(_write, partial, context)
         partial.replace(path)
-    return CkksSealer(scheme.profile, path, task.length)
+    return CkksEncryptor(scheme.profile, path, task.length)
 
 
 def _write(path: Path, data: bytes) -> None:
@@ -137,7 +137,7 @@ def load_kernels(profile: CkksProfile) -> None:
     residues.pack(np.frombuffer(update.zeros().tobytes(), dtype="<u8"), update)  # read-only, as TenSEAL's bytes are
 
 
-class CkksSealer:
+class CkksEncryptor:
     """Encrypts vectors of integers, one per slot, into (c0, c1)."""
 
     def __init__(self, profile: CkksProfile, context: Path, length: int) -> None:
@@ -145,7 +145,7 @@ class CkksSealer:
         self._context = context
         self._length = length
 
-    async def seal(self, update_id: bytes, source: Source, write: Sink) -> None:
+    async def encrypt(self, update_id: bytes, source: Source, write: Sink) -> None:
         loop = asyncio.get_running_loop()
         window = WINDOW * self._profile.slots
         for first in range(0, self._length, window):
@@ -153,7 +153,7 @@ class CkksSealer:
             try:
                 for start in range(first, min(first + window, self._length), self._profile.slots):
                     chunk = await asyncio.to_thread(source, start, min(start + self._profile.slots, self._length))
-                    work.append(loop.run_in_executor(_pool(), encrypt, self._profile, str(self._context), chunk))
+                    work.append(loop.run_in_executor(_pool(), encrypt_slots, self._profile, str(self._context), chunk))
                 made = await asyncio.gather(*work)
             except BrokenProcessPool:
                 _pool.cache_clear()  # a killed worker takes its pool along, but not the next one
@@ -163,7 +163,7 @@ class CkksSealer:
                 write("c1", c1)
 
 
-def encrypt(profile: CkksProfile, context: str, chunk: Integers) -> tuple[bytes, bytes]:
+def encrypt_slots(profile: CkksProfile, context: str, chunk: Integers) -> tuple[bytes, bytes]:
     """Packed residues of c0 and c1 for at most N/2 integers. Runs in a worker process."""
     import tenseal
     import zstandard

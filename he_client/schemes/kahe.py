@@ -1,7 +1,7 @@
 """Sealing under scheme `kahe`: a fresh secret for every update, shared in replicated parts.
 
 A secret s must never encrypt two vectors: b - b' = (e - e') + (v - v') would show their difference.
-So s is drawn inside `seal`, lives as long as that call, and cannot be passed in.
+So s is drawn inside `encrypt`, lives as long as that call, and cannot be passed in.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from he_client.encode import Words, secret_words
+from he_client.quantise import Words, secret_words
 from he_client.schemes import Sink, Source
 from he_party.transport import Transport
 from he_protocol.arithmetic.kernel import kernel
@@ -33,8 +33,8 @@ from he_protocol.schemes.kahe import (
     KaheProfile,
     common_key,
     envelope_info,
-    expand_part,
-    explicit_part,
+    expand_subshare,
+    explicit_subshare,
 )
 from he_protocol.task import Task
 
@@ -48,9 +48,9 @@ KEPT_BYTES = 1 << 23
 update again."""
 
 
-async def make_sealer(task: Task, transport: Transport, cache: Path) -> KaheSealer:
+async def make_encryptor(task: Task, transport: Transport, cache: Path) -> KaheEncryptor:
     """Needs no key from the server: the holders' HPKE keys are in the signed task."""
-    return KaheSealer(task, transport.identity.name)
+    return KaheEncryptor(task, transport.identity.name)
 
 
 def load_kernels(profile: KaheProfile) -> None:
@@ -62,7 +62,7 @@ def load_kernels(profile: KaheProfile) -> None:
     pack_into(np.empty(layout.size // 8, dtype="<u8"), rows, layout)
 
 
-class KaheSealer:
+class KaheEncryptor:
     """Encrypts the updates of one client. `threads` share the work; `words` is replaced in tests only."""
 
     def __init__(self, task: Task, client: str, *, threads: int | None = None, words: Words = secret_words) -> None:
@@ -73,15 +73,15 @@ class KaheSealer:
         self._client = client
         self._threads = threads or _cores()
         # Kept from update to update: new threads would take their memory from the system page by page again.
-        self._pool = ThreadPoolExecutor(self._threads, "seal")
+        self._pool = ThreadPoolExecutor(self._threads, "encrypt")
         np.empty(KEPT_BYTES, dtype=np.uint8)
         self._words = words
         self._error = Gaussian(scheme.profile.error_std, scheme.profile.error_tail)
 
-    async def seal(self, update_id: bytes, source: Source, write: Sink) -> None:
-        await asyncio.to_thread(self._seal, update_id, source, write)
+    async def encrypt(self, update_id: bytes, source: Source, write: Sink) -> None:
+        await asyncio.to_thread(self._encrypt, update_id, source, write)
 
-    def _seal(self, update_id: bytes, source: Source, write: Sink) -> None:
+    def _encrypt(self, update_id: bytes, source: Source, write: Sink) -> None:
         layout = self._layout
         secret = self._error.sample(self._words(self._error.words(layout.degree)), layout.degree)
         product = CommonProduct(common_key(self._task.epoch_id), secret, layout.moduli[0])
@@ -128,18 +128,20 @@ class KaheSealer:
     def _shares(self, update_id: bytes, secret: Integers) -> bytes:
         """The sealed explicit part, then one envelope for each holder."""
         task, sharing = self._task, self._task.sharing
-        last = explicit_part(sharing)
-        seeds = [self._words(SEED_BYTES // 8).tobytes() for _ in range(sharing.parts)]
+        last = explicit_subshare(sharing)
+        seeds = [self._words(SEED_BYTES // 8).tobytes() for _ in range(sharing.subshares)]
         explicit = (secret % (1 << 32)).astype(np.uint32)
-        for part in range(last):
-            explicit -= expand_part(seeds[part], secret.size)
+        for subshare in range(last):
+            explicit -= expand_subshare(seeds[subshare], secret.size)
 
         def info(holder: str) -> bytes:
             return envelope_info(task.epoch_id, self._client, update_id, holder)
 
         sealed = AESGCM(seeds[last]).encrypt(NONCE, explicit.astype("<u4").tobytes(), info(""))
         boxes = [
-            seal_envelope(b"".join(seeds[part] for part in sharing.parts_of(index)), holder.hpke, info(holder.name))
+            seal_envelope(
+                b"".join(seeds[subshare] for subshare in sharing.subshares_of(index)), holder.hpke, info(holder.name)
+            )
             for index, holder in enumerate(task.config.holders)
         ]
         return sealed + b"".join(boxes)

@@ -16,13 +16,13 @@ import numpy as np
 import numpy.typing as npt
 
 from he_protocol.arithmetic.kernel import kernel
-from he_protocol.arithmetic.residues import Residues
+from he_protocol.arithmetic.residues import Residues, U64Array
 
 MAX_PRIME = 1 << 50
 
 
 @lru_cache(maxsize=16)
-def _tables(modulus: int, degree: int) -> tuple[Residues, Residues]:
+def _tables(modulus: int, degree: int) -> tuple[U64Array, U64Array]:
     """Powers of the root and of its inverse, bit-reversed: uint64 arrays of shape (degree,)."""
     root = minimal_root(modulus, degree)
     bits = degree.bit_length() - 1
@@ -67,7 +67,7 @@ def inverse(polynomials: Residues, moduli: tuple[int, ...]) -> None:
         _inverse(polynomials[:, limb, :], _tables(modulus, degree)[1], np.uint64(modulus), scale)
 
 
-def inverse_roots(modulus: int, degree: int) -> Residues:
+def inverse_roots(modulus: int, degree: int) -> U64Array:
     """Powers of the inverse root in the order in which `inverse` uses them: shape (degree,)."""
     return _tables(modulus, degree)[1]
 
@@ -98,7 +98,7 @@ def product(a: np.uint64, b: np.uint64, p: np.uint64, over: float) -> np.uint64:
 
 
 @kernel
-def _forward(rows: Residues, roots: Residues, p: np.uint64) -> None:
+def _forward(rows: Residues, roots: U64Array, p: np.uint64) -> None:
     over = 1.0 / np.float64(p)
     degree = rows.shape[1]
     for r in range(rows.shape[0]):
@@ -120,7 +120,7 @@ def _forward(rows: Residues, roots: Residues, p: np.uint64) -> None:
 
 
 @kernel
-def _inverse(rows: Residues, roots: Residues, p: np.uint64, scale: np.uint64) -> None:
+def _inverse(rows: Residues, roots: U64Array, p: np.uint64, scale: np.uint64) -> None:
     over = 1.0 / np.float64(p)
     degree = rows.shape[1]
     for r in range(rows.shape[0]):
@@ -144,7 +144,7 @@ def _inverse(rows: Residues, roots: Residues, p: np.uint64, scale: np.uint64) ->
 
 
 @kernel
-def _multiply(left: Residues, right: Residues, moduli: Residues, out: Residues) -> None:
+def _multiply(left: Residues, right: Residues, moduli: U64Array, out: Residues) -> None:
     for i in range(left.shape[0]):
         for limb in range(left.shape[1]):
             p = moduli[limb]

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from he_protocol.arithmetic import ntt
 from he_protocol.arithmetic.kernel import kernel
 from he_protocol.arithmetic.keystream import expand_words
-from he_protocol.arithmetic.residues import Residues
+from he_protocol.arithmetic.residues import U64Array
 
 LANES = 16
 MAX_PRIME = 1 << 30
@@ -59,12 +59,12 @@ class CommonProduct:
         return rows
 
 
-def _shoup(factors: Residues, modulus: int) -> Residues:
+def _shoup(factors: U64Array, modulus: int) -> U64Array:
     return (factors << np.uint64(32)) // np.uint64(modulus)
 
 
 @kernel
-def _products(words: Residues, limit: np.uint32, factors: Lanes, roots: Lanes, q: np.uint32, out: Lanes) -> bool:
+def _products(words: U64Array, limit: np.uint32, factors: Lanes, roots: Lanes, q: np.uint32, out: Lanes) -> bool:
     """From the groups' words, a row each, to the products' rows; False when spare words run out. Overwrites `words`."""
     size = words.shape[1] - SPARE
     for group in range(words.shape[0]):
@@ -77,21 +77,21 @@ def _products(words: Residues, limit: np.uint32, factors: Lanes, roots: Lanes, q
 
 
 @kernel
-def _replace_rejected(flat: Lanes, spare: Residues, limit: np.uint32, q: np.uint32) -> bool:
+def _replace_rejected(flat: Lanes, spare: U64Array, limit: np.uint32, q: np.uint32) -> bool:
     """Words at or above `limit` become the next spare words modulo q; False when those run out. In place."""
     used = 0
     for start in range(0, flat.size, 256):
-        part = flat[start : start + 256]
+        piece = flat[start : start + 256]
         largest = np.uint32(0)
-        for j in range(part.size):  # hardly any part has one, and this loop takes 16 words at once
-            largest = max(largest, part[j])
+        for j in range(piece.size):  # hardly any part has one, and this loop takes 16 words at once
+            largest = max(largest, piece[j])
         if largest < limit:
             continue
-        for j in range(part.size):
-            if part[j] >= limit:
+        for j in range(piece.size):
+            if piece[j] >= limit:
                 if used == spare.size:
                     return False
-                part[j] = np.uint32(spare[used] % np.uint64(q))
+                piece[j] = np.uint32(spare[used] % np.uint64(q))
                 used += 1
     return True
 
@@ -120,12 +120,12 @@ def _multiply(flat: Lanes, factors: Lanes, roots: Lanes, q: np.uint32) -> None:
     width, quads = 64, flat.size // 256
     while quads >= 1:
         for i in range(quads):
-            part = flat[4 * i * width : 4 * (i + 1) * width]
+            piece = flat[4 * i * width : 4 * (i + 1) * width]
             _two_stages(
-                part[:width],
-                part[width : 2 * width],
-                part[2 * width : 3 * width],
-                part[3 * width :],
+                piece[:width],
+                piece[width : 2 * width],
+                piece[2 * width : 3 * width],
+                piece[3 * width :],
                 roots[2 * quads + 2 * i],
                 roots[2 * quads + 2 * i + 1],
                 roots[quads + i],

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +20,9 @@ from he_protocol.arithmetic.kernel import kernel
 from he_protocol.errors import ProblemError
 from he_protocol.problems import RESIDUE_RANGE, WRONG_SIZE
 
-Residues = npt.NDArray[np.uint64]
+U64Array: TypeAlias = npt.NDArray[np.uint64]
+"""Words, moduli, constants: any 64-bit numbers."""
+Residues: TypeAlias = U64Array
 
 GROUP = 64
 """Residues that fill a whole number of 64-bit words, whatever their width."""
@@ -68,7 +70,7 @@ def pack(residues: Residues, layout: ResidueLayout) -> bytes:
     return out.tobytes()
 
 
-def pack_into(words: Residues, residues: npt.NDArray[np.uint32] | Residues, layout: ResidueLayout) -> None:
+def pack_into(words: U64Array, residues: npt.NDArray[np.uint32] | Residues, layout: ResidueLayout) -> None:
     """Bit-pack whole rows, contiguous, into as many little-endian words as they fill; flat arrays both."""
     if words.size * 64 != residues.size * layout.bits or residues.size % layout.degree:
         raise ValueError("only whole rows are packed, into exactly the words that they fill")
@@ -121,7 +123,7 @@ def add(total: Residues, term: Residues, layout: ResidueLayout) -> None:
     _add(total.reshape(layout.rows, layout.degree), term.reshape(layout.rows, layout.degree), moduli)
 
 
-def row_moduli(layout: ResidueLayout, first_row: int, count: int) -> Residues:
+def row_moduli(layout: ResidueLayout, first_row: int, count: int) -> U64Array:
     """The prime of each of `count` rows from `first_row` on, as uint64."""
     moduli = np.array(layout.moduli, dtype=np.uint64)
     return moduli[(first_row + np.arange(count)) % len(moduli)]
@@ -136,7 +138,7 @@ def _whole_rows(packed: bytes | memoryview, layout: ResidueLayout) -> int:
     return rows
 
 
-def _words(packed: bytes | memoryview, layout: ResidueLayout) -> Residues:
+def _words(packed: bytes | memoryview, layout: ResidueLayout) -> U64Array:
     words = np.frombuffer(packed, dtype="<u8").reshape(-1, layout.row_bytes // 8)
     return words if words.flags.aligned else words.copy()
 
@@ -149,8 +151,8 @@ def _out_of_range(values: Residues, modulus: np.uint64, row: int) -> ProblemErro
 
 
 class _Kernels(NamedTuple):
-    pack: Callable[[npt.NDArray[np.uint32] | Residues, Residues], None]
-    fold: Callable[[Residues, Residues, Residues, Residues, int, bool], int]
+    pack: Callable[[npt.NDArray[np.uint32] | Residues, U64Array], None]
+    fold: Callable[[U64Array, U64Array, Residues, Residues, int, bool], int]
 
 
 @lru_cache(maxsize=16)
@@ -167,7 +169,7 @@ def _kernels(bits: int) -> _Kernels:
     width = joined * bits
 
     @kernel
-    def pack(values: npt.NDArray[np.uint32] | Residues, words: Residues) -> None:
+    def pack(values: npt.NDArray[np.uint32] | Residues, words: U64Array) -> None:
         for group in range(values.size // 64):
             held, at = np.uint64(0), group * bits
             for k in range(64 // joined):
@@ -182,7 +184,7 @@ def _kernels(bits: int) -> _Kernels:
                     held = piece >> np.uint64(64 - shift) if shift + width > 64 else np.uint64(0)
 
     @kernel
-    def fold(words: Residues, moduli: Residues, rows: Residues, values: Residues, count: int, undo: bool) -> int:
+    def fold(words: U64Array, moduli: U64Array, rows: Residues, values: Residues, count: int, undo: bool) -> int:
         """Add (or, to undo, subtract) `count` rows; the number of the first bad row, where it stopped, or -1.
 
         With no accumulator (shape (0, degree)) rows are only checked. `values` is left with the last row read.
@@ -212,7 +214,7 @@ def _kernels(bits: int) -> _Kernels:
 
 
 @kernel
-def _add(total: Residues, term: Residues, moduli: Residues) -> None:
+def _add(total: Residues, term: Residues, moduli: U64Array) -> None:
     for row in range(total.shape[0]):
         for column in range(total.shape[1]):
             value = total[row, column] + term[row, column]

@@ -18,7 +18,7 @@ from joserfc.jwk import OKPKey
 from joserfc.util import urlsafe_b64decode, urlsafe_b64encode
 
 from he_protocol.errors import ProblemError
-from he_protocol.messages import MESSAGE_LIMIT, Message, decode, encode
+from he_protocol.messages import MESSAGE_LIMIT, Message, from_json, to_json
 from he_protocol.problems import BAD_SIGNATURE, MALFORMED, TOO_LARGE
 from he_protocol.version import PROTOCOL, unknown
 
@@ -59,7 +59,7 @@ class SigningKey:
         """Compact JWS of a message."""
         key = _imported(self.public, self.private)
         header = {"alg": ALGORITHM, "typ": _typ(type(message))}
-        return jws.serialize_compact(header, encode(message), key, registry=_REGISTRY)
+        return jws.serialize_compact(header, to_json(message), key, registry=_REGISTRY)
 
 
 def check_public(public: bytes, what: str = "an Ed25519 key") -> bytes:
@@ -110,12 +110,12 @@ def verify(token: str, kind: type[M], public: bytes) -> M:
         )
     if not _signed(parsed, public):
         raise ProblemError(BAD_SIGNATURE, f"the signature on this {kind.__name__} does not verify")
-    return decode(parsed.payload, kind)
+    return from_json(parsed.payload, kind)
 
 
 def read_unverified(token: str, kind: type[M]) -> M:
     """The message inside a JWS, strictly parsed, its signature *not* checked."""
-    return decode(_split(token).payload, kind)
+    return from_json(_split(token).payload, kind)
 
 
 def message_kind(token: str) -> str:

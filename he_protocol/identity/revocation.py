@@ -1,6 +1,6 @@
 """Signing keys that no longer speak for anybody: the authority's lists, and what a party makes of them.
 
-A list names keys, not credentials: a thief may hold several credentials of one key, while its owner enrols
+A list names keys, not credentials: a thief may hold several credentials of one key, while its owner enrolls
 again, under the same name, with a new key. Pure functions: the clock is an argument.
 """
 

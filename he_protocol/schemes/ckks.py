@@ -17,11 +17,11 @@ import numpy.typing as npt
 from he_protocol.arithmetic import ntt
 from he_protocol.arithmetic.kernel import kernel
 from he_protocol.arithmetic.keystream import derive_key, expand_words
-from he_protocol.arithmetic.residues import ResidueLayout, Residues, add
+from he_protocol.arithmetic.residues import ResidueLayout, Residues, U64Array, add
 from he_protocol.errors import ProblemError
 from he_protocol.privacy.quantise import Integers
 from he_protocol.problems import BAD_PLAN, COMBINE_REFUSED
-from he_protocol.schemes.scheme import BodyPart, OpenBlock, Profile, ReadBlock
+from he_protocol.schemes.scheme import DecryptBlock, Profile, ReadBlock, Section
 from he_protocol.sharing import Sharing
 
 LARGEST_RESIDUE_OF_ROUNDING = 0.25
@@ -105,9 +105,9 @@ class Ckks:
         p = self.profile
         return ResidueLayout(max(1, ceil(length / p.slots)), p.data_moduli, p.degree, p.bits)
 
-    def body(self, length: int, sharing: Sharing) -> tuple[BodyPart, ...]:
+    def body(self, length: int, sharing: Sharing) -> tuple[Section, ...]:
         layout = self.layout(length)
-        return (BodyPart("c0", "sum", layout.size, layout), BodyPart("c1", "key", layout.size, layout))
+        return (Section("c0", "sum", layout.size, layout), Section("c1", "key", layout.size, layout))
 
     def share_layout(self, length: int) -> ResidueLayout:
         return self.layout(length)
@@ -134,10 +134,10 @@ class Ckks:
                 got=needed,
             )
 
-    def opener(self, released: Sequence[ReadBlock], length: int, count: int, epoch_id: bytes) -> OpenBlock:
+    def decryptor(self, released: Sequence[ReadBlock], length: int, count: int, epoch_id: bytes) -> DecryptBlock:
         layout, slots = self.layout(length), self.profile.slots
 
-        def open_block(first: int, total: Residues) -> Integers:
+        def decrypt_block(first: int, total: Residues) -> Integers:
             block = replace(layout, polynomials=len(total))
             for read in released:
                 add(total, read(first, len(total)), block)
@@ -153,7 +153,7 @@ class Ckks:
                 )
             return nearest[: length - first * slots].astype(np.int64)
 
-        return open_block
+        return decrypt_block
 
 
 def make(profile: CkksProfile) -> Ckks:
@@ -197,7 +197,7 @@ def _points(n: int) -> tuple[npt.NDArray[np.complex128], npt.NDArray[np.int64]]:
     return np.exp(1j * np.pi * np.arange(n) / n), (powers - 1) // 2
 
 
-def _garner(moduli: tuple[int, ...]) -> tuple[Residues, Residues, Residues]:
+def _garner(moduli: tuple[int, ...]) -> tuple[U64Array, U64Array, U64Array]:
     """Primes, inverses of p0 (mod p1), of p0*p1 (mod p2), and p0 (mod p2), for three primes."""
     p0, p1, p2 = moduli
     half = (p0 * p1 * p2) // 2
@@ -212,7 +212,7 @@ def _garner(moduli: tuple[int, ...]) -> tuple[Residues, Residues, Residues]:
 
 @kernel
 def _centre(
-    coefficients: Residues, moduli: Residues, constants: Residues, half: Residues, out: npt.NDArray[np.float64]
+    coefficients: U64Array, moduli: U64Array, constants: U64Array, half: U64Array, out: npt.NDArray[np.float64]
 ) -> None:
     """Centred value of every coefficient, from its residues modulo three primes, as the nearest doubles.
 

@@ -24,7 +24,7 @@ from he_protocol.arithmetic.residues import ResidueLayout, Residues
 from he_protocol.errors import ProblemError
 from he_protocol.privacy.quantise import Integers
 from he_protocol.problems import COMBINE_REFUSED
-from he_protocol.schemes.scheme import BodyPart, OpenBlock, Profile, ReadBlock
+from he_protocol.schemes.scheme import DecryptBlock, Profile, ReadBlock, Section
 from he_protocol.sharing import Sharing
 
 SEED_BYTES = 32
@@ -92,11 +92,11 @@ class Kahe:
         p = self.profile
         return ResidueLayout(max(1, ceil(length / p.degree)), (p.modulus,), p.degree, p.bits)
 
-    def body(self, length: int, sharing: Sharing) -> tuple[BodyPart, ...]:
+    def body(self, length: int, sharing: Sharing) -> tuple[Section, ...]:
         layout = self.layout(length)
         return (
-            BodyPart("b", "sum", layout.size, layout),
-            BodyPart("shares", "key", self.explicit_bytes + sharing.holders * box_bytes(sharing), None),
+            Section("b", "sum", layout.size, layout),
+            Section("shares", "key", self.explicit_bytes + sharing.holders * box_bytes(sharing), None),
         )
 
     @property
@@ -111,14 +111,14 @@ class Kahe:
     def check_openings(self, openings: int, max_clients: int, length: int) -> None:
         """Any number will do: every key is used once and no noise is reused."""
 
-    def opener(self, released: Sequence[ReadBlock], length: int, count: int, epoch_id: bytes) -> OpenBlock:
-        """See `Scheme.opener`. What it opens carries the summed error, std 6.4 * sqrt(count)."""
+    def decryptor(self, released: Sequence[ReadBlock], length: int, count: int, epoch_id: bytes) -> DecryptBlock:
+        """See `Scheme.decryptor`. What it opens carries the summed error, std 6.4 * sqrt(count)."""
         degree, modulus = self.profile.degree, self.profile.modulus
         error = largest_error(self.profile, count)
-        key = opened_key(self.profile, [read(0, 1) for read in released], count)
+        key = combined_key(self.profile, [read(0, 1) for read in released], count)
         product = CommonProduct(common_key(epoch_id), key, modulus)
 
-        def open_block(first: int, total: Residues) -> Integers:
+        def decrypt_block(first: int, total: Residues) -> Integers:
             if first % LANES:
                 raise ValueError(f"a block begins with a whole group of {LANES} polynomials")
             rows = total.reshape(-1, degree)
@@ -129,7 +129,7 @@ class Kahe:
             check_padding(padding, error, count)
             return values
 
-        return open_block
+        return decrypt_block
 
 
 def make(profile: KaheProfile) -> Kahe:
@@ -141,19 +141,19 @@ def common_key(epoch_id: bytes) -> bytes:
     return derive_key("hushsum/kahe/common-polynomials/v1", epoch_id)
 
 
-def opened_key(profile: KaheProfile, released: Sequence[Residues], count: int) -> Integers:
+def combined_key(profile: KaheProfile, released: Sequence[Residues], count: int) -> Integers:
     """The sum of `count` one-time secrets from the released parts: centred modulo 2^32, shape (N,).
 
     Raises `combine-refused` when a coefficient is larger than honest secrets can sum to.
     """
-    total = np.sum([part.reshape(-1) for part in released], axis=0, dtype=np.uint64) % np.uint64(WORD)
+    total = np.sum([subshare.reshape(-1) for subshare in released], axis=0, dtype=np.uint64) % np.uint64(WORD)
     key: Integers = np.asarray(total.astype(np.uint32).view(np.int32), dtype=np.int64)
     bound = largest_error(profile, count)
     worst = int(np.abs(key).max())
     if worst > bound:
         raise ProblemError(
             COMBINE_REFUSED,
-            f"the opened key of {count} updates is out of range; a share, or a client's key shares, are wrong",
+            f"the combined key of {count} updates is out of range; a share, or a client's key shares, are wrong",
             expected=f"coefficients up to {bound}",
             got=worst,
         )
@@ -182,15 +182,15 @@ def check_padding(padding: Integers, error: int, count: int) -> None:
 
 def box_bytes(sharing: Sharing) -> int:
     """Bytes of one holder's envelope: a seed for each part that it knows (all holders know equally many)."""
-    return ENVELOPE_BYTES + SEED_BYTES * len(sharing.parts_of(0))
+    return ENVELOPE_BYTES + SEED_BYTES * len(sharing.subshares_of(0))
 
 
-def explicit_part(sharing: Sharing) -> int:
+def explicit_subshare(sharing: Sharing) -> int:
     """The part that is not a seed: the secret minus all others."""
-    return sharing.parts - 1
+    return sharing.subshares - 1
 
 
-def expand_part(seed: bytes, degree: int) -> npt.NDArray[np.uint32]:
+def expand_subshare(seed: bytes, degree: int) -> npt.NDArray[np.uint32]:
     """The part that a seed stands for: uint32, shape (degree,)."""
     return expand_words(seed, degree // 2).view("<u4").astype(np.uint32, copy=False)
 

@@ -20,7 +20,7 @@ BLOCK_RESIDUES = 1 << 17
 
 ReadBlock: TypeAlias = Callable[[int, int], Residues]
 """So many polynomials of a vector, from a first one on: shape (polynomials, limbs, degree)."""
-OpenBlock: TypeAlias = Callable[[int, Residues], Integers]
+DecryptBlock: TypeAlias = Callable[[int, Residues], Integers]
 """The integers behind a block (see `blocks`) of a folded sum, given the number of its first polynomial; cut at
 the vector's length. May overwrite the block. Raises `combine-refused` when they cannot be a sum."""
 
@@ -39,7 +39,7 @@ class Profile:
 
 
 @dataclass(frozen=True)
-class BodyPart:
+class Section:
     """One piece of an update's body.
 
     role "sum": the server adds it; "key": key holders download it and work on it.
@@ -78,7 +78,7 @@ class Scheme(Protocol):
         """-log2 of the probability that a random wrong share opens to what could be a sum of `count` updates, of
         `length` integers up to ±`largest`."""
 
-    def body(self, length: int, sharing: Sharing) -> tuple[BodyPart, ...]:
+    def body(self, length: int, sharing: Sharing) -> tuple[Section, ...]:
         """The parts of an update of `length` integers, in the order in which they travel."""
 
     def share_layout(self, length: int) -> ResidueLayout:
@@ -87,7 +87,7 @@ class Scheme(Protocol):
     def check_openings(self, openings: int, max_clients: int, length: int) -> None:
         """Refuse a number of opened ciphertext sums in one epoch that the scheme cannot bear; every bucket is one."""
 
-    def opener(self, released: Sequence[ReadBlock], length: int, count: int, epoch_id: bytes) -> OpenBlock:
+    def decryptor(self, released: Sequence[ReadBlock], length: int, count: int, epoch_id: bytes) -> DecryptBlock:
         """What opens the sum of `count` updates of `length` integers, with one released vector per sharing part.
 
         `epoch_id` is the task's. Raises `combine-refused` when the released vectors alone show that they are wrong.
@@ -109,7 +109,7 @@ def blocks(shape: tuple[int, ...], sums: int = 1) -> Iterator[tuple[int, int]]:
 def combine(
     scheme: Scheme, total: Residues, released: Sequence[Residues], length: int, count: int, epoch_id: bytes
 ) -> Integers:
-    """A whole opened sum in memory, for tests and measurements: `Scheme.opener` over whole vectors, in `blocks`.
+    """A whole opened sum in memory, for tests and measurements: `Scheme.decryptor` over whole vectors, in `blocks`.
 
     `total` is the folded "sum" part, shape (polynomials, limbs, degree), and stays as it is.
     """
@@ -117,6 +117,6 @@ def combine(
     def reader(vector: Residues) -> ReadBlock:
         return lambda first, number: vector[first : first + number]
 
-    open_block = scheme.opener([reader(vector) for vector in released], length, count, epoch_id)
-    pieces = [open_block(first, total[first : first + number].copy()) for first, number in blocks(total.shape)]
+    decrypt_block = scheme.decryptor([reader(vector) for vector in released], length, count, epoch_id)
+    pieces = [decrypt_block(first, total[first : first + number].copy()) for first, number in blocks(total.shape)]
     return np.concatenate(pieces)

@@ -32,7 +32,7 @@ class BlobWriter:
         self._partial = partial
         self._final = final
         self._committed = False
-        with room():
+        with disk_full_as_problem():
             private_directory(partial.parent)
             self._file = open(partial, "w+b", opener=private_opener)  # noqa: SIM115 - closed by `close`
 
@@ -45,7 +45,7 @@ class BlobWriter:
     def close(self) -> None:
         """Release the file; without a `commit` before, remove it."""
         try:
-            with room():
+            with disk_full_as_problem():
                 self._file.close()
         finally:
             if not self._committed:
@@ -53,12 +53,12 @@ class BlobWriter:
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """Append. Raises `disk-full`."""
-        with room():
+        with disk_full_as_problem():
             self._file.write(data)
 
     def seek(self, offset: int) -> None:
         """Write from `offset` on; what is skipped must be written before `commit`. Raises `disk-full`."""
-        with room():
+        with disk_full_as_problem():
             self._file.seek(offset)
 
     def rename(self, final: Path) -> None:
@@ -67,14 +67,14 @@ class BlobWriter:
 
     def reread(self, offset: int) -> BufferedRandom:
         """What was written so far, from `offset` on, for a check before `commit`."""
-        with room():
+        with disk_full_as_problem():
             self._file.flush()
         self._file.seek(offset)
         return self._file
 
     def commit(self) -> None:
         """Make the bytes, then their name, durable. Raises `disk-full`."""
-        with room():
+        with disk_full_as_problem():
             self._file.flush()
             os.fsync(self._file.fileno())
             self._partial.replace(self._final)
@@ -92,7 +92,7 @@ class Blobs:
 
     def prepare(self) -> None:
         """Make the directories. Raises `disk-full`, or OSError when the directory cannot be used."""
-        with room():
+        with disk_full_as_problem():
             self._make_directory(self._partials)
 
     def probe(self) -> None:
@@ -107,7 +107,7 @@ class Blobs:
     def place(self, name: str) -> Path:
         """Where a blob may be put: its folder is there. Raises `disk-full`."""
         final = self._path(name)
-        with room():
+        with disk_full_as_problem():
             self._make_directory(final.parent)
         return final
 
@@ -128,7 +128,7 @@ class Blobs:
         """
         for name in names:
             if not self._path(name).exists():
-                raise ProblemError(problem, "the bytes waited so long that they were swept", got=name)
+                raise ProblemError(problem, "the bytes waited so long that garbage collection took them", got=name)
 
     def size(self, name: str) -> int:
         """Bytes of a blob. Raises FileNotFoundError."""
@@ -191,7 +191,7 @@ class Blobs:
 
 
 @contextmanager
-def room() -> Iterator[None]:
+def disk_full_as_problem() -> Iterator[None]:
     """Turn "no space left" into `disk-full`."""
     try:
         yield

@@ -16,7 +16,7 @@ from pathlib import Path
 from he_party.files import private_directory, sync
 from he_protocol.errors import ProblemError
 from he_protocol.problems import UPLOAD_LOCKED
-from he_server.blobs.local import room
+from he_server.blobs.local import disk_full_as_problem
 
 BLOCK_BYTES = 1 << 20
 
@@ -37,7 +37,7 @@ class UploadFile:
     @staticmethod
     def create(path: Path) -> None:
         """Make the empty file, durably; one that is there already stays as it is. Raises `disk-full`."""
-        with room():
+        with disk_full_as_problem():
             private_directory(path.parent)
             path.touch(mode=0o600)
             sync(path.parent)
@@ -58,7 +58,7 @@ class UploadFile:
     def append(self, data: bytes) -> None:
         """Raises `disk-full`; some of the bytes may be there then."""
         left = memoryview(data)
-        with self._busy, room():
+        with self._busy, disk_full_as_problem():
             while left:
                 written = os.write(self._descriptor, left)
                 self.size += written
@@ -72,7 +72,7 @@ class UploadFile:
 
     def sync(self) -> None:
         """Make everything durable. Raises `disk-full`."""
-        with self._busy, room():
+        with self._busy, disk_full_as_problem():
             os.fsync(self._descriptor)
 
     def read(self, offset: int, size: int) -> bytes:

@@ -78,7 +78,7 @@ def check_vector(file: BinaryIO, layout: ResidueLayout) -> None:
 
 def sum_layout(task: Task) -> ResidueLayout:
     """Layout of the part of an update that the server sums."""
-    layout = task.part("sum").layout
+    layout = task.section("sum").layout
     if layout is None:
         raise TypeError(f"scheme {task.config.scheme} declares a sum part without a layout")
     return layout
@@ -99,7 +99,7 @@ def load_kernels(layout: ResidueLayout) -> None:
     fold(np.zeros((1, layout.degree), dtype=np.uint64), row, layout)
 
 
-def fold_updates(task: Task, blobs: Blobs, before: str | None, parts: Sequence[Term], into: str) -> None:
+def fold_updates(task: Task, blobs: Blobs, before: str | None, sections: Sequence[Term], into: str) -> None:
     """Store as `into` the sum of the accumulator `before` (None: zero) and of updates' "sum" parts.
 
     Block by block: memory holds a block of the sum and one of an update, whatever the model's size.
@@ -108,7 +108,9 @@ def fold_updates(task: Task, blobs: Blobs, before: str | None, parts: Sequence[T
     layout = sum_layout(task)
     with ExitStack() as stack:
         sums = stored_blocks(stack.enter_context(blobs.open(before)), layout) if before else _zero_blocks(layout)
-        terms = [row_blocks(stack.enter_context(_opened_at(blobs, *part, layout.size)), layout) for part in parts]
+        terms = [
+            row_blocks(stack.enter_context(_opened_at(blobs, *section, layout.size)), layout) for section in sections
+        ]
         writer = stack.enter_context(blobs.writer(into))
         for first, total in sums:
             for term in terms:
@@ -143,7 +145,7 @@ def merge_sums(task: Task, blobs: Blobs, names: Sequence[str], into: str, withou
     layout = sum_layout(task)
     with ExitStack() as stack:
         terms = [stored_blocks(stack.enter_context(blobs.open(name)), layout) for name in names]
-        out = [row_blocks(stack.enter_context(_opened_at(blobs, *part, layout.size)), layout) for part in without]
+        out = [row_blocks(stack.enter_context(_opened_at(blobs, *section, layout.size)), layout) for section in without]
         writer = stack.enter_context(blobs.writer(into))
         for first, total in terms[0]:
             moduli = row_moduli(layout, first, len(total))[:, None]
@@ -174,7 +176,7 @@ def claims_of(released: Sequence[Released], bucket: int) -> dict[int, dict[int, 
     Every bucket is judged on its own: what a client did to one says nothing about a holder in the others.
     """
     return {
-        item.holder: {entry.part: entry.sha256 for entry in item.share.parts if entry.bucket == bucket}
+        item.holder: {entry.subshare: entry.sha256 for entry in item.share.vectors if entry.bucket == bucket}
         for item in released
     }
 
@@ -184,10 +186,10 @@ def share_readers(
 ) -> list[ReadBlock]:
     """For every part of the sharing what reads the vector that a choice takes."""
     claims, readers = claims_of(released, bucket), []
-    for part, digest in enumerate(choice.digests):
-        source = next(item for item in released if claims[item.holder].get(part) == digest)
-        vectors = [(entry.bucket, entry.part) for entry in source.share.parts]
-        readers.append(share_reader(task, blobs, source, vectors.index((bucket, part))))
+    for subshare, digest in enumerate(choice.digests):
+        source = next(item for item in released if claims[item.holder].get(subshare) == digest)
+        vectors = [(entry.bucket, entry.subshare) for entry in source.share.vectors]
+        readers.append(share_reader(task, blobs, source, vectors.index((bucket, subshare))))
     return readers
 
 

@@ -15,7 +15,7 @@ from he_protocol.errors import ProblemError
 from he_protocol.identity.revocation import Revocations
 from he_protocol.task import Task
 from he_server.blobs.local import Blobs
-from he_server.jobs.garbage import SWEPT, SWEPT_OF_TASKS, orphans
+from he_server.jobs.garbage import ROUND_FOLDERS, TASK_FOLDERS, orphans
 from he_server.rules.audit_chain import verify_chain
 from he_server.rules.records import waiting_for
 from he_server.services.backpressure import free_bytes
@@ -139,20 +139,20 @@ async def _orphans(settings: Settings, store: Store) -> Finding:
     if found:
         advice = "a running worker removes them every hour: is one running? They hold nothing that is needed"
         return Finding("orphans", "warning", f"{len(found)} blobs without a row, {found[0]} for one", advice)
-    return Finding("orphans", "ok", f"none in {', '.join(SWEPT + SWEPT_OF_TASKS)}")
+    return Finding("orphans", "ok", f"none in {', '.join(ROUND_FOLDERS + TASK_FOLDERS)}")
 
 
 async def _rounds(settings: Settings, store: Store) -> Finding:
-    standing = await store.standing(time.time() - LATE_SECONDS)
-    found = ", ".join(f"{count} {state}" for state, count in standing.rounds.items())
+    status = await store.server_status(time.time() - LATE_SECONDS)
+    found = ", ".join(f"{count} {state}" for state, count in status.rounds.items())
     waiting = await _waiting(settings, store)
     if waiting:
         advice = (
             "start the holders that are missing; see what the others refuse in docs/operations.md, HushSumRoundOverdue"
         )
         return Finding("rounds", "warning", "; ".join(waiting), advice)
-    if standing.overdue or standing.stuck:
-        late = f"{standing.overdue} rounds overdue, {standing.stuck} leases expired"
+    if status.overdue or status.stuck:
+        late = f"{status.overdue} rounds overdue, {status.stuck} leases expired"
         return Finding("rounds", "wrong", late, "no worker does its work: start a server, or read its log")
     return Finding("rounds", "ok", found)
 

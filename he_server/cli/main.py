@@ -15,7 +15,7 @@ import typer
 from he_party.kernels import Steps, Warm, offer_to_warm
 from he_party.program import add_version
 from he_protocol.errors import ProblemError
-from he_protocol.messages import EnrolRequest, Name
+from he_protocol.messages import EnrollRequest, Name
 from he_protocol.problems import BAD_SETTINGS
 from he_server.cli.inspect import audit, doctor
 from he_server.cli.plan import plan
@@ -81,7 +81,7 @@ def init(
         try:
             checked = msgspec.convert(name, Name)
             write_private(data_dir / "server.key", KeyRecord(checked, key.public, key.private), passphrase)
-            request.write_text(key.sign(EnrolRequest(checked, "server", key.public, int(time.time()))) + "\n")
+            request.write_text(key.sign(EnrollRequest(checked, "server", key.public, int(time.time()))) + "\n")
         except msgspec.ValidationError as error:
             raise ProblemError(BAD_SETTINGS, f"name: {error}") from None
         except OSError as error:

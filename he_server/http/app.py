@@ -13,18 +13,18 @@ from he_server.http import openapi
 from he_server.http.auth import CONNECTION, authenticate
 from he_server.http.handlers import uploads
 from he_server.http.middleware import observe
-from he_server.http.pacing import paced
+from he_server.http.pacing import minimum_rate
 from he_server.http.params import check_empty
 from he_server.http.routes import ROUTES, Route
 from he_server.jobs.worker import Worker
 from he_server.rules.bodies import check_declared
-from he_server.services.context import Server
+from he_server.services.context import ServerContext
 from he_server.services.strangers import PACE_RATE, PACE_SECONDS
 
-SERVER = web.AppKey("server", Server)
+SERVER = web.AppKey("server", ServerContext)
 
 
-def make_app(server: Server, *, work: bool = True) -> web.Application:
+def make_app(server: ServerContext, *, work: bool = True) -> web.Application:
     """The application; with `work` its worker runs while the application does."""
     app = web.Application(middlewares=[observe(server)])
     app[SERVER] = server
@@ -40,7 +40,7 @@ def make_app(server: Server, *, work: bool = True) -> web.Application:
     return app
 
 
-async def drain(server: Server) -> None:
+async def drain(server: ServerContext) -> None:
     """Refuse new work and wait until requests in flight are done, at most `drain_seconds`."""
     begin_draining(server)
     with suppress(TimeoutError):
@@ -48,14 +48,14 @@ async def drain(server: Server) -> None:
             await server.idle.wait()
 
 
-def begin_draining(server: Server) -> None:
+def begin_draining(server: ServerContext) -> None:
     """From now on: no new work, readiness fails, event streams end, the worker stops after its step."""
     server.stopping.set()
     server.streams.end()
     server.waiting.end()
 
 
-def _guarded(server: Server, route: Route) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+def _guarded(server: ServerContext, route: Route) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
     async def handle(request: web.Request) -> web.StreamResponse:
         check_empty(request)
         await authenticate(server, request, route.access)
@@ -66,16 +66,16 @@ def _guarded(server: Server, route: Route) -> Callable[[web.Request], Awaitable[
         held = min(route.held, check_declared(request.content_length, limit))
         async with server.stranger_bodies.admit(request[CONNECTION].address, held):
             await _let_send(request)
-            async with paced(request, max(server.settings.min_rate, PACE_RATE), PACE_SECONDS):
+            async with minimum_rate(request, max(server.settings.min_rate, PACE_RATE), PACE_SECONDS):
                 return await route.handler(server, request)
 
     async def handle_upload(request: web.Request) -> web.StreamResponse:
         await authenticate(server, request, route.access)
         sender = await route.sender(server, request)
         most = min(sender.most, server.settings.max_update_bytes)
-        async with server.pressure.admit(check_declared(request.content_length, most), sender.party):
+        async with server.admission.admit(check_declared(request.content_length, most), sender.party):
             await _let_send(request)
-            async with paced(request, server.settings.min_rate):
+            async with minimum_rate(request, server.settings.min_rate):
                 return await route.handler(server, request)
 
     if route.takes is None:

@@ -11,7 +11,7 @@ from he_protocol.identity.credentials import Party
 from he_protocol.identity.requests import check_request
 from he_protocol.identity.revocation import check_key
 from he_protocol.problems import UNAUTHENTICATED, WRONG_ROLE
-from he_server.services.context import Server
+from he_server.services.context import ServerContext
 from he_server.services.door import Connection
 
 Access: TypeAlias = Literal["public", "any", "client", "holder"]
@@ -19,7 +19,7 @@ PARTY = web.RequestKey("party", Party)
 CONNECTION = web.RequestKey("connection", Connection)
 
 
-async def authenticate(server: Server, request: web.Request, access: Access) -> None:
+async def authenticate(server: ServerContext, request: web.Request, access: Access) -> None:
     """Check who sends a request and keep the `Party` in it. Raises what `check_request` raises, and
     `revoked-key`, `replayed-request`, `too-many-connections` or `wrong-role`."""
     if access == "public":
@@ -36,7 +36,7 @@ async def authenticate(server: Server, request: web.Request, access: Access) -> 
         raise ProblemError(WRONG_ROLE, f"{party.name!r} may not do this", expected=access, got=party.role)
 
 
-async def _checked(server: Server, request: web.Request) -> Party:
+async def _checked(server: ServerContext, request: web.Request) -> Party:
     """Who proves to have sent a request. Signatures of strangers never keep those of known parties waiting."""
     now = server.clock()
     check = server.unproved if request[CONNECTION].stranger else server.signatures

@@ -23,10 +23,10 @@ from he_protocol.problems import (
 )
 from he_server.http.auth import CONNECTION, PARTY
 from he_server.http.openapi import PROBLEM
-from he_server.http.pacing import retry_after
+from he_server.http.pacing import draw_retry_after
 from he_server.http.responses import STREAMING
 from he_server.rules.bodies import check_codings
-from he_server.services.context import Server
+from he_server.services.context import ServerContext
 from he_server.services.door import Connection, Guarded
 
 RETRY_SECONDS = "1"
@@ -39,7 +39,7 @@ _PROBES = frozenset({"/healthz", "/readyz", "/metrics"})
 log = structlog.get_logger()
 
 
-def observe(server: Server) -> Middleware:
+def observe(server: ServerContext) -> Middleware:
     """The one middleware."""
 
     @web.middleware
@@ -72,11 +72,11 @@ def problem_response(refusal: ProblemError) -> web.Response:
     if refusal.problem.status == 503:
         headers["Retry-After"] = RETRY_SECONDS
     if refusal.problem.status == 429:
-        headers["Retry-After"] = str(retry_after())
+        headers["Retry-After"] = str(draw_retry_after())
     return web.Response(body=refusal.document(), status=refusal.problem.status, content_type=PROBLEM, headers=headers)
 
 
-async def _answer(server: Server, request: web.Request, handler: Handler) -> web.StreamResponse:
+async def _answer(server: ServerContext, request: web.Request, handler: Handler) -> web.StreamResponse:
     try:
         if server.draining and request.path not in _PROBES:
             raise ProblemError(SHUTTING_DOWN, "the server finishes what it has begun")
@@ -104,7 +104,7 @@ async def _answer(server: Server, request: web.Request, handler: Handler) -> web
         return _refuse(server, request, ProblemError(INTERNAL, "see the server's log"))
 
 
-async def _in_turn(server: Server, request: web.Request, handler: Handler) -> web.StreamResponse:
+async def _in_turn(server: ServerContext, request: web.Request, handler: Handler) -> web.StreamResponse:
     connection = request[CONNECTION]
     if not connection.stranger:
         return await handler(request)
@@ -141,7 +141,7 @@ def head_bytes(request: web.Request) -> int:
     )
 
 
-def _refuse(server: Server, request: web.Request, refusal: ProblemError) -> web.StreamResponse:
+def _refuse(server: ServerContext, request: web.Request, refusal: ProblemError) -> web.StreamResponse:
     server.metrics.refused.labels(route_of(request), refusal.problem.slug).inc()
     if STREAMING in request:
         return _break_off(request)
@@ -155,7 +155,7 @@ def _break_off(request: web.Request) -> web.StreamResponse:
     return request[STREAMING]
 
 
-def _record(server: Server, request: web.Request, status: int, seconds: float) -> None:
+def _record(server: ServerContext, request: web.Request, status: int, seconds: float) -> None:
     route = route_of(request)
     method = request.method if request.method in METH_ALL else "other"
     server.metrics.requests.labels(method, route, str(status)).inc()

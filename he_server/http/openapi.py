@@ -42,7 +42,7 @@ _PARAMETERS = {
     "task": "the task's hash, 64 hex digits",
     "update": "the update's id, 32 hex digits",
     "upload": "the upload's id, 32 hex digits, as the answer that began it named it",
-    "part": "name of a body part",
+    "section": "name of a section of a body",
     "round": "the round's number",
     "holder": "a key holder's name",
     "phase": "contribution, commitment, reveal or confirmation",

@@ -20,13 +20,13 @@ PACE_SECONDS = 30.0
 """The time over which an upload's rate is averaged."""
 
 
-def retry_after() -> int:
+def draw_retry_after() -> int:
     """Seconds that somebody who was refused should wait."""
     return 1 + secrets.randbelow(RETRY_SECONDS)
 
 
 @asynccontextmanager
-async def paced(request: web.Request, min_rate: float, seconds: float = PACE_SECONDS) -> AsyncIterator[None]:
+async def minimum_rate(request: web.Request, min_rate: float, seconds: float = PACE_SECONDS) -> AsyncIterator[None]:
     """Around reading a body: ends it with `request-timeout` when in any `seconds` it comes slower than `min_rate`.
 
     Without such a bound, a few senders that trickle their bytes hold every slot (slow loris).

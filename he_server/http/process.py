@@ -17,7 +17,7 @@ from he_protocol.problems import BAD_SETTINGS
 from he_server.http.app import drain, make_app
 from he_server.http.listening import Listener
 from he_server.http.logging import http_log
-from he_server.services.context import Server, open_server
+from he_server.services.context import ServerContext, open_server
 from he_server.services.migration import migrate
 from he_server.settings import Settings
 
@@ -81,7 +81,7 @@ def make_runner(app: web.Application, shutdown_seconds: float = 60.0) -> web.App
     )
 
 
-def make_listener(runner: web.AppRunner, server: Server, context: ssl.SSLContext | None = None) -> Listener:
+def make_listener(runner: web.AppRunner, server: ServerContext, context: ssl.SSLContext | None = None) -> Listener:
     """What accepts connections for a runner that was set up."""
     protocols = runner.server
     assert protocols is not None

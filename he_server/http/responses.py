@@ -12,7 +12,7 @@ from aiohttp import web
 from he_protocol.errors import ProblemError
 from he_protocol.problems import NOT_FOUND
 from he_server.blobs.local import Blobs
-from he_server.services.context import Server
+from he_server.services.context import ServerContext
 
 BLOCK_BYTES = 1024 * 1024
 BYTES = "application/octet-stream"
@@ -36,7 +36,7 @@ class Piece:
 
 
 async def stream_blob(
-    server: Server, request: web.Request, name: str, *, headers: Mapping[str, str] | None = None
+    server: ServerContext, request: web.Request, name: str, *, headers: Mapping[str, str] | None = None
 ) -> web.StreamResponse:
     """A whole blob. Raises `not-found` when it is gone."""
     try:
@@ -47,7 +47,7 @@ async def stream_blob(
 
 
 async def stream_pieces(
-    server: Server,
+    server: ServerContext,
     request: web.Request,
     pieces: Sequence[Piece],
     *,

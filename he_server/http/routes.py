@@ -31,11 +31,11 @@ from he_protocol.problems import ProblemType
 from he_server.http.auth import Access
 from he_server.http.handlers import board, health, openings, revocations, rounds, tasks, updates, uploads
 from he_server.http.responses import BYTES
-from he_server.rules.bodies import FRAME_ROOM, Sender
-from he_server.services.context import Server
+from he_server.rules.bodies import FRAME_HEAD_BYTES, Sender
+from he_server.services.context import ServerContext
 
-Handler: TypeAlias = Callable[[Server, web.Request], Awaitable[web.StreamResponse]]
-SenderOf: TypeAlias = Callable[[Server, web.Request], Awaitable[Sender]]
+Handler: TypeAlias = Callable[[ServerContext, web.Request], Awaitable[web.StreamResponse]]
+SenderOf: TypeAlias = Callable[[ServerContext, web.Request], Awaitable[Sender]]
 
 JSON = "application/json"
 TASK = "/v1/tasks/{task}"
@@ -76,7 +76,7 @@ _FRAME = (p.UNKNOWN_PROTOCOL, p.MALFORMED, p.TOO_LARGE, p.DISK_FULL)
 _TOKEN = (p.UNKNOWN_FIELD, p.TRAILING_BYTES, p.BAD_SIGNATURE)
 _SIGNED = (*_TOKEN, p.NOT_ADDRESSED, p.WRONG_TASK, p.WRONG_EPOCH)
 _REVOCATIONS = (p.UNKNOWN_PROTOCOL, p.MALFORMED, p.TOO_LARGE, p.DISK_FULL, *_TOKEN)
-_PARTS = (p.WRONG_SIZE, p.DIGEST_MISMATCH, p.RESIDUE_RANGE)
+_SECTIONS = (p.WRONG_SIZE, p.DIGEST_MISMATCH, p.RESIDUE_RANGE)
 _SAFETENSORS = Content(BYTES, text="safetensors")
 
 HEALTH = (
@@ -124,7 +124,7 @@ HEALTH = (
 _UPDATE = (
     *_FRAME,
     *_SIGNED,
-    *_PARTS,
+    *_SECTIONS,
     p.FOREIGN_CREDENTIAL,
     p.EXPIRED_CREDENTIAL,
     p.REVOKED_KEY,
@@ -235,7 +235,7 @@ ROUTES: tuple[Route, ...] = (
             p.BAD_PLAN,
             p.SUM_COULD_WRAP,
         ),
-        held=FRAME_ROOM,
+        held=FRAME_HEAD_BYTES,
     ),
     Route("GET", TASK, tasks.get_task, "public", "One task and where it stands", {200: Content(JSON, TaskStatus)}),
     Route(
@@ -267,8 +267,8 @@ ROUTES: tuple[Route, ...] = (
     ),
     Route(
         "GET",
-        f"{TASK}/rounds/{{round}}/key-parts",
-        openings.get_key_parts,
+        f"{TASK}/rounds/{{round}}/key-sections",
+        openings.get_key_sections,
         "holder",
         "The parts that key holders work on, in the manifest's order, while the round is opened",
         {200: Content(BYTES)},
@@ -358,7 +358,7 @@ ROUTES: tuple[Route, ...] = (
         "Release a share; idempotent",
         {201: Content(JSON, RoundStatus), 200: Content(JSON, RoundStatus)},
         Content(FRAME, text="Head: the Share's JWS. Body: one packed vector for each of its parts, in order."),
-        (*_FRAME, *_SIGNED, *_PARTS, p.WRONG_STATE, p.MANIFEST_MISMATCH, p.NOT_CERTIFIED, p.WRONG_SHARE),
+        (*_FRAME, *_SIGNED, *_SECTIONS, p.WRONG_STATE, p.MANIFEST_MISMATCH, p.NOT_CERTIFIED, p.WRONG_SHARE),
         sender=openings.sender_of_share,
     ),
     Route(

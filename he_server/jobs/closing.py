@@ -6,10 +6,10 @@ from he_protocol.task import Task
 from he_server.jobs.outcomes import ended
 from he_server.rules.records import RoundRecord
 from he_server.rules.rounds import at_deadline
-from he_server.services.context import Server
+from he_server.services.context import ServerContext
 
 
-async def close(server: Server, task: Task, record: RoundRecord, now: float) -> bool:
+async def close(server: ServerContext, task: Task, record: RoundRecord, now: float) -> bool:
     """Close an open round, or fail it, at its deadline; False before."""
     if at_deadline(record.updates, task.config.min_clients, record.deadline, now) == "wait":
         return False

@@ -15,11 +15,11 @@ from he_server.blobs import keys
 from he_server.blobs.vectors import fold_updates
 from he_server.jobs.leases import kept
 from he_server.jobs.outcomes import fail
-from he_server.rules.admission import room
+from he_server.rules.admission import backlog_limit
 from he_server.rules.records import RoundRecord
 from he_server.rules.rounds import fold_due
-from he_server.services.context import Server
-from he_server.services.receive import discard, recording
+from he_server.services.context import ServerContext
+from he_server.services.receive import delete_blobs, keep_or_delete
 from he_server.store.folding import Fold
 
 Progress: TypeAlias = Literal["folded", "wait", "done"]
@@ -27,11 +27,11 @@ Progress: TypeAlias = Literal["folded", "wait", "done"]
 log = structlog.get_logger()
 
 
-async def fold(server: Server, task: Task, record: RoundRecord, now: float) -> Progress:
+async def fold(server: ServerContext, task: Task, record: RoundRecord, now: float) -> Progress:
     """Fold a batch of updates, if that is due; "done" when all are folded."""
     backlog = await server.store.backlog(record.id, now)
-    size = task.part("sum").size
-    filled = sum(backlog.waiting.values()) * size / room(size, server.settings.ingest_bytes)
+    size = task.section("sum").size
+    filled = sum(backlog.waiting.values()) * size / backlog_limit(size, server.settings.ingest_bytes)
     bucket = fold_due(backlog.waiting, record.state, waited=now - backlog.oldest, filled=filled)
     if bucket is None:
         return "wait" if backlog.unfolded else "done"
@@ -53,23 +53,23 @@ async def fold(server: Server, task: Task, record: RoundRecord, now: float) -> P
     return "folded"
 
 
-async def fold_in(server: Server, task: Task, claimed: Fold) -> None:
+async def fold_in(server: ServerContext, task: Task, claimed: Fold) -> None:
     """Bytes first, then the row that counts them, then away with what it replaces."""
     made, start = keys.fresh(), time.monotonic()
     before = keys.accumulator_blob(claimed.blob) if claimed.blob else None
     terms = [(keys.update_blob(claim.blob), claim.position) for claim in claimed.updates]
     after = keys.accumulator_blob(made)
     await server.thread(fold_updates, task, server.blobs, before, terms, after)
-    async with recording(server, after):
+    async with keep_or_delete(server, after):
         await server.store.checkpoint(claimed, made, partial(server.check_kept, after, WRONG_STATE))
-    server.pressure.relieved()
+    server.admission.invalidate()
     server.metrics.fold.observe(time.monotonic() - start)
     done = await server.store.folded_blobs(claim.blob for claim in claimed.updates)
     added = [] if await server.retains() else [keys.update_blob(blob) for blob in done]
-    await discard(server, [*added, *([before] if before else [])])
+    await delete_blobs(server, [*added, *([before] if before else [])])
 
 
-async def cannot_fold(server: Server, task: Task, record: RoundRecord, claimed: Fold, error: str) -> None:
+async def cannot_fold(server: ServerContext, task: Task, record: RoundRecord, claimed: Fold, error: str) -> None:
     """An open round goes on until it closes; a closed one fails. Bytes that went with a lost lease are no loss."""
     now, seconds = server.clock(), server.settings.lease_seconds
     if not await server.store.renew_fold(claimed, now, seconds):

@@ -16,8 +16,8 @@ from he_server.blobs.vectors import Term, is_intact, merge_sums
 from he_server.jobs.outcomes import fail
 from he_server.rules.manifests import Circumstances, Plan, excluded_by_holders, faults, form, plan_round
 from he_server.rules.records import AnswerRecord, RoundRecord, UpdateRecord
-from he_server.services.context import Server
-from he_server.services.receive import discard
+from he_server.services.context import ServerContext
+from he_server.services.receive import delete_blobs
 from he_server.store.rounds import Lease
 
 
@@ -33,7 +33,7 @@ def screened(task: Task, record: RoundRecord, answers: Sequence[AnswerRecord]) -
     return len(said) >= task.committee.agreement
 
 
-async def form_manifest(server: Server, task: Task, lease: Lease) -> None:
+async def form_manifest(server: ServerContext, task: Task, lease: Lease) -> None:
     """A closed round's next manifest: the one to be screened, or the final one."""
     record = lease.round
     try:
@@ -47,7 +47,7 @@ async def form_manifest(server: Server, task: Task, lease: Lease) -> None:
         await fail(server, task, lease, refusal.problem, refusal.detail, {})
 
 
-async def begin_screening(server: Server, task: Task, lease: Lease) -> None:
+async def begin_screening(server: ServerContext, task: Task, lease: Lease) -> None:
     """Show key holders what the server would have them open. Raises `too-few-clients` or `budget-exhausted`."""
     updates = await server.store.updates_of(lease.round.id)
     numbered = await server.store.next_opening(lease.round)
@@ -68,7 +68,7 @@ async def begin_screening(server: Server, task: Task, lease: Lease) -> None:
     server.heard(task.id)
 
 
-async def begin_opening(server: Server, task: Task, lease: Lease) -> dict[str, float]:
+async def begin_opening(server: ServerContext, task: Task, lease: Lease) -> dict[str, float]:
     """Add up what stays, and ask for votes. Answers the seconds spent by stage. Raises `too-few-clients`."""
     start, record = time.monotonic(), lease.round
     updates = await server.store.updates_of(record.id)
@@ -96,31 +96,35 @@ async def begin_opening(server: Server, task: Task, lease: Lease) -> dict[str, f
     await server.store.begin_opening(lease, token, plan, server.clock() + task.config.opening_seconds, seconds)
     server.heard(task.id)
     gone = {keys.update_blob(update.blob) for update in updates}
-    await discard(server, [*(keys.accumulator_blob(item.blob) for item in sums), *gone])
+    await delete_blobs(server, [*(keys.accumulator_blob(item.blob) for item in sums), *gone])
     return seconds
 
 
-async def _circumstances(server: Server, task: Task, after: int) -> Circumstances:
+async def _circumstances(server: ServerContext, task: Task, after: int) -> Circumstances:
     """Now; not before `after`, should this machine's clock have gone back."""
     version = (await server.store.model(task.id)).version
     return Circumstances(max(int(server.clock()), after), version, await server.revocations())
 
 
-async def _plan(server: Server, task: Task, updates: Sequence[UpdateRecord], excluded: Mapping[str, Failure]) -> Plan:
+async def _plan(
+    server: ServerContext, task: Task, updates: Sequence[UpdateRecord], excluded: Mapping[str, Failure]
+) -> Plan:
     """The round's plan, given what is left out; the bytes of these are looked at only where there are any."""
     gone = [u for u in updates if u.update_id in excluded]
     lost = frozenset(await server.thread(_lost, server, task, gone)) if gone else frozenset()
     return plan_round(task, updates, excluded, lost)
 
 
-def _lost(server: Server, task: Task, updates: Sequence[UpdateRecord]) -> list[str]:
+def _lost(server: ServerContext, task: Task, updates: Sequence[UpdateRecord]) -> list[str]:
     """Those whose bytes are not there, or not what was added up."""
     return [u.update_id for u in updates if not is_intact(task, server.blobs, *_term(u), _signed(task, u))]
 
 
 def _signed(task: Task, update: UpdateRecord) -> bytes:
-    name = task.part("sum").name
-    return next(part.sha256 for part in read_unverified(update.header, UpdateHeader).parts if part.name == name)
+    name = task.section("sum").name
+    return next(
+        section.sha256 for section in read_unverified(update.header, UpdateHeader).sections if section.name == name
+    )
 
 
 def _term(update: UpdateRecord) -> Term:

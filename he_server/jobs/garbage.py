@@ -20,27 +20,27 @@ from he_server.blobs.keys import (
     upload_blob,
 )
 from he_server.blobs.local import Blobs
-from he_server.services.context import Server
-from he_server.services.receive import discard
+from he_server.services.context import ServerContext
+from he_server.services.receive import delete_blobs
 from he_server.store import Store
 
-SWEPT = (UPDATES, KEYS, ACCUMULATORS, SHARES, TOTALS)
+ROUND_FOLDERS = (UPDATES, KEYS, ACCUMULATORS, SHARES, TOTALS)
 """Folders of blobs that belong to rounds under way, and to nothing else."""
-SWEPT_OF_TASKS = (MODELS, BOARD)
+TASK_FOLDERS = (MODELS, BOARD)
 """Folders with one of each task's in them, for what stays."""
 
 
-async def drop_round(server: Server, round_id: int) -> None:
+async def drop_round(server: ServerContext, round_id: int) -> None:
     """Delete what clients and holders sent for a round that has ended, and what was made of it."""
     gone = set()
     for update in await server.store.updates_of(round_id):
         gone |= {update_blob(update.blob), key_blob(update.blob), total_blob(round_id, update.bucket)}
     gone |= {accumulator_blob(item.blob) for item in await server.store.accumulators_of(round_id)}
     gone |= {share_blob(share.blob) for share in await server.store.shares_of(round_id)}
-    await discard(server, gone)
+    await delete_blobs(server, gone)
 
 
-async def sweep(server: Server, older_than: float) -> None:
+async def collect_garbage(server: ServerContext, older_than: float) -> None:
     """Delete what crashes left behind more than `older_than` seconds ago: partial files, and bytes without
     a row of a round that still needs them. Resumable uploads go when they expire."""
     await server.thread(server.blobs.drop_partials, older_than)
@@ -57,11 +57,11 @@ async def sweep(server: Server, older_than: float) -> None:
 async def orphans(blobs: Blobs, store: Store, older_than: float) -> list[str]:
     """Blobs last written more than `older_than` seconds ago that no round, or no task, needs (any longer)."""
     found: list[str] = []
-    for folder in SWEPT:
+    for folder in ROUND_FOLDERS:
         found += await asyncio.to_thread(blobs.names, folder, older_than)
     needed = await store.needed_blobs() if found else frozenset()
     kept: list[str] = []
-    for folder in SWEPT_OF_TASKS:
+    for folder in TASK_FOLDERS:
         for task in await asyncio.to_thread(blobs.names, folder, 0.0):
             kept += await asyncio.to_thread(blobs.names, task, older_than)
     needed |= await store.kept_blobs() if kept else frozenset()

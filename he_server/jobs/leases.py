@@ -7,14 +7,14 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import TypeAlias
 
-from he_server.services.context import Server
+from he_server.services.context import ServerContext
 
 Renew: TypeAlias = Callable[[float, float], Awaitable[bool]]
 """Renews a lease at a time (Unix seconds), for so many seconds; False when it is lost."""
 
 
 @asynccontextmanager
-async def kept(server: Server, renew: Renew) -> AsyncIterator[None]:
+async def kept(server: ServerContext, renew: Renew) -> AsyncIterator[None]:
     """Renew a lease while something long runs under it."""
     renewing = asyncio.create_task(_renew(server, renew))
     try:
@@ -28,7 +28,7 @@ async def kept(server: Server, renew: Renew) -> AsyncIterator[None]:
         await asyncio.gather(renewing, return_exceptions=True)
 
 
-async def _renew(server: Server, renew: Renew) -> None:
+async def _renew(server: ServerContext, renew: Renew) -> None:
     seconds = server.settings.lease_seconds
     while True:
         await asyncio.sleep(seconds / 3)

@@ -21,7 +21,7 @@ from he_protocol.identity.jws import read_unverified
 from he_protocol.messages import Manifest, Share
 from he_protocol.privacy.quantise import Integers
 from he_protocol.problems import COMBINE_REFUSED
-from he_protocol.schemes.scheme import OpenBlock, blocks
+from he_protocol.schemes.scheme import DecryptBlock, blocks
 from he_protocol.sharing import Resolution, choices
 from he_protocol.task import Task, sum_plan
 from he_server.blobs.keys import fresh, model_blob, sum_blob, total_blob, velocity_blob
@@ -31,7 +31,7 @@ from he_server.blobs.vectors import Released, claims_of, read_total, share_reade
 from he_server.rules.aggregation import check_range, mean_of, step, weight_of
 from he_server.rules.choosing import Candidate, Settled, Unsettled, settle
 from he_server.rules.records import ModelRecord, RoundRecord, ShareRecord
-from he_server.services.context import Server
+from he_server.services.context import ServerContext
 
 log = structlog.get_logger()
 
@@ -50,7 +50,7 @@ class Bucket:
     """A bucket that opens: the blob of its sum, what opens it, its updates and their weight."""
 
     total: str
-    open_block: OpenBlock
+    decrypt_block: DecryptBlock
     updates: int
     weight: float
 
@@ -77,8 +77,14 @@ def released_shares(task: Task, shares: Sequence[ShareRecord]) -> list[Released]
     return sorted(found, key=lambda item: item.holder)
 
 
-async def open_sum(
-    server: Server, task: Task, record: RoundRecord, base: ModelRecord, released: Sequence[Released], *, last: bool
+async def decrypt_sum(
+    server: ServerContext,
+    task: Task,
+    record: RoundRecord,
+    base: ModelRecord,
+    released: Sequence[Released],
+    *,
+    last: bool,
 ) -> Opened | Waiting | ProblemError:
     """The round's outcome; or why these shares do not open it yet; or the `combine-refused` that ends it.
 
@@ -114,7 +120,7 @@ def check_buckets(
         outcome = sums.outcome(last=last)
         if isinstance(outcome, Settled):
             candidate = outcome.candidate
-            kept.append(Bucket(sums.total, candidate.open_block, len(ids), candidate.weight))
+            kept.append(Bucket(sums.total, candidate.decrypt_block, len(ids), candidate.weight))
             if suspects := outcome.choice.suspects:  # or a client of this bucket sealed different keys to them
                 names = [task.config.holders[i].name for i in sorted(suspects)]
                 log.warning(
@@ -152,21 +158,21 @@ class Contested:
         claims = claims_of(self.released, self.bucket)
         found = choices(sharing, claims)
         attempt = partial(self._attempt, contested=len(found) > 1)
-        heard = [holder for holder, parts in claims.items() if parts]
+        heard = [holder for holder, subshares in claims.items() if subshares]
         return settle(sharing, found, attempt, heard=heard, binding=self.task.scheme.binding, last=last)
 
     def _attempt(self, choice: Resolution, *, contested: bool) -> Candidate:
         """Open the whole sum with these shares. Raises `combine-refused` at the first block that cannot be right."""
         task = self.task
         readers = share_readers(task, self.blobs, self.released, self.bucket, choice)
-        open_block = task.scheme.opener(readers, task.length, self.count, task.epoch_id)
+        decrypt_block = task.scheme.decryptor(readers, task.length, self.count, task.epoch_id)
         largest, final, digest = sum_plan(task.config).largest(task.config.scale, self.count), 0, sha256()
-        for _, (opened,) in _opened(task, self.blobs, [(self.total, open_block)]):
+        for _, (opened,) in _opened(task, self.blobs, [(self.total, decrypt_block)]):
             check_range(opened, largest)
             final = int(opened[-1])
             if contested:  # to tell whether two choices open to one sum
                 digest.update(np.ascontiguousarray(opened).data)
-        return Candidate(open_block, weight_of(task.config, final, self.count, self.of), digest.digest())
+        return Candidate(decrypt_block, weight_of(task.config, final, self.count, self.of), digest.digest())
 
 
 def write_version(task: Task, blobs: Blobs, round_id: int, kept: Sequence[Bucket], base: ModelRecord) -> str:
@@ -191,7 +197,7 @@ def write_version(task: Task, blobs: Blobs, round_id: int, kept: Sequence[Bucket
         new_sum = begin(sum_blob(task.id, round_id), sums)
         new_velocity = begin(velocity_blob(task.id, fresh()), velocities)  # until the model's hash is known
         new_model = begin(model_blob(task.id, fresh()), models)
-        for first, opened in _opened(task, blobs, [(bucket.total, bucket.open_block) for bucket in kept]):
+        for first, opened in _opened(task, blobs, [(bucket.total, bucket.decrypt_block) for bucket in kept]):
             sums.write(new_sum, first, reduce(np.add, opened))
             values = [piece[: task.parameters - first] for piece in opened]  # without the weight that rode along
             if not (count := len(values[0])):
@@ -212,11 +218,11 @@ def write_version(task: Task, blobs: Blobs, round_id: int, kept: Sequence[Bucket
     return digest
 
 
-def _opened(task: Task, blobs: Blobs, sums: Sequence[tuple[str, OpenBlock]]) -> Iterator[tuple[int, list[Integers]]]:
+def _opened(task: Task, blobs: Blobs, sums: Sequence[tuple[str, DecryptBlock]]) -> Iterator[tuple[int, list[Integers]]]:
     """The same block of every sum after the other, each with the number of its first integer."""
     at = 0
     for first, count in blocks(sum_layout(task).shape, len(sums)):
-        opened = [open_block(first, read_total(task, blobs, total, first, count)) for total, open_block in sums]
+        opened = [decrypt_block(first, read_total(task, blobs, total, first, count)) for total, decrypt_block in sums]
         yield at, opened
         at += len(opened[0])
 

@@ -8,14 +8,14 @@ from he_protocol.problems import INTERNAL, ProblemType
 from he_protocol.task import Task
 from he_server.jobs.garbage import drop_round
 from he_server.rules.records import RoundRecord
-from he_server.services.context import Server
+from he_server.services.context import ServerContext
 from he_server.store.rounds import Lease
 
 log = structlog.get_logger()
 
 
 async def fail(
-    server: Server, task: Task, lease: Lease, problem: ProblemType, detail: str, seconds: dict[str, float]
+    server: ServerContext, task: Task, lease: Lease, problem: ProblemType, detail: str, seconds: dict[str, float]
 ) -> None:
     """End a round without a sum."""
     await server.store.fail_round(lease, problem, detail, server.clock(), seconds)
@@ -23,7 +23,7 @@ async def fail(
     await ended(server, task, lease.round, "failed", problem.urn)
 
 
-async def ended(server: Server, task: Task, record: RoundRecord, state: str, problem: str) -> None:
+async def ended(server: ServerContext, task: Task, record: RoundRecord, state: str, problem: str) -> None:
     """What follows the end of a round, however it ended."""
     server.heard(task.id)
     server.metrics.rounds.labels(state, problem).inc()
@@ -31,7 +31,7 @@ async def ended(server: Server, task: Task, record: RoundRecord, state: str, pro
     await drop_round(server, record.id)
 
 
-async def lost(server: Server, task: Task, lease: Lease, error: str) -> None:
+async def lost(server: ServerContext, task: Task, lease: Lease, error: str) -> None:
     """Fail a round whose stored bytes are gone or damaged; not if the lease is lost, and the bytes with it."""
     if await server.store.renew(lease, server.clock(), server.settings.lease_seconds):
         log.error("bytes of a round are gone", task=task.id, round=lease.round.number, error=error)

@@ -8,16 +8,16 @@ import structlog
 
 from he_protocol.errors import ProblemError
 from he_protocol.task import Task
-from he_server.jobs.opening import Opened, Waiting, open_sum, released_shares
+from he_server.jobs.opening import Opened, Waiting, decrypt_sum, released_shares
 from he_server.jobs.outcomes import ended, fail
 from he_server.rules.rounds import enough_shares
-from he_server.services.context import Server
+from he_server.services.context import ServerContext
 from he_server.store.rounds import Lease
 
 log = structlog.get_logger()
 
 
-async def publish(server: Server, task: Task, lease: Lease) -> None:
+async def publish(server: ServerContext, task: Task, lease: Lease) -> None:
     """Try to open a round with the shares that are there, and do what comes of it."""
     current = lease.round
     start = time.monotonic()
@@ -27,7 +27,7 @@ async def publish(server: Server, task: Task, lease: Lease) -> None:
     base = await server.store.model(task.id)
     whole, late = sum(not item.share.failed for item in released), now >= current.opening_deadline
     last = enough_shares(task.committee, len(released), whole, binding=task.scheme.binding, late=late)
-    outcome = await open_sum(server, task, current, base, released, last=last)
+    outcome = await decrypt_sum(server, task, current, base, released, last=last)
     wrong = [bucket.failure for bucket in outcome.dropped] if isinstance(outcome, Opened) else [outcome]
     for failure in wrong:
         log.warning("shares do not open a sum", task=task.id, round=current.number, detail=failure.detail)

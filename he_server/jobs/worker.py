@@ -18,16 +18,16 @@ from he_protocol.task import Task
 from he_server.jobs.closing import close
 from he_server.jobs.folding import fold
 from he_server.jobs.forming import form_manifest, screened, too_old
-from he_server.jobs.garbage import sweep
+from he_server.jobs.garbage import collect_garbage
 from he_server.jobs.leases import kept
 from he_server.jobs.outcomes import lost
 from he_server.jobs.publishing import publish
 from he_server.rules.records import RoundRecord
 from he_server.rules.rounds import combining_due
-from he_server.services.context import Server
+from he_server.services.context import ServerContext
 from he_server.store.rounds import Lease
 
-SWEEP_SECONDS = 3600.0
+GARBAGE_SECONDS = 3600.0
 ERROR_PAUSE_SECONDS = 1.0
 
 log = structlog.get_logger()
@@ -36,19 +36,19 @@ log = structlog.get_logger()
 class Worker:
     """Advances every round of every task; several workers may share a database."""
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: ServerContext) -> None:
         self._server = server
         self._store = server.store
 
     async def run(self, stop: asyncio.Event) -> None:
         """Work until `stop` is set; it is looked at between steps."""
-        swept = float("-inf")
+        collected = float("-inf")
         while not stop.is_set():
             self._server.due.clear()
             try:
-                if time.monotonic() - swept > SWEEP_SECONDS:
-                    await sweep(self._server, SWEEP_SECONDS)
-                    swept = time.monotonic()
+                if time.monotonic() - collected > GARBAGE_SECONDS:
+                    await collect_garbage(self._server, GARBAGE_SECONDS)
+                    collected = time.monotonic()
                 if not await self.step():
                     await _sleep(self._server.settings.poll_seconds, stop, self._server.due)
             except ProblemError as refusal:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from he_protocol.errors import ProblemError
 from he_protocol.problems import OVERLOADED
 
-TOGETHER_BYTES = 1 << 20
+SHARED_BLOB_BYTES = 1 << 20
 """Bodies up to this size are held in memory until they are durable with others."""
 
 FEW = 16
@@ -44,22 +44,22 @@ class Load:
     free: int
 
 
-def room(size: int, ingest_bytes: int) -> int:
+def backlog_limit(size: int, ingest_bytes: int) -> int:
     """Bytes that may be under way or wait to be folded when an upload of `size` bytes joins them.
 
     Small ones are kept and folded together, and need many; of large ones a few keep everybody at work.
     """
-    return ingest_bytes if size <= TOGETHER_BYTES else min(ingest_bytes, FEW * size)
+    return ingest_bytes if size <= SHARED_BLOB_BYTES else min(ingest_bytes, FEW * size)
 
 
-def check_room(load: Load, size: int, limits: Limits) -> None:
+def check_load(load: Load, size: int, limits: Limits) -> None:
     """Raises `overloaded` when one more upload, of `size` bytes, is too many: at once, waiting, or on the disk.
 
     An upload that finds an empty backlog always fits there: a model may be larger than `ingest_bytes`.
     """
     if load.uploads >= limits.max_uploads:
         raise ProblemError(OVERLOADED, "too many uploads at once", expected=f"fewer than {limits.max_uploads}")
-    backlog, most = load.arriving + load.unfolded, room(size, limits.ingest_bytes)
+    backlog, most = load.arriving + load.unfolded, backlog_limit(size, limits.ingest_bytes)
     if backlog and backlog + size > most:
         detail = "earlier updates are not folded yet"
         raise ProblemError(OVERLOADED, detail, expected=f"at most {most} bytes", got=backlog + size)

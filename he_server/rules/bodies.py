@@ -10,7 +10,7 @@ from he_protocol.errors import ProblemError
 from he_protocol.problems import TOO_LARGE, UNKNOWN_CODING
 from he_protocol.task import Task
 
-FRAME_ROOM = frames.PREFIX_BYTES + frames.HEAD_LIMIT
+FRAME_HEAD_BYTES = frames.PREFIX_BYTES + frames.HEAD_LIMIT
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,9 @@ def check_declared(declared: int | None, most: int) -> int:
 
 def update_frame(task: Task) -> int:
     """The longest frame of an update."""
-    return FRAME_ROOM + sum(part.size for part in task.body)
+    return FRAME_HEAD_BYTES + sum(section.size for section in task.body)
 
 
-def share_frame(task: Task, known_parts: int) -> int:
+def share_frame(task: Task, known_subshares: int) -> int:
     """The longest frame of a key holder's share: a vector for each part that it knows, of every bucket."""
-    return FRAME_ROOM + known_parts * task.config.buckets * task.scheme.share_layout(task.length).size
+    return FRAME_HEAD_BYTES + known_subshares * task.config.buckets * task.scheme.share_layout(task.length).size

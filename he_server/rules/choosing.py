@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from he_protocol.errors import ProblemError
 from he_protocol.problems import COMBINE_REFUSED
-from he_protocol.schemes.scheme import OpenBlock
+from he_protocol.schemes.scheme import DecryptBlock
 from he_protocol.sharing import Resolution, Sharing
 
 
@@ -15,7 +15,7 @@ from he_protocol.sharing import Resolution, Sharing
 class Candidate:
     """A sum that could be one of honest updates: what opens it, its weight, and the SHA-256 of its integers."""
 
-    open_block: OpenBlock
+    decrypt_block: DecryptBlock
     weight: float
     digest: bytes
 
@@ -93,6 +93,6 @@ def _reason(
         return reasons[0]
     if len(heard) < sharing.threshold:
         return ProblemError(
-            COMBINE_REFUSED, "too few key holders released parts", expected=sharing.threshold, got=len(heard)
+            COMBINE_REFUSED, "too few key holders released subshares", expected=sharing.threshold, got=len(heard)
         )
     return ProblemError(COMBINE_REFUSED, f"key holders contradict each other: no {sharing.threshold} of them agree")

@@ -34,12 +34,12 @@ def check_share(task: Task, record: RoundRecord, member: Member, share: Share) -
     failed = [entry.bucket for entry in share.failed]
     if len(set(failed)) != len(failed) or any(buckets.get(f.update_id) != f.bucket for f in share.failed):
         raise ProblemError(WRONG_SHARE, "a failed bucket stands twice, or without an update of its own", got=failed)
-    opened, known = sorted(set(buckets.values()) - set(failed)), task.sharing.parts_of(member.index)
-    got = [(entry.bucket, entry.part) for entry in share.parts]
-    if got != [(bucket, part) for bucket in opened for part in known]:
+    opened, known = sorted(set(buckets.values()) - set(failed)), task.sharing.subshares_of(member.index)
+    got = [(entry.bucket, entry.subshare) for entry in share.vectors]
+    if got != [(bucket, subshare) for bucket in opened for subshare in known]:
         raise ProblemError(
             WRONG_SHARE,
-            "not every part that this holder knows, of every bucket in turn",
-            expected=f"parts {known} of buckets {opened}",
-            got=f"{len(got)} parts: {got[: len(known) + 1]}",
+            "not every subshare that this holder knows, of every bucket in turn",
+            expected=f"subshares {known} of buckets {opened}",
+            got=f"{len(got)} subshares: {got[: len(known) + 1]}",
         )

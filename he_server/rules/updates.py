@@ -43,11 +43,11 @@ def check_header(task: Task, header: UpdateHeader, update_id: bytes, now: float)
         raise ProblemError(
             STALE_UPDATE, "the update is too old", expected=f"created after {oldest}", got=header.created
         )
-    wanted = [(part.name, part.size) for part in task.body]
-    got = [(part.name, part.size) for part in header.parts]
+    wanted = [(section.name, section.size) for section in task.body]
+    got = [(section.name, section.size) for section in header.sections]
     if got != wanted:
         raise ProblemError(
-            WRONG_SIZE, "these are not the parts of this profile", expected=wanted, got=got[: len(wanted) + 1]
+            WRONG_SIZE, "these are not the sections of this profile", expected=wanted, got=got[: len(wanted) + 1]
         )
 
 

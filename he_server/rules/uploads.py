@@ -34,7 +34,7 @@ def check_length(task: Task, length: int, limit: int) -> None:
     """Raises `too-large` above `limit` bytes, and `wrong-size` unless a frame of the task can be so long."""
     if length > limit:
         raise ProblemError(TOO_LARGE, "the frame", expected=f"at most {limit} bytes", got=length)
-    least = frames.PREFIX_BYTES + 1 + sum(part.size for part in task.body)
+    least = frames.PREFIX_BYTES + 1 + sum(section.size for section in task.body)
     most = least - 1 + frames.HEAD_LIMIT
     if not least <= length <= most:
         raise ProblemError(
@@ -50,11 +50,11 @@ def check_cap(unfinished: int, cap: int) -> None:
         )
 
 
-def check_promised(promised: int, room: int) -> None:
+def check_promised(promised: int, free_bytes: int) -> None:
     """Raises `overloaded` when the disk could not hold every upload that was begun, `promised` bytes in all."""
-    if promised > room:
+    if promised > free_bytes:
         raise ProblemError(
-            OVERLOADED, "the disk has no room for one more upload", expected=f"at most {room} bytes", got=promised
+            OVERLOADED, "the disk has no room for one more upload", expected=f"at most {free_bytes} bytes", got=promised
         )
 
 

@@ -6,10 +6,10 @@ from he_protocol.identity.credentials import Party
 from he_protocol.task import Task
 from he_server.rules.answers import read_answer
 from he_server.rules.records import RoundRecord, UpdateRecord
-from he_server.services.context import Server
+from he_server.services.context import ServerContext
 
 
-async def accept_answer(server: Server, task: Task, record: RoundRecord, party: Party, token: str) -> bool:
+async def accept_answer(server: ServerContext, task: Task, record: RoundRecord, party: Party, token: str) -> bool:
     """Keep a holder's screening, vote or objection; False for the same again.
 
     Raises what `read_answer` raises, and `wrong-state` when the round does not wait for it.
@@ -21,13 +21,13 @@ async def accept_answer(server: Server, task: Task, record: RoundRecord, party: 
     return created
 
 
-async def votes_for(server: Server, record: RoundRecord) -> tuple[str, ...]:
+async def votes_for(server: ServerContext, record: RoundRecord) -> tuple[str, ...]:
     """The votes for a round's manifest as it is now."""
     said = await server.store.answers_of(record.id)
     return tuple(a.token for a in said if a.kind == "vote" and a.manifest_hash == record.manifest_hash)
 
 
-async def listed_updates(server: Server, record: RoundRecord) -> list[UpdateRecord]:
+async def listed_updates(server: ServerContext, record: RoundRecord) -> list[UpdateRecord]:
     """The updates in a round's manifest, in its order."""
     out = {one.update for one in record.excluded}
     return [update for update in await server.store.updates_of(record.id) if update.update_id not in out]

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from he_protocol.errors import ProblemError
 from he_protocol.problems import OVERLOADED
-from he_server.rules.admission import Limits, Load, Measured, check_room
+from he_server.rules.admission import Limits, Load, Measured, check_load
 
 REFRESH_SECONDS = 0.2
 LOOK_SECONDS = 0.005
@@ -28,7 +28,7 @@ def free_bytes(directory: Path) -> int:
     return shutil.disk_usage(directory).free
 
 
-class Pressure:
+class AdmissionController:
     """The gauge of one process: it admits uploads and remembers what is under way."""
 
     def __init__(
@@ -65,7 +65,7 @@ class Pressure:
     def _outdated(self) -> bool:
         return self._monotonic() - self._measured_at >= REFRESH_SECONDS
 
-    def relieved(self) -> None:
+    def invalidate(self) -> None:
         """Updates were folded: what is measured next may be less than what was measured last."""
         self._measured_at = float("-inf")
 
@@ -77,7 +77,7 @@ class Pressure:
         `database-unavailable`.
         """
         async with self._turn_of(party):
-            await self._room(size)
+            await self._wait_until_admitted(size)
             async with self._under_way(size):
                 yield
 
@@ -116,7 +116,7 @@ class Pressure:
             self._uploads -= 1
             self._arriving -= size
 
-    async def _room(self, size: int) -> None:
+    async def _wait_until_admitted(self, size: int) -> None:
         busy = self._turn.locked()
         refusal = ProblemError(OVERLOADED, "others wait already") if busy else await self._look(size)
         if refusal is None:
@@ -131,7 +131,7 @@ class Pressure:
 
     async def _look(self, size: int) -> ProblemError | None:
         try:
-            check_room(await self.load(), size, self._limits)
+            check_load(await self.load(), size, self._limits)
         except ProblemError as refusal:
             if refusal.problem is not OVERLOADED:
                 raise
@@ -141,7 +141,7 @@ class Pressure:
     async def check_disk(self, size: int = 0) -> None:
         """Raises `overloaded` when `size` more bytes, beside the uploads under way, would be refused for the disk."""
         load = await self.load()
-        check_room(Load(0, 0, 0, load.free - load.arriving), size, self._limits)
+        check_load(Load(0, 0, 0, load.free - load.arriving), size, self._limits)
 
     def _load(self) -> Load:
         return Load(self._uploads, self._arriving, self._measured.unfolded + self._landed, self._measured.free)

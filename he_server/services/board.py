@@ -11,13 +11,15 @@ from he_server.blobs.keys import fresh, post_blob
 from he_server.rules.board import POST_LIMIT, read_post
 from he_server.rules.records import PostRecord
 from he_server.rules.updates import check_binding
-from he_server.services.context import Server
+from he_server.services.context import ServerContext
 from he_server.services.frames import Frame
-from he_server.services.receive import keep_body, recording
+from he_server.services.receive import keep_body, keep_or_delete
 from he_server.store.tasks import check_same_post
 
 
-async def accept_post(server: Server, task: Task, phase: Phase, party: Party, frame: Frame) -> tuple[BoardEntry, bool]:
+async def accept_post(
+    server: ServerContext, task: Task, phase: Phase, party: Party, frame: Frame
+) -> tuple[BoardEntry, bool]:
     """Check a frame that a member of the committee sent and put it on the board; False for the same again.
 
     Raises whatever is wrong with it, `not-found` for a task without a ceremony, or `ceremony-conflict` when the holder
@@ -35,7 +37,7 @@ async def accept_post(server: Server, task: Task, phase: Phase, party: Party, fr
     blob = fresh()
     name = post_blob(task.id, blob)
     post = PostRecord(party.name, token, await keep_body(server, frame, name, POST_LIMIT), blob)
-    async with recording(server, name):
+    async with keep_or_delete(server, name):
         created = await server.store.post_to_board(task.id, phase, post)
     if not created:
         await server.thread(server.blobs.delete, name)

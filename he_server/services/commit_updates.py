@@ -15,49 +15,49 @@ from he_protocol.task import Task
 from he_server.blobs.keys import fresh, key_blob, update_blob
 from he_server.blobs.local import Blobs
 from he_server.rules.records import Accepted
-from he_server.services.group_commit import Grouped
+from he_server.services.group_commit import GroupCommit
 from he_server.store import Store
-from he_server.store.updates import Keep, NewUpdate
+from he_server.store.updates import NewUpdate, WriteBlobs
 
 
-class Acceptance:
-    """The way of all updates into the database. `clock` gives Unix seconds; `keep` makes small ones durable."""
+class UpdateCommitter:
+    """The way of all updates into the database. `clock` gives Unix seconds; `write_blobs` makes small ones durable."""
 
     def __init__(
         self,
         store: Store,
         clock: Callable[[], float],
-        keep: Keep,
+        write_blobs: WriteBlobs,
     ) -> None:
         self._store = store
         self._clock = clock
-        self._keep = keep
-        self._groups: dict[str, Grouped[tuple[NewUpdate, float], Accepted]] = {}
+        self._write_blobs = write_blobs
+        self._groups: dict[str, GroupCommit[tuple[NewUpdate, float], Accepted]] = {}
 
     async def __call__(self, task: Task, offered: NewUpdate) -> Accepted:
         """Raises `update-id-reused`, `already-in-round` or `stale-update`."""
         if task.id not in self._groups:
-            self._groups[task.id] = Grouped(partial(self._accept, task))
+            self._groups[task.id] = GroupCommit(partial(self._accept, task))
         return await self._groups[task.id]((offered, self._clock()))
 
     async def _accept(self, task: Task, offers: Sequence[tuple[NewUpdate, float]]) -> Sequence[Accepted | ProblemError]:
-        return await self._store.accept_updates(task, offers, self._keep)
+        return await self._store.accept_updates(task, offers, self._write_blobs)
 
 
-def keep_together(blobs: Blobs, offers: Sequence[NewUpdate]) -> str:
+def write_shared_blobs(blobs: Blobs, offers: Sequence[NewUpdate]) -> str:
     """Write the parts of offers without a blob into one for each role; durable when it returns their name. Blocks.
 
     Raises `request-timeout` when the blob of another one is gone.
     """
-    name, together = fresh(), [offered for offered in offers if not offered.blob]
+    name, small = fresh(), [offered for offered in offers if not offered.blob]
     alone = [offered.blob for offered in offers if offered.blob]
     blobs.check_kept([role(blob) for blob in alone for role in (update_blob, key_blob)], REQUEST_TIMEOUT)
-    if not together:
+    if not small:
         return ""
     with blobs.writer(update_blob(name)) as sums, blobs.writer(key_blob(name)) as keys:
-        for offered in together:
-            sums.write(offered.parts["sum"])
-            keys.write(offered.parts["key"])
+        for offered in small:
+            sums.write(offered.sections["sum"])
+            keys.write(offered.sections["key"])
         sums.commit()
         keys.commit()
     return name

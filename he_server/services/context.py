@@ -18,10 +18,10 @@ from he_protocol.task import Task
 from he_server.blobs.local import Blobs
 from he_server.blobs.vectors import load_kernels, sum_layout
 from he_server.rules.admission import Limits, Measured
-from he_server.services.backpressure import Pressure, free_bytes
-from he_server.services.commit_updates import Acceptance, keep_together
+from he_server.services.backpressure import AdmissionController, free_bytes
+from he_server.services.commit_updates import UpdateCommitter, write_shared_blobs
 from he_server.services.door import Door, Places
-from he_server.services.group_commit import Together
+from he_server.services.group_commit import ThreadBatcher
 from he_server.services.metrics import Metrics
 from he_server.services.notifier import Notifier
 from he_server.services.replay import ReplayCache
@@ -34,7 +34,7 @@ from he_server.store.engine import make_engine
 from he_server.store.updates import NewUpdate
 
 
-def open_server(settings: Settings, clock: Callable[[], float] = time.time) -> Server:
+def open_server(settings: Settings, clock: Callable[[], float] = time.time) -> ServerContext:
     """Everything that an application needs, from its settings; nothing is served yet.
 
     Raises `bad-settings`, `bad-key-file` or `disk-full`.
@@ -46,7 +46,7 @@ def open_server(settings: Settings, clock: Callable[[], float] = time.time) -> S
         blobs.prepare()
     except OSError as error:
         raise ProblemError(BAD_SETTINGS, f"data_dir cannot be used: {error}") from None
-    return Server(settings, Store(make_engine(settings.url)), blobs, key, authority, clock)
+    return ServerContext(settings, Store(make_engine(settings.url)), blobs, key, authority, clock)
 
 
 THREADS = 4
@@ -61,7 +61,7 @@ R = TypeVar("R")
 
 
 @dataclass
-class Server:
+class ServerContext:
     """The server's state in memory. `authority` is the authority's Ed25519 public key, `clock` gives Unix seconds.
 
     `signatures` and `bodies` check these in threads, `unproved` what strangers send; none waits for another.
@@ -85,11 +85,11 @@ class Server:
     openapi: bytes = b"{}"
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     due: asyncio.Event = field(default_factory=asyncio.Event)
-    pressure: Pressure = field(init=False)
-    accept: Acceptance = field(init=False)
-    signatures: Together = field(init=False)
-    bodies: Together = field(init=False)
-    unproved: Together = field(init=False)
+    admission: AdmissionController = field(init=False)
+    accept: UpdateCommitter = field(init=False)
+    signatures: ThreadBatcher = field(init=False)
+    bodies: ThreadBatcher = field(init=False)
+    unproved: ThreadBatcher = field(init=False)
     door: Door = field(init=False)
     turnstile: Turnstile = field(init=False)
     stranger_bodies: Bodies = field(default_factory=Bodies)
@@ -111,9 +111,9 @@ class Server:
             settings.max_uploads_per_client,
             settings.max_wait,
         )
-        self.accept = Acceptance(self.store, self.clock, self._keep)
-        self.signatures, self.bodies, self.unproved = (Together(self.thread) for _ in range(3))
-        self.pressure = Pressure(limits, self.measure)
+        self.accept = UpdateCommitter(self.store, self.clock, self._write_blobs)
+        self.signatures, self.bodies, self.unproved = (ThreadBatcher(self.thread) for _ in range(3))
+        self.admission = AdmissionController(limits, self.measure)
         places = (settings.max_connections, settings.max_connections_per_address, settings.max_connections_per_party)
         self.door = Door(Places(*places))
         self.probe = Seldom(lambda: self.thread(self.blobs.probe), PROBE_SECONDS)
@@ -138,7 +138,7 @@ class Server:
         """What back-pressure goes by: bytes not folded yet, and bytes free. Raises `database-unavailable`."""
         free = await asyncio.to_thread(free_bytes, self.settings.data_dir)
         waiting = await self.store.unfolded()
-        sizes = {task: (await self.task(task)).part("sum").size for task in waiting}
+        sizes = {task: (await self.task(task)).section("sum").size for task in waiting}
         return Measured(sum(count * sizes[task] for task, count in waiting.items()), free)
 
     async def _rounds(self, task_id: str) -> tuple[Event, ...]:
@@ -153,8 +153,8 @@ class Server:
     async def retains(self) -> bool:
         """Whether updates stay on the disk after they were added up, so that they can be taken out again."""
         taken = await self.store.taken()
-        held = sum([count * (await self.task(task)).part("sum").size for task, count in taken.items()])
-        free = (await self.pressure.load()).free
+        held = sum([count * (await self.task(task)).section("sum").size for task, count in taken.items()])
+        free = (await self.admission.load()).free
         return held <= self.settings.retain_bytes and free >= 2 * self.settings.min_free_bytes
 
     async def _expose(self) -> bytes:
@@ -162,8 +162,8 @@ class Server:
         metrics, now = self.metrics, self.clock()
         try:
             seq, _ = await self.store.audit_head()
-            load, standing = await self.pressure.load(), await self.store.standing(now)
-            metrics.show(load, standing, now, seq, (await self.revocations()).valid_until)
+            load, status = await self.admission.load(), await self.store.server_status(now)
+            metrics.show(load, status, now, seq, (await self.revocations()).valid_until)
             metrics.database_up.set(1)
         except ProblemError:
             metrics.database_up.set(0)
@@ -193,8 +193,8 @@ class Server:
                 self.known_revocations = max(found, self.known_revocations, key=lambda known: known.number)
         return self.known_revocations
 
-    async def _keep(self, offers: Sequence[NewUpdate]) -> str:
-        return await self.thread(keep_together, self.blobs, offers)
+    async def _write_blobs(self, offers: Sequence[NewUpdate]) -> str:
+        return await self.thread(write_shared_blobs, self.blobs, offers)
 
     async def check_kept(self, blob: str, problem: ProblemType) -> None:
         """Raises `problem` when a blob that a row is to refer to is gone; see `Blobs.check_kept`."""

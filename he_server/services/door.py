@@ -80,7 +80,7 @@ class Door:
         if connection.open:
             connection.open = False
             self._all.discard(connection)
-            self._part(connection)
+            self._detach(connection)
 
     def prove(self, connection: Connection, party: bytes) -> None:
         """Somebody proved who it is. Raises `too-many-connections` when that party has as many as it may."""
@@ -88,13 +88,13 @@ class Door:
             return
         if connection.open and len(self._parties.get(party, ())) >= self._places.party:
             raise _too_many("of one party", self._places.party)
-        self._part(connection)
+        self._detach(connection)
         connection.party = party
         self._join(connection)
 
     def doubt(self, connection: Connection) -> None:
         """A proof was wrong: whoever it is, it is a stranger again."""
-        self._part(connection)
+        self._detach(connection)
         connection.party = b""
         self._join(connection)
 
@@ -137,7 +137,7 @@ class Door:
         else:
             self._parties.setdefault(connection.party, set()).add(connection)
 
-    def _part(self, connection: Connection) -> None:
+    def _detach(self, connection: Connection) -> None:
         self._strangers.pop(connection, None)
         same = self._addresses.get(connection.address, {})
         same.pop(connection, None)

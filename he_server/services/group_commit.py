@@ -32,7 +32,7 @@ class _Call(Generic[T, R]):
             self.woken.set_result(None)
 
 
-class Grouped(Generic[T, R]):
+class GroupCommit(Generic[T, R]):
     """`work` takes the items of several calls and answers each, in order, or only the first few of them.
 
     Whoever finds no transaction under way runs the next one, for all that wait; if it is cancelled or fails,
@@ -81,17 +81,19 @@ class Grouped(Generic[T, R]):
             successor.wake()
 
 
-class Together:
+class ThreadBatcher:
     """Makes short calls in a thread, where those that come meanwhile share the next way there and back: one for
     each would cost more than they do."""
 
     def __init__(self, thread: Callable[[Callable[[], list[Any]]], Awaitable[list[Any]]]) -> None:
         """`thread` runs something in a thread."""
-        self._grouped: Grouped[Callable[[], Any], Any] = Grouped(lambda calls: thread(lambda: _each(calls)))
+        self._group_commit: GroupCommit[Callable[[], Any], Any] = GroupCommit(
+            lambda calls: thread(lambda: _each(calls))
+        )
 
     async def __call__(self, call: Callable[[], R]) -> R:
         """What `call` returns. Raises what it refuses."""
-        answer: R = await self._grouped(call)
+        answer: R = await self._group_commit(call)
         return answer
 
 

@@ -11,17 +11,17 @@ from contextlib import contextmanager
 
 from he_protocol.errors import ProblemError
 from he_protocol.problems import DIGEST_MISMATCH, OVERLOADED
-from he_protocol.task import MODEL_ROOM, Task
+from he_protocol.task import MODEL_HEADER_BYTES, Task
 from he_server.blobs.keys import fresh, model_blob
 from he_server.blobs.local import BlobWriter
 from he_server.blobs.tensor_file import check_finite, check_header, header_size, model_file
-from he_server.services.context import Server
+from he_server.services.context import ServerContext
 from he_server.services.frames import Frame
 from he_server.services.receive import gathered
 
 
 @contextmanager
-def adding(server: Server, task: Task) -> Iterator[None]:
+def adding(server: ServerContext, task: Task) -> Iterator[None]:
     """Around writing a task's initial model: one at a time. Raises `overloaded`."""
     if task.id in server.adding:
         raise ProblemError(OVERLOADED, "the task is just being added")
@@ -38,7 +38,7 @@ def check_model(task: Task, got: str) -> None:
         raise ProblemError(DIGEST_MISMATCH, "the initial model", expected=expected, got=got)
 
 
-async def read_model(server: Server, frame: Frame, task: Task) -> str:
+async def read_model(server: ServerContext, frame: Frame, task: Task) -> str:
     """The SHA-256 of the model in a frame, of which nothing is kept. Raises what `keep_incoming` raises."""
     made = hashlib.sha256()
     async for block in gathered(_blocks(frame, task)):
@@ -46,13 +46,13 @@ async def read_model(server: Server, frame: Frame, task: Task) -> str:
     return made.hexdigest()
 
 
-async def keep_incoming(server: Server, frame: Frame, task: Task) -> str:
+async def keep_incoming(server: ServerContext, frame: Frame, task: Task) -> str:
     """Make the model in a frame durable; its SHA-256. A refusal leaves nothing behind.
 
     Raises `malformed`, `bad-tensors`, `digest-mismatch`, `wrong-size`, `trailing-bytes`, `disk-full`, or `overloaded`
     for want of room.
     """
-    await server.pressure.check_disk(model_file(task).size)
+    await server.admission.check_disk(model_file(task).size)
     made = hashlib.sha256()
     writer = await server.thread(server.blobs.writer, fresh())  # until its hash is known
 
@@ -69,7 +69,7 @@ async def keep_incoming(server: Server, frame: Frame, task: Task) -> str:
     return made.hexdigest()
 
 
-def _finish(server: Server, task: Task, writer: BlobWriter, sha256: str) -> None:
+def _finish(server: ServerContext, task: Task, writer: BlobWriter, sha256: str) -> None:
     check_model(task, sha256)
     check_finite(writer.reread(len(model_file(task).header)))
     writer.rename(server.blobs.place(model_blob(task.id, sha256)))
@@ -78,7 +78,7 @@ def _finish(server: Server, task: Task, writer: BlobWriter, sha256: str) -> None
 
 async def _blocks(frame: Frame, task: Task) -> AsyncIterator[bytes]:
     prefix = await frame.exactly(8)
-    text = await frame.exactly(header_size(prefix, MODEL_ROOM))
+    text = await frame.exactly(header_size(prefix, MODEL_HEADER_BYTES))
     check_header(prefix + text, task)
     yield prefix + text
     async for block in frame.blocks(4 * task.parameters):

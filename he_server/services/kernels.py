@@ -29,9 +29,9 @@ def _load(scheme: Scheme) -> None:
         def read(first: int, count: int, vector: Residues = zeros) -> Residues:
             return vector[first : first + count]
 
-        scheme.opener([read], 1, 1, bytes(32))(0, layout.zeros())
+        scheme.decryptor([read], 1, 1, bytes(32))(0, layout.zeros())
 
 
 def _layouts(scheme: Scheme) -> Iterator[ResidueLayout]:
     """Of the part that the server sums."""
-    yield from (part.layout for part in scheme.body(1, Sharing(1, 1)) if part.role == "sum" and part.layout)
+    yield from (section.layout for section in scheme.body(1, Sharing(1, 1)) if section.role == "sum" and section.layout)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from he_server.rules.admission import Load
-from he_server.store.status import Standing
+from he_server.store.status import ServerStatus
 
 
 class Metrics:
@@ -64,17 +64,17 @@ class Metrics:
     def _gauge(self, name: str, text: str) -> Gauge:
         return Gauge(f"hushsum_{name}", text, registry=self.registry)
 
-    def show(self, load: Load, standing: Standing, now: float, audited: int, valid_until: float) -> None:
+    def show(self, load: Load, status: ServerStatus, now: float, audited: int, valid_until: float) -> None:
         """Set the gauges. Times are Unix seconds."""
         self.arriving.set(load.arriving)
         self.uploads.set(load.uploads)
         self.unfolded.set(load.unfolded)
         self.free.set(load.free)
-        for state, count in standing.rounds.items():
+        for state, count in status.rounds.items():
             self.live.labels(state).set(count)
-        self.oldest.set(max(0.0, now - standing.oldest) if standing.oldest else 0.0)
-        self.overdue.set(standing.overdue)
-        self.stuck.set(standing.stuck)
+        self.oldest.set(max(0.0, now - status.oldest) if status.oldest else 0.0)
+        self.overdue.set(status.overdue)
+        self.stuck.set(status.stuck)
         self.audited.set(audited)
         self.revocations.set(valid_until)
 

@@ -12,7 +12,7 @@ from he_protocol.errors import ProblemError
 from he_protocol.problems import DATABASE_UNAVAILABLE, DIGEST_MISMATCH, DISK_FULL
 from he_server.blobs.local import Blobs, BlobWriter
 from he_server.blobs.vectors import check_vector
-from he_server.services.context import Server
+from he_server.services.context import ServerContext
 from he_server.services.frames import Frame
 
 BLOCK_BYTES = 256 * 1024
@@ -20,7 +20,7 @@ BLOCK_BYTES = 256 * 1024
 
 
 @dataclass(frozen=True)
-class Section:
+class BodySection:
     """One piece of a body: the blob that keeps it (after the blob's earlier sections), its size in bytes,
     its SHA-256, and the layout of its residues if it has one."""
 
@@ -43,10 +43,10 @@ async def gathered(blocks: AsyncIterable[bytes]) -> AsyncIterator[bytes]:
         yield bytes(held)
 
 
-class Intake:
+class BodyWriter:
     """Writes a body's sections into their blobs and hashes them while they arrive."""
 
-    def __init__(self, blobs: Blobs, sections: Sequence[Section]) -> None:
+    def __init__(self, blobs: Blobs, sections: Sequence[BodySection]) -> None:
         self._blobs = blobs
         self._sections = sections
         self._hashes = [hashlib.sha256() for _ in sections]
@@ -92,7 +92,7 @@ class Intake:
         self._opened.close()
 
 
-def check_body(body: bytearray, sections: Sequence[Section]) -> dict[str, memoryview]:
+def check_body(body: bytearray, sections: Sequence[BodySection]) -> dict[str, memoryview]:
     """A whole body that is held in memory, checked and cut into its sections: by the blobs that will keep them.
 
     Raises `digest-mismatch` or `residue-out-of-range`.
@@ -107,13 +107,13 @@ def check_body(body: bytearray, sections: Sequence[Section]) -> dict[str, memory
     return found
 
 
-def _check_digest(section: Section, made: bytes) -> None:
+def _check_digest(section: BodySection, made: bytes) -> None:
     if made != section.sha256:
-        raise ProblemError(DIGEST_MISMATCH, f"part {section.name}", expected=section.sha256.hex(), got=made.hex())
+        raise ProblemError(DIGEST_MISMATCH, f"section {section.name}", expected=section.sha256.hex(), got=made.hex())
 
 
 @asynccontextmanager
-async def recording(server: Server, *blobs: str) -> AsyncIterator[None]:
+async def keep_or_delete(server: ServerContext, *blobs: str) -> AsyncIterator[None]:
     """Around the transaction that makes a row for `blobs`: a refusal removes them.
 
     When the database fails, the commit may have happened, and then the bytes belong to a row: they
@@ -123,11 +123,11 @@ async def recording(server: Server, *blobs: str) -> AsyncIterator[None]:
         yield
     except ProblemError as refusal:
         if refusal.problem not in {DATABASE_UNAVAILABLE, DISK_FULL}:
-            await discard(server, blobs)
+            await delete_blobs(server, blobs)
         raise
 
 
-async def discard(server: Server, blobs: Iterable[str]) -> None:
+async def delete_blobs(server: ServerContext, blobs: Iterable[str]) -> None:
     """Remove blobs that no row refers to."""
     await server.thread(delete_all, server.blobs, tuple(blobs))
 
@@ -138,7 +138,7 @@ def delete_all(blobs: Blobs, names: Iterable[str]) -> None:
         blobs.delete(name)
 
 
-async def keep_body(server: Server, frame: Frame, name: str, limit: int) -> int:
+async def keep_body(server: ServerContext, frame: Frame, name: str, limit: int) -> int:
     """Make a body of at most `limit` bytes durable as it arrives, or leave nothing behind; its size.
 
     Raises `too-large` or `disk-full`.
@@ -155,12 +155,12 @@ async def keep_body(server: Server, frame: Frame, name: str, limit: int) -> int:
     return size
 
 
-async def receive(server: Server, frame: Frame, sections: Sequence[Section]) -> None:
+async def receive(server: ServerContext, frame: Frame, sections: Sequence[BodySection]) -> None:
     """Make a body durable in the blobs that its sections name, or leave nothing behind.
 
     Raises `too-large`, `wrong-size`, `trailing-bytes`, `digest-mismatch`, `residue-out-of-range` or `disk-full`.
     """
-    intake, last = Intake(server.blobs, sections), b""
+    intake, last = BodyWriter(server.blobs, sections), b""
     try:
         async for block in gathered(frame.blocks(sum(section.size for section in sections))):
             server.metrics.received.inc(len(block))
@@ -171,5 +171,5 @@ async def receive(server: Server, frame: Frame, sections: Sequence[Section]) -> 
     except BaseException as error:
         await server.thread(intake.close)
         if isinstance(error, ProblemError):  # one blob may be committed where the next has no room
-            await discard(server, {section.blob for section in sections})
+            await delete_blobs(server, {section.blob for section in sections})
         raise

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from he_protocol.identity.revocation import Revocations, check_newer
-from he_server.services.context import Server
+from he_server.services.context import ServerContext
 
 
-async def accept_revocations(server: Server, token: str) -> bool:
+async def accept_revocations(server: ServerContext, token: str) -> bool:
     """Keep a newer list, whoever brings it; False for the one that is known. Raises what is wrong with it."""
     if token and token == (await server.revocations()).token:
         return False

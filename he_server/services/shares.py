@@ -14,13 +14,13 @@ from he_server.rules.committee import Member
 from he_server.rules.records import RoundRecord
 from he_server.rules.shares import check_share
 from he_server.services.answers import votes_for
-from he_server.services.context import Server
+from he_server.services.context import ServerContext
 from he_server.services.frames import Frame
-from he_server.services.receive import Section, receive, recording
+from he_server.services.receive import BodySection, keep_or_delete, receive
 
 
 async def accept_share(
-    server: Server, task: Task, record: RoundRecord, member: Member, party: Party, frame: Frame
+    server: ServerContext, task: Task, record: RoundRecord, member: Member, party: Party, frame: Frame
 ) -> bool:
     """Check a frame that a member of the committee sent and record its share; False for the same again.
 
@@ -37,11 +37,11 @@ async def accept_share(
     blob = fresh()
     name = share_blob(blob)
     sections = [
-        Section(f"{entry.part} of bucket {entry.bucket}", name, layout.size, entry.sha256, layout)
-        for entry in share.parts
+        BodySection(f"subshare {entry.subshare} of bucket {entry.bucket}", name, layout.size, entry.sha256, layout)
+        for entry in share.vectors
     ]
     await receive(server, frame, sections)
-    async with recording(server, name):
+    async with keep_or_delete(server, name):
         kept = partial(server.check_kept, name, REQUEST_TIMEOUT) if sections else _nothing_to_keep
         created = await server.store.add_share(task, share, token, blob, server.clock(), kept)
     if created:

@@ -9,20 +9,20 @@ from he_protocol.errors import ProblemError
 from he_protocol.identity.credentials import Party, check_credential, check_signed, issued_by
 from he_protocol.identity.jws import SigningKey, token_hash
 from he_protocol.identity.revocation import check_key
-from he_protocol.messages import Receipt, SignedUpdate, UpdateHeader, decode
+from he_protocol.messages import Receipt, SignedUpdate, UpdateHeader, from_json
 from he_protocol.problems import NOT_ADDRESSED
 from he_protocol.task import Task
 from he_server.blobs.keys import fresh, key_blob, update_blob
-from he_server.rules.admission import TOGETHER_BYTES
+from he_server.rules.admission import SHARED_BLOB_BYTES
 from he_server.rules.records import Accepted
 from he_server.rules.updates import check_header, check_lasting
-from he_server.services.context import Server
+from he_server.services.context import ServerContext
 from he_server.services.frames import Frame
-from he_server.services.receive import Section, check_body, discard, receive, recording
+from he_server.services.receive import BodySection, check_body, delete_blobs, keep_or_delete, receive
 from he_server.store.updates import NewUpdate
 
 
-async def accept(server: Server, task: Task, update_id: bytes, party: Party, frame: Frame) -> Accepted:
+async def accept(server: ServerContext, task: Task, update_id: bytes, party: Party, frame: Frame) -> Accepted:
     """Check a frame that `party` sent and put its update into the open round, or find that it is there already.
 
     Counts the outcome. Raises whatever is wrong with it.
@@ -38,20 +38,20 @@ async def accept(server: Server, task: Task, update_id: bytes, party: Party, fra
     return accepted
 
 
-async def _accept(server: Server, task: Task, update_id: bytes, party: Party, frame: Frame) -> Accepted:
-    signed, now = decode(await frame.head(), SignedUpdate), server.clock()
+async def _accept(server: ServerContext, task: Task, update_id: bytes, party: Party, frame: Frame) -> Accepted:
+    signed, now = from_json(await frame.head(), SignedUpdate), server.clock()
     header = await server.signatures(lambda: check_signed_update(signed, party, server.authority, now))
     check_key(await server.revocations(), party.name, party.public)  # of a resumable upload nobody has asked yet
     check_header(task, header, update_id, now)
     check_lasting(task, issued_by(server.authority, signed.credential).exp, now)
-    size = sum(part.size for part in task.body)
-    if size <= TOGETHER_BYTES:
+    size = sum(section.size for section in task.body)
+    if size <= SHARED_BLOB_BYTES:
         body = await frame.whole(size)
         server.metrics.received.inc(size)
 
         def check_and_offer() -> NewUpdate:
-            parts = check_body(body, _sections(task, header, {"sum": "sum", "key": "key"}))
-            return replace(_offer(server.key.signing, task, signed, header, now), parts=parts)
+            sections = check_body(body, _sections(task, header, {"sum": "sum", "key": "key"}))
+            return replace(_offer(server.key.signing, task, signed, header, now), sections=sections)
 
         return await server.accept(task, await server.bodies(check_and_offer))
     offered = _offer(server.key.signing, task, signed, header, now)
@@ -61,10 +61,10 @@ async def _accept(server: Server, task: Task, update_id: bytes, party: Party, fr
     offered = replace(offered, blob=fresh())
     blobs = {"sum": update_blob(offered.blob), "key": key_blob(offered.blob)}
     await receive(server, frame, _sections(task, header, blobs))
-    async with recording(server, *blobs.values()):
+    async with keep_or_delete(server, *blobs.values()):
         accepted = await server.accept(task, offered)
     if not accepted.created:
-        await discard(server, blobs.values())
+        await delete_blobs(server, blobs.values())
     return accepted
 
 
@@ -81,10 +81,10 @@ def _offer(key: SigningKey, task: Task, signed: SignedUpdate, header: UpdateHead
     )
 
 
-def _sections(task: Task, header: UpdateHeader, blobs: Mapping[str, str]) -> list[Section]:
+def _sections(task: Task, header: UpdateHeader, blobs: Mapping[str, str]) -> list[BodySection]:
     return [
-        Section(part.name, blobs[part.role], part.size, sent.sha256, part.layout)
-        for part, sent in zip(task.body, header.parts, strict=True)
+        BodySection(section.name, blobs[section.role], section.size, sent.sha256, section.layout)
+        for section, sent in zip(task.body, header.sections, strict=True)
     ]
 
 

@@ -10,14 +10,14 @@ from he_protocol.task import Task
 from he_server.blobs.keys import model_blob
 from he_server.rules.bodies import check_declared
 from he_server.rules.records import TaskRecord
-from he_server.services.context import Server
+from he_server.services.context import ServerContext
 from he_server.services.frames import Frame
 from he_server.services.initial import adding, check_model, keep_incoming, read_model
-from he_server.services.receive import recording
+from he_server.services.receive import keep_or_delete
 from he_server.services.strangers import in_time
 
 
-async def accept_task(server: Server, frame: Frame, declared: int | None) -> tuple[Task, bool]:
+async def accept_task(server: ServerContext, frame: Frame, declared: int | None) -> tuple[Task, bool]:
     """Add the task in a frame of `declared` bytes, with its initial model; False when it was there already.
 
     Anybody may send it: the signed head comes first, and says how large the body is, and whether it is wanted. Raises
@@ -35,11 +35,11 @@ async def accept_task(server: Server, frame: Frame, declared: int | None) -> tup
         return task, False
     with adding(server, task):
         sha256 = await keep_incoming(server, frame, task)
-        async with recording(server, model_blob(task.id, sha256)):
+        async with keep_or_delete(server, model_blob(task.id, sha256)):
             return task, await server.store.add_task(task, sha256, server.clock())
 
 
-async def task_status(server: Server, record: TaskRecord) -> TaskStatus:
+async def task_status(server: ServerContext, record: TaskRecord) -> TaskStatus:
     """The public document about a task."""
     task = await server.task(record.task)
     ready = not task.scheme.ceremony or record.confirmations == len(task.config.holders)

@@ -14,13 +14,13 @@ from he_protocol.task import Task
 from he_server.blobs.keys import fresh, upload_blob
 from he_server.blobs.upload_file import BLOCK_BYTES, FileSource, UploadFile
 from he_server.rules.uploads import check_chunk, check_fits
-from he_server.services.context import Server
+from he_server.services.context import ServerContext
 from he_server.services.frames import Frame
 from he_server.services.submit import accept
 from he_server.store.uploads import UploadRecord
 
 
-async def begin_upload(server: Server, task: Task, party: Party, update_id: bytes, length: int) -> UploadRecord:
+async def begin_upload(server: ServerContext, task: Task, party: Party, update_id: bytes, length: int) -> UploadRecord:
     """A new upload of an update, of `length` bytes; the one that stands if its client began it before.
 
     Raises `too-many-uploads`, `overloaded` or `disk-full`.
@@ -36,15 +36,15 @@ async def begin_upload(server: Server, task: Task, party: Party, update_id: byte
         created=now,
         expires=now + server.settings.upload_seconds,
     )
-    room = (await server.pressure.load()).free - server.settings.min_free_bytes
-    upload = await server.store.add_upload(new, server.settings.max_uploads_per_client, room)
+    free_bytes = (await server.admission.load()).free - server.settings.min_free_bytes
+    upload = await server.store.add_upload(new, server.settings.max_uploads_per_client, free_bytes)
     if not upload.ended:
         await server.thread(UploadFile.create, server.blobs.path(upload_blob(upload.id)))
     return upload
 
 
 @asynccontextmanager
-async def opened_upload(server: Server, upload_id: str) -> AsyncIterator[tuple[UploadRecord, UploadFile | None]]:
+async def opened_upload(server: ServerContext, upload_id: str) -> AsyncIterator[tuple[UploadRecord, UploadFile | None]]:
     """An upload with its file and the file's lock; without them when it has ended.
 
     Raises `not-found`, `upload-expired` or `upload-locked`.
@@ -61,7 +61,11 @@ async def opened_upload(server: Server, upload_id: str) -> AsyncIterator[tuple[U
 
 
 async def append_chunk(
-    server: Server, upload: UploadRecord, file: UploadFile, body: AsyncIterable[bytes], wanted: tuple[str, bytes] | None
+    server: ServerContext,
+    upload: UploadRecord,
+    file: UploadFile,
+    body: AsyncIterable[bytes],
+    wanted: tuple[str, bytes] | None,
 ) -> None:
     """Append a body and make it durable: also the beginning of one that breaks off. A refusal leaves nothing.
 
@@ -100,7 +104,7 @@ async def append_chunk(
             await server.thread(file.sync)
 
 
-async def complete_upload(server: Server, upload: UploadRecord, file: UploadFile) -> UploadRecord:
+async def complete_upload(server: ServerContext, upload: UploadRecord, file: UploadFile) -> UploadRecord:
     """Offer a frame whose bytes are all there as the PUT of an update would; how that ended is kept.
 
     Raises the refusals after which the same bytes may pass; then they stay, for the next request to try.
@@ -119,7 +123,7 @@ async def complete_upload(server: Server, upload: UploadRecord, file: UploadFile
     return ended
 
 
-async def forget_upload(server: Server, upload: UploadRecord) -> None:
+async def forget_upload(server: ServerContext, upload: UploadRecord) -> None:
     """Drop an upload and its bytes."""
     await server.thread(server.blobs.delete, upload_blob(upload.id))
     await server.store.drop_upload(upload.id)

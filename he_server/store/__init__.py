@@ -7,7 +7,7 @@ from he_server.store.audit import AuditStore
 from he_server.store.folding import FoldingStore
 from he_server.store.revocations import RevocationStore
 from he_server.store.rounds import RoundStore
-from he_server.store.status import StandingStore
+from he_server.store.status import StatusStore
 from he_server.store.tasks import TaskStore
 from he_server.store.updates import UpdateStore
 from he_server.store.uploads import UploadStore
@@ -20,7 +20,7 @@ class Store(
     FoldingStore,
     RoundStore,
     AnswerStore,
-    StandingStore,
+    StatusStore,
     RevocationStore,
     AuditStore,
 ):

@@ -26,7 +26,7 @@ from he_server.store.engine import Database
 from he_server.store.queries import select_rounds
 from he_server.store.records import round_record
 from he_server.store.schema import accumulators, models, rounds, shares, tasks, updates
-from he_server.store.transitions import lock_task, move_round, open_round
+from he_server.store.transitions import create_round, lock_task, move_round
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ class RoundStore(Database):
                     failure_type=TOO_FEW_CLIENTS.urn,
                     failure_detail=f"{came} within {task.config.collect_seconds} s",
                 )
-            await open_round(connection, task.id, current.number + 1, now)
+            await create_round(connection, task.id, current.number + 1, now)
             moved = round_record((await connection.execute(select_rounds().where(rounds.c.id == due.id))).one())
             if what == "close":
                 await audit.append(connection, "round-closed", task.id, moved.number, updates=moved.updates)

@@ -14,7 +14,7 @@ _LIVE = (*_UNFOLDED, "opening")
 
 
 @dataclass(frozen=True)
-class Standing:
+class ServerStatus:
     """Rounds that have not ended. Times are Unix seconds, 0 where there is no such round.
 
     `oldest` is when the first update of the oldest of them may have come, `stuck` counts leases that ran out
@@ -28,7 +28,7 @@ class Standing:
     overdue: int
 
 
-class StandingStore(Database):
+class StatusStore(Database):
     """Reads that sum over all tasks."""
 
     async def unfolded(self) -> dict[str, int]:
@@ -52,7 +52,7 @@ class StandingStore(Database):
         async with self._read() as connection:
             return {row[0]: int(row[1]) for row in await connection.execute(query)}
 
-    async def standing(self, now: float) -> Standing:
+    async def server_status(self, now: float) -> ServerStatus:
         """What waits at `now`."""
         live = select(rounds.c.state, func.count()).where(rounds.c.state.in_(_LIVE)).group_by(rounds.c.state)
         oldest = select(func.min(rounds.c.opened_at)).where(rounds.c.state.in_(_LIVE), rounds.c.updates > 0)
@@ -66,7 +66,7 @@ class StandingStore(Database):
         overdue = select(func.count()).where(or_(collecting, opening))
         async with self._read() as connection:
             states = await connection.execute(live)
-            return Standing(
+            return ServerStatus(
                 rounds=dict.fromkeys(_LIVE, 0) | {row[0]: row[1] for row in states},
                 oldest=(await connection.execute(oldest)).scalar() or 0.0,
                 stuck=(await connection.execute(stuck)).scalar_one(),

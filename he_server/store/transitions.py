@@ -47,6 +47,6 @@ async def move_round(
         raise ProblemError(WRONG_STATE, f"round {before.number} was moved by somebody else", expected=before.state)
 
 
-async def open_round(connection: AsyncConnection, task: str, number: int, now: float) -> None:
+async def create_round(connection: AsyncConnection, task: str, number: int, now: float) -> None:
     """Open the next round of a task: the database refuses a second open one."""
     await connection.execute(insert(rounds).values(task_hash=task, number=number, state="open", opened_at=now))

@@ -18,12 +18,12 @@ from he_server.store.engine import Database
 from he_server.store.queries import select_rounds
 from he_server.store.records import round_record, update_record
 from he_server.store.schema import models, rounds, updates
-from he_server.store.transitions import lock_task, move_round, open_round
+from he_server.store.transitions import create_round, lock_task, move_round
 
 
 @dataclass(frozen=True)
 class NewUpdate:
-    """A checked update. Its bytes are durable under `blob`; where that is empty, they are `parts`, by role."""
+    """A checked update. Its bytes are durable under `blob`; where that is empty, they are `sections`, by role."""
 
     update_id: str
     client: str
@@ -33,16 +33,16 @@ class NewUpdate:
     base_version: int
     receipt: str
     blob: str = ""
-    parts: Mapping[str, memoryview] = field(default_factory=dict, repr=False)
+    sections: Mapping[str, memoryview] = field(default_factory=dict, repr=False)
 
 
-Keep = Callable[[Sequence[NewUpdate]], Awaitable[str]]
+WriteBlobs = Callable[[Sequence[NewUpdate]], Awaitable[str]]
 """Makes the parts of those updates durable that have no blob yet, one after the other, in blobs of one name, which it
 answers; of the others it checks that their blobs are still there."""
 
 
 @dataclass(frozen=True)
-class Known:
+class KnownUpdates:
     """What the database knows that bears on new updates of one task.
 
     by_id: header hash, receipt and round number of updates with the offered ids, and of some others. in_round: update
@@ -62,11 +62,11 @@ class UpdateStore(Database):
     async def expect_update(self, task: Task, offered: NewUpdate) -> Accepted | None:
         """What `accept_updates` would refuse now, before any body is read; an earlier receipt if there is one."""
         async with self._read() as connection:
-            current, version = await _open_round(connection, task.id)
+            current, version = await _current_round(connection, task.id)
             return admit(task, offered, await _known(connection, task, current, version, [offered]))
 
     async def accept_updates(
-        self, task: Task, offers: Sequence[tuple[NewUpdate, float]], keep: Keep
+        self, task: Task, offers: Sequence[tuple[NewUpdate, float]], write_blobs: WriteBlobs
     ) -> Sequence[Accepted | ProblemError]:
         """Put updates, each with the time when it came, into the open round, in one transaction.
 
@@ -75,7 +75,7 @@ class UpdateStore(Database):
         """
         async with self._write() as connection:
             await lock_task(connection, task.id)
-            current, version = await _open_round(connection, task.id)
+            current, version = await _current_round(connection, task.id)
             known = await _known(connection, task, current, version, [offered for offered, _ in offers])
             outcomes: list[Accepted | ProblemError] = []
             entering: list[tuple[NewUpdate, float]] = []
@@ -95,7 +95,7 @@ class UpdateStore(Database):
                 if full:
                     break
             if entering:
-                await _enter(connection, task, current, entering, keep)
+                await _enter(connection, task, current, entering, write_blobs)
             return outcomes
 
     async def update_status(self, task: str, update_id: str, client: str) -> tuple[UpdateRecord, RoundRecord]:
@@ -117,7 +117,7 @@ class UpdateStore(Database):
             return tuple(update_record(row) for row in await connection.execute(query))
 
 
-def admit(task: Task, offered: NewUpdate, known: Known) -> Accepted | None:
+def admit(task: Task, offered: NewUpdate, known: KnownUpdates) -> Accepted | None:
     """The receipt of the same update, sent again; None for a new one that may enter the open round.
 
     Raises `update-id-reused`, `already-in-round`, `stale-update` or `repeated-base`.
@@ -147,7 +147,7 @@ def admit(task: Task, offered: NewUpdate, known: Known) -> Accepted | None:
 
 async def _known(
     connection: AsyncConnection, task: Task, current: RoundRecord, version: int, offers: Sequence[NewUpdate]
-) -> Known:
+) -> KnownUpdates:
     ids, clients = [offer.update_id for offer in offers], [offer.client for offer in offers]
     offered_before = and_(updates.c.task_hash == current.task, updates.c.update_id.in_(ids))
     in_round = and_(updates.c.round_id == current.id, updates.c.client.in_(clients))
@@ -163,7 +163,7 @@ async def _known(
         .join(rounds, rounds.c.id == updates.c.round_id)
         .where(or_(offered_before, in_round))
     )
-    known = Known({}, {}, version)
+    known = KnownUpdates({}, {}, version)
     for row in found:
         known.by_id[row.update_id] = row.header_hash, row.receipt, row.number
         if row.round_id == current.id:
@@ -189,11 +189,11 @@ async def _enter(
     task: Task,
     current: RoundRecord,
     entering: Sequence[tuple[NewUpdate, float]],
-    keep: Keep,
+    write_blobs: WriteBlobs,
 ) -> None:
     """Make the bytes durable, insert the rows, and close the round when they fill it."""
     offers, now = [offered for offered, _ in entering], entering[0][1]
-    shared = await keep(offers)
+    shared = await write_blobs(offers)
     places = {offered.update_id: place for place, offered in enumerate(o for o in offers if not o.blob)}
     rows = [
         {
@@ -225,11 +225,11 @@ async def _enter(
     if count == task.config.max_clients:
         seconds = {"collect": now + task.config.collect_seconds - deadline}
         await move_round(connection, current, "closed", closed_at=now, seconds=seconds)
-        await open_round(connection, task.id, current.number + 1, now)
+        await create_round(connection, task.id, current.number + 1, now)
         await audit.append(connection, "round-closed", task.id, current.number, updates=count)
 
 
-async def _open_round(connection: AsyncConnection, task: str) -> tuple[RoundRecord, int]:
+async def _current_round(connection: AsyncConnection, task: str) -> tuple[RoundRecord, int]:
     """The open round of a task, and the version of its newest model."""
     newest = select(func.max(models.c.version)).where(models.c.task_hash == task).scalar_subquery()
     query = select_rounds().add_columns(newest.label("newest"))

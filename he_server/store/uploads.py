@@ -45,11 +45,11 @@ class UploadRecord:
 class UploadStore(Database):
     """State changes and reads of `uploads`."""
 
-    async def add_upload(self, new: UploadRecord, cap: int, room: int) -> UploadRecord:
+    async def add_upload(self, new: UploadRecord, cap: int, free_bytes: int) -> UploadRecord:
         """Begin an upload; one that the client began before for the same update is given instead.
 
-        `cap` is how many unfinished ones a client may have in a task, `room` how many bytes all unfinished ones may
-        have together. Raises `too-many-uploads` or `overloaded`.
+        `cap` is how many unfinished ones a client may have in a task, `free_bytes` how many bytes all unfinished ones
+        may have together. Raises `too-many-uploads` or `overloaded`.
         """
         same = select(uploads).where(
             uploads.c.task_hash == new.task_hash,
@@ -68,7 +68,7 @@ class UploadStore(Database):
                 return _record(before)
             count = await connection.execute(select(func.count()).where(mine, uploads.c.expires > new.created))
             check_cap(count.scalar_one(), cap)
-            check_promised((await connection.execute(_UNFINISHED_BYTES)).scalar_one() + new.length, room)
+            check_promised((await connection.execute(_UNFINISHED_BYTES)).scalar_one() + new.length, free_bytes)
             await connection.execute(insert(uploads).values(asdict(new)))
             return new
 

@@ -1,1 +1,1 @@
-"""The authority: an offline key that enrols parties, signs task configurations, and revokes keys."""
+"""The authority: an offline key that enrolls parties, signs task configurations, and revokes keys."""

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from he_protocol.task import TaskConfig
 
 app = typer.Typer(
-    help="The authority: an offline key that enrols everybody.",
+    help="The authority: an offline key that enrolls everybody.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
@@ -61,12 +61,12 @@ def enroll(
     passphrase: Passphrase = "",
 ) -> None:
     """Certify a party: read its signed request, write its credential (a JWT)."""
-    from he_authority.enrolment import check_renewal, enrol
+    from he_authority.enrollment import check_renewal, issue_credential
 
     key = _key(directory, passphrase)
     if renews is not None:
         check_renewal(_text(request), _text(renews), key.public)
-    _write(out, enrol(key, _text(request), role, now=time.time(), days=days))
+    _write(out, issue_credential(key, _text(request), role, now=time.time(), days=days))
     console.out.print(f"credential for role {role}, valid {days:g} days: {out}")
 
 
@@ -82,7 +82,7 @@ def authority_revoke(
 ) -> None:
     """Sign the next revocation list: the keys of these credentials speak for nobody any more.
 
-    It names keys: whoever lost one enrols again, under the same name, with a new key. 'he-server revoke' puts it into
+    It names keys: whoever lost one enrolls again, under the same name, with a new key. 'he-server revoke' puts it into
     force. Without a credential it renews the list before.
     """
     from he_authority.revocations import revoke

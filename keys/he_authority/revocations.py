@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from he_authority.enrolment import SECONDS_PER_DAY
+from he_authority.enrollment import SECONDS_PER_DAY
 from he_protocol.errors import ProblemError
 from he_protocol.identity.jws import SigningKey, public_from_jwk, verify
 from he_protocol.identity.revocation import Revocations, key_digest

@@ -15,7 +15,7 @@ from he_holder.opening import Openings
 from he_party.transport import RetryPolicy, Transport
 from he_protocol import documents, paths
 from he_protocol.errors import ProblemError, Unavailable
-from he_protocol.messages import decode
+from he_protocol.messages import from_json
 from he_protocol.problems import WRONG_STATE
 from he_protocol.task import Task
 
@@ -105,7 +105,7 @@ class Agent:
             wait=wait,
         )
         if answer.status != 304:
-            self._pending = decode(answer.body, documents.PendingOpenings)
+            self._pending = from_json(answer.body, documents.PendingOpenings)
 
     async def _serve(self, waiting: documents.Waiting) -> bool:
         number = waiting.round

@@ -12,7 +12,7 @@ from he_holder.hpke_key import HpkeKey
 from he_holder.keyring import Keyring
 from he_holder.ledger import Ledger
 from he_holder.rules import check_alive
-from he_holder.schemes import Opener, make_opener
+from he_holder.schemes import ShareMaker, make_share_maker
 from he_party.identity import Identity
 from he_party.keyfile import read_private
 from he_protocol.committee import describe
@@ -30,12 +30,12 @@ from he_protocol.problems import (
 from he_protocol.task import Task
 
 
-class PartSeed(Message, frozen=True):
-    part: Count
+class SubshareSeed(Message, frozen=True):
+    subshare: Count
     seed: Key32
 
     def __repr__(self) -> str:
-        return f"PartSeed(part={self.part})"
+        return f"SubshareSeed(subshare={self.subshare})"
 
 
 class EpochSecret(Message, frozen=True):
@@ -43,7 +43,7 @@ class EpochSecret(Message, frozen=True):
 
     task_hash: Digest
     epoch: Count
-    seeds: tuple[PartSeed, ...]
+    seeds: tuple[SubshareSeed, ...]
 
     def __repr__(self) -> str:
         return f"EpochSecret(task_hash={self.task_hash.hex()}, epoch={self.epoch})"
@@ -51,7 +51,7 @@ class EpochSecret(Message, frozen=True):
 
 @dataclass
 class KeyHolder:
-    """A holder's identity, ledger and secrets. `floor` is its own minimum of clients per sum.
+    """A holder's identity, ledger and secrets. `min_clients_floor` is its own minimum of clients per sum.
 
     least_f: it joins no committee that keeps its promises against fewer colluding holders; see `Committee.colluders`.
     require_revocations: it opens nothing before it has seen a revocation list of the authority.
@@ -60,12 +60,12 @@ class KeyHolder:
     identity: Identity
     ledger: Ledger
     directory: Path
-    floor: int = 2
+    min_clients_floor: int = 2
     least_f: int = 1
     passphrase: str = field(default="", repr=False)
     clock: Callable[[], float] = time.time
     require_revocations: bool = False
-    _openers: dict[bytes, Opener] = field(default_factory=dict, repr=False)
+    _share_makers: dict[bytes, ShareMaker] = field(default_factory=dict, repr=False)
 
     def index(self, task: Task) -> int:
         """This holder's number in a task's committee; refuses a task that lists another key for it."""
@@ -100,11 +100,11 @@ class KeyHolder:
                 expected=f"f at least {self.least_f} (least_f)",
                 got=task.committee.colluders,
             )
-        if task.config.min_clients < self.floor:
+        if task.config.min_clients < self.min_clients_floor:
             raise ProblemError(
                 TOO_FEW_CLIENTS,
                 f"task {task.config.name!r} would open sums below our floor",
-                expected=f"min_clients at least {self.floor}",
+                expected=f"min_clients at least {self.min_clients_floor}",
                 got=task.config.min_clients,
             )
         await asyncio.to_thread(check_promise, task)
@@ -113,18 +113,18 @@ class KeyHolder:
     def secret_path(self, task: Task, kind: str) -> Path:
         return self.directory / "epochs" / f"{task.id}-{task.config.epoch}.{kind}"
 
-    def opener(self, task: Task) -> Opener:
+    def share_maker(self, task: Task) -> ShareMaker:
         """The task's opener with this holder's secrets, loaded once.
 
         Raises `keys-not-ready` before the ceremony has ended.
         """
-        if task.hash not in self._openers:
-            self._openers[task.hash] = make_opener(task, self.index(task), self.hpke(task), self._seeds(task))
-        return self._openers[task.hash]
+        if task.hash not in self._share_makers:
+            self._share_makers[task.hash] = make_share_maker(task, self.index(task), self.hpke(task), self._seeds(task))
+        return self._share_makers[task.hash]
 
     def forget(self, task: Task) -> None:
         """Drop a task's secrets from memory."""
-        self._openers.pop(task.hash, None)
+        self._share_makers.pop(task.hash, None)
 
     def _seeds(self, task: Task) -> dict[int, bytes]:
         if not task.scheme.ceremony:
@@ -137,7 +137,7 @@ class KeyHolder:
             raise
         if (secret.task_hash, secret.epoch) != (task.hash, task.config.epoch):
             raise ProblemError(WRONG_EPOCH, "the secret is of another task or epoch", expected=task.id, got=secret)
-        return {entry.part: entry.seed for entry in secret.seeds}
+        return {entry.subshare: entry.seed for entry in secret.seeds}
 
 
 def check_promise(task: Task) -> None:

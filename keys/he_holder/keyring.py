@@ -17,7 +17,7 @@ from he_party.keyfile import read_private, write_private
 from he_protocol.envelope import possession_message
 from he_protocol.errors import ProblemError
 from he_protocol.identity.jws import fingerprint
-from he_protocol.messages import EnrolRequest, Message
+from he_protocol.messages import EnrollRequest, Message
 from he_protocol.problems import BAD_COMMITTEE, LEDGER_MISMATCH
 
 
@@ -68,7 +68,7 @@ class Keyring:
 
 
 def new_holder(directory: Path, name: str, now: float, passphrase: str = "") -> str:
-    """Make a holder's signing and HPKE keys; returns its signed enrolment request.
+    """Make a holder's signing and HPKE keys; returns its signed enrollment request.
 
     Raises `bad-settings` for a name that no credential could carry, `bad-key-file` rather than overwrite a key.
     """
@@ -86,7 +86,9 @@ def rotate(directory: Path, now: float, passphrase: str = "") -> str:
     identity, key = Identity.load(directory, passphrase), HpkeKey.generate()
     Keyring.of(directory, passphrase).add(key)
     proof = key.prove(possession_message(identity.name, identity.key.public, key.public))
-    request = identity.key.sign(EnrolRequest(identity.name, "holder", identity.key.public, int(now), key.public, proof))
+    request = identity.key.sign(
+        EnrollRequest(identity.name, "holder", identity.key.public, int(now), key.public, proof)
+    )
     (directory / REQUEST_FILE).write_text(request + "\n")
     return request
 

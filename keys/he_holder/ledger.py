@@ -40,8 +40,8 @@ from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry
 
-from he_holder.request import History, Request
-from he_holder.rules import VOTING, Rule, check_alive, judge
+from he_holder.request import LedgerView, OpeningRequest
+from he_holder.rules import VOTING, Rule, check_alive, check_all
 from he_migrations.run import upgrade
 from he_party.files import close_database, private_directory
 from he_protocol.errors import ProblemError
@@ -187,20 +187,22 @@ class Ledger:
             rows = await connection.execute(select(tasks.c.token, tasks.c.server_url).order_by(tasks.c.joined))
             return [(row.token, row.server_url) for row in rows]
 
-    async def informed(self, request: Request) -> Request:
+    async def informed(self, request: OpeningRequest) -> OpeningRequest:
         """The request with what this ledger knows that bears on it."""
         async with self._transaction() as connection:
             return await _informed(connection, request)
 
-    async def decide(self, request: Request, rules: tuple[Rule, ...] = VOTING) -> Request:
+    async def decide(self, request: OpeningRequest, rules: tuple[Rule, ...] = VOTING) -> OpeningRequest:
         """Judge a manifest against the history and, if every rule is content, record the vote: one transaction.
 
         The same manifest again changes nothing. Answers the request with the history. Raises the first refusal.
         """
         async with self._transaction() as connection:
             request = await _informed(connection, request)
-            await asyncio.to_thread(judge, request, rules)
-            if request.history.voted != request.manifest_hash:  # another one that got this far meets the primary key
+            await asyncio.to_thread(check_all, request, rules)
+            if (
+                request.ledger_view.voted != request.manifest_hash
+            ):  # another one that got this far meets the primary key
                 await _record(connection, request)
         return request
 
@@ -287,7 +289,7 @@ class Ledger:
             raise ProblemError(DATABASE_UNAVAILABLE, "the ledger", got=str(error.orig)) from error
 
 
-async def _informed(connection: AsyncConnection, request: Request) -> Request:
+async def _informed(connection: AsyncConnection, request: OpeningRequest) -> OpeningRequest:
     task, manifest = request.task, request.manifest
     mine = votes.c.task_hash == task.hash
     lower = select(func.max(votes.c.model_version), func.max(votes.c.formed)).where(
@@ -298,7 +300,7 @@ async def _informed(connection: AsyncConnection, request: Request) -> Request:
     before, repeated = await _voted_before(connection, request)
     token = await connection.scalar(select(revocations.c.token))
     known = await asyncio.to_thread(Revocations.read, token, request.authority) if token else Revocations()
-    history = History(
+    ledger_view = LedgerView(
         voted=await connection.scalar(number),
         opened_before=before,
         repeated=repeated,
@@ -307,11 +309,11 @@ async def _informed(connection: AsyncConnection, request: Request) -> Request:
         destroyed=await _destroyed(connection, task.hash),
         revocations=known,
     )
-    return replace(request, history=history)
+    return replace(request, ledger_view=ledger_view)
 
 
 async def _voted_before(
-    connection: AsyncConnection, request: Request
+    connection: AsyncConnection, request: OpeningRequest
 ) -> tuple[frozenset[bytes], frozenset[tuple[str, int]]]:
     """Those of a manifest's update ids, and of its clients with their base versions, that stand in other votes."""
     other = (voted_updates.c.task_hash == request.task.hash) & (voted_updates.c.opening != request.manifest.opening)
@@ -334,7 +336,7 @@ async def _destroyed(connection: AsyncConnection, task_hash: bytes) -> bool:
     return at is not None
 
 
-async def _record(connection: AsyncConnection, request: Request) -> None:
+async def _record(connection: AsyncConnection, request: OpeningRequest) -> None:
     manifest, task_hash = request.manifest, request.task.hash
     await connection.execute(
         insert(votes).values(

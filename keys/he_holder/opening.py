@@ -6,10 +6,10 @@ import asyncio
 from contextlib import aclosing
 
 from he_holder.holder import KeyHolder
-from he_holder.release import BucketSums, check_part, make_share
-from he_holder.request import History, Request
+from he_holder.release import BucketSums, check_section, make_share
+from he_holder.request import LedgerView, OpeningRequest
 from he_holder.rules import RELEASING, VOTING, check_alive, screen
-from he_holder.schemes import Opener
+from he_holder.schemes import ShareMaker
 from he_party.transport import Transport
 from he_protocol import documents, limits, paths
 from he_protocol.errors import ProblemError, Unavailable
@@ -43,15 +43,15 @@ class Openings:
         server, limit = task.config.server.name, limits.opening(task)
         asked = await transport.document("GET", path, documents.Opening, audience=server, limit=limit)
         try:
-            opener = await asyncio.to_thread(holder.opener, task)
+            share_maker = await asyncio.to_thread(holder.share_maker, task)
             request = await self._request(number, asked, transport)
             match asked.stage:
                 case "screen":
-                    await self._screen(request, opener, transport)
+                    await self._screen(request, share_maker, transport)
                 case "vote":
                     await self._vote(request, transport)
                 case "release":
-                    await self._release(request, opener, transport)
+                    await self._release(request, share_maker, transport)
         except Unavailable:  # somebody could not answer: nothing is wrong
             raise
         except ProblemError as refusal:
@@ -63,7 +63,7 @@ class Openings:
             raise
         return asked.stage
 
-    async def _request(self, number: int, asked: documents.Opening, transport: Transport) -> Request:
+    async def _request(self, number: int, asked: documents.Opening, transport: Transport) -> OpeningRequest:
         """What there is to judge, with the heads that the manifest lists. Raises `manifest-mismatch`."""
         holder, task = self._holder, self._task
         manifest = read_unverified(asked.manifest, Manifest)
@@ -80,29 +80,29 @@ class Openings:
             heads = await transport.document("GET", path, documents.Heads, audience=server, limit=limit)
             self._heads = {token_hash(update.header): update for update in heads.updates}
         updates = tuple(self._heads[entry.header] for entry in manifest.updates if entry.header in self._heads)
-        return Request(
+        return OpeningRequest(
             task,
             holder.identity.authority,
             asked.manifest,
             updates,
-            History(),
-            holder.floor,
+            LedgerView(),
+            holder.min_clients_floor,
             holder.clock(),
             holder.require_revocations,
             asked.votes,
         )
 
-    async def _screen(self, request: Request, opener: Opener, transport: Transport) -> None:
+    async def _screen(self, request: OpeningRequest, share_maker: ShareMaker, transport: Transport) -> None:
         """Say which updates should be left out: by the rules, and because nobody could open them."""
         request = await self._holder.ledger.informed(request)
         found = {one.update_id: one.problem for one in await asyncio.to_thread(screen, request)}
-        self._sums = await self._add_up(request, opener, transport, found)
+        self._sums = await self._add_up(request, share_maker, transport, found)
         excluded = tuple(Exclusion(update, problem) for update, problem in (found | self._sums.unusable).items())
         number, seen = request.manifest.round, await self._holder.ledger.newest(self._task.hash)
         said = Screening(*self._about(number, request.manifest_hash), *seen, excluded)
         await self._put(number, said, transport)
 
-    async def _vote(self, request: Request, transport: Transport) -> None:
+    async def _vote(self, request: OpeningRequest, transport: Transport) -> None:
         """Judge and record, durably, and only then say so."""
         request = await self._holder.ledger.decide(request, VOTING)
         task, manifest = self._task, request.manifest
@@ -110,12 +110,12 @@ class Openings:
         vote = Vote(task.hash, task.config.epoch, manifest.opening, request.manifest_hash, name)
         await self._put(manifest.round, vote, transport)
 
-    async def _release(self, request: Request, opener: Opener, transport: Transport) -> None:
+    async def _release(self, request: OpeningRequest, share_maker: ShareMaker, transport: Transport) -> None:
         """Send our share of a certified manifest."""
         holder, task = self._holder, self._task
         request = await holder.ledger.decide(request, RELEASING)
         if self._sums is None or not self._sums.covers(request.manifest):
-            self._sums = await self._add_up(request, opener, transport, None)
+            self._sums = await self._add_up(request, share_maker, transport, None)
         share, vectors = await asyncio.to_thread(make_share, request, holder.identity.name, self._sums)
         head = holder.identity.key.sign(share).encode()
         number = request.manifest.round
@@ -125,24 +125,24 @@ class Openings:
         self._heads, self._sums = {}, None
 
     async def _add_up(
-        self, request: Request, opener: Opener, transport: Transport, found: dict[bytes, str] | None
+        self, request: OpeningRequest, share_maker: ShareMaker, transport: Transport, found: dict[bytes, str] | None
     ) -> BucketSums:
         """The key-layer sums over what clients signed, but for the updates in `found`.
 
         Where there is a `found`, an update whose part is not what was signed joins it; otherwise that is refused.
         """
-        task, sums = self._task, BucketSums(opener, request.manifest)
-        part = task.part("key")
+        task, sums = self._task, BucketSums(share_maker, request.manifest)
+        section = task.section("key")
         bodies = transport.records(
-            paths.key_parts_path(task.id, request.manifest.round),
+            paths.key_sections_path(task.id, request.manifest.round),
             audience=task.config.server.name,
-            size=part.size,
+            size=section.size,
             count=len(request.headers),
         )
 
         def add(header: UpdateHeader, body: bytes) -> None:
             try:
-                check_part(header, part.name, body)
+                check_section(header, section.name, body)
             except ProblemError:
                 if found is None:
                     raise

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 
-from he_holder.request import Request
+from he_holder.request import OpeningRequest
 from he_holder.rules import revoked_buckets
-from he_holder.schemes import Opener
+from he_holder.schemes import ShareMaker
 from he_protocol.errors import ProblemError
 from he_protocol.messages import FailedBucket, Manifest, Share, ShareVector, UpdateHeader
 from he_protocol.problems import DIGEST_MISMATCH, REVOKED_KEY
@@ -19,9 +19,9 @@ class BucketSums:
     All of them are in memory: updates come in the manifest's order, which is not that of the buckets.
     """
 
-    def __init__(self, opener: Opener, manifest: Manifest) -> None:
+    def __init__(self, share_maker: ShareMaker, manifest: Manifest) -> None:
         self._listed = {entry.update_id: entry for entry in manifest.updates}
-        self._sums = {bucket: opener.begin() for bucket in sorted({entry.bucket for entry in manifest.updates})}
+        self._sums = {bucket: share_maker.begin() for bucket in sorted({entry.bucket for entry in manifest.updates})}
         self._added: dict[int, set[bytes]] = {bucket: set() for bucket in self._sums}
         self.unusable: dict[bytes, str] = {}
 
@@ -60,14 +60,14 @@ class BucketSums:
         return self._sums[bucket].release(manifest_hash, bucket)
 
 
-def check_part(header: UpdateHeader, name: str, body: bytes) -> None:
+def check_section(header: UpdateHeader, name: str, body: bytes) -> None:
     """Raises `digest-mismatch` when an update's part is not what its client signed."""
-    signed = next(part.sha256 for part in header.parts if part.name == name)
+    signed = next(section.sha256 for section in header.sections if section.name == name)
     if hashlib.sha256(body).digest() != signed:
-        raise ProblemError(DIGEST_MISMATCH, f"part {name} of update {header.update_id.hex()}", expected=signed.hex())
+        raise ProblemError(DIGEST_MISMATCH, f"section {name} of update {header.update_id.hex()}", expected=signed.hex())
 
 
-def make_share(request: Request, holder: str, sums: BucketSums) -> tuple[Share, list[bytes]]:
+def make_share(request: OpeningRequest, holder: str, sums: BucketSums) -> tuple[Share, list[bytes]]:
     """The share for a certified manifest, and its part vectors. Buckets with a revoked client, or with an update of no
     use, stay closed."""
     manifest = request.manifest
@@ -76,8 +76,8 @@ def make_share(request: Request, holder: str, sums: BucketSums) -> tuple[Share, 
         failed[bucket] = FailedBucket(bucket, update, REVOKED_KEY.slug)
     entries, vectors = [], []
     for bucket in sorted({entry.bucket for entry in manifest.updates} - failed.keys()):
-        for part, packed in sums.release(request.manifest_hash, bucket):
-            entries.append(ShareVector(bucket, part, hashlib.sha256(packed).digest()))
+        for subshare, packed in sums.release(request.manifest_hash, bucket):
+            entries.append(ShareVector(bucket, subshare, hashlib.sha256(packed).digest()))
             vectors.append(packed)
     share = Share(
         task_hash=manifest.task_hash,
@@ -85,7 +85,7 @@ def make_share(request: Request, holder: str, sums: BucketSums) -> tuple[Share, 
         round=manifest.round,
         manifest=request.manifest_hash,
         holder=holder,
-        parts=tuple(entries),
+        vectors=tuple(entries),
         failed=tuple(failed for _, failed in sorted(failed.items())),
     )
     return share, vectors

@@ -12,7 +12,7 @@ from he_protocol.task import Task
 
 
 @dataclass(frozen=True)
-class History:
+class LedgerView:
     """What the holder's ledger knows that bears on one manifest.
 
     voted: the hash of the manifest that it voted for under this opening number, or None. opened_before: those of the
@@ -31,7 +31,7 @@ class History:
 
 
 @dataclass(frozen=True)
-class Request:
+class OpeningRequest:
     """One manifest that a server asks to open, and all that is needed to judge it. `now` in Unix seconds.
 
     require_revocations: this holder opens nothing before it has seen a revocation list. votes: of holders, as the
@@ -42,8 +42,8 @@ class Request:
     authority: bytes
     manifest_token: str
     updates: tuple[SignedUpdate, ...]
-    history: History
-    floor: int
+    ledger_view: LedgerView
+    min_clients_floor: int
     now: float
     require_revocations: bool = False
     votes: tuple[str, ...] = ()

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import lru_cache, update_wrapper
 
-from he_holder.request import Request
+from he_holder.request import OpeningRequest
 from he_protocol.errors import ProblemError
 from he_protocol.identity.credentials import CLOCK_SKEW_SECONDS, check_credential, issued_by
 from he_protocol.identity.jws import public_from_jwk, read_unverified, token_hash, verify
@@ -40,38 +40,38 @@ from he_protocol.problems import (
 )
 from he_protocol.task import Task
 
-Rule = Callable[[Request], None]
+Rule = Callable[[OpeningRequest], None]
 
 
 class UpdateRule:
     """A rule about single updates: called with a request, it looks at all of them."""
 
-    def __init__(self, check: Callable[[Request, SignedUpdate, UpdateHeader], None]) -> None:
+    def __init__(self, check: Callable[[OpeningRequest, SignedUpdate, UpdateHeader], None]) -> None:
         self.check = check
         self.__name__: str
         update_wrapper(self, check)
 
-    def __call__(self, request: Request) -> None:
+    def __call__(self, request: OpeningRequest) -> None:
         for update, header in zip(request.updates, request.headers, strict=True):
             self.check(request, update, header)
 
 
-def epoch_alive(request: Request) -> None:
+def epoch_alive(request: OpeningRequest) -> None:
     """Not one that this holder has ended: also not with a copy of its keys, and not a retry."""
-    check_alive(request.task, request.history.destroyed)
+    check_alive(request.task, request.ledger_view.destroyed)
 
 
-def manifest_signed(request: Request) -> None:
+def manifest_signed(request: OpeningRequest) -> None:
     """By the task's server."""
     verify(request.manifest_token, Manifest, request.task.config.server.key)
 
 
-def manifest_bound(request: Request) -> None:
+def manifest_bound(request: OpeningRequest) -> None:
     """To this task and epoch."""
     _bound("the manifest", request.manifest, request.task)
 
 
-def number_in_plan(request: Request) -> None:
+def number_in_plan(request: OpeningRequest) -> None:
     """Opening numbers go up to the epoch's number of openings: it bounds epsilon and what the flooding noise must hide.
 
     Every number names one manifest, so that no more sums are opened, whichever holders see them. `KeyHolder.join` has
@@ -87,9 +87,9 @@ def number_in_plan(request: Request) -> None:
         )
 
 
-def number_unused(request: Request) -> None:
+def number_unused(request: OpeningRequest) -> None:
     """One manifest for each opening number, for ever: the same again is a retry."""
-    before = request.history.voted
+    before = request.ledger_view.voted
     if before is not None and before != request.manifest_hash:
         raise ProblemError(
             NUMBER_USED,
@@ -99,29 +99,29 @@ def number_unused(request: Request) -> None:
         )
 
 
-def time_moves_on(request: Request) -> None:
+def time_moves_on(request: OpeningRequest) -> None:
     """A manifest is formed neither in the future, nor before the one that came before it, nor an update's lifetime ago.
 
     So a server can lie about time by no more than the time between two openings.
     """
-    if request.history.voted == request.manifest_hash:
+    if request.ledger_view.voted == request.manifest_hash:
         return  # a retry, which was in time before
     formed, now = request.manifest.formed, request.now
-    oldest = max(request.history.formed, int(now) - request.task.config.update_lifetime)
+    oldest = max(request.ledger_view.formed, int(now) - request.task.config.update_lifetime)
     if not oldest <= formed <= now + CLOCK_SKEW_SECONDS:
         raise ProblemError(
             CLOCK_SKEW, "the time of the manifest", expected=f"from {oldest} to about {int(now)}", got=formed
         )
 
 
-def model_moves_on(request: Request) -> None:
+def model_moves_on(request: OpeningRequest) -> None:
     """The model's version never goes back from opening to opening."""
-    version, seen = request.manifest.model_version, request.history.model_version
+    version, seen = request.manifest.model_version, request.ledger_view.model_version
     if version < seen:
         raise ProblemError(STALE_UPDATE, "the model went back", expected=f"at least {seen}", got=version)
 
 
-def headers_complete(request: Request) -> None:
+def headers_complete(request: OpeningRequest) -> None:
     """Exactly the headers that the manifest lists: same order, digest, update id and client."""
     listed = [(entry.header, entry.update_id, entry.client) for entry in request.manifest.updates]
     given = [
@@ -132,7 +132,7 @@ def headers_complete(request: Request) -> None:
         raise ProblemError(MANIFEST_MISMATCH, "digest, id or client differ", expected=len(listed), got=len(given))
 
 
-def clients_distinct(request: Request) -> None:
+def clients_distinct(request: OpeningRequest) -> None:
     """One update per client: two of one client would halve the others' cover."""
     seen: set[str] = set()
     for header in request.headers:
@@ -141,28 +141,28 @@ def clients_distinct(request: Request) -> None:
         seen.add(header.client)
 
 
-def updates_distinct(request: Request) -> None:
+def updates_distinct(request: OpeningRequest) -> None:
     """No update twice: a client could read itself as its own noise."""
     ids = [header.update_id for header in request.headers]
     if len(set(ids)) != len(ids):
         raise ProblemError(DUPLICATE_UPDATE, f"an update id stands twice in round {request.manifest.round}")
 
 
-def revocations_fresh(request: Request) -> None:
+def revocations_fresh(request: OpeningRequest) -> None:
     """A server that holds back the authority's next list gains the rest of this one's time, and no more."""
-    known = request.history.revocations
+    known = request.ledger_view.revocations
     if request.require_revocations and not known.number:
         raise ProblemError(OLD_REVOCATIONS, "no revocation list is known", expected="one", got="none")
     check_fresh(known, request.now)
 
 
-def server_not_revoked(request: Request) -> None:
+def server_not_revoked(request: OpeningRequest) -> None:
     """Whoever signs with the server's key may be somebody who has stolen it."""
     server = request.task.config.server
-    check_key(request.history.revocations, server.name, server.key)
+    check_key(request.ledger_view.revocations, server.name, server.key)
 
 
-def buckets_numbered(request: Request) -> None:
+def buckets_numbered(request: OpeningRequest) -> None:
     """From 0 on without a gap, and no more than the task has: every bucket is one more sum that is seen."""
     found, most = sorted({entry.bucket for entry in request.manifest.updates}), request.task.config.buckets
     if found != list(range(len(found))) or not 1 <= len(found) <= most:
@@ -174,16 +174,16 @@ def buckets_numbered(request: Request) -> None:
         )
 
 
-def buckets_large_enough(request: Request) -> None:
+def buckets_large_enough(request: OpeningRequest) -> None:
     """Every bucket alone has the task's minimum and this holder's own floor: each is a sum that is seen."""
-    needed = max(request.task.config.min_clients, request.floor)
+    needed = max(request.task.config.min_clients, request.min_clients_floor)
     for bucket, count in sorted(Counter(entry.bucket for entry in request.manifest.updates).items()):
         if count < needed:
             where = f"bucket {bucket} of round {request.manifest.round}"
             raise ProblemError(TOO_FEW_CLIENTS, where, expected=f"at least {needed}", got=count)
 
 
-def sums_fit(request: Request) -> None:
+def sums_fit(request: OpeningRequest) -> None:
     """No more clients than sums can hold without wrapping."""
     count, most = len(request.updates), request.task.config.max_clients
     if count > most:
@@ -191,7 +191,7 @@ def sums_fit(request: Request) -> None:
 
 
 @UpdateRule
-def headers_signed(request: Request, update: SignedUpdate, header: UpdateHeader) -> None:
+def headers_signed(request: OpeningRequest, update: SignedUpdate, header: UpdateHeader) -> None:
     """Every header by the client that it names, under a client credential of our authority valid when it was formed."""
     party = check_credential(update.credential, request.authority, "client", request.manifest.formed)
     if signer_of(update, request.authority) != party.public:
@@ -201,7 +201,7 @@ def headers_signed(request: Request, update: SignedUpdate, header: UpdateHeader)
 
 
 @UpdateRule
-def headers_bound(request: Request, _update: SignedUpdate, header: UpdateHeader) -> None:
+def headers_bound(request: OpeningRequest, _update: SignedUpdate, header: UpdateHeader) -> None:
     """To this task and epoch, and made neither after the manifest nor an update's lifetime before it."""
     what = f"update {header.update_id.hex()}"
     _bound(f"the header of {what}", header, request.task)
@@ -213,21 +213,21 @@ def headers_bound(request: Request, _update: SignedUpdate, header: UpdateHeader)
 
 
 @UpdateRule
-def updates_fresh(request: Request, _update: SignedUpdate, header: UpdateHeader) -> None:
+def updates_fresh(request: OpeningRequest, _update: SignedUpdate, header: UpdateHeader) -> None:
     """No update in two openings: the difference of two sums is one client's update."""
-    if header.update_id in request.history.opened_before:
+    if header.update_id in request.ledger_view.opened_before:
         raise ProblemError(UPDATE_OPENED_BEFORE, f"update {header.update_id.hex()}")
 
 
 @UpdateRule
-def bases_fresh(request: Request, _update: SignedUpdate, header: UpdateHeader) -> None:
+def bases_fresh(request: OpeningRequest, _update: SignedUpdate, header: UpdateHeader) -> None:
     """Without DP noise, no client twice on one model version: such sums are equations over the same data."""
-    if not request.task.config.privacy.noisy and (header.client, header.base_version) in request.history.repeated:
+    if not request.task.config.privacy.noisy and (header.client, header.base_version) in request.ledger_view.repeated:
         raise ProblemError(REPEATED_BASE, f"update {header.update_id.hex()}", got=f"base version {header.base_version}")
 
 
 @UpdateRule
-def versions_recent(request: Request, _update: SignedUpdate, header: UpdateHeader) -> None:
+def versions_recent(request: OpeningRequest, _update: SignedUpdate, header: UpdateHeader) -> None:
     """Updates within the staleness limit."""
     version, limit = request.manifest.model_version, request.task.config.staleness
     if not version - limit <= header.base_version <= version:
@@ -240,26 +240,26 @@ def versions_recent(request: Request, _update: SignedUpdate, header: UpdateHeade
 
 
 @UpdateRule
-def sizes_exact(request: Request, _update: SignedUpdate, header: UpdateHeader) -> None:
+def sizes_exact(request: OpeningRequest, _update: SignedUpdate, header: UpdateHeader) -> None:
     """Body parts of exactly the names and sizes that the profile fixes."""
-    wanted = [(part.name, part.size) for part in request.task.body]
-    got = [(part.name, part.size) for part in header.parts]
+    wanted = [(section.name, section.size) for section in request.task.body]
+    got = [(section.name, section.size) for section in header.sections]
     if got != wanted:
         raise ProblemError(WRONG_SIZE, f"update {header.update_id.hex()}", expected=wanted, got=got)
 
 
 @UpdateRule
-def clients_not_revoked(request: Request, update: SignedUpdate, header: UpdateHeader) -> None:
+def clients_not_revoked(request: OpeningRequest, update: SignedUpdate, header: UpdateHeader) -> None:
     """No update of a revoked key. When a header was signed does not matter: a stolen key signs any date.
 
     A list may come while others have voted already, and then a vote against the manifest would hold its round up for
     ever. So this rule screens, and keeps buckets closed at release; it does not bind votes.
     """
     public = public_from_jwk(issued_by(request.authority, update.credential).cnf.jwk.x)
-    check_key(request.history.revocations, header.client, public)
+    check_key(request.ledger_view.revocations, header.client, public)
 
 
-def certified(request: Request) -> None:
+def certified(request: OpeningRequest) -> None:
     """Enough of the committee have voted for exactly this manifest: so no other has its number or its updates."""
     task, manifest = request.task, request.manifest
     members = {holder.name: holder.key for holder in task.config.holders}
@@ -328,7 +328,7 @@ RELEASING: tuple[Rule, ...] = (
 """Before a share leaves: the votes of others are worth their judgement, our own ledger must not contradict them."""
 
 
-def judge(request: Request, rules: Sequence[Rule] = VOTING) -> None:
+def check_all(request: OpeningRequest, rules: Sequence[Rule] = VOTING) -> None:
     """Raise the first refusal of a manifest; return when every rule is content."""
     if len(request.updates) != len(request.manifest.updates):
         raise ProblemError(
@@ -338,9 +338,9 @@ def judge(request: Request, rules: Sequence[Rule] = VOTING) -> None:
         rule(request)
 
 
-def screen(request: Request, rules: Sequence[Rule] = SCREENING) -> tuple[Exclusion, ...]:
+def screen(request: OpeningRequest, rules: Sequence[Rule] = SCREENING) -> tuple[Exclusion, ...]:
     """The updates that should be left out. Raises the first refusal of what no leaving out would mend."""
-    judge(request, [rule for rule in rules if not isinstance(rule, UpdateRule)])
+    check_all(request, [rule for rule in rules if not isinstance(rule, UpdateRule)])
     found = []
     for update, header in zip(request.updates, request.headers, strict=True):
         try:
@@ -352,7 +352,7 @@ def screen(request: Request, rules: Sequence[Rule] = SCREENING) -> tuple[Exclusi
     return tuple(found)
 
 
-def revoked_buckets(request: Request) -> dict[int, bytes]:
+def revoked_buckets(request: OpeningRequest) -> dict[int, bytes]:
     """The buckets that stay closed because a client's key of theirs was revoked, with the first such update's id."""
     found: dict[int, bytes] = {}
     for entry, update, header in zip(request.manifest.updates, request.updates, request.headers, strict=True):

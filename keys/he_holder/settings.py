@@ -16,7 +16,9 @@ class Settings(PartySettings):
     model_config = SettingsConfigDict(env_prefix="HUSHSUM_HOLDER_", extra="forbid", frozen=True)
 
     data_dir: Path = Field(default=Path("holder"), description="identity, epoch secrets and ledger")
-    floor: int = Field(default=2, ge=1, description="our own minimum of clients per sum, whatever a task says")
+    min_clients_floor: int = Field(
+        default=2, ge=1, description="our own minimum of clients per sum, whatever a task says"
+    )
     least_f: int = Field(
         default=1, ge=0, description="join no committee whose promises fewer colluding holders than this break; 0: any"
     )

@@ -98,7 +98,7 @@ def secret_types() -> list[tuple[type, str]]:
     return found
 
 
-SHOWN = {("HolderEntry", "hpke"), ("Credential", "hpke"), ("EnrolRequest", "hpke")}
+SHOWN = {("HolderEntry", "hpke"), ("Credential", "hpke"), ("EnrollRequest", "hpke")}
 """Public halves: the HPKE key that others seal to."""
 
 
@@ -108,7 +108,7 @@ def test_secret_fields_are_found() -> None:
         ("SigningKey", "private"),
         ("KeyRecord", "private"),
         ("HpkeRecord", "private"),
-        ("PartSeed", "seed"),
+        ("SubshareSeed", "seed"),
     } <= found
     assert found >= SHOWN
 

@@ -17,16 +17,17 @@ SECRET_NAMES = frozenset(
         # TenSEAL and SEAL
         "SecretKey", "secret_key", "has_secret_key", "save_secret_key", "Decryptor", "KeyGenerator",
         # decryption of any kind
-        "decrypt", "decrypt_compact", "open_envelope", "Opener", "make_opener", "KeySum",
+        "decrypt", "decrypt_compact", "open_envelope", "ShareMaker", "make_share_maker", "KeySum",
         # HPKE and X25519 private halves
         "HpkeKey", "X25519PrivateKey", "MLKEM768PrivateKey", "MLKEM768X25519PrivateKey", "from_seed_bytes",
         "private_bytes", "private_bytes_raw", "from_private_bytes", "exchange",
         # the committee's secrets
-        "EpochSecret", "PartSeed", "KeyHolder", "Dealer", "make_dealer", "key_part", "draw_seeds", "part_seeds",
+        "EpochSecret", "SubshareSeed", "KeyHolder", "Dealer", "make_dealer", "public_key_share",
+        "draw_seeds", "subshare_seeds",
         # expanding a seed, or drawing a secret
         "expand_words", "expand_bytes", "derive_key", "Gaussian", "sample",
         # a client's plaintext
-        "quantise", "clip_factor", "Encoder", "make_sealer",
+        "quantise", "clip_factor", "UpdateQuantiser", "make_encryptor",
     }
 )  # fmt: skip
 """Names of everything with which this project, TenSEAL or `cryptography` holds or uses a decryption secret."""
@@ -75,8 +76,10 @@ def test_those_names_do_occur_where_the_secrets_are() -> None:
     packages = ("he_holder", "he_client")
     elsewhere = set().union(*(identifiers(module) for package in packages for module in modules(package)))
     assert elsewhere >= {
-        "HpkeKey", "EpochSecret", "PartSeed", "KeyHolder", "make_opener", "make_dealer", "make_sealer", "Encoder",
-        "has_secret_key", "quantise", "clip_factor", "Gaussian", "derive_key", "draw_seeds", "part_seeds", "key_part",
+        "HpkeKey", "EpochSecret", "SubshareSeed", "KeyHolder",
+        "make_share_maker", "make_dealer", "make_encryptor", "UpdateQuantiser",
+        "has_secret_key", "quantise", "clip_factor", "Gaussian",
+        "derive_key", "draw_seeds", "subshare_seeds", "public_key_share",
     }  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from functools import cache
 from tests.architecture.source import ROOT
 from tests.defences.edits import EDITS, Edit
 from tests.defences.rows import ROWS, TEST, TEXT, Row
-from tests.keys.test_checks import ATTACKS, STAGES
+from tests.keys.test_rules import ATTACKS, STAGES
 from tests.support.rules import EVERY_RULE
 
 

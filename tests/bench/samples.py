@@ -33,10 +33,10 @@ RUN = Run(
     MACHINE,
     "quick",
     (
-        measurement("seal", 10_000),
-        measurement("seal", 1_000_000),
-        Failed(Point("seal", "ckks-8192", 10_000, 10, 1), "it <broke>"),
-        measurement("ingest", 10_000, {"bare": 0.002, "server": 0.010}),
+        measurement("encrypt", 10_000),
+        measurement("encrypt", 1_000_000),
+        Failed(Point("encrypt", "ckks-8192", 10_000, 10, 1), "it <broke>"),
+        measurement("ingest", 10_000, {"file-only": 0.002, "server": 0.010}),
     ),
 )
 ABOUT = About("Library 1.0", "a | setting", "the <server>", "CPython 3.11")
@@ -58,7 +58,7 @@ LOADS = LoadRun(
         Load(
             LoadPoint("kahe-30", 1000, 100, 1, 3),
             seconds=Spread(1.0, 2.0, 4.0, 3),
-            bare=Spread(1.0, 1.5, 2.0, 4),
+            file_only=Spread(1.0, 1.5, 2.0, 4),
             traffic=4000,
             acknowledged=[n / 100 for n in range(1, 100)],
             told_to_wait=5,

@@ -22,7 +22,7 @@ from he_bench.runner import run_point
 TINY = 3000
 
 
-@pytest.mark.parametrize("case", ["seal", "seal_noise", "fold", "share", "open", "ingest", "round"])
+@pytest.mark.parametrize("case", ["encrypt", "encrypt_noise", "fold", "share", "open", "ingest", "round"])
 async def test_case(case: str) -> None:
     found = await measured(Point(case, "kahe-30", TINY, 2, 2), 0.0)
     assert isinstance(found, Measurement), found
@@ -37,7 +37,7 @@ async def test_ckks_goes_through_the_same_seam() -> None:
 
 
 def test_a_refusal_is_told_by_the_process() -> None:
-    found = run_point(Point("seal", "kahe-14", TINY, 10**6, 1), 0.0)
+    found = run_point(Point("encrypt", "kahe-14", TINY, 10**6, 1), 0.0)
     assert isinstance(found, Failed)
     assert "sum-could-wrap" in found.reason
 
@@ -71,11 +71,11 @@ def test_peers_take_turns_and_open_their_sums(tmp_path: Path) -> None:
 
 
 def test_a_load_is_acknowledged_whole() -> None:
-    arguments = ["load", "--clients", "3", "--storms", "2", "--d", str(TINY), "--format", "json"]
+    arguments = ["load", "--clients", "3", "--bursts", "2", "--d", str(TINY), "--format", "json"]
     ran = CliRunner().invoke(app, arguments)
     assert ran.exit_code == 0, ran.output
     (found,) = msgspec.json.decode(ran.stdout, type=LoadRun).results
-    assert (found.seconds.repetitions, found.bare.repetitions) == (2, 3)
+    assert (found.seconds.repetitions, found.file_only.repetitions) == (2, 3)
     assert (found.lost, found.told_to_wait) == (0, 0)
     assert found.peak_disk > found.traffic
 

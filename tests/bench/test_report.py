@@ -25,7 +25,7 @@ def test_rows_are_as_wide_as_the_head(report: Report) -> None:
 
 
 def test_a_failure_is_shown_with_its_reason() -> None:
-    table = find(RUN, "seal")
+    table = find(RUN, "encrypt")
     assert "failed" in table.rows[2]
     assert "it <broke>" in table.notes[0]
 
@@ -44,14 +44,14 @@ def test_ratios_are_to_the_reference() -> None:
 
 def test_ingest_is_compared_with_the_bare_handler() -> None:
     table = find(RUN, "stages of ingest")
-    assert table.columns[-1] == "x bare"
+    assert table.columns[-1] == "x file-only"
     assert table.rows[0][-1] == "5.00"
 
 
 def test_a_load_is_a_share_of_the_bare_handler() -> None:
     table = find(LOADS, "many clients")
     shown = dict(zip(table.columns, table.rows[0], strict=True))
-    assert (shown["updates/s"], shown["of bare"], shown["least"]) == ("50.0", "75%", "25%")
+    assert (shown["updates/s"], shown["of file-only"], shown["least"]) == ("50.0", "75%", "25%")
     assert (shown["p50"], shown["p99"], shown["429s"]) == ("500 ms", "990 ms", "5")
     assert (shown["memory"], shown["disk"]) == ("1.00 MiB", "2.00 MiB")
 
@@ -79,10 +79,10 @@ def test_html_escapes_and_embeds() -> None:
 
 def test_files_of_two_runs(tmp_path: Path) -> None:
     written = {path.name: path for path in files.write([RUN, RUN, PEERS], tmp_path / "out")}
-    pictures = {"case-seal.png", "case-ingest.png", "case-seal-2.png", "case-ingest-2.png", "peers.png"}
+    pictures = {"case-encrypt.png", "case-ingest.png", "case-encrypt-2.png", "case-ingest-2.png", "peers.png"}
     assert set(written) == {"report.md", "report.html"} | pictures
     assert all(written[name].read_bytes().startswith(PNG) for name in pictures)
-    assert "case-seal-2.png" in written["report.md"].read_text()
+    assert "case-encrypt-2.png" in written["report.md"].read_text()
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ def test_missing_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_rates_follow_from_what_is_stored() -> None:
-    found = measurement("seal", 1_000_000)
+    found = measurement("encrypt", 1_000_000)
     assert found.ns_per_parameter == pytest.approx(10.0)
     assert found.bytes_per_parameter == 4.0
 

@@ -15,10 +15,10 @@ def test_every_case_can_be_loaded() -> None:
 
 
 def test_light_profiles_go_further() -> None:
-    assert largest("seal", "kahe-30") == 10**8
+    assert largest("encrypt", "kahe-30") == 10**8
     assert largest("ingest", "kahe-30") == 10**8
     assert largest("round", "kahe-30") == 10**7
-    assert largest("seal", "ckks-8192") == 10**6
+    assert largest("encrypt", "ckks-8192") == 10**6
 
 
 def test_sizes_can_be_replaced() -> None:
@@ -28,7 +28,7 @@ def test_sizes_can_be_replaced() -> None:
 
 def test_sealing_is_measured_on_one_core_and_on_two() -> None:
     def cores(available: int) -> list[int]:
-        return [p.cores for p in points(SUITES["quick"], ["seal"], ["kahe-30"], available, parameters=[10])]
+        return [p.cores for p in points(SUITES["quick"], ["encrypt"], ["kahe-30"], available, parameters=[10])]
 
     assert cores(1) == [1]
     assert cores(8) == [1, 2]

@@ -12,11 +12,11 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from typer.testing import CliRunner, Result
 
-from he_authority.enrolment import enrol
+from he_authority.enrollment import issue_credential
 from he_client.cli import app
 from he_party.identity import AUTHORITY_FILE, CREDENTIAL_FILE, KEY_FILE, REQUEST_FILE, Identity
 from he_protocol.identity.jws import SigningKey, jwk_x, read_unverified
-from he_protocol.messages import EnrolRequest
+from he_protocol.messages import EnrollRequest
 from he_protocol.problems import PROBLEMS
 from tests.client.service import MODEL, TASK, Service
 
@@ -74,9 +74,9 @@ def test_init_makes_a_key_and_a_request_and_never_twice(tmp_path: Path) -> None:
     printed = run("enroll-request", "--data-dir", folder)
     request = printed.stdout.strip()
     assert request == (folder / REQUEST_FILE).read_text().strip()
-    assert read_unverified(request, EnrolRequest).name == "device-1"
+    assert read_unverified(request, EnrollRequest).name == "device-1"
     authority = SigningKey.generate()
-    (folder / CREDENTIAL_FILE).write_text(enrol(authority, request, "client", now=0, days=1))
+    (folder / CREDENTIAL_FILE).write_text(issue_credential(authority, request, "client", now=0, days=1))
     (folder / AUTHORITY_FILE).write_text(jwk_x(authority.public))
     assert Identity.load(folder).name == "device-1"
     before = (folder / KEY_FILE).read_bytes()
@@ -154,14 +154,14 @@ async def _partner(service: Service, rounds: int) -> None:
     zeros = np.zeros(service.task.length, dtype=np.int64)
     async with service.client(2) as client:
         for base in range(rounds):
-            sealed = await client.seal(service.task, lambda start, stop: zeros[start:stop], base_version=base)
-            await client.wait(service.task, await client.send(service.task, sealed))
+            sealed = await client.encrypt(service.task, lambda start, stop: zeros[start:stop], base_version=base)
+            await client.wait(service.task, await client.upload(service.task, sealed))
 
 
 async def test_train_first_sends_what_was_left_behind(service: Service, training: str) -> None:
     zeros = np.zeros(service.task.length, dtype=np.int64)
     async with service.client(1) as client:
-        sealed = await client.seal(service.task, lambda start, stop: zeros[start:stop], base_version=0)
+        sealed = await client.encrypt(service.task, lambda start, stop: zeros[start:stop], base_version=0)
     async with service.committee():
         partner = asyncio.create_task(_partner(service, 2))
         result = await ask(service, "train", f"{training}:update", "--format", "json")
@@ -206,16 +206,16 @@ async def test_submit_waits_for_the_round_after_the_one_that_a_leftover_is_in(se
     zeros = np.zeros(service.task.length, dtype=np.int64)
     async with service.client(1) as client:
         for _ in range(2):
-            await client.seal(service.task, lambda start, stop: zeros[start:stop], base_version=0)
+            await client.encrypt(service.task, lambda start, stop: zeros[start:stop], base_version=0)
         (sent,) = await client.resume(service.task)  # the other has to wait, and is no failure
         assert await client.resume(service.task) == []
     submitting = asyncio.create_task(ask(service, "submit", file, "--base-version", "0", "--format", "json"))
     async with service.client(2) as other:
-        sealed = await other.seal(service.task, lambda start, stop: zeros[start:stop], base_version=0)
+        sealed = await other.encrypt(service.task, lambda start, stop: zeros[start:stop], base_version=0)
         async with asyncio.timeout(20):  # twice for the leftover alone; then for it and for the new one
             while service.server.metrics.updates.labels("already-in-round")._value.get() < 4:
                 await asyncio.sleep(0.01)
-        await other.send(service.task, sealed)  # fills the round
+        await other.upload(service.task, sealed)  # fills the round
     result = await submitting
     assert result.exit_code == 0, result.output
     (row,) = json.loads(result.stdout)

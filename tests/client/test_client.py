@@ -143,9 +143,9 @@ async def test_two_submissions_of_one_update_share_no_bytes(service: Service) ->
     async with service.client(1) as client:
         zeros = np.zeros(service.task.length, dtype=np.int64)
         sealed = [
-            await client.seal(service.task, lambda start, stop: zeros[start:stop], base_version=0) for _ in range(2)
+            await client.encrypt(service.task, lambda start, stop: zeros[start:stop], base_version=0) for _ in range(2)
         ]
-    one, other = ([path.read_bytes() for path in item.parts] for item in sealed)
+    one, other = ([path.read_bytes() for path in item.sections] for item in sealed)
     for a, b in zip(one, other, strict=True):
         assert len(a) == len(b)
         same = np.count_nonzero(np.frombuffer(a, np.uint8) == np.frombuffer(b, np.uint8))

@@ -105,12 +105,12 @@ async def test_nothing_is_sealed_for_a_task_below_our_floor(tmp_path: Path, monk
             with refused(BELOW_FLOOR, "at least 50"):
                 await client.task(task.id)
             with refused(BELOW_FLOOR):
-                await client.seal(task, lambda a, b: np.zeros(b - a, dtype=np.int64), base_version=0)
+                await client.encrypt(task, lambda a, b: np.zeros(b - a, dtype=np.int64), base_version=0)
             assert not (tmp_path / "updates").exists()
             with monkeypatch.context() as off:
                 off.setattr(client_module, "check_floors", lambda task, floors: None)
                 assert (await client.task(task.id)).id == task.id
-                await client.seal(task, lambda a, b: np.zeros(b - a, dtype=np.int64), base_version=0)
+                await client.encrypt(task, lambda a, b: np.zeros(b - a, dtype=np.int64), base_version=0)
         async with device(None) as client:
             assert (await client.task(task.id)).id == task.id
 

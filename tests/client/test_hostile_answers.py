@@ -24,7 +24,7 @@ from he_party import transport
 from he_party.transport import MAX_HEADERS, RetryPolicy, Transport
 from he_protocol import documents, limits, paths
 from he_protocol.errors import ProblemError
-from he_protocol.messages import Vote, encode
+from he_protocol.messages import Vote, to_json
 from he_protocol.problems import DIGEST_MISMATCH, TOO_LARGE, UNEXPECTED_ANSWER, UNREACHABLE
 from he_protocol.task import Task
 from tests.support.fake_server import FakeServer
@@ -294,12 +294,12 @@ def test_honest_answers_fit() -> None:
     updates = [world.update(f"client-{i}") for i in range(50)]
     manifest, ordered = world.manifest(updates)
     votes = tuple(world.committee[i].key.sign(Vote(world.task.hash, 1, 1, bytes(32), f"holder-{i}")) for i in range(5))
-    assert len(encode(documents.Opening("vote", manifest, votes))) < limits.opening(world.task) - limits.revocations()
-    assert len(encode(documents.Heads(ordered))) < limits.heads(world.task)
+    assert len(to_json(documents.Opening("vote", manifest, votes))) < limits.opening(world.task) - limits.revocations()
+    assert len(to_json(documents.Heads(ordered))) < limits.heads(world.task)
 
 
 async def test_a_post_of_the_key_ceremony_is_bounded(tmp_path: Path) -> None:
-    from he_client.schemes.ckks import make_sealer
+    from he_client.schemes.ckks import make_encryptor
 
     world = World()
     task = world.task
@@ -309,7 +309,7 @@ async def test_a_post_of_the_key_ceremony_is_bounded(tmp_path: Path) -> None:
             server.replaced["GET", paths.post_path(task.id, "confirmation", "holder-0")] = endless  # type: ignore[assignment]
             async with Transport(server.url, world.client("device"), retry=ONCE) as line:
                 with refused(TOO_LARGE):
-                    await make_sealer(task, line, tmp_path)
+                    await make_encryptor(task, line, tmp_path)
                 server.replaced["GET", paths.board_path(task.id, "confirmation")] = endless  # type: ignore[assignment]
                 with refused(TOO_LARGE, str(limits.board(task))):
-                    await make_sealer(task, line, tmp_path)
+                    await make_encryptor(task, line, tmp_path)

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from he_authority.enrolment import enrol
+from he_authority.enrollment import issue_credential
 from he_party.identity import AUTHORITY_FILE, CREDENTIAL_FILE, KEY_FILE, REQUEST_FILE, Identity, create
 from he_protocol.identity.jws import SigningKey, jwk_x, read_unverified, verify
-from he_protocol.messages import EnrolRequest
+from he_protocol.messages import EnrollRequest
 from he_protocol.problems import BAD_KEY_FILE, BAD_SETTINGS, BAD_SIGNATURE, MALFORMED, NOT_ADDRESSED, ProblemType
 from tests.support.parties import NOW
 from tests.unit.refusals import refused
@@ -22,7 +22,7 @@ PASSPHRASE = "correct horse battery staple"
 
 def make(folder: Path, name: str = "phone", passphrase: str = "") -> str:
     request = create(folder, name, "client", NOW, passphrase=passphrase)
-    (folder / CREDENTIAL_FILE).write_text(enrol(AUTHORITY, request, "client", now=NOW, days=1) + "\n")
+    (folder / CREDENTIAL_FILE).write_text(issue_credential(AUTHORITY, request, "client", now=NOW, days=1) + "\n")
     (folder / AUTHORITY_FILE).write_text(jwk_x(AUTHORITY.public) + "\n")
     return request
 
@@ -30,7 +30,7 @@ def make(folder: Path, name: str = "phone", passphrase: str = "") -> str:
 def test_what_was_made_is_loaded(tmp_path: Path) -> None:
     request = make(tmp_path)
     identity = Identity.load(tmp_path)
-    asked = verify(request, EnrolRequest, identity.key.public)
+    asked = verify(request, EnrollRequest, identity.key.public)
     assert (identity.name, identity.authority) == ("phone", AUTHORITY.public)
     assert (asked.name, asked.role, asked.key) == ("phone", "client", identity.key.public)
     assert (tmp_path / REQUEST_FILE).read_text().strip() == request
@@ -72,8 +72,8 @@ def of_another_key(folder: Path) -> None:
 
 def of_another_name(folder: Path) -> None:
     key = Identity.load(folder).key
-    request = key.sign(EnrolRequest("somebody", "client", key.public, int(NOW)))
-    (folder / CREDENTIAL_FILE).write_text(enrol(AUTHORITY, request, "client", now=NOW, days=1))
+    request = key.sign(EnrollRequest("somebody", "client", key.public, int(NOW)))
+    (folder / CREDENTIAL_FILE).write_text(issue_credential(AUTHORITY, request, "client", now=NOW, days=1))
 
 
 def tampered(folder: Path) -> None:
@@ -84,7 +84,7 @@ def tampered(folder: Path) -> None:
 
 def a_request_for_a_credential(folder: Path) -> None:
     request = (folder / REQUEST_FILE).read_text()
-    assert read_unverified(request.strip(), EnrolRequest).name == "phone"
+    assert read_unverified(request.strip(), EnrollRequest).name == "phone"
     (folder / CREDENTIAL_FILE).write_text(request)
 
 
@@ -116,7 +116,7 @@ def a_request_for_a_credential(folder: Path) -> None:
         "authority is too short",
         "another authority",
         "a tampered signature",
-        "an enrolment request",
+        "an enrollment request",
         "another key",
         "another name",
     ],

@@ -121,7 +121,7 @@ async def test_a_clients_state(service: Service, tmp_path: Path) -> None:
         task = await client.task(service.task.id)
         await client.pull_model(task)
         values = random_integers(task.length, 1)
-        await client.seal(task, lambda start, stop: values[start:stop], base_version=0)
+        await client.encrypt(task, lambda start, stop: values[start:stop], base_version=0)
         assert len(spool_of(state, task).pending()) == 1
     assert open_to_others(tmp_path / "new") == []
     loosen(state)
@@ -129,7 +129,7 @@ async def test_a_clients_state(service: Service, tmp_path: Path) -> None:
     async with HushSumClient(
         service.url, service.identity(1), state_dir=state, clock=service.clock, retry=retry
     ) as client:
-        await client.seal(task, lambda start, stop: values[start:stop], base_version=0)
+        await client.encrypt(task, lambda start, stop: values[start:stop], base_version=0)
     assert stat.S_IMODE((state / "updates" / task.id).stat().st_mode) == 0o700
 
 

@@ -12,12 +12,12 @@ import pytest
 from aiohttp import web
 
 from he_client import HushSumClient
-from he_client.spool import SealedUpdate
+from he_client.spool import EncryptedUpdate
 from he_party.transport import RetryPolicy
 from he_protocol import documents
 from he_protocol.errors import ProblemError
 from he_protocol.identity.jws import SigningKey, read_unverified, token_hash, verify
-from he_protocol.messages import Receipt, SignedUpdate, decode
+from he_protocol.messages import Receipt, SignedUpdate, from_json
 from he_protocol.privacy.plan import epsilon
 from he_protocol.privacy.quantise import Integers
 from he_protocol.problems import (
@@ -40,9 +40,9 @@ def integers(service: Service, value: int) -> Integers:
     return np.arange(service.task.length, dtype=np.int64) * 100 * value
 
 
-async def seal(client: HushSumClient, service: Service, value: int = 1, base_version: int = 0) -> SealedUpdate:
+async def seal(client: HushSumClient, service: Service, value: int = 1, base_version: int = 0) -> EncryptedUpdate:
     vector = integers(service, value)
-    return await client.seal(service.task, lambda start, stop: vector[start:stop], base_version=base_version)
+    return await client.encrypt(service.task, lambda start, stop: vector[start:stop], base_version=base_version)
 
 
 def answer_of(problem: ProblemType) -> web.Response:
@@ -62,12 +62,12 @@ async def test_a_dropped_response_is_answered_by_the_same_bytes_and_counts_once(
     proxy.faults["PUT"] = ["dropped"]
     async with service.committee(), service.client(1, proxy.url) as one, service.client(2) as two:
         sealed = await seal(one, service, 1)
-        sent = await one.send(service.task, sealed)
+        sent = await one.upload(service.task, sealed)
         first, second = proxy.of("PUT")
         assert first.body == second.body
         assert first.headers["DPoP"] != second.headers["DPoP"]
         assert len(first.body) == sent.bytes
-        await two.send(service.task, await seal(two, service, 10))
+        await two.upload(service.task, await seal(two, service, 10))
         assert await one.wait(service.task, sent) == 1
         opened = await one.opened_sum(service.task, sent.round)
         assert (await one.round(service.task, sent.round)).updates == 2
@@ -79,7 +79,7 @@ async def test_a_device_that_dies_after_sealing_resends_what_it_sealed(service: 
     async with service.client(1, proxy.url, retry=ONCE) as client:
         sealed = await seal(client, service)
         with pytest.raises(ProblemError, match=UNREACHABLE.slug):
-            await client.send(service.task, sealed)
+            await client.upload(service.task, sealed)
     async with service.client(1, proxy.url) as reborn:
         (sent,) = await reborn.resume(service.task)
         assert sent.update_id == sealed.update_id
@@ -93,7 +93,7 @@ async def test_a_receipt_ends_it_and_frees_the_ciphertext(service: Service) -> N
     async with service.client(1) as client:
         sealed = await seal(client, service)
         assert sealed.size == sum(part.size for part in service.task.body)
-        await client.send(service.task, sealed)
+        await client.upload(service.task, sealed)
     assert sorted(path.name for path in sealed.folder.iterdir()) == ["head", "receipt"]
     receipt = verify((sealed.folder / "receipt").read_text(), Receipt, service.task.config.server.key)
     assert receipt.update_id.hex() == sealed.update_id
@@ -105,7 +105,7 @@ async def test_a_final_refusal_drops_the_update(service: Service, proxy: Proxy, 
     async with service.client(1, proxy.url) as client:
         sealed = await seal(client, service)
         with refused(problem):
-            await client.send(service.task, sealed)
+            await client.upload(service.task, sealed)
         assert spooled(service) == []
         assert await client.resume(service.task) == []
     assert len(proxy.of("PUT")) == 1
@@ -121,7 +121,7 @@ async def test_any_other_refusal_keeps_it(service: Service, proxy: Proxy, proble
     async with service.client(1, proxy.url, retry=ONCE) as client:
         sealed = await seal(client, service)
         with refused(problem):
-            await client.send(service.task, sealed)
+            await client.upload(service.task, sealed)
         assert spooled(service) == [sealed.update_id]
         (sent,) = await client.resume(service.task)
     assert sent.update_id == sealed.update_id
@@ -131,7 +131,7 @@ async def test_the_servers_own_stale_refusal_drops_it(service: Service) -> None:
     async with service.client(1) as client:
         sealed = await seal(client, service, base_version=7)
         with refused(STALE_UPDATE):
-            await client.send(service.task, sealed)
+            await client.upload(service.task, sealed)
     assert spooled(service) == []
 
 
@@ -141,7 +141,7 @@ async def test_a_failure_while_sealing_leaves_nothing(service: Service) -> None:
 
     async with service.client(1) as client:
         with pytest.raises(OSError, match="no entropy"):
-            await client.seal(service.task, broken, base_version=0)
+            await client.encrypt(service.task, broken, base_version=0)
     assert spooled(service) == []
 
 
@@ -157,7 +157,7 @@ async def test_a_receipt_of_another_key_is_refused_and_the_update_kept(service: 
         receipt = Receipt(service.task.hash, bytes.fromhex(sealed.update_id), "phone-01", bytes(32), 1)
         proxy.faults["PUT"] = [partial(forged, receipt=SigningKey.generate().sign(receipt))]
         with refused(BAD_SIGNATURE):
-            await client.send(service.task, sealed)
+            await client.upload(service.task, sealed)
         assert spooled(service) == [sealed.update_id]
         assert client.privacy_spent(service.task) == epsilon(service.task.config.privacy, 1) > 0
 
@@ -169,11 +169,11 @@ async def test_a_lying_receipt_that_is_believed_loses_the_update(
     monkeypatch.setattr("he_client.client.verify", lambda token, kind, _: read_unverified(token, kind))
     async with service.client(1, proxy.url) as client:
         sealed = await seal(client, service)
-        header = token_hash(decode(sealed.head, SignedUpdate).header)
+        header = token_hash(from_json(sealed.head, SignedUpdate).header)
         receipt = Receipt(service.task.hash, bytes.fromhex(sealed.update_id), "phone-01", header, 1)
         said = documents.UpdateReceipt(SigningKey.generate().sign(receipt), 1)
         proxy.faults["PUT"] = [web.Response(status=201, body=msgspec.json.encode(said))]
-        await client.send(service.task, sealed)
+        await client.upload(service.task, sealed)
         assert await client.resume(service.task) == []
     assert (await service.server.store.round(service.task.id, 1)).updates == 0
 
@@ -195,7 +195,7 @@ async def test_a_receipt_for_another_update_is_refused_and_the_update_kept(
 
         proxy.faults["PUT"] = [change]
         with refused(UNEXPECTED_ANSWER):
-            await client.send(service.task, sealed)
+            await client.upload(service.task, sealed)
         assert spooled(service) == [sealed.update_id]
         (sent,) = await client.resume(service.task)
     assert sent.update_id == honest[0].update_id.hex() == sealed.update_id

@@ -16,12 +16,12 @@ from tusclient.exceptions import TusUploadFailed
 from he_client import HushSumClient
 from he_client import resumable as module
 from he_client.resumable import ResumableUpload, _read
-from he_client.spool import SealedUpdate
+from he_client.spool import EncryptedUpdate
 from he_party.transport import RetryPolicy, Transport
 from he_protocol import documents, frames, paths, tus
 from he_protocol.identity.jws import token_hash, verify
 from he_protocol.identity.requests import prove_request
-from he_protocol.messages import Receipt, SignedUpdate, decode
+from he_protocol.messages import Receipt, SignedUpdate, from_json
 from he_protocol.problems import (
     CHECKSUM_MISMATCH,
     NOT_FOUND,
@@ -53,8 +53,8 @@ def in_pieces(service: Service, url: str | None = None, retry: RetryPolicy = QUI
     )
 
 
-def frame_of(sealed: SealedUpdate) -> bytes:
-    return frames.start(sealed.head) + b"".join(path.read_bytes() for path in sealed.parts)
+def frame_of(sealed: EncryptedUpdate) -> bytes:
+    return frames.start(sealed.head) + b"".join(path.read_bytes() for path in sealed.sections)
 
 
 @pytest.fixture
@@ -71,14 +71,14 @@ def patched(proxy: Proxy) -> bytes:
 
 async def test_small_updates_are_put_and_large_ones_go_in_pieces(service: Service, proxy: Proxy, chunk: int) -> None:
     async with service.client(1, proxy.url) as client:
-        await client.send(service.task, await seal(client, service))
+        await client.upload(service.task, await seal(client, service))
     assert (len(proxy.of("PUT")), len(proxy.of("PATCH"))) == (1, 0)
     async with Proxy(service.url) as second:
         service.clock.ahead = 61  # the round ends
         async with in_pieces(service, second.url) as client:
             sealed = await seal(client, service)
             frame = frame_of(sealed)
-            sent = await client.send(service.task, sealed, within=10)
+            sent = await client.upload(service.task, sealed, within=10)
     assert sent.bytes == len(frame)
     assert patched(second) == frame
     assert len(second.of("PUT")) == 0
@@ -101,12 +101,12 @@ async def test_cut_at_random_places_it_ends_exact(service: Service, chunk: int, 
 
     async with Wire(port, budgets()) as wire, in_pieces(service, wire.url, STUBBORN) as client:
         sealed = await seal(client, service)
-        sent = await client.send(service.task, sealed)
+        sent = await client.upload(service.task, sealed)
         status = await client.round(service.task, sent.round)
     assert wire.cuts > 0
     assert status.updates == 1
     receipt = verify((sealed.folder / "receipt").read_text(), Receipt, service.task.config.server.key)
-    assert receipt.header == token_hash(decode(sealed.head, SignedUpdate).header)
+    assert receipt.header == token_hash(from_json(sealed.head, SignedUpdate).header)
 
 
 async def test_server_and_client_restart_in_the_middle_and_nothing_is_sent_twice(
@@ -118,7 +118,7 @@ async def test_server_and_client_restart_in_the_middle_and_nothing_is_sent_twice
         frame = frame_of(sealed)
         proxy.faults["PATCH"] = ["pass", "pass", "lost"]
         with refused(UNREACHABLE):
-            await client.send(service.task, sealed)
+            await client.upload(service.task, sealed)
     await service.__aexit__()
     async with service, Proxy(service.url) as later, in_pieces(service, later.url) as reborn:
         (sent,) = await reborn.resume(service.task)
@@ -132,7 +132,7 @@ async def test_an_upload_that_is_gone_is_begun_anew(
 ) -> None:
     proxy.faults["PATCH"] = ["pass", answer_of(problem)]
     async with in_pieces(service, proxy.url) as client:
-        await client.send(service.task, await seal(client, service))
+        await client.upload(service.task, await seal(client, service))
     assert len(proxy.of("POST")) == 2
 
 
@@ -145,7 +145,7 @@ async def test_an_upload_that_expired_between_two_runs_is_begun_anew(
         frame = frame_of(sealed)
         proxy.faults["PATCH"] = ["pass", "lost"]
         with refused(UNREACHABLE):
-            await client.send(service.task, sealed)
+            await client.upload(service.task, sealed)
     service.clock.ahead = service.settings.upload_seconds + 1
     async with Proxy(service.url) as later, in_pieces(service, later.url) as reborn:
         await reborn.resume(service.task)
@@ -156,7 +156,7 @@ async def test_a_lost_answer_to_a_chunk_is_found_out_by_asking(service: Service,
     proxy.faults["PATCH"] = ["dropped", "pass", "dropped"]
     proxy.faults["POST"] = ["dropped"]
     async with in_pieces(service, proxy.url) as client:
-        sent = await client.send(service.task, await seal(client, service))
+        sent = await client.upload(service.task, await seal(client, service))
         assert (await client.round(service.task, sent.round)).updates == 1
     assert len(proxy.of("HEAD")) >= 3
 
@@ -167,7 +167,7 @@ async def test_a_chunk_that_was_not_taken_is_sent_again(
 ) -> None:
     proxy.faults["PATCH"] = [answer_of(problem)]
     async with in_pieces(service, proxy.url) as client:
-        await client.send(service.task, await seal(client, service))
+        await client.upload(service.task, await seal(client, service))
     first, second = proxy.of("PATCH")[:2]
     assert first.body == second.body
 
@@ -177,7 +177,7 @@ async def test_a_server_that_makes_no_progress_is_left(service: Service, proxy: 
     async with in_pieces(service, proxy.url) as client:
         sealed = await seal(client, service)
         with refused(UNEXPECTED_ANSWER, "no progress"):
-            await client.send(service.task, sealed)
+            await client.upload(service.task, sealed)
     assert len(proxy.of("PATCH")) == module.TRIES
     assert (sealed.folder / "head").exists()
 
@@ -200,7 +200,7 @@ async def test_an_answer_outside_the_protocol_is_refused(
     async with in_pieces(service, proxy.url) as client:
         sealed = await seal(client, service)
         with refused(UNEXPECTED_ANSWER):
-            await client.send(service.task, sealed)
+            await client.upload(service.task, sealed)
 
 
 def test_a_frame_is_read_from_anywhere(tmp_path: Path) -> None:
@@ -244,7 +244,7 @@ async def test_another_projects_client_uploads_a_sealed_update(service: Service,
     url = await asyncio.to_thread(upload)
     async with Transport(service.url, identity) as transport:
         answer = await transport.request("GET", url.removeprefix(service.url), headers={"Tus-Resumable": tus.VERSION})
-        document = decode(answer.body, documents.UpdateReceipt)
+        document = from_json(answer.body, documents.UpdateReceipt)
     receipt = verify(document.receipt, Receipt, service.task.config.server.key)
     assert receipt.update_id.hex() == sealed.update_id
 

@@ -87,11 +87,11 @@ async def test_what_is_sent_again_counts_once_and_what_was_not_sent_not_at_all(p
     task = parties.task
     async with liar(task, INTERNAL) as server, client(parties, server, tmp_path) as device:
         zeros = np.zeros(task.length, dtype=np.int64)
-        sealed = await device.seal(task, lambda start, stop: zeros[start:stop], base_version=0)
+        sealed = await device.encrypt(task, lambda start, stop: zeros[start:stop], base_version=0)
         assert device.privacy_spent(task) == 0
         for _ in range(3):
             with refused(INTERNAL):
-                await device.send(task, sealed)
+                await device.upload(task, sealed)
         assert device.privacy_spent(task) == epsilon(task.config.privacy, 1)
 
 
@@ -172,9 +172,9 @@ async def test_sealed_ones_that_wait_count_for_the_next(parties: World, tmp_path
     task = parties.signed(parties.task.config, privacy=plan)
     zeros = np.zeros(task.length, dtype=np.int64)
     async with liar(task, INTERNAL) as server, client(parties, server, tmp_path) as device:
-        await device.seal(task, lambda start, stop: zeros[start:stop], base_version=0)
+        await device.encrypt(task, lambda start, stop: zeros[start:stop], base_version=0)
         with refused(BUDGET_EXHAUSTED):
-            await device.seal(task, lambda start, stop: zeros[start:stop], base_version=0)
+            await device.encrypt(task, lambda start, stop: zeros[start:stop], base_version=0)
 
 
 def test_a_devices_own_bound_is_kept_where_the_plan_allows_more(parties: World, tmp_path: Path) -> None:

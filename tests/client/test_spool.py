@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from he_client import spool as spool_module
-from he_client.spool import SealedUpdate, Spool
+from he_client.spool import EncryptedUpdate, Spool
 from he_party import files
-from he_protocol.messages import SignedUpdate, encode
+from he_protocol.messages import SignedUpdate, to_json
 
 HEAD = SignedUpdate("header", "credential")
 BYTES = {"c0": b"zero" * 10, "c1": b"one"}
@@ -30,12 +30,12 @@ def reopened(spool: Spool, tmp_path: Path) -> Spool:
     return Spool(tmp_path / "updates", "task", ("c0", "c1"))
 
 
-def write_parts(sealed: SealedUpdate) -> None:
-    for path in sealed.parts:
+def write_parts(sealed: EncryptedUpdate) -> None:
+    for path in sealed.sections:
         path.write_bytes(BYTES[path.name])
 
 
-def sealed_update(spool: Spool, update_id: str = "aa") -> SealedUpdate:
+def sealed_update(spool: Spool, update_id: str = "aa") -> EncryptedUpdate:
     sealed = spool.begin(update_id)
     write_parts(sealed)
     spool.commit(sealed, HEAD)
@@ -49,7 +49,7 @@ def test_nothing_is_pending_where_nothing_was_done(spool: Spool) -> None:
 @pytest.mark.parametrize("written", [0, 1, 2])
 def test_without_a_head_it_was_never_sent_and_is_thrown_away(spool: Spool, tmp_path: Path, written: int) -> None:
     sealed = spool.begin("aa")
-    for path in sealed.parts[:written]:
+    for path in sealed.sections[:written]:
         path.write_bytes(b"half")
     later = reopened(spool, tmp_path)
     assert later.pending() == []
@@ -59,7 +59,7 @@ def test_without_a_head_it_was_never_sent_and_is_thrown_away(spool: Spool, tmp_p
 def test_a_head_that_was_not_finished_counts_as_none(spool: Spool, tmp_path: Path) -> None:
     sealed = spool.begin("aa")
     write_parts(sealed)
-    (sealed.folder / "head.partial").write_bytes(encode(HEAD)[:5])
+    (sealed.folder / "head.partial").write_bytes(to_json(HEAD)[:5])
     assert reopened(spool, tmp_path).pending() == []
     assert not sealed.folder.exists()
 
@@ -69,8 +69,8 @@ def test_a_head_without_receipt_is_pending_with_the_same_bytes(spool: Spool, tmp
     for _ in range(2):
         (found,) = reopened(spool, tmp_path).pending()
         assert found.update_id == "aa"
-        assert found.head == encode(HEAD)
-        assert [path.read_bytes() for path in found.parts] == [BYTES["c0"], BYTES["c1"]]
+        assert found.head == to_json(HEAD)
+        assert [path.read_bytes() for path in found.sections] == [BYTES["c0"], BYTES["c1"]]
         assert found.size == 43
         assert spool.header(found) == HEAD
 
@@ -89,7 +89,7 @@ def test_a_receipt_ends_it(spool: Spool, tmp_path: Path) -> None:
     later = reopened(spool, tmp_path)
     assert (later.pending(), later.acknowledged()) == ([], 1)
     assert (sealed.folder / "receipt").read_text() == "receipt"
-    assert not any(path.exists() for path in sealed.parts)
+    assert not any(path.exists() for path in sealed.sections)
 
 
 def test_a_crash_between_receipt_and_clearing_leaves_no_ciphertext_for_ever(spool: Spool, tmp_path: Path) -> None:
@@ -97,7 +97,7 @@ def test_a_crash_between_receipt_and_clearing_leaves_no_ciphertext_for_ever(spoo
     (sealed.folder / "receipt").write_text("receipt")
     later = reopened(spool, tmp_path)
     assert (later.pending(), later.acknowledged()) == ([], 1)
-    assert not any(path.exists() for path in sealed.parts)
+    assert not any(path.exists() for path in sealed.sections)
 
 
 def test_a_discarded_update_is_gone(spool: Spool, tmp_path: Path) -> None:
@@ -120,7 +120,7 @@ def test_what_is_being_sealed_is_not_taken_for_abandoned(
 ) -> None:
     if not defence:
         monkeypatch.setattr("he_client.spool.fcntl.flock", lambda *_: None)
-    with spool.sealing():
+    with spool.encrypting():
         sealed = spool.begin("aa")
         write_parts(sealed)
         assert reopened(spool, tmp_path).pending() == []

@@ -13,7 +13,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from he_client.attempt import Train, attempt
-from he_client.encode import encode
+from he_client.quantise import quantise_update
 from he_client.tensors import flatten
 from he_client.training import Arrays, arrays, clipped_gradient_sum, difference, load_arrays, tensor_specs
 from he_protocol.errors import ProblemError
@@ -127,7 +127,7 @@ def comes(task: Task, train: Train, *, raise_errors: bool = False) -> bool:
     """What the server sees."""
     try:
         update, examples = attempt(task, train, HONEST, raise_errors=raise_errors)
-        encoded = encode(task, flatten(task, update), examples)
+        encoded = quantise_update(task, flatten(task, update), examples)
     except (ProblemError, Exception, SystemExit):
         return False
     assert encoded.shape == (task.length,)
@@ -198,18 +198,18 @@ def test_a_record_on_which_the_loss_raises_costs_no_other_record() -> None:
 def test_any_number_of_examples_is_an_answer(examples: Any) -> None:
     task = task_of("client", "examples")
     flat = flatten(task, {name: np.full_like(value, 0.1) for name, value in HONEST.items()})
-    encoded = encode(task, flat, examples)
+    encoded = quantise_update(task, flat, examples)
     usable = isinstance(examples, int | float) and examples >= 10
     assert abs(encoded[-1] - (4096 if usable else 0)) < 12 * task.noise_std
     with refused(BAD_PLAN):
-        encode(task_of("client"), flat, 3.0)
+        quantise_update(task_of("client"), flat, 3.0)
 
 
 def test_an_update_that_cannot_be_used_is_zero_and_noised(caplog: pytest.LogCaptureFixture) -> None:
     task = task_of("client")
     flat = np.full(task.parameters, 1.0, dtype=np.float32)
     flat[3] = nan
-    encoded = encode(task, flat, None)
+    encoded = quantise_update(task, flat, None)
     assert abs(encoded.mean()) < 6 * task.noise_std / np.sqrt(task.parameters)
     assert "a zero update takes its place" in caplog.text
 

@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from he_party.identity import Identity
 from he_party.keyfile import KeyRecord, read_private
-from he_party.transport import PROBLEM_BYTES, RetryPolicy, Transport, retry_after
+from he_party.transport import PROBLEM_BYTES, RetryPolicy, Transport, parse_retry_after
 from he_protocol import documents, frames, paths
 from he_protocol.errors import ProblemError
 from he_protocol.identity.jws import SigningKey
@@ -366,4 +366,4 @@ async def test_it_waits_as_long_as_it_is_asked_to() -> None:
 @pytest.mark.parametrize(("value", "seconds"), [("3", 3.0), ("0", 0.0), ("", 0.0), ("-1", 0.0), ("1e9", 0.0),
                                                 ("Wed, 21 Oct 2026 07:28:00 GMT", 0.0)])  # fmt: skip
 def test_reading_retry_after(value: str, seconds: float) -> None:
-    assert retry_after(value) == seconds
+    assert parse_retry_after(value) == seconds

@@ -9,7 +9,7 @@ from aiohttp import web
 from he_party.identity import CREDENTIAL_FILE, Identity
 from he_protocol import documents
 from he_protocol.identity.jws import SigningKey, read_unverified
-from he_protocol.messages import Credential, Receipt, RevocationList, UpdateHeader, encode
+from he_protocol.messages import Credential, Receipt, RevocationList, UpdateHeader, to_json
 from he_protocol.problems import UNKNOWN_PROTOCOL
 from he_protocol.task import Task
 from tests.client.proxy import Proxy
@@ -50,7 +50,7 @@ async def test_a_receipt(service: Service, proxy: Proxy, version: str) -> None:
     async with service.client(1, proxy.url) as client:
         sealed = await seal(client, service)
         with refused(UNKNOWN_PROTOCOL):
-            await client.send(service.task, sealed)
+            await client.upload(service.task, sealed)
     assert spooled(service) == [sealed.update_id]
 
 
@@ -79,7 +79,7 @@ async def test_an_update_that_an_older_program_has_sealed(service: Service, vers
         head = client._spool(service.task).header(sealed)
         key = OtherVersion.of(identity.key, version)
         old = msgspec.structs.replace(head, header=key.sign(read_unverified(head.header, UpdateHeader)))
-        (sealed.folder / "head").write_bytes(encode(old))
+        (sealed.folder / "head").write_bytes(to_json(old))
         assert await client.resume(service.task) == []
         assert spooled(service) == []
         assert (await client.round(service.task, 1)).updates == 0

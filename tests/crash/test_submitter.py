@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from he_client import HushSumClient
-from he_client.spool import HEAD, SealedUpdate
+from he_client.spool import HEAD, EncryptedUpdate
 from he_protocol.privacy.quantise import Integers
 from tests.client.service import TASK, Service
 from tests.crash.submitter import COORDINATES, STOP, Coordinates, holding, spool_of, submit_until_stopped, unsent
@@ -28,11 +28,11 @@ async def service(tmp_path: Path) -> AsyncIterator[Service]:
         yield service
 
 
-async def seal(client: HushSumClient, service: Service) -> SealedUpdate:
+async def seal(client: HushSumClient, service: Service) -> EncryptedUpdate:
     def zeros(start: int, stop: int) -> Integers:
         return np.zeros(stop - start, dtype=np.int64)
 
-    return await client.seal(service.task, zeros, base_version=0)
+    return await client.encrypt(service.task, zeros, base_version=0)
 
 
 async def test_it_does_not_end_before_the_next_round_took_what_waits(service: Service) -> None:
@@ -41,7 +41,7 @@ async def test_it_does_not_end_before_the_next_round_took_what_waits(service: Se
     spool, coordinates = spool_of(folder, service.task.id), Coordinates(folder / COORDINATES)
     async with service.client(1) as first, service.client(2) as second:
         coordinates.reserve()
-        await first.send(service.task, await seal(first, service))
+        await first.upload(service.task, await seal(first, service))
         coordinates.settle(holding(spool, HEAD))
         coordinates.reserve()
         waiting = await seal(first, service)
@@ -50,7 +50,7 @@ async def test_it_does_not_end_before_the_next_round_took_what_waits(service: Se
         ended, _ = await asyncio.wait({life}, timeout=TRIES_SECONDS)
         assert not ended
         assert unsent(spool) == {waiting.update_id}
-        await second.send(service.task, await seal(second, service))
+        await second.upload(service.task, await seal(second, service))
         await life
     assert unsent(spool) == set()
     assert set(Coordinates(folder / COORDINATES).of) == holding(spool, HEAD)

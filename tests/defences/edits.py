@@ -91,12 +91,12 @@ _UNVERIFIED = "from he_protocol.identity.jws import read_unverified; "
 _REVOKED = "check_key(await server.revocations(), party.name, party.public)"
 
 _JUDGED = (
-    "await holder.ledger.informed(request); from he_holder.rules import judge;"
-    " await asyncio.to_thread(judge, request, RELEASING)"
+    "await holder.ledger.informed(request); from he_holder.rules import check_all;"
+    " await asyncio.to_thread(check_all, request, RELEASING)"
 )
 _UNRECORDED = (
-    "await self._holder.ledger.informed(request); from he_holder.rules import judge;"
-    " await asyncio.to_thread(judge, request, VOTING)"
+    "await self._holder.ledger.informed(request); from he_holder.rules import check_all;"
+    " await asyncio.to_thread(check_all, request, VOTING)"
 )
 _BINDING = "await self._holder.ledger.decide(request, ())"
 
@@ -130,7 +130,7 @@ EDITS = (
         "server_not_revoked",
         "revocations_fresh",
     ),
-    _never("keys/he_holder/rules.py: judge", "len(request.updates) != len(request.manifest.updates)"),
+    _never("keys/he_holder/rules.py: check_all", "len(request.updates) != len(request.manifest.updates)"),
     Edit(
         "keys/he_holder/rules.py: revoked_buckets", "except ProblemError:", "except ProblemError:\n            continue"
     ),
@@ -152,7 +152,7 @@ EDITS = (
         '"update_id", sa.LargeBinary, primary_key=True),\n        sa.Column("opening", sa.Integer, primary_key=True)',
         at="migrations/he_migrations/ledger/versions/0001_votes.py: upgrade",
     ),
-    _never("keys/he_holder/holder.py: join", "task.config.min_clients < self.floor", "a manifest of one"),
+    _never("keys/he_holder/holder.py: join", "task.config.min_clients < self.min_clients_floor", "a manifest of one"),
     _never("keys/he_holder/holder.py: join", "task.committee.colluders < self.least_f", "a committee"),
     *_returns("keys/he_holder/holder.py", "check_promise"),
     Edit(
@@ -167,7 +167,7 @@ EDITS = (
         "pass",
         attack="an old epoch",
     ),
-    _never("keys/he_holder/release.py: check_part", "hashlib.sha256(body).digest() != signed"),
+    _never("keys/he_holder/release.py: check_section", "hashlib.sha256(body).digest() != signed"),
     Edit(_ENVELOPE, "epoch_id, client.encode()", "client.encode()"),
     Edit(_ENVELOPE, "client.encode(), ", ""),
     Edit(_ENVELOPE, "update_id, holder.encode()", "holder.encode()"),
@@ -185,7 +185,7 @@ EDITS = (
     ),
     _never(
         "keys/he_holder/ceremony/messages.py: check_commitments",
-        "agreed.setdefault(entry.part, entry.sha256) != entry.sha256",
+        "agreed.setdefault(entry.subshare, entry.sha256) != entry.sha256",
     ),
     *_returns("keys/he_holder/ceremony/messages.py", "check_reveals"),
     _never(
@@ -228,7 +228,7 @@ EDITS = (
     _never("he_protocol/task.py: check_config", "looks_like_hash(config.name)"),
     Edit("he_party/tasks.py: read", "except ProblemError as refusal:", "except KeyboardInterrupt as refusal:"),
     *_returns("he_client/floors.py", "check_floors"),
-    Edit("he_client/client.py: seal", "await asyncio.to_thread(check_floors, task, self._floors)", "pass"),
+    Edit("he_client/client.py: encrypt", "await asyncio.to_thread(check_floors, task, self._floors)", "pass"),
     _never("he_client/published.py: check_version", "int(version) == 0 and etag != signed"),
     _never("he_server/blobs/tensor_file.py: keep_model", "sha256 != task.config.initial_model.hex()"),
     *_returns("he_protocol/envelope.py", "check_key"),
@@ -239,20 +239,20 @@ EDITS = (
     *_returns("he_protocol/schemes/seal_codec.py", "refuse_private"),
     _never("he_client/schemes/ckks.py: load_context", "context.has_secret_key()"),
     Edit(
-        "he_client/client.py: send",
+        "he_client/client.py: upload",
         "signed = verify(receipt.receipt, Receipt, task.config.server.key)",
         f"{_UNVERIFIED}signed = read_unverified(receipt.receipt, Receipt)",
         "a receipt",
     ),
     _never(
-        "he_client/client.py: send",
-        "(signed.update_id.hex(), signed.header) != (sealed.update_id, token_hash(spool.header(sealed).header))",
+        "he_client/client.py: upload",
+        "(signed.update_id.hex(), signed.header) != (encrypted.update_id, token_hash(spool.header(encrypted).header))",
         "a receipt",
     ),
     Edit("he_client/training.py: _clipped_sum", "finite = norms.isfinite()", "finite = torch.ones_like(norms).bool()"),
     Edit("he_client/training.py: add", "if raise_errors:", "if True:"),
     Edit(
-        "he_client/encode.py: _total",
+        "he_client/quantise.py: _total",
         "    if not isfinite(length):",
         "    _checked(task, update, examples)\n    if False:",
     ),
@@ -260,10 +260,14 @@ EDITS = (
         "he_client/attempt.py: attempt",
         "task.config.privacy.noisy and not raise_errors and not (isinstance(update, Mapping) and update)",
     ),
-    Edit("he_client/client.py: send", "await asyncio.to_thread(self._spending.count, task, sealed.update_id)", "pass"),
+    Edit(
+        "he_client/client.py: upload",
+        "await asyncio.to_thread(self._spending.count, task, encrypted.update_id)",
+        "pass",
+    ),
     *_returns("he_client/spending.py", "count", "_check"),
     *_returns("he_protocol/privacy/plan.py", "check_noise"),
-    Edit("he_client/spool.py: Spool", "found.append(self._sealed(folder.name))", "shutil.rmtree(folder)"),
+    Edit("he_client/spool.py: Spool", "found.append(self._entry(folder.name))", "shutil.rmtree(folder)"),
     Edit(_REQUEST, "wanted = (audience,", "wanted = (claims.aud,", attack="a client's request"),
     Edit(_REQUEST, "wanted = (audience, method,", "wanted = (audience, claims.htm,", attack="a client's request"),
     Edit(
@@ -295,7 +299,11 @@ EDITS = (
     ),
     # Lying key holders.
     Edit(_CHOICES, "combinations(sorted(heard), sharing.threshold)", "[tuple(heard)[: sharing.threshold]]", "a wrong"),
-    Edit(_CHOICES, "frozenset(holder for holder, parts in heard.items() if parts.items() <= said.items())", "answered"),
+    Edit(
+        _CHOICES,
+        "frozenset(holder for holder, subshares in heard.items() if subshares.items() <= said.items())",
+        "answered",
+    ),
     Edit("he_protocol/sharing.py: certain", "2 * sharing.threshold - 1", "sharing.threshold"),
     Edit(_SETTLE, "len(settled) == 1 and (binding or last)", "True", "shares that open to several"),
     Edit(_SETTLE, "(binding or last)", "True", "a vector of its choice"),
@@ -311,11 +319,11 @@ EDITS = (
         "he_protocol/sum_bounds.py: check_capacity",
         "(bits := self.scheme.garbage_bits(needed, self.length, self.max_clients)) < GARBAGE_BITS",
     ),
-    _never("he_protocol/schemes/kahe.py: opened_key", "worst > bound"),
+    _never("he_protocol/schemes/kahe.py: combined_key", "worst > bound"),
     Edit(_SHARE, "check_binding(task, share.task_hash, share.epoch)", "pass", attack="an old round's share"),
     _never(_SHARE, "share.round != record.number", "an old round's share"),
     _never(_SHARE, "share.manifest.hex() != record.manifest_hash", "an old round's share"),
-    _never(_SHARE, "got != [(bucket, part) for bucket in opened for part in known]", "a share without"),
+    _never(_SHARE, "got != [(bucket, subshare) for bucket in opened for subshare in known]", "a share without"),
     _never("he_server/store/rounds.py: _same_share", "payload_hash(before) != payload_hash(token)"),
     Edit("he_server/rules/rounds.py: combining_due", "shares >= committee.threshold", "shares > committee.threshold"),
     Edit("he_server/rules/manifests.py: excluded_by_holders", "len(by_holder) >= needed", "by_holder"),
@@ -329,9 +337,9 @@ EDITS = (
     ),
     *_returns("he_server/rules/committee.py", "check_self"),
     Edit(
-        "he_protocol/sharing.py: parts_of",
+        "he_protocol/sharing.py: subshares_of",
         "tuple(i for i, out in enumerate(self.excluded) if holder not in out)",
-        "tuple(range(self.parts))",
+        "tuple(range(self.subshares))",
     ),
     *_returns("he_protocol/envelope.py", "check_distinct"),
     Edit(
@@ -378,10 +386,10 @@ EDITS = (
     _never(_ADMIT, "offered.client in known.in_round", "two updates"),
     _never("he_server/rules/updates.py: check_header", "header.created > now + CLOCK_SKEW_SECONDS"),
     *_returns("he_server/rules/updates.py", "check_lasting"),
-    Edit("he_server/http/pacing.py: paced", "if too_slow(", "if False and too_slow("),
+    Edit("he_server/http/pacing.py: minimum_rate", "if too_slow(", "if False and too_slow("),
     *_returns("he_server/rules/uploads.py", "check_cap"),
     _never("he_server/store/uploads.py: upload", "row.expires <= now"),
-    Edit("he_server/services/backpressure.py: Pressure", "await self._room(size)", "pass"),
+    Edit("he_server/services/backpressure.py: AdmissionController", "await self._wait_until_admitted(size)", "pass"),
     Edit(
         "he_protocol/errors.py: printable",
         'return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)',
@@ -393,8 +401,8 @@ EDITS = (
         "        await authenticate(server, request, route.access)\n"
         "        sender = await route.sender(server, request)\n"
         "        most = min(sender.most, server.settings.max_update_bytes)\n"
-        "        async with server.pressure.admit(check_declared(request.content_length, most), sender.party):\n",
-        '        async with server.pressure.admit(request.content_length or 0, b""):\n'
+        "        async with server.admission.admit(check_declared(request.content_length, most), sender.party):\n",
+        '        async with server.admission.admit(request.content_length or 0, b""):\n'
         "            await authenticate(server, request, route.access)\n",
     ),
     Edit("he_server/services/strangers.py: has_slot", "and of_address < SLOTS_OF_ADDRESS ", ""),
@@ -404,8 +412,8 @@ EDITS = (
     _never("he_server/rules/bodies.py: check_declared", "declared is not None and declared > most"),
     *_returns("he_server/services/initial.py", "check_model"),
     Edit("he_server/services/initial.py: _finish", "check_finite(writer.reread(len(model_file(task).header)))", "pass"),
-    Edit("he_server/services/receive.py: recording", "await discard(server, blobs)", "pass", "a new task"),
-    Edit("he_server/jobs/garbage.py: orphans", "in SWEPT_OF_TASKS", "in ()"),
+    Edit("he_server/services/receive.py: keep_or_delete", "await delete_blobs(server, blobs)", "pass", "a new task"),
+    Edit("he_server/jobs/garbage.py: orphans", "in TASK_FOLDERS", "in ()"),
     *_returns("he_server/rules/bodies.py", "check_codings"),
     *_returns("he_server/http/params.py", "check_empty"),
     Edit("he_server/http/middleware.py: _read_no_more", "request.transport.pause_reading()", "pass"),

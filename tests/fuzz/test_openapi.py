@@ -85,7 +85,7 @@ def names(running: Running) -> dict[str, list[str]]:
         "round": ["2", "2", "1", "3", "0", "-1", "99999999999999999999", "1e3", "%D9%A3"],
         "holder": [running.world.holders[0].name] * 3 + [running.world.holders[1].name],
         "phase": ["contribution", "commitment", "reveal", "confirmation"],
-        "part": [part.name for part in running.world.task.body],
+        "section": [part.name for part in running.world.task.body],
     }
 
 

@@ -19,7 +19,7 @@ from he_protocol import envelope, frames, messages
 from he_protocol.errors import TEXT_LIMIT, ProblemError
 from he_protocol.identity.jws import payload_hash, public_from_jwk, read_unverified, verify
 from he_protocol.identity.requests import check_request
-from he_protocol.messages import decode, encode
+from he_protocol.messages import from_json, to_json
 from he_protocol.problems import PROBLEMS
 from he_protocol.schemes import seal_codec
 from he_protocol.task import TaskConfig, check_config
@@ -38,7 +38,7 @@ JSON = st.recursive(
 @given(st.sampled_from(ALL), st.one_of(st.binary(), JSON.map(lambda v: json.dumps(v).encode())))
 def test_decode_answers_or_refuses(kind, data):
     with suppress(ProblemError):
-        decode(data, kind)
+        from_json(data, kind)
 
 
 @given(st.sampled_from(ALL), st.data())
@@ -47,19 +47,19 @@ def test_decode_refuses_any_damage_to_the_right_fields(kind, data):
     fields = kind.__struct_fields__
     document = {name: data.draw(JSON) for name in fields}
     with suppress(ProblemError):
-        decode(json.dumps(document).encode(), kind)
+        from_json(json.dumps(document).encode(), kind)
 
 
 @given(
     st.builds(
-        messages.Part,
+        messages.SectionEntry,
         st.from_regex(r"[a-z0-9][a-z0-9._-]{0,63}", fullmatch=True),
         st.integers(0, 2**53),
         st.binary(min_size=32, max_size=32),
     )
 )
 def test_what_is_encoded_decodes_to_itself(part):
-    assert decode(encode(part), messages.Part) == part
+    assert from_json(to_json(part), messages.SectionEntry) == part
 
 
 ANY_TEXT = st.one_of(st.text(st.characters()), st.text(max_size=9).map(lambda text: text * 300))
@@ -212,7 +212,7 @@ def test_every_task_is_planned_or_refused(data):
     fields["weighting"] = data.draw(st.sampled_from(["uniform", "examples", "fixed"]))
     fields["tensors"] = [{"name": "w", "shape": data.draw(st.lists(st.integers(1, 2**53), max_size=40))}]
     with suppress(ProblemError):
-        check_config(decode(json.dumps(fields).encode(), TaskConfig))
+        check_config(from_json(json.dumps(fields).encode(), TaskConfig))
 
 
 PRIVATE = tenseal.context(tenseal.SCHEME_TYPE.CKKS, 2048, coeff_mod_bit_sizes=[27, 27]).serialize(save_secret_key=True)

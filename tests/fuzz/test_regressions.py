@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from he_party.keyfile import KeyRecord, read_private
 from he_protocol.documents import TaskStatus
 from he_protocol.errors import TEXT_LIMIT, ProblemError
-from he_protocol.messages import decode, encode
+from he_protocol.messages import from_json, to_json
 from he_protocol.privacy.plan import PrivacyPlan
 from he_protocol.problems import BAD_KEY_FILE, MALFORMED, UNEXPECTED_ANSWER
 from he_protocol.schemes import seal_codec
@@ -30,7 +30,7 @@ DEEP = b'{"later":' + b"[" * 100_000
 def test_deep_nesting_in_a_member_that_a_reader_skips():
     """msgspec raised RecursionError: a server could end a client with one answer."""
     with refused(MALFORMED):
-        decode(DEEP, TaskStatus)
+        from_json(DEEP, TaskStatus)
     assert ProblemError.from_document(DEEP, 400).problem is UNEXPECTED_ANSWER
 
 
@@ -56,7 +56,7 @@ def test_a_key_file_with_a_negative_number_of_rounds(tmp_path: Path):
 def test_a_key_file_with_a_short_private_key():
     """It was read, and failed with ValueError where it was first used."""
     with refused(MALFORMED):
-        decode(encode(KeyRecord("a", bytes(32), b"short")), KeyRecord)
+        from_json(to_json(KeyRecord("a", bytes(32), b"short")), KeyRecord)
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def test_reserved_bytes_of_a_seal_object():
 
 def test_a_plan_with_a_clip_norm_whose_square_is_no_float():
     """OverflowError while the task was checked."""
-    config = decode(next(v["payload"] for v in MESSAGES if v["type"] == "TaskConfig").encode(), TaskConfig)
+    config = from_json(next(v["payload"] for v in MESSAGES if v["type"] == "TaskConfig").encode(), TaskConfig)
     plan = PrivacyPlan("client", 2.0**600, 1.0, 1.0, 1e-5, 8.0)
     with pytest.raises(ProblemError, match="sum-could-wrap"):
         check_config(replace(config, privacy=plan))

@@ -102,7 +102,7 @@ async def storm(clients: int, seconds: float, *, scale: float = 1.0, think: floa
     allow_files(8192)
     count = int(3 * clients * (seconds / think + 2))
     world = World(PROFILE, PARAMETERS, count + 2)
-    update = await world.update(await world.sealer(), random_update(PARAMETERS))
+    update = await world.update(await world.encryptor(), random_update(PARAMETERS))
 
     def uploads() -> Iterator[Upload]:
         for number in range(1, count):
@@ -112,7 +112,7 @@ async def storm(clients: int, seconds: float, *, scale: float = 1.0, think: floa
     with tempfile.TemporaryDirectory(prefix="storm-") as folder:
         async with deployed(Path(folder), world) as deployment:
             (url,) = await deployment.start_servers(1)
-            honest = Honest(uploads(), list(update.parts.values()), url, world, think)
+            honest = Honest(uploads(), list(update.sections.values()), url, world, think)
             await honest.rate(clients, min(2.0, seconds))  # everything is loaded and compiled
             before = await honest.rate(clients, seconds)
             disk_before, log_before = _disk(deployment), _lines(deployment)

@@ -11,7 +11,7 @@ import pytest
 
 from he_holder import rules as checks
 from he_holder.ledger import Ledger
-from he_holder.request import Request
+from he_holder.request import OpeningRequest
 from he_holder.rules import RELEASING, VOTING, Rule
 from he_protocol.committee import parse_committee
 from he_protocol.errors import ProblemError
@@ -44,7 +44,7 @@ async def ledgers(world: World, folder: Path) -> AsyncIterator[list[Ledger]]:
 
 
 async def released(
-    world: World, books: list[Ledger], request: Request, honest: Sequence[int], rules: tuple[Rule, ...]
+    world: World, books: list[Ledger], request: OpeningRequest, honest: Sequence[int], rules: tuple[Rule, ...]
 ) -> list[int]:
     """The honest holders that release their shares. Raises the first refusal."""
     for holder in honest:

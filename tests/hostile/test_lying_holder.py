@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from msgspec.structs import replace
 
-from he_holder.request import Request
+from he_holder.request import OpeningRequest
 from he_protocol.problems import COMBINE_REFUSED, MANIFEST_MISMATCH, WRONG_SHARE
 from he_protocol.task import TensorSpec
 from he_server.rules.committee import Member
 from he_server.rules.records import RoundRecord
 from he_server.rules.shares import check_share
-from tests.support.openings import Sent, answer, ask, combine, key_parts, send_kahe, shares
+from tests.support.openings import Sent, answer, ask, combine, key_sections, send_kahe, shares
 from tests.support.parties import World, random_integers
 from tests.unit.refusals import refused
 
@@ -26,13 +26,13 @@ def made() -> World:
     return World(3, {"scheme": "kahe", "profile": "kahe-30", "scale": 16.0}, (TensorSpec("w", (D,)),))
 
 
-def played(made: World, number: int) -> tuple[Request, list[Sent]]:
+def played(made: World, number: int) -> tuple[OpeningRequest, list[Sent]]:
     """A round of three, of the same clients every time."""
     sent = [send_kahe(made, f"client-{i}", random_integers(D, 10 * number + i, 100)) for i in range(3)]
     return ask(made, [one.update for one in sent], number=number), sent
 
 
-def record(request: Request) -> RoundRecord:
+def record(request: OpeningRequest) -> RoundRecord:
     """The round as the server has it while it waits for shares."""
     hashed = request.manifest_hash.hex()
     return RoundRecord(
@@ -44,7 +44,7 @@ def record(request: Request) -> RoundRecord:
 def test_an_old_share_in_a_new_rounds_place(made: World) -> None:
     """Off: of one holder it costs the round. Of a quorum it is a key of as many clients, and noise opens."""
     (old, before), (new, sent) = played(made, 1), played(made, 2)
-    replayed, _ = answer(made, 0, old, key_parts(made, before))
+    replayed, _ = answer(made, 0, old, key_sections(made, before))
     member = Member(0, made.task.config.holders[0])
     with refused(MANIFEST_MISMATCH):
         check_share(made.task, record(new), member, replace(replayed, round=2))
@@ -59,8 +59,8 @@ def test_an_old_share_in_a_new_rounds_place(made: World) -> None:
 
 def test_a_share_without_one_of_its_parts(made: World) -> None:
     new, sent = played(made, 3)
-    whole, _ = answer(made, 0, new, key_parts(made, sent))
+    whole, _ = answer(made, 0, new, key_sections(made, sent))
     member = Member(0, made.task.config.holders[0])
     check_share(made.task, record(new), member, whole)
     with refused(WRONG_SHARE):
-        check_share(made.task, record(new), member, replace(whole, parts=whole.parts[:-1]))
+        check_share(made.task, record(new), member, replace(whole, vectors=whole.vectors[:-1]))

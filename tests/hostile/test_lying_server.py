@@ -8,14 +8,14 @@ from msgspec.structs import replace
 
 from he_holder import rules
 from he_holder.hpke_key import HpkeKey
-from he_holder.rules import Rule, judge
+from he_holder.rules import Rule, check_all
 from he_protocol.arithmetic.residues import unpack
 from he_protocol.identity.jws import SigningKey
 from he_protocol.privacy.quantise import Integers
 from he_protocol.problems import BAD_SIGNATURE, NUMBER_USED, UPDATE_OPENED_BEFORE, ProblemType
 from he_protocol.schemes.kahe import PROFILES
 from he_protocol.task import Task, TensorSpec
-from tests.support.openings import Sent, after, ask, open_sum, send_kahe
+from tests.support.openings import Sent, after, ask, decrypt_sum, send_kahe
 from tests.support.parties import World, random_integers
 from tests.support.rules import without
 from tests.unit.refusals import refused
@@ -47,12 +47,12 @@ def test_a_manifest_that_shrinks_by_one_gives_the_victim_away(
     victim, others = send(world, "victim", 0), [send(world, f"client-{i}", i) for i in range(1, 4)]
     first = ask(world, [one.update for one in [*others, victim]])
     second = after(first, ask(world, [one.update for one in others], number=number))
-    judge(first)
-    judge(second, without(rule))
-    seen = open_sum(world, first, [*others, victim]) - open_sum(world, second, others)
+    check_all(first)
+    check_all(second, without(rule))
+    seen = decrypt_sum(world, first, [*others, victim]) - decrypt_sum(world, second, others)
     assert np.abs(seen - victim.integers).max() <= ERROR
     with refused(problem):
-        judge(second)
+        check_all(second)
 
 
 def test_a_task_with_the_servers_keys_in_the_holders_place(world: World) -> None:
@@ -64,7 +64,7 @@ def test_a_task_with_the_servers_keys_in_the_holders_place(world: World) -> None
         Task.from_token(token, world.authority.key.public)
     world.__dict__["task"], world.hpke = Task.from_token(token, liar.public), own
     victim = send(world, "victim", 0)
-    seen = open_sum(world, ask(world, [victim.update]), [victim])
+    seen = decrypt_sum(world, ask(world, [victim.update]), [victim])
     assert np.abs(seen - victim.integers).max() <= ERROR
 
 
@@ -87,7 +87,7 @@ def test_a_public_polynomial_of_the_servers_choice(world: World, monkeypatch: py
 
 
 def residues_of(world: World, sent: Sent) -> Integers:
-    layout = world.task.part("sum").layout
+    layout = world.task.section("sum").layout
     assert layout is not None
     return unpack(sent.body["b"], layout).reshape(-1)[:D].astype(np.int64)
 

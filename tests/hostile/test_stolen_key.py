@@ -54,7 +54,7 @@ async def test_a_stolen_key_uploads_until_the_list_is_there(world: World) -> Non
     assert await world.problem(await world.put(ada, thief)) == problems.REVOKED_KEY
     path = paths.update_path(world.task.id, thief.id.hex())
     assert await world.problem(await world.call(ada, "GET", path)) == problems.REVOKED_KEY
-    again = world.person("ada", "client")  # she enrols again, under the same name
+    again = world.person("ada", "client")  # she enrolls again, under the same name
     await world.work()
     await world.open(1)
     assert (await world.put(again, world.upload(again, base_version=1))).status == 201
@@ -211,7 +211,7 @@ async def test_a_holder_keeps_the_thiefs_bucket_closed_and_opens_the_other(scene
     if defence:
         scene.offer(scene.world.client("client-3"))
     share = await scene.open()
-    assert {vector.bucket for vector in share.parts} == ({0} if defence else {0, 1})
+    assert {vector.bucket for vector in share.vectors} == ({0} if defence else {0, 1})
     assert [(one.bucket, one.problem) for one in share.failed] == ([(1, "revoked-key")] if defence else [])
 
 
@@ -219,7 +219,7 @@ async def test_a_holder_opens_nothing_where_every_bucket_has_a_thief(scene: Scen
     """Though all others have voted: the list may have come between votes."""
     scene.offer(scene.world.client("client-0"), scene.world.client("client-1"))
     share = await scene.open()
-    assert share.parts == ()
+    assert share.vectors == ()
     assert [(one.bucket, one.problem) for one in share.failed] == [(0, "revoked-key"), (1, "revoked-key")]
     screening = read_unverified(scene.server.answers[1, "holder-0", "screening"], Screening)
     assert [one.problem for one in screening.excluded] == ["revoked-key"] * 2

@@ -279,8 +279,8 @@ class Round:
 
     async def _submit(self, at: int, version: int) -> Submission:
         client, vector = self.clients[at], self.integers[at]
-        sealed = await client.seal(self.task, lambda start, stop: vector[start:stop], base_version=version)
-        return await client.send(self.task, sealed)
+        sealed = await client.encrypt(self.task, lambda start, stop: vector[start:stop], base_version=version)
+        return await client.upload(self.task, sealed)
 
     async def wait(self) -> int:
         """The published version, the same for all; the opened sum is that of the integers."""

@@ -13,8 +13,8 @@ import pytest
 from msgspec.structs import replace
 from safetensors.numpy import load, save
 
-from he_holder.request import Request
-from he_holder.rules import judge
+from he_holder.request import OpeningRequest
+from he_holder.rules import check_all
 from he_protocol.documents import DroppedBucket
 from he_protocol.messages import FailedBucket, Share
 from he_protocol.problems import COMBINE_REFUSED
@@ -25,7 +25,7 @@ from he_server.blobs.tensor_file import keep_model
 from he_server.blobs.vectors import Released, fold_updates
 from he_server.jobs.opening import Checked, check_buckets, write_version
 from he_server.rules.records import ModelRecord
-from tests.support.openings import Sent, answer, ask, key_parts, send_kahe
+from tests.support.openings import Sent, answer, ask, key_sections, send_kahe
 from tests.support.parties import World, random_integers
 from tests.support.poison import poisoned, unopenable
 from tests.unit.refusals import refused
@@ -65,13 +65,13 @@ class Played:
     def __post_init__(self) -> None:
         task = self.made.task
         places = {one.header.client: i % BUCKETS for i, one in enumerate(self.sent)}
-        self.request: Request = ask(self.made, [one.update for one in self.sent], buckets=places)
-        judge(self.request)
+        self.request: OpeningRequest = ask(self.made, [one.update for one in self.sent], buckets=places)
+        check_all(self.request)
         for bucket in range(BUCKETS):
             names = []
             for one in self.sent[bucket::BUCKETS]:
                 names.append(update_blob(one.header.update_id.hex()))
-                self.blobs.put(names[-1], one.body[task.part("sum").name])
+                self.blobs.put(names[-1], one.body[task.section("sum").name])
             fold_updates(task, self.blobs, None, [(name, 0) for name in names], total_blob(1, bucket))
         self.base = ModelRecord(0, None, keep_model(self.blobs, task, save({"w": np.zeros(D, dtype=np.float32)})))
 
@@ -79,7 +79,7 @@ class Played:
         self, holder: int, lie: Callable[[dict[tuple[int, int], bytes]], None] = lambda vectors: None
     ) -> Released:
         """One holder's share as the server stores it; `lie` may change its vectors."""
-        share, vectors = answer(self.made, holder, self.request, key_parts(self.made, self.sent))
+        share, vectors = answer(self.made, holder, self.request, key_sections(self.made, self.sent))
         lie(vectors)
         blob = f"holder-{holder}"
         self.blobs.put(share_blob(blob), b"".join(vectors.values()))
@@ -104,8 +104,8 @@ class Played:
 
 def relabelled(share: Share, vectors: Mapping[tuple[int, int], bytes]) -> Share:
     """The share with the digests of these vectors."""
-    parts = (replace(e, sha256=sha256(vectors[e.bucket, e.part]).digest()) for e in share.parts)
-    return replace(share, parts=tuple(parts))
+    entries = (replace(e, sha256=sha256(vectors[e.bucket, e.subshare]).digest()) for e in share.vectors)
+    return replace(share, vectors=tuple(entries))
 
 
 @pytest.fixture
@@ -157,7 +157,7 @@ def test_in_one_bucket_wrong_key_shares_cost_the_round(blobs: Blobs) -> None:
     fold_updates(made.task, blobs, None, [(name, 0) for name in names], total_blob(1, 0))
     released = []
     for holder in (0, 1):
-        share, vectors = answer(made, holder, request, key_parts(made, sent))
+        share, vectors = answer(made, holder, request, key_sections(made, sent))
         blobs.put(share_blob(str(holder)), b"".join(vectors.values()))
         released.append(Released(holder, share, str(holder)))
     with refused(COMBINE_REFUSED, "no bucket opens; bucket 0"):
@@ -173,7 +173,7 @@ def test_an_envelope_that_nobody_can_open_costs_its_bucket(blobs: Blobs) -> None
     update = sent[1].header.update_id
     for one in shares:
         assert one.share.failed == (FailedBucket(1, update, "digest-mismatch"),)
-        assert {entry.bucket for entry in one.share.parts} == {0, 2, 3}
+        assert {entry.bucket for entry in one.share.vectors} == {0, 2, 3}
     opened = round_.open(shares)
     assert bucket_of(opened).bucket == 1
     assert f"holder-2 cannot use update {update.hex()} (digest-mismatch)" in bucket_of(opened).failure.detail
@@ -199,7 +199,7 @@ def test_a_holder_says_the_same_twice(blobs: Blobs) -> None:
     sent = clients(made)
     sent[3] = unopenable(made, sent[3], 0)
     round_ = Played(made, sent, blobs)
-    bodies = key_parts(made, sent)
+    bodies = key_sections(made, sent)
     assert answer(made, 0, round_.request, bodies) == answer(made, 0, round_.request, bodies)
 
 
@@ -238,7 +238,7 @@ def test_a_lying_holder_is_overruled_in_its_bucket_and_believed_in_the_others(
     round_ = Played(made, clients(made), blobs)
 
     def lie(vectors: dict[tuple[int, int], bytes]) -> None:
-        part = made.task.sharing.parts_of(4)[0]
+        part = made.task.sharing.subshares_of(4)[0]
         vectors[1, part] = bytes(len(vectors[1, part]))
 
     opened = round_.open([*(round_.released(holder) for holder in range(4)), round_.released(4, lie)])
@@ -255,7 +255,7 @@ def test_a_lie_that_nobody_contradicts_costs_its_bucket(blobs: Blobs) -> None:
     round_ = Played(made, clients(made), blobs)
 
     def lie(vectors: dict[tuple[int, int], bytes]) -> None:
-        (part,) = set(made.task.sharing.parts_of(2)) - set(made.task.sharing.parts_of(0))
+        (part,) = set(made.task.sharing.subshares_of(2)) - set(made.task.sharing.subshares_of(0))
         vectors[1, part] = bytes(len(vectors[1, part]))
 
     opened = round_.open([round_.released(0), round_.released(2, lie)])

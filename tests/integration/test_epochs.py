@@ -29,7 +29,7 @@ def fresh(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Processes]
 
 
 def turn(processes: Processes, newest: Path) -> Task:
-    """Rotate, enrol, sign and add the next epoch, and let every holder join it."""
+    """Rotate, enroll, sign and add the next epoch, and let every holder join it."""
     root = processes.root
     authority: list[str | Path] = ["--authority-dir", root / "authority"]
     credentials = [root / name / "credential.jws" for name in processes.holders]

@@ -19,7 +19,7 @@ from he_client import HushSumClient, Submission
 from he_client.schemes import kahe
 from he_holder import opening
 from he_holder.opening import Openings
-from he_holder.request import Request
+from he_holder.request import OpeningRequest
 from he_party.keyfile import KeyRecord, read_private
 from he_protocol.identity.jws import SigningKey, read_unverified
 from he_protocol.messages import Credential, Exclusion, Message, Objection, Screening, Share, UpdateHeader, Vote
@@ -96,8 +96,8 @@ class Clients:
             def source(start: int, stop: int, vector: Any = vector) -> Any:
                 return vector[start:stop]
 
-            sealed = await client.seal(task, source, base_version=model.version)
-            self.sent[number], self.vectors[number] = await client.send(task, sealed), vector
+            sealed = await client.encrypt(task, source, base_version=model.version)
+            self.sent[number], self.vectors[number] = await client.upload(task, sealed), vector
 
     async def send_by_deadline(self, *numbers: int) -> None:
         """The round closes with these, though it could take more."""
@@ -229,7 +229,7 @@ async def damage(service: Service, sent: Submission, how: str) -> None:
     store, task = service.server.store, service.task
     record = await store.round(task.id, sent.round)
     update = next(u for u in await store.updates_of(record.id) if u.update_id == sent.update_id)
-    path, at = service.server.blobs.path(key_blob(update.blob)), update.position * task.part("key").size
+    path, at = service.server.blobs.path(key_blob(update.blob)), update.position * task.section("key").size
     if how == "gone":
         path.unlink()
         return
@@ -288,16 +288,16 @@ def lying(monkeypatch: pytest.MonkeyPatch, lie: str) -> None:
         else:
             await put(self, number, message, transport)
 
-    def wrong(request: Request, holder: str, sums: Any) -> tuple[Share, list[bytes]]:
+    def wrong(request: OpeningRequest, holder: str, sums: Any) -> tuple[Share, list[bytes]]:
         share, vectors = honest(request, holder, sums)
         if holder != LIAR or lie != "share":
             return share, vectors
         vectors = [bytes(len(vector)) for vector in vectors]
-        parts = (
+        entries = (
             replace(entry, sha256=hashlib.sha256(vector).digest())
-            for entry, vector in zip(share.parts, vectors, strict=True)
+            for entry, vector in zip(share.vectors, vectors, strict=True)
         )
-        return replace(share, parts=tuple(parts)), vectors
+        return replace(share, vectors=tuple(entries)), vectors
 
     monkeypatch.setattr(Openings, "_put", lied)
     monkeypatch.setattr(opening, "make_share", wrong)

@@ -48,7 +48,7 @@ def added(task: Task, packed: bytes) -> bytes:
 
 def only_known_to(made: Any, holder: int, other: int) -> int:
     """A part that one holder knows and another does not."""
-    return min(set(made.task.sharing.parts_of(holder)) - set(made.task.sharing.parts_of(other)))
+    return min(set(made.task.sharing.subshares_of(holder)) - set(made.task.sharing.subshares_of(other)))
 
 
 @pytest.fixture
@@ -111,7 +111,7 @@ def test_in_two_of_three_one_liar_stops_no_opening(blobs: Blobs, lie: str, capsy
     """One against one on every part that it lies about: what opens to a sum is right (the review's p23)."""
     made = world()
     round_ = Played(made, clients(made), blobs)
-    part = made.task.sharing.parts_of(1)[0]
+    part = made.task.sharing.subshares_of(1)[0]
 
     def lied(vectors: Vectors) -> None:
         for place in [(1, part)] if lie != "every part" else list(vectors):
@@ -129,7 +129,7 @@ def test_a_liar_and_a_client_that_seals_different_seeds(blobs: Blobs, capsys: py
     sent = clients(made)
     sent[1] = poisoned(made, "client-1", lambda seeds, holder: [bytes(32)] * len(seeds) if holder == 4 else seeds)
     round_ = Played(made, sent, blobs)
-    liar = round_.released(0, one_more(made.task, 1, made.task.sharing.parts_of(0)[0]))
+    liar = round_.released(0, one_more(made.task, 1, made.task.sharing.subshares_of(0)[0]))
     opened = round_.open([liar, *(round_.released(holder) for holder in range(1, 5))])
     assert opened.dropped == []
     assert np.abs(opened.total - round_.of(0, 1, 2, 3)).max() < ERROR
@@ -216,7 +216,7 @@ async def test_a_lying_holder_behind_a_real_server(
     async with Service(tmp_path) as service, AsyncExitStack() as stack:
         task = service.task
         holders = [await stack.enter_async_context(service.holder(n)) for n in range(1, HOLDERS + 1)]
-        holders[0]._openers[task.hash] = Lying(holders[0].opener(task), task, task.sharing.parts_of(0)[0])
+        holders[0]._share_makers[task.hash] = Lying(holders[0].share_maker(task), task, task.sharing.subshares_of(0)[0])
         agents = [Agent(holder, task, service.url, poll_seconds=0.02) for holder in holders]
         runs = [asyncio.create_task(agent.run()) for agent in agents[:-1]]
         one, two = [await stack.enter_async_context(service.client(n)) for n in (1, 2)]

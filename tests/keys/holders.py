@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from he_holder.holder import EpochSecret, KeyHolder, PartSeed
+from he_holder.holder import EpochSecret, KeyHolder, SubshareSeed
 from he_holder.ledger import Ledger
 from he_holder.opening import Openings
 from he_party.keyfile import write_private
@@ -30,7 +30,9 @@ async def holder_of(
     """One holder; opening it a second time on the same folder is a restart."""
     directory = folder / world.committee[index].name
     ledger = await Ledger.open(directory / "ledger.db")
-    holder = KeyHolder(world.committee[index], ledger, directory, floor=floor, passphrase=passphrase, clock=clock)
+    holder = KeyHolder(
+        world.committee[index], ledger, directory, min_clients_floor=floor, passphrase=passphrase, clock=clock
+    )
     if not directory.joinpath("hpke").exists():
         holder.keyring.add(world.hpke[index])
     try:
@@ -41,7 +43,7 @@ async def holder_of(
 
 def give_key(world: World, index: int, holder: KeyHolder, *, epoch: int | None = None) -> None:
     """What the ceremony would have left with this holder."""
-    seeds = tuple(PartSeed(part, seed) for part, seed in sorted(world.dealt[0][index].items()))
+    seeds = tuple(SubshareSeed(part, seed) for part, seed in sorted(world.dealt[0][index].items()))
     task = world.task
     secret = EpochSecret(task.hash, task.config.epoch if epoch is None else epoch, seeds)
     write_private(holder.secret_path(task, "key"), secret, holder.passphrase)

@@ -14,8 +14,8 @@ from sqlalchemy.exc import IntegrityError
 
 from he_holder import rules
 from he_holder.ledger import Ledger
-from he_holder.rules import Rule, judge
-from he_holder.schemes import make_opener
+from he_holder.rules import Rule, check_all
+from he_holder.schemes import make_share_maker
 from he_protocol.arithmetic import ntt, residues
 from he_protocol.messages import SignedUpdate
 from he_protocol.problems import (
@@ -28,7 +28,7 @@ from he_protocol.problems import (
     ProblemType,
 )
 from he_protocol.schemes.ckks import Ckks
-from tests.support.openings import Sent, after, ask, open_sum, send
+from tests.support.openings import Sent, after, ask, decrypt_sum, send
 from tests.support.parties import World
 from tests.support.rules import without
 from tests.unit.refusals import refused
@@ -64,8 +64,8 @@ def summed(sent: list[Sent]) -> np.ndarray:
 
 def test_without_an_attack_only_the_sum_is_seen(world: World, victim: Sent, others: list[Sent]) -> None:
     request = ask(world, heads([*others, victim]))
-    judge(request)
-    assert (open_sum(world, request, [*others, victim]) == summed([*others, victim])).all()
+    check_all(request)
+    assert (decrypt_sum(world, request, [*others, victim]) == summed([*others, victim])).all()
 
 
 @pytest.mark.parametrize(
@@ -79,13 +79,13 @@ def test_two_openings_that_differ_in_one_client_give_it_away(
     """Once under another opening number, once under the same."""
     everybody = [*others, victim]
     first = ask(world, heads(everybody))
-    judge(first)
+    check_all(first)
     second = after(first, ask(world, heads(others), number=number))
-    judge(second, without(rule))
-    difference = open_sum(world, first, everybody) - open_sum(world, second, others)
+    check_all(second, without(rule))
+    difference = decrypt_sum(world, first, everybody) - decrypt_sum(world, second, others)
     assert (difference == victim.integers).all()
     with refused(problem):
-        judge(second)
+        check_all(second)
 
 
 @pytest.mark.parametrize(
@@ -112,21 +112,21 @@ def test_one_sybil_twice_and_a_victim(world: World, folder: Path, victim: Sent) 
     """min_clients is met by one client that knows its own two vectors."""
     mallory = [send(world, "mallory", folder, seed) for seed in (2, 3)]
     request = ask(world, heads([victim, *mallory]))
-    judge(request, without(rules.clients_distinct))
-    assert (open_sum(world, request, [victim, *mallory]) - summed(mallory) == victim.integers).all()
+    check_all(request, without(rules.clients_distinct))
+    assert (decrypt_sum(world, request, [victim, *mallory]) - summed(mallory) == victim.integers).all()
     with refused(DUPLICATE_CLIENT):
-        judge(request)
+        check_all(request)
 
 
 async def test_the_victims_own_update_as_its_crowd(tmp_path: Path, world: World, victim: Sent) -> None:
     """The same update three times is three times the vector; two rules and a primary key stand in the way."""
     request = ask(world, heads([victim] * 3))
-    judge(request, without(rules.clients_distinct, rules.updates_distinct))
-    assert (open_sum(world, request, [victim]) == 3 * victim.integers).all()
+    check_all(request, without(rules.clients_distinct, rules.updates_distinct))
+    assert (decrypt_sum(world, request, [victim]) == 3 * victim.integers).all()
     with refused(DUPLICATE_CLIENT):
-        judge(request)
+        check_all(request)
     with refused(DUPLICATE_UPDATE):
-        judge(request, without(rules.clients_distinct))
+        check_all(request, without(rules.clients_distinct))
     ledger = await Ledger.open(tmp_path / "ledger.db")
     await ledger.join(world.task, "http://server", 0.0)
     with pytest.raises(IntegrityError, match="UNIQUE"):
@@ -139,10 +139,10 @@ def test_a_copied_update_id_makes_the_victim_its_own_crowd(world: World, victim:
     """Colluding clients reuse the victim's id: a server that serves bodies by id serves the victim's for all."""
     mates = [world.update(name, victim.body, update_id=victim.header.update_id) for name in ("mallory", "mallory-2")]
     request = ask(world, [victim.update, *mates])
-    judge(request, without(rules.updates_distinct))
-    assert (open_sum(world, request, [victim]) == 3 * victim.integers).all()
+    check_all(request, without(rules.updates_distinct))
+    assert (decrypt_sum(world, request, [victim]) == 3 * victim.integers).all()
     with refused(DUPLICATE_UPDATE):
-        judge(request)
+        check_all(request)
 
 
 def test_a_crowd_that_the_server_made_up(world: World, victim: Sent, folder: Path) -> None:
@@ -153,18 +153,18 @@ def test_a_crowd_that_the_server_made_up(world: World, victim: Sent, folder: Pat
         forged = SignedUpdate(world.server.key.sign(honest.header), honest.update.credential)
         fakes.append(replace(honest, update=forged))
     request = ask(world, heads([victim, *fakes]))
-    judge(request, without(rules.headers_signed))
-    assert (open_sum(world, request, [victim, *fakes]) - summed(fakes) == victim.integers).all()
+    check_all(request, without(rules.headers_signed))
+    assert (decrypt_sum(world, request, [victim, *fakes]) - summed(fakes) == victim.integers).all()
     with refused(BAD_SIGNATURE):
-        judge(request)
+        check_all(request)
 
 
 def test_a_manifest_of_one(world: World, victim: Sent) -> None:
     request = ask(world, [victim.update])
-    judge(request, without(rules.buckets_large_enough))
-    assert (open_sum(world, request, [victim]) == victim.integers).all()
+    check_all(request, without(rules.buckets_large_enough))
+    assert (decrypt_sum(world, request, [victim]) == victim.integers).all()
     with refused(TOO_FEW_CLIENTS):
-        judge(request)
+        check_all(request)
 
 
 def test_a_victim_alone_in_a_bucket(folder: Path) -> None:
@@ -173,10 +173,10 @@ def test_a_victim_alone_in_a_bucket(folder: Path) -> None:
     victim = send(world, "victim", folder, 1)
     crowd = [send(world, f"client-{i}", folder, 10 + i) for i in range(3)]
     request = ask(world, heads([victim, *crowd]), buckets={"victim": 1})
-    judge(request, without(rules.buckets_large_enough))
-    assert (open_sum(world, request, [victim, *crowd], bucket=1) == victim.integers).all()
+    check_all(request, without(rules.buckets_large_enough))
+    assert (decrypt_sum(world, request, [victim, *crowd], bucket=1) == victim.integers).all()
     with refused(TOO_FEW_CLIENTS, "bucket 1 of round 1"):
-        judge(request)
+        check_all(request)
 
 
 def test_one_noise_for_two_buckets_would_give_a_key_part_away(world: World, victim: Sent, others: list[Sent]) -> None:
@@ -184,7 +184,7 @@ def test_one_noise_for_two_buckets_would_give_a_key_part_away(world: World, vict
     layout = world.task.scheme.share_layout(world.task.length)
     assert isinstance(world.task.scheme, Ckks)
     moduli = world.task.scheme.profile.data_moduli
-    opener = make_opener(world.task, 0, world.hpke[0], world.seeds(0))
+    opener = make_share_maker(world.task, 0, world.hpke[0], world.seeds(0))
     c1 = [residues.unpack(one.body["c1"], layout) for one in (victim, others[0])]
     sums = [opener.begin(), opener.begin()]
     for total, one in zip(sums, (victim, others[0]), strict=True):
@@ -213,7 +213,7 @@ def test_our_floor_holds_where_the_task_allows_one(folder: Path) -> None:
     """An authority that sells a task with min_clients = 1 does not buy the holder."""
     world = World(plan={"min_clients": 1})
     victim = send(world, "victim", folder, 1)
-    judge(ask(world, [victim.update], floor=1))
-    assert (open_sum(world, ask(world, [victim.update]), [victim]) == victim.integers).all()
+    check_all(ask(world, [victim.update], min_clients_floor=1))
+    assert (decrypt_sum(world, ask(world, [victim.update]), [victim]) == victim.integers).all()
     with refused(TOO_FEW_CLIENTS, "at least 2"):
-        judge(ask(world, [victim.update], floor=2))
+        check_all(ask(world, [victim.update], min_clients_floor=2))

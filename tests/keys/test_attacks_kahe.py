@@ -12,21 +12,30 @@ import pytest
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from msgspec.structs import replace
 
-from he_client.encode import secret_words
-from he_client.schemes.kahe import KaheSealer, make_sealer
-from he_holder.rules import judge
-from he_holder.schemes import make_opener
+from he_client.quantise import secret_words
+from he_client.schemes.kahe import KaheEncryptor, make_encryptor
+from he_holder.rules import check_all
+from he_holder.schemes import make_share_maker
 from he_party.transport import Transport
 from he_protocol.arithmetic.ntt_lanes import CommonProduct
 from he_protocol.arithmetic.residues import unpack
 from he_protocol.envelope import seal as seal_envelope
 from he_protocol.problems import COMBINE_REFUSED, DIGEST_MISMATCH, WRONG_SIZE
 from he_protocol.schemes import kahe
-from he_protocol.schemes.kahe import NONCE, PROFILES, WORD, Kahe, common_key, envelope_info, expand_part, explicit_part
+from he_protocol.schemes.kahe import (
+    NONCE,
+    PROFILES,
+    WORD,
+    Kahe,
+    common_key,
+    envelope_info,
+    expand_subshare,
+    explicit_subshare,
+)
 from he_protocol.sharing import choices
 from he_protocol.task import TensorSpec
 from tests.support.kahe import FixedWords
-from tests.support.openings import Sent, ask, combine, folded, open_sum, send_kahe, shares
+from tests.support.openings import Sent, ask, combine, decrypt_sum, folded, send_kahe, shares
 from tests.support.parties import World, random_integers
 from tests.support.poison import boxes, poisoned
 from tests.unit.refusals import refused
@@ -53,7 +62,7 @@ def victim(made: World) -> Sent:
 
 def add(made: World, sent: Sent, holder: int = 0, body: bytes | None = None, **changes: Any) -> None:
     """One holder takes one update, with another body or header."""
-    total = make_opener(made.task, holder, made.hpke[holder], {}).begin()
+    total = make_share_maker(made.task, holder, made.hpke[holder], {}).begin()
     total.add(replace(sent.header, **changes), sent.body["shares"] if body is None else body)
 
 
@@ -76,7 +85,7 @@ def test_an_envelope_of_another_update_or_client_does_not_open(
 def test_an_envelope_of_another_epoch_or_task_does_not_open(made: World, victim: Sent) -> None:
     for change in ({"epoch": 2}, {"name": "other-task"}):
         other = made.signed(made.task.config, **change)
-        total = make_opener(other, 0, made.hpke[0], {}).begin()
+        total = make_share_maker(other, 0, made.hpke[0], {}).begin()
         with refused(DIGEST_MISMATCH):
             total.add(victim.header, victim.body["shares"])
 
@@ -100,7 +109,7 @@ def test_a_changed_explicit_part_does_not_open(made: World, victim: Sent, place:
     """Coefficients and tag; holder 2 of 2-of-3 does not know this part and cannot tell."""
     changed = bytearray(victim.body["shares"])
     changed[place] ^= 1
-    for holder in made.task.sharing.holders_of(explicit_part(made.task.sharing)):
+    for holder in made.task.sharing.holders_of(explicit_subshare(made.task.sharing)):
         with refused(DIGEST_MISMATCH, "explicit key share of update " + victim.header.update_id.hex()):
             add(made, victim, holder, bytes(changed))
 
@@ -118,7 +127,7 @@ def test_a_changed_envelope_does_not_open(made: World, victim: Sent, place: int)
 
 def test_a_refused_update_leaves_the_sum_as_it_was(made: World, victim: Sent) -> None:
     """The contract of `KeySum.add`."""
-    total = make_opener(made.task, 0, made.hpke[0], {}).begin()
+    total = make_share_maker(made.task, 0, made.hpke[0], {}).begin()
     total.add(victim.header, victim.body["shares"])
     before = dict(total.release(bytes(32), 0))
     with refused(DIGEST_MISMATCH):
@@ -128,7 +137,7 @@ def test_a_refused_update_leaves_the_sum_as_it_was(made: World, victim: Sent) ->
 
 def test_an_explicit_part_under_another_key_does_not_open(made: World, victim: Sent) -> None:
     """Of the same client and the same update, sealed a second time."""
-    again = made.seal("victim", victim.header.update_id, victim.integers)
+    again = made.encrypt_kahe("victim", victim.header.update_id, victim.integers)
     explicit, _ = boxes(made, again["shares"])
     _, envelopes = boxes(made, victim.body["shares"])
     with refused(DIGEST_MISMATCH, "explicit key share"):
@@ -137,13 +146,13 @@ def test_an_explicit_part_under_another_key_does_not_open(made: World, victim: S
 
 def test_a_body_of_another_size_is_refused(made: World, victim: Sent) -> None:
     """By the signed sizes first; cut short it would not open either."""
-    b, shared = victim.header.parts
+    b, shared = victim.header.sections
     others = [made.update("alice"), made.update("bob")]
-    judge(ask(made, [victim.update, *others]))
+    check_all(ask(made, [victim.update, *others]))
     for size in (shared.size - 1, shared.size + 1, 0):
-        update = made.update("victim", parts=(b, replace(shared, size=size)))
+        update = made.update("victim", sections=(b, replace(shared, size=size)))
         with refused(WRONG_SIZE):
-            judge(ask(made, [update, *others]))
+            check_all(ask(made, [update, *others]))
     for cut in (0, 100, 2063, 2064, 2065, 3263):
         with refused(DIGEST_MISMATCH):
             add(made, victim, 0, victim.body["shares"][:cut])
@@ -152,7 +161,7 @@ def test_a_body_of_another_size_is_refused(made: World, victim: Sent) -> None:
 def test_seeds_made_by_hand_are_the_sealers_own(made: World) -> None:
     """So that the attacks below differ from an honest update by their change alone."""
     sent = poisoned(made, "honest", lambda seeds, index: seeds)
-    left = open_sum(made, ask(made, [sent.update]), [sent]) - sent.integers
+    left = decrypt_sum(made, ask(made, [sent.update]), [sent]) - sent.integers
     assert np.abs(left).max() <= 51
 
 
@@ -163,27 +172,27 @@ def test_parts_that_do_not_sum_to_a_key_are_refused_and_would_publish_noise(made
     everybody = [*others, bad]
     request = ask(made, [one.update for one in everybody])
     with refused(COMBINE_REFUSED, "out of range"):
-        open_sum(made, request, everybody)
-    parts = {part: data for holder in (0, 1) for part, data in shares(made, holder, request, everybody).items()}
+        decrypt_sum(made, request, everybody)
+    sections = {part: data for holder in (0, 1) for part, data in shares(made, holder, request, everybody).items()}
     layout = made.task.scheme.share_layout(D)
-    key = np.sum([unpack(parts[i], layout).reshape(-1) for i in range(3)], axis=0) % np.uint64(WORD)
+    key = np.sum([unpack(sections[i], layout).reshape(-1) for i in range(3)], axis=0) % np.uint64(WORD)
     product = CommonProduct(common_key(made.task.epoch_id), key.astype(np.uint32).view(np.int32).astype(np.int64), Q)
     published = (folded(made, everybody).reshape(2, -1) - product.groups(0)[:2]).view(np.int64).reshape(-1)[:D] % Q
     left = (published - np.sum([one.integers for one in everybody], axis=0)) % Q
     assert abs(left.std() / (Q / np.sqrt(12)) - 1) < 0.1  # uniform: nothing of the honest sum is left
-    assert (np.abs(open_sum(made, ask(made, [one.update for one in others]), others)) < 2100).all()
+    assert (np.abs(decrypt_sum(made, ask(made, [one.update for one in others]), others)) < 2100).all()
 
 
 def test_shares_of_another_short_key_do_not_open(made: World) -> None:
     """The key's range check finds no lie that is as short as a key; what the key opens tells."""
     sent = send_kahe(made, "mallory", random_integers(D, 5, 1000))
-    other = made.seal("mallory", sent.header.update_id, sent.integers)
+    other = made.encrypt_kahe("mallory", sent.header.update_id, sent.integers)
     bad = Sent(sent.integers, sent.body | {"shares": other["shares"]}, sent.update)
     with refused(COMBINE_REFUSED, "padding"):
-        open_sum(made, ask(made, [bad.update]), [bad])
+        decrypt_sum(made, ask(made, [bad.update]), [bad])
     with pytest.MonkeyPatch.context() as off:
         off.setattr(kahe, "check_padding", lambda *_: None)
-        left = (open_sum(made, ask(made, [bad.update]), [bad]) - sent.integers) % Q
+        left = (decrypt_sum(made, ask(made, [bad.update]), [bad]) - sent.integers) % Q
     assert abs(left.std() / (Q / np.sqrt(12)) - 1) < 0.1
 
 
@@ -198,7 +207,7 @@ def test_a_lying_holder_is_named_and_the_sum_is_opened_without_it() -> None:
     request = ask(made, [one.update for one in sent])
     released = {holder: shares(made, holder, request, sent) for holder in range(5)}
     wanted = combine(made, {p: d for mine in released.values() for p, d in mine.items()}, sent)
-    part = made.task.sharing.parts_of(2)[0]
+    part = made.task.sharing.subshares_of(2)[0]
     lie = bytearray(released[2][part])
     lie[0] ^= 1  # one coefficient by one: the range check alone would let it pass
     released[2][part] = bytes(lie)
@@ -226,7 +235,7 @@ def test_a_client_that_seals_different_seeds_makes_an_honest_holder_a_suspect() 
     def framing(seeds: list[bytes], index: int) -> list[bytes]:
         return [bytes(32)] * len(seeds) if index == 4 else seeds
 
-    part = explicit_part(made.task.sharing)
+    part = explicit_subshare(made.task.sharing)
     assert 4 not in made.task.sharing.holders_of(part)  # holder 4 has seeds only: its envelope opens
     everybody = [*others, poisoned(made, "mallory", framing)]
     request = ask(made, [one.update for one in everybody])
@@ -252,7 +261,7 @@ class SameKey(FixedWords):
 
 
 def residues_of(made: World, body: dict[str, bytes]) -> np.ndarray:
-    layout = made.task.part("sum").layout
+    layout = made.task.section("sum").layout
     assert layout is not None
     return unpack(body["b"], layout).reshape(-1)[:D].astype(np.int64)
 
@@ -262,7 +271,8 @@ def test_one_key_for_two_vectors_would_show_their_difference(made: World) -> Non
     one, two = random_integers(D, 1, 1000), random_integers(D, 2, 1000)
     words = [SameKey(b"1"), SameKey(b"2")]
     bodies = [
-        made.seal("client", bytes(16), vector, words=drawn) for vector, drawn in zip((one, two), words, strict=True)
+        made.encrypt_kahe("client", bytes(16), vector, words=drawn)
+        for vector, drawn in zip((one, two), words, strict=True)
     ]
     seen = centred(residues_of(made, bodies[0]) - residues_of(made, bodies[1]))
     errors = [drawn.errors(PROFILE, 1024)[:D] for drawn in words]
@@ -272,10 +282,10 @@ def test_one_key_for_two_vectors_would_show_their_difference(made: World) -> Non
 def test_two_seals_of_one_vector_have_nothing_in_common(made: World) -> None:
     """The same client, update and vector: a client that has lost its sealed bytes makes a new key."""
     vector = random_integers(D, 1, 1000)
-    sealer = KaheSealer(made.task, "client", threads=1)
+    sealer = KaheEncryptor(made.task, "client", threads=1)
     bodies: list[dict[str, bytes]] = [{}, {}]
     for body in bodies:
-        sealer._seal(bytes(16), lambda start, stop: vector[start:stop], body.__setitem__)  # type: ignore[arg-type]
+        sealer._encrypt(bytes(16), lambda start, stop: vector[start:stop], body.__setitem__)  # type: ignore[arg-type]
     difference = centred(residues_of(made, bodies[0]) - residues_of(made, bodies[1]))
     assert abs(difference.std() / (Q / np.sqrt(12)) - 1) < 0.1
     first, second = (boxes(made, body["shares"]) for body in bodies)
@@ -285,24 +295,24 @@ def test_two_seals_of_one_vector_have_nothing_in_common(made: World) -> None:
 
 async def test_no_caller_can_pass_a_key_in(made: World, tmp_path: Path) -> None:
     """Nothing but the update's number, its integers and where bytes go; randomness is the operating system's."""
-    assert list(inspect.signature(KaheSealer.seal).parameters) == ["self", "update_id", "source", "write"]
-    assert list(inspect.signature(make_sealer).parameters) == ["task", "transport", "cache"]
-    sealer = await make_sealer(made.task, Transport("http://nowhere", made.client("client")), tmp_path)
+    assert list(inspect.signature(KaheEncryptor.encrypt).parameters) == ["self", "update_id", "source", "write"]
+    assert list(inspect.signature(make_encryptor).parameters) == ["task", "transport", "cache"]
+    sealer = await make_encryptor(made.task, Transport("http://nowhere", made.client("client")), tmp_path)
     assert sealer._words is secret_words
     assert not any(
         isinstance(value, np.ndarray) and value.size == PROFILE.degree for value in vars(sealer).values()
     )  # no secret outlives a call
-    assert inspect.signature(KaheSealer).parameters["words"].default is secret_words
+    assert inspect.signature(KaheEncryptor).parameters["words"].default is secret_words
 
 
 def test_the_explicit_part_completes_the_secret(made: World) -> None:
     """All parts of a fresh update sum to its secret modulo 2^32, and each alone looks uniform."""
     words = FixedWords(b"parts")
     sent = send_kahe(made, "client", random_integers(D, 1, 1000), words=words)
-    seeds, last = words.seeds(3), explicit_part(made.task.sharing)
+    seeds, last = words.seeds(3), explicit_subshare(made.task.sharing)
     info = envelope_info(made.task.epoch_id, "client", sent.header.update_id, "")
     explicit = np.frombuffer(AESGCM(seeds[last]).decrypt(NONCE, boxes(made, sent.body["shares"])[0], info), "<u4")
-    total = explicit + expand_part(seeds[0], PROFILE.degree) + expand_part(seeds[1], PROFILE.degree)
+    total = explicit + expand_subshare(seeds[0], PROFILE.degree) + expand_subshare(seeds[1], PROFILE.degree)
     np.testing.assert_array_equal(total.view(np.int32), words.secret(PROFILE))
     counts = np.bincount(explicit >> 28, minlength=16)
     assert ((counts - 32) ** 2 / 32).sum() < 56.5  # 15 degrees of freedom, 10^-6

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from he_authority.enrolment import enrol
+from he_authority.enrollment import issue_credential
 from he_authority.tasks import build_config
 from he_protocol.identity.credentials import check_credential
 from he_protocol.identity.jws import SigningKey, verify
-from he_protocol.messages import Credential, EnrolRequest, Role
+from he_protocol.messages import Credential, EnrollRequest, Role
 from he_protocol.problems import (
     BAD_COMMITTEE,
     BAD_PLAN,
@@ -32,13 +32,13 @@ PLAN = SHAPE | {"agreement": 3}
 
 
 def request(role: Role = "client", *, signer: SigningKey = KEY) -> str:
-    return signer.sign(EnrolRequest("alice", role, KEY.public, int(NOW)))
+    return signer.sign(EnrollRequest("alice", role, KEY.public, int(NOW)))
 
 
 @pytest.mark.parametrize("role", ["client", "holder", "server"])
 def test_an_enrolled_party_is_who_it_says(role: Role) -> None:
     authority = Authority()
-    token = enrol(authority.key, request(role), role, now=NOW, days=2)
+    token = issue_credential(authority.key, request(role), role, now=NOW, days=2)
     party = check_credential(token, authority.key.public, role, NOW)
     assert (party.name, party.role, party.public) == ("alice", role, KEY.public)
     assert verify(token, Credential, authority.key.public).hpke == b""
@@ -50,13 +50,13 @@ def test_an_enrolled_party_is_who_it_says(role: Role) -> None:
 def test_nobody_is_enrolled_with_another_partys_key() -> None:
     """The request must be signed with the key that it asks to certify."""
     with refused(BAD_SIGNATURE):
-        enrol(Authority().key, request(signer=SigningKey.generate()), "client", now=NOW, days=1)
+        issue_credential(Authority().key, request(signer=SigningKey.generate()), "client", now=NOW, days=1)
 
 
 @pytest.mark.parametrize(("asked", "given"), [("client", "holder"), ("holder", "server"), ("server", "client")])
 def test_the_role_is_what_was_asked_for(asked: Role, given: Role) -> None:
     with refused(WRONG_ROLE):
-        enrol(Authority().key, request(asked), given, now=NOW, days=1)
+        issue_credential(Authority().key, request(asked), given, now=NOW, days=1)
 
 
 @pytest.fixture(scope="module")

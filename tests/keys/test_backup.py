@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from msgspec.structs import replace
 
-from he_authority.enrolment import check_renewal, enrol
+from he_authority.enrollment import check_renewal, issue_credential
 from he_authority.tasks import next_epoch
 from he_holder import keyring
 from he_holder.backup import Backup, backup, restore
@@ -25,7 +25,7 @@ from he_party.identity import AUTHORITY_FILE, CREDENTIAL_FILE, KEY_FILE, REQUEST
 from he_party.keyfile import KeyRecord, read_private, write_private
 from he_protocol.errors import ProblemError
 from he_protocol.identity.jws import fingerprint, jwk_x, read_unverified
-from he_protocol.messages import Cnf, Credential, EnrolRequest, Jwk
+from he_protocol.messages import Cnf, Credential, EnrollRequest, Jwk
 from he_protocol.privacy.quantise import Integers
 from he_protocol.problems import BAD_COMMITTEE, BAD_KEY_FILE, LEDGER_MISMATCH, NOT_ADDRESSED, UPDATE_OPENED_BEFORE
 from he_protocol.task import TensorSpec
@@ -145,7 +145,7 @@ async def test_a_restored_holder_takes_part_in_the_next_epoch(scene: Scene, tmp_
     await restore(tmp_path / "backup", again, PASSPHRASE, NOW)
     request = (again / REQUEST_FILE).read_text().strip()
     check_renewal(request, (again / CREDENTIAL_FILE).read_text().strip(), world.authority.key.public)
-    credential = enrol(world.authority.key, request, "holder", now=NOW, days=1)
+    credential = issue_credential(world.authority.key, request, "holder", now=NOW, days=1)
     task = world.signed(next_epoch(world.task.config, [credential], world.authority.key.public, bytes(32)))
     async with holder_in(again) as clone:
         await clone.join(task, scene.server.url)
@@ -241,7 +241,7 @@ async def test_a_restore_that_is_cut_short_leaves_no_holder(
 def test_a_renewal_is_for_the_same_party(tmp_path: Path) -> None:
     world = World(1, {"threshold": 1})
     who, authority = world.committee[0], world.authority.key
-    honest = EnrolRequest(who.name, "holder", who.key.public, int(NOW), world.hpke[0].public)
+    honest = EnrollRequest(who.name, "holder", who.key.public, int(NOW), world.hpke[0].public)
     check_renewal(who.key.sign(honest), who.credential, authority.public)
     stranger = create(tmp_path, who.name, "holder", NOW)  # the same name, another key
     for request in (
@@ -253,4 +253,4 @@ def test_a_renewal_is_for_the_same_party(tmp_path: Path) -> None:
             check_renewal(request, who.credential, authority.public)
     old = Credential(fingerprint(authority.public), who.name, "holder", 0, 1, Cnf(Jwk(jwk_x(who.key.public))))
     check_renewal(who.key.sign(honest), authority.sign(old), authority.public)
-    assert read_unverified(stranger, EnrolRequest).name == who.name
+    assert read_unverified(stranger, EnrollRequest).name == who.name

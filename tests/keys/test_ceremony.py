@@ -14,9 +14,9 @@ from msgspec.structs import replace
 from he_holder.ceremony import messages
 from he_holder.ceremony.messages import Seeds
 from he_holder.schemes import make_dealer
-from he_holder.schemes.ckks import SecretPart
+from he_holder.schemes.ckks import SecretSubshare
 from he_protocol.arithmetic import ntt, residues
-from he_protocol.messages import Commitment, Contribution, PartDigest, SealedSeeds
+from he_protocol.messages import Commitment, Contribution, SealedSeeds, SubshareDigest
 from he_protocol.problems import (
     CEREMONY_CONFLICT,
     COMMITMENT_BROKEN,
@@ -50,9 +50,9 @@ def deal(world: World) -> Dealt:
     task, count = world.task, world.holders
     own = [messages.draw_seeds(task.sharing, i) for i in range(count)]
     posts = [messages.contribute(task, i, seeds) for i, seeds in enumerate(own)]
-    seeds = [messages.part_seeds(task, i, own[i], posts, key) for i, key in enumerate(world.hpke)]
+    seeds = [messages.subshare_seeds(task, i, own[i], posts, key) for i, key in enumerate(world.hpke)]
     dealer = make_dealer(task)
-    packed = [{p: residues.pack(dealer.key_part(s), dealer.layout) for p, s in mine.items()} for mine in seeds]
+    packed = [{p: residues.pack(dealer.public_key_share(s), dealer.layout) for p, s in mine.items()} for mine in seeds]
     commitments = [messages.commit(task, i, SEEN, packed[i]) for i in range(count)]
     bodies = [messages.reveal(task, i, SEEN, packed[i])[1] for i in range(count)]
     return Dealt(world, own, posts, seeds, packed, commitments, bodies)
@@ -72,16 +72,16 @@ def test_rogue_key(tmp_path: Path, holders: int) -> None:
     dealt = deal(World(holders, {"threshold": holders}))
     world, task, layout = dealt.world, dealt.world.task, make_dealer(dealt.world.task).layout
     last = holders - 1
-    assert [task.sharing.holders_of(part) for part in messages.revealed_parts(task.sharing, last)] == [(last,)]
+    assert [task.sharing.holders_of(part) for part in messages.revealed_shares(task.sharing, last)] == [(last,)]
 
     stolen = b"\x66" * 32
-    target = make_dealer(task).key_part(stolen)
+    target = make_dealer(task).public_key_share(stolen)
     primes = np.array(layout.moduli, dtype=np.uint64)[None, :, None]
     for body in dealt.bodies[:last]:
         target = (target + primes - residues.unpack(body, layout)) % primes
     rogue = [*dealt.bodies[:last], residues.pack(target, layout)]
     joint = messages.joint_key(layout, rogue)
-    assert joint == residues.pack(make_dealer(task).key_part(stolen), layout)
+    assert joint == residues.pack(make_dealer(task).public_key_share(stolen), layout)
     assert joint != messages.joint_key(layout, dealt.bodies)
 
     world.dealt = (dealt.seeds, joint)
@@ -100,7 +100,7 @@ def read_alone(world: World, body: dict[str, bytes], seed: bytes) -> np.ndarray:
     scheme = world.task.scheme
     assert isinstance(scheme, Ckks)
     layout, moduli = scheme.layout(world.task.length), scheme.profile.data_moduli
-    s = ntt.lift(SecretPart.derive(seed).secret(scheme.profile), moduli)
+    s = ntt.lift(SecretSubshare.derive(seed).secret(scheme.profile), moduli)
     ntt.forward(s, moduli)
     opened = ntt.multiply(residues.unpack(body["c1"], layout), s, moduli)
     residues.add(opened, residues.unpack(body["c0"], layout), layout)
@@ -118,10 +118,10 @@ def test_an_honest_joint_key_is_nobodys(tmp_path: Path) -> None:
 
 def test_holders_of_a_part_derive_the_same_seed(dealt: Dealt) -> None:
     sharing = dealt.world.task.sharing
-    for part in range(sharing.parts):
+    for part in range(sharing.subshares):
         assert len({dealt.seeds[holder][part] for holder in sharing.holders_of(part)}) == 1
-    assert [set(mine) for mine in dealt.seeds] == [set(sharing.parts_of(i)) for i in range(3)]
-    assert len({seed for mine in dealt.seeds for seed in mine.values()}) == sharing.parts
+    assert [set(mine) for mine in dealt.seeds] == [set(sharing.subshares_of(i)) for i in range(3)]
+    assert len({seed for mine in dealt.seeds for seed in mine.values()}) == sharing.subshares
 
 
 @pytest.mark.parametrize("changed", [0, 1, 2])
@@ -133,7 +133,7 @@ def test_a_parts_seed_depends_on_every_contribution(dealt: Dealt, changed: int) 
     posts = list(dealt.contributions)
     posts[changed] = messages.contribute(task, changed, own[changed])
     for holder in range(3):
-        seeds = messages.part_seeds(task, holder, own[holder], posts, dealt.world.hpke[holder])
+        seeds = messages.subshare_seeds(task, holder, own[holder], posts, dealt.world.hpke[holder])
         for part, seed in seeds.items():
             assert (seed != dealt.seeds[holder][part]) == (changed in sharing.holders_of(part))
 
@@ -149,7 +149,7 @@ def test_a_part_seed_is_bound_to_task_and_epoch(dealt: Dealt) -> None:
     world = dealt.world
     for task in (world.signed(world.task.config, epoch=2), world.signed(world.task.config, name="other")):
         posts = [messages.contribute(task, i, own) for i, own in enumerate(dealt.own)]
-        seeds = messages.part_seeds(task, 0, dealt.own[0], posts, world.hpke[0])
+        seeds = messages.subshare_seeds(task, 0, dealt.own[0], posts, world.hpke[0])
         assert not set(seeds.values()) & set(dealt.seeds[0].values())
 
 
@@ -165,8 +165,8 @@ def test_everybody_computes_one_joint_key(dealt: Dealt) -> None:
 
 def test_every_part_is_revealed_once() -> None:
     for sharing in (Sharing(1, 1), Sharing(3, 2), Sharing(5, 3), Sharing(4, 4)):
-        revealed = [part for i in range(sharing.holders) for part in messages.revealed_parts(sharing, i)]
-        assert sorted(revealed) == list(range(sharing.parts))
+        revealed = [part for i in range(sharing.holders) for part in messages.revealed_shares(sharing, i)]
+        assert sorted(revealed) == list(range(sharing.subshares))
 
 
 def commitments(dealt: Dealt, at: int, **changes: Any) -> list[Commitment]:
@@ -175,26 +175,26 @@ def commitments(dealt: Dealt, at: int, **changes: Any) -> list[Commitment]:
     return out
 
 
-def wrong_digest(commitment: Commitment) -> tuple[PartDigest, ...]:
-    first, *rest = commitment.parts
-    return (PartDigest(first.part, b"\x01" * 32), *rest)
+def wrong_digest(commitment: Commitment) -> tuple[SubshareDigest, ...]:
+    first, *rest = commitment.digests
+    return (SubshareDigest(first.subshare, b"\x01" * 32), *rest)
 
 
 def test_agreed_digests_are_those_of_the_parts(dealt: Dealt) -> None:
     agreed = messages.check_commitments(dealt.world.task, dealt.commitments)
-    assert agreed == {entry.part: entry.sha256 for one in dealt.commitments for entry in one.parts}
+    assert agreed == {entry.subshare: entry.sha256 for one in dealt.commitments for entry in one.digests}
     assert set(agreed) == {0, 1, 2}
 
 
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        (lambda c: {"parts": wrong_digest(c)}, "contradicts"),
+        (lambda c: {"digests": wrong_digest(c)}, "contradicts"),
         (lambda c: {"transcript": b"\x09" * 32}, "different contributions"),
-        (lambda c: {"parts": c.parts[:1]}, "not its own"),
-        (lambda c: {"parts": c.parts[::-1]}, "not its own"),
-        (lambda c: {"parts": (*c.parts, c.parts[-1])}, "not its own"),
-        (lambda c: {"parts": (PartDigest(2, c.parts[0].sha256), c.parts[1])}, "not its own"),
+        (lambda c: {"digests": c.digests[:1]}, "not its own"),
+        (lambda c: {"digests": c.digests[::-1]}, "not its own"),
+        (lambda c: {"digests": (*c.digests, c.digests[-1])}, "not its own"),
+        (lambda c: {"digests": (SubshareDigest(2, c.digests[0].sha256), c.digests[1])}, "not its own"),
     ],
     ids=["contradiction", "transcript", "missing", "order", "twice", "foreign"],
 )
@@ -248,7 +248,7 @@ def test_a_committed_part_with_a_residue_out_of_range_makes_no_key(dealt: Dealt)
 
 def open_as_holder_1(dealt: Dealt, boxes: tuple[SealedSeeds, ...], name: str = "holder-0") -> Seeds:
     posts = [replace(dealt.contributions[0], boxes=boxes, holder=name), *dealt.contributions[1:]]
-    return messages.part_seeds(dealt.world.task, 1, dealt.own[1], posts, dealt.world.hpke[1])
+    return messages.subshare_seeds(dealt.world.task, 1, dealt.own[1], posts, dealt.world.hpke[1])
 
 
 def box_for(dealt: Dealt, name: str) -> SealedSeeds:
@@ -273,7 +273,7 @@ def test_a_box_from_somebody_who_shares_no_part() -> None:
     assert [post.boxes for post in posts] == [(), ()]
     posts[0] = replace(posts[0], boxes=(SealedSeeds("holder-1", b"box"),))
     with refused(CEREMONY_CONFLICT):
-        messages.part_seeds(world.task, 1, own[1], posts, world.hpke[1])
+        messages.subshare_seeds(world.task, 1, own[1], posts, world.hpke[1])
 
 
 def replayed(dealt: Dealt, how: str) -> bytes:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from he_holder.schemes import make_dealer
-from he_holder.schemes.ckks import SecretPart, flood
+from he_holder.schemes.ckks import SecretSubshare, flood
 from he_protocol.arithmetic import ntt
 from he_protocol.arithmetic.keystream import expand_words
 from he_protocol.arithmetic.residues import ResidueLayout
@@ -67,7 +67,7 @@ def test_chunks_of_one_opening_have_noise_of_their_own() -> None:
 
 
 def test_a_secret_is_uniform_ternary() -> None:
-    secret = SecretPart.derive(KEY).secret(PROFILE)
+    secret = SecretSubshare.derive(KEY).secret(PROFILE)
     assert secret.shape == (1, PROFILE.degree)
     values, counts = np.unique(secret, return_counts=True)
     assert values.tolist() == [-1, 0, 1]
@@ -76,14 +76,14 @@ def test_a_secret_is_uniform_ternary() -> None:
 
 
 def test_an_error_is_a_narrow_gaussian() -> None:
-    error = SecretPart.derive(KEY).error(PROFILE)[0].astype(float)
+    error = SecretSubshare.derive(KEY).error(PROFILE)[0].astype(float)
     assert abs(error.mean()) < 5 * 3.2 / np.sqrt(error.size)
     assert abs(error.std() / 3.2 - 1) < 5 / np.sqrt(2 * error.size)
     assert np.abs(error).max() <= 9.2 * 3.2
 
 
 def test_the_three_keys_of_a_part_differ_and_follow_from_its_seed() -> None:
-    one, same, other = SecretPart.derive(KEY), SecretPart.derive(KEY), SecretPart.derive(bytes(32))
+    one, same, other = SecretSubshare.derive(KEY), SecretSubshare.derive(KEY), SecretSubshare.derive(bytes(32))
     assert one == same
     assert len({one.secret_key, one.error_key, one.flood_key, other.secret_key, other.error_key, other.flood_key}) == 6
 
@@ -95,10 +95,10 @@ def world() -> World:
 
 def test_a_key_part_is_minus_a_times_s_plus_e(world: World) -> None:
     """Schoolbook negacyclic product at a few coefficients, modulo all four primes."""
-    part, n = SecretPart.derive(KEY), PROFILE.degree
+    part, n = SecretSubshare.derive(KEY), PROFILE.degree
     secret, error = part.secret(PROFILE)[0].astype(object), part.error(PROFILE)[0]
     public = common_polynomial(PROFILE, world.task.epoch_id)
-    made = make_dealer(world.task).key_part(KEY)
+    made = make_dealer(world.task).public_key_share(KEY)
     assert made.shape == public.shape == (1, 4, n)
     ntt.inverse(public, PROFILE.moduli)
     ntt.inverse(made, PROFILE.moduli)
@@ -111,4 +111,4 @@ def test_a_key_part_is_minus_a_times_s_plus_e(world: World) -> None:
 
 def test_key_parts_are_bound_to_task_and_epoch(world: World) -> None:
     other = world.signed(world.task.config, epoch=2)
-    assert (make_dealer(world.task).key_part(KEY) != make_dealer(other).key_part(KEY)).mean() > 0.999
+    assert (make_dealer(world.task).public_key_share(KEY) != make_dealer(other).public_key_share(KEY)).mean() > 0.999

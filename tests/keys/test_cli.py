@@ -253,7 +253,7 @@ def test_tasks_that_are_not_signed(office: Office) -> None:
 
 
 def test_settings_that_are_refused(office: Office) -> None:
-    refuses("bad-settings", "run", "--data-dir", "holder", "--floor", "0")
+    refuses("bad-settings", "run", "--data-dir", "holder", "--min-clients-floor", "0")
     refuses("bad-settings", "run", "--data-dir", "holder", "--config", "missing.toml")
 
 

@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from he_holder.holder import KeyHolder, check_promise
 from he_holder.hpke_key import HpkeKey
 from he_holder.ledger import Ledger
-from he_holder.request import Request
+from he_holder.request import OpeningRequest
 from he_party.identity import Identity
 from he_protocol import paths
 from he_protocol.identity.jws import SigningKey, token_hash, verify
@@ -68,7 +68,7 @@ class Scene:
     server: FakeServer
     holder: KeyHolder
     updates: list[SignedUpdate]
-    request: Request
+    request: OpeningRequest
     bodies: list[dict[str, bytes]]
 
     @property
@@ -118,8 +118,8 @@ async def test_the_share_is_the_one_that_follows_from_the_signed_updates(scene: 
     said = verify(head, Share, scene.holder.identity.key.public)
     assert (said.task_hash, said.epoch, said.round) == (scene.world.task.hash, 1, 1)
     assert (said.manifest, said.holder) == (scene.request.manifest_hash, "holder-0")
-    assert [entry.part for entry in said.parts] == list(scene.expected)
-    assert [entry.sha256 for entry in said.parts] == [hashlib.sha256(v).digest() for v in scene.expected.values()]
+    assert [entry.subshare for entry in said.vectors] == list(scene.expected)
+    assert [entry.sha256 for entry in said.vectors] == [hashlib.sha256(v).digest() for v in scene.expected.values()]
     assert body == b"".join(scene.expected.values())
     assert await scene.problems() == []
 
@@ -159,7 +159,7 @@ async def test_a_crash_between_decision_and_release_then_the_same_bytes(
 
 @pytest.mark.parametrize("kind", [UNREACHABLE, INTERNAL, OVERLOADED, REQUEST_TIMEOUT, TOO_MANY_CONNECTIONS])
 async def test_a_failure_of_the_service_is_not_a_refusal(scene: Scene, kind: ProblemType) -> None:
-    scene.server.replaced["GET", paths.key_parts_path(scene.world.task.id, 1)] = problem(kind)
+    scene.server.replaced["GET", paths.key_sections_path(scene.world.task.id, 1)] = problem(kind)
     with refused(kind):
         await scene.open()
     assert await scene.rounds() == []  # while it screened
@@ -250,7 +250,7 @@ async def test_a_signed_key_part_that_is_of_no_use_keeps_its_bucket_closed_and_n
         said = verify(first[0], Share, holder.identity.key.public)
         (named,) = (h.update_id for h in request.headers if h.client == "wild")
         assert said.failed == (FailedBucket(1, named, RESIDUE_RANGE.slug),)
-        assert [(entry.bucket, entry.part) for entry in said.parts] == [(0, 1), (0, 2)]
+        assert [(entry.bucket, entry.subshare) for entry in said.vectors] == [(0, 1), (0, 2)]
         assert len(first[1]) == 2 * world.task.scheme.share_layout(world.task.length).size
         assert await holder.ledger.refusals(world.task.hash) == []
         assert [one.round for one in await holder.ledger.votes(world.task.hash)] == [1]
@@ -265,7 +265,7 @@ async def test_too_small_a_round_is_refused_recorded_and_leaves_the_updates_usab
 
 
 async def test_our_floor_is_applied_whatever_the_server_asks(tmp_path: Path, world: World, scene: Scene) -> None:
-    scene.holder.floor = 4
+    scene.holder.min_clients_floor = 4
     with refused(TOO_FEW_CLIENTS, "at least 4"):
         await scene.open()
     assert scene.server.put_shares == []
@@ -309,14 +309,14 @@ async def test_a_secret_of_another_epoch_is_not_used(tmp_path: Path, world: Worl
     async with holder_of(world, 1, tmp_path) as other:
         give_key(world, 1, other, epoch=2)
         with refused(WRONG_EPOCH) as _:
-            other.opener(world.task)
+            other.share_maker(world.task)
 
 
 async def test_a_refusal_about_secrets_does_not_show_them(tmp_path: Path, world: World, scene: Scene) -> None:
     async with holder_of(world, 1, tmp_path) as other:
         give_key(world, 1, other, epoch=2)
         with pytest.raises(Exception, match="EpochSecret") as caught:
-            other.opener(world.task)
+            other.share_maker(world.task)
         for seed in world.dealt[0][1].values():
             assert repr(seed)[2:-1] not in str(caught.value)
             assert seed.hex() not in str(caught.value)
@@ -327,7 +327,7 @@ async def test_a_key_file_open_to_others_is_refused_as_such(tmp_path: Path, worl
         give_key(world, 1, other)
         other.secret_path(world.task, "key").chmod(0o644)
         with refused(BAD_KEY_FILE, "open to others"):
-            other.opener(world.task)
+            other.share_maker(world.task)
 
 
 async def test_a_stranger_does_not_join(tmp_path: Path, world: World) -> None:
@@ -380,7 +380,7 @@ async def test_a_task_below_our_floor_is_not_joined(tmp_path: Path, world: World
         with refused(TOO_FEW_CLIENTS, "at least 4"):
             await holder.join(world.task, "http://server")
         assert await holder.ledger.joined() == []
-        holder.floor = 3
+        holder.min_clients_floor = 3
         await holder.join(world.task, "http://server")
 
 

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from msgspec.structs import replace
 
-from he_authority import enrolment
-from he_authority.enrolment import enrol
+from he_authority import enrollment
+from he_authority.enrollment import issue_credential
 from he_authority.tasks import build_config, next_epoch
 from he_holder.hpke_key import HpkeKey
 from he_holder.keyring import new_holder, rotate
-from he_holder.schemes import make_opener
+from he_holder.schemes import make_share_maker
 from he_protocol import envelope
 from he_protocol.envelope import (
     MLKEM_PUBLIC_BYTES,
@@ -22,7 +22,7 @@ from he_protocol.envelope import (
     share_a_half,
 )
 from he_protocol.identity.jws import CURVE_PRIME, SigningKey, verify
-from he_protocol.messages import Credential, EnrolRequest
+from he_protocol.messages import Credential, EnrollRequest
 from he_protocol.problems import BAD_COMMITTEE, BAD_SIGNATURE, MALFORMED, ProblemType
 from he_protocol.task import TensorSpec, check_config
 from tests.support.openings import send_kahe
@@ -81,9 +81,9 @@ def test_a_key_that_nobody_can_seal_to_is_refused(public: bytes) -> None:
         envelope.seal(b"seed", public, b"info")
     if public:
         signer = SigningKey.generate()
-        request = signer.sign(EnrolRequest("holder-0", "holder", signer.public, int(NOW), public, bytes(64)))
+        request = signer.sign(EnrollRequest("holder-0", "holder", signer.public, int(NOW), public, bytes(64)))
         with refused(MALFORMED):
-            enrol(Authority().key, request, "holder", now=NOW, days=1)
+            issue_credential(Authority().key, request, "holder", now=NOW, days=1)
 
 
 @pytest.mark.parametrize("public", [key for key in BAD.values() if len(key) == len(KEY.public)])
@@ -134,11 +134,11 @@ def test_two_holders_with_one_key_are_one_holder(third, monkeypatch: pytest.Monk
         sent = [send_kahe(world, name, np.full(70, 5)) for name in "ab"]
         known: set[int] = set()
         for index in (0, 2):  # both with the key of the first
-            total = make_opener(world.task, index, world.hpke[0], {}).begin()
+            total = make_share_maker(world.task, index, world.hpke[0], {}).begin()
             for one in sent:
                 total.add(one.header, one.body["shares"])
             known |= {part for part, _ in total.release(b"", 0)}
-        assert known == set(range(world.task.sharing.parts))  # a 2-of-3 committee of one
+        assert known == set(range(world.task.sharing.subshares))  # a 2-of-3 committee of one
 
 
 def test_the_next_epoch_needs_both_halves_new() -> None:
@@ -157,7 +157,7 @@ def test_the_next_epoch_needs_both_halves_new() -> None:
 
 def test_whoever_enrols_has_its_hpke_key() -> None:
     key = SigningKey.generate()
-    assert enrol(Authority().key, enrol_request("a", "holder", key, KEY), "holder", now=NOW, days=1)
+    assert issue_credential(Authority().key, enrol_request("a", "holder", key, KEY), "holder", now=NOW, days=1)
 
 
 @pytest.mark.parametrize("what", ["nothing", "zeros", "stolen", "other_name", "other_key"])
@@ -171,19 +171,19 @@ def test_a_key_of_somebody_else_is_not_enrolled(what: str, monkeypatch: pytest.M
         "other_name": KEY.prove(possession_message("owner", thief.public, KEY.public)),
         "other_key": OTHER.prove(possession_message("thief", thief.public, KEY.public)),
     }[what]
-    request = thief.sign(EnrolRequest("thief", "holder", thief.public, int(NOW), KEY.public, proof))
+    request = thief.sign(EnrollRequest("thief", "holder", thief.public, int(NOW), KEY.public, proof))
     with refused(BAD_SIGNATURE):
-        enrol(Authority().key, request, "holder", now=NOW, days=1)
+        issue_credential(Authority().key, request, "holder", now=NOW, days=1)
     with monkeypatch.context() as off:
-        off.setattr(enrolment.envelope, "check_possession", lambda proof, public, message: None)  # type: ignore[attr-defined]
-        assert enrol(Authority().key, request, "holder", now=NOW, days=1)
+        off.setattr(enrollment.envelope, "check_possession", lambda proof, public, message: None)  # type: ignore[attr-defined]
+        assert issue_credential(Authority().key, request, "holder", now=NOW, days=1)
 
 
 @pytest.mark.parametrize("role", ["client", "server"])
 def test_only_holders_have_one(role: ProblemType) -> None:
     key = SigningKey.generate()
     with refused(MALFORMED):
-        enrol(Authority().key, enrol_request("a", role, key, KEY), role, now=NOW, days=1)  # type: ignore[arg-type]
+        issue_credential(Authority().key, enrol_request("a", role, key, KEY), role, now=NOW, days=1)  # type: ignore[arg-type]
 
 
 def test_holders_prove_theirs_when_they_begin_and_when_they_rotate(tmp_path) -> None:  # type: ignore[no-untyped-def]
@@ -191,7 +191,7 @@ def test_holders_prove_theirs_when_they_begin_and_when_they_rotate(tmp_path) -> 
     from he_protocol.identity.jws import jwk_x
 
     signer = Authority().key
-    credential = enrol(signer, new_holder(tmp_path, "bank-a", NOW), "holder", now=NOW, days=1)
+    credential = issue_credential(signer, new_holder(tmp_path, "bank-a", NOW), "holder", now=NOW, days=1)
     (tmp_path / CREDENTIAL_FILE).write_text(credential)
     (tmp_path / AUTHORITY_FILE).write_text(jwk_x(signer.public))
-    assert enrol(signer, rotate(tmp_path, NOW), "holder", now=NOW, days=1)
+    assert issue_credential(signer, rotate(tmp_path, NOW), "holder", now=NOW, days=1)

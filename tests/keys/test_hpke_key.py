@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from he_holder.holder import EpochSecret, PartSeed
+from he_holder.holder import EpochSecret, SubshareSeed
 from he_holder.hpke_key import PRIVATE_BYTES, HpkeKey
-from he_holder.schemes.ckks import SecretPart
+from he_holder.schemes.ckks import SecretSubshare
 from he_party.keyfile import KeyRecord
 from he_protocol.envelope import PUBLIC_BYTES, seal
 from he_protocol.identity.jws import SigningKey
@@ -73,10 +73,10 @@ SECRET = b"\xa7SECRET" + bytes(25)
 HOLDERS_OF_SECRETS = [
     HpkeKey(SECRET * 3),
     KeyRecord("alice", bytes(32), SECRET),
-    EpochSecret(bytes(32), 1, (PartSeed(0, SECRET),)),
-    PartSeed(0, SECRET),
+    EpochSecret(bytes(32), 1, (SubshareSeed(0, SECRET),)),
+    SubshareSeed(0, SECRET),
     SigningKey(bytes(32), SECRET),
-    SecretPart(SECRET, SECRET, SECRET),
+    SecretSubshare(SECRET, SECRET, SECRET),
 ]
 
 

@@ -11,9 +11,9 @@ from math import hypot, sqrt
 import numpy as np
 import pytest
 
-from he_client.encode import Encoder
-from he_client.schemes.kahe import KaheSealer
-from he_holder.schemes import make_opener
+from he_client.quantise import UpdateQuantiser
+from he_client.schemes.kahe import KaheEncryptor
+from he_holder.schemes import make_share_maker
 from he_protocol.arithmetic import residues
 from he_protocol.identity.jws import read_unverified
 from he_protocol.messages import UpdateHeader
@@ -35,13 +35,13 @@ def mean_errors(profile: str, scale: float, clients: int, length: int) -> np.nda
     plan = {"scheme": "kahe", "profile": profile, "threshold": 1, "scale": scale, "value_range": 1.0}
     world = World(1, plan | {"max_clients": clients}, (TensorSpec("w", (length,)),))
     task = world.task
-    scheme, layout = task.scheme, task.part("sum").layout
+    scheme, layout = task.scheme, task.section("sum").layout
     assert isinstance(scheme, Kahe)
     assert layout is not None
     total, plain = layout.zeros(), np.zeros(length)
     rows = total.reshape(layout.rows, layout.degree)
-    opening = make_opener(task, 0, world.hpke[0], {}).begin()
-    sealer = KaheSealer(task, "client", threads=1)
+    opening = make_share_maker(task, 0, world.hpke[0], {}).begin()
+    sealer = KaheEncryptor(task, "client", threads=1)
     header = read_unverified(world.update("client").header, UpdateHeader)
     rng = np.random.default_rng(1)
     for _ in range(clients):
@@ -49,7 +49,7 @@ def mean_errors(profile: str, scale: float, clients: int, length: int) -> np.nda
         plain += update
         pieces: dict[str, list[bytes]] = {"b": [], "shares": []}
         write = partial(_append, pieces)
-        sealer._seal(header.update_id, Encoder(task, update, None).block, write)
+        sealer._encrypt(header.update_id, UpdateQuantiser(task, update, None).block, write)
         residues.fold(rows, b"".join(pieces["b"]), layout)
         opening.add(header, *pieces["shares"])
     released = [residues.unpack(data, scheme.share_layout(length)) for _, data in opening.release(bytes(32), 0)]
@@ -97,7 +97,7 @@ SEALING = """
 import json, re
 from pathlib import Path
 import numpy as np
-from he_client.encode import Encoder
+from he_client.quantise import Encoder
 from he_client.schemes.kahe import KaheSealer
 from he_protocol.task import TensorSpec
 from tests.support.parties import World

@@ -20,7 +20,7 @@ from sqlalchemy.exc import IntegrityError
 from he_holder import ledger
 from he_holder import rules as checks
 from he_holder.ledger import Ledger
-from he_holder.request import Request
+from he_holder.request import OpeningRequest
 from he_holder.rules import VOTING, Rule
 from he_migrations.run import downgrade
 from he_protocol.errors import ProblemError
@@ -60,11 +60,11 @@ async def book(path: Path, world: World) -> AsyncIterator[Ledger]:
     await opened.close()
 
 
-async def decide(book: Ledger, request: Request, rules: tuple[Rule, ...] = VOTING) -> Request:
+async def decide(book: Ledger, request: OpeningRequest, rules: tuple[Rule, ...] = VOTING) -> OpeningRequest:
     return await book.decide(request, rules)
 
 
-def crowd(world: World, *names: str, number: int = 1, base_version: int = 0, **changes: Any) -> Request:
+def crowd(world: World, *names: str, number: int = 1, base_version: int = 0, **changes: Any) -> OpeningRequest:
     updates = [world.update(name, base_version=base_version) for name in names]
     return ask(world, updates, number=number, **changes)
 
@@ -238,11 +238,11 @@ async def test_one_clients_data_in_two_crowds(tmp_path: Path, noisy: bool) -> No
 async def test_looking_at_a_manifest_binds_nothing(path: Path, book: Ledger, world: World) -> None:
     first = await decide(book, crowd(world, "a", "b", "c"))
     before = path.read_bytes()
-    asked = await book.informed(replace(first, history=FRESH))
-    assert asked.history.voted == first.manifest_hash
+    asked = await book.informed(replace(first, ledger_view=FRESH))
+    assert asked.ledger_view.voted == first.manifest_hash
     other = await book.informed(ask(world, list(first.updates), number=2))
-    assert other.history.opened_before == {header.update_id for header in first.headers}
-    assert other.history.repeated == {("a", 0), ("b", 0), ("c", 0)}
+    assert other.ledger_view.opened_before == {header.update_id for header in first.headers}
+    assert other.ledger_view.repeated == {("a", 0), ("b", 0), ("c", 0)}
     assert path.read_bytes() == before
 
 
@@ -271,7 +271,7 @@ async def test_of_overlapping_manifests_at_once_one_gets_the_vote(path: Path, wo
     results = await asyncio.gather(
         *(decide(books[i % 2], request) for i, request in enumerate(requests)), return_exceptions=True
     )
-    won = [result for result in results if isinstance(result, Request)]
+    won = [result for result in results if isinstance(result, OpeningRequest)]
     lost = [result.problem for result in results if isinstance(result, ProblemError)]
     assert len(won) == 1
     assert lost == [UPDATE_OPENED_BEFORE] * (len(requests) - 1)
@@ -287,7 +287,7 @@ async def test_of_manifests_with_one_number_at_once_one_gets_the_vote(path: Path
     results = await asyncio.gather(
         *(decide(books[i % 2], request) for i, request in enumerate(requests)), return_exceptions=True
     )
-    assert sum(isinstance(result, Request) for result in results) == 1
+    assert sum(isinstance(result, OpeningRequest) for result in results) == 1
     assert [result.problem for result in results if isinstance(result, ProblemError)] == [NUMBER_USED] * 7
     for book in books:
         await book.close()
@@ -301,7 +301,7 @@ async def test_manifests_at_once_do_not_overdraw_the_budget(path: Path) -> None:
     results = await asyncio.gather(
         *(decide(books[i % 2], request) for i, request in enumerate(requests)), return_exceptions=True
     )
-    assert sum(isinstance(result, Request) for result in results) == 3
+    assert sum(isinstance(result, OpeningRequest) for result in results) == 3
     assert [result.problem for result in results if isinstance(result, ProblemError)] == [BUDGET_EXHAUSTED] * 5
     for book in books:
         await book.close()

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from he_holder.schemes import make_opener
+from he_holder.schemes import make_share_maker
 from he_protocol.arithmetic import residues
 from he_protocol.errors import ProblemError
 from he_protocol.identity.jws import read_unverified
@@ -24,7 +24,7 @@ MANIFEST = bytes(range(32))
 def shares_of(
     world: World, bodies: list[dict[str, bytes]], holder: int, manifest: bytes = MANIFEST, bucket: int = 0
 ) -> dict[int, bytes]:
-    total = make_opener(world.task, holder, world.hpke[holder], world.dealt[0][holder]).begin()
+    total = make_share_maker(world.task, holder, world.hpke[holder], world.dealt[0][holder]).begin()
     header = read_unverified(world.update("client").header, UpdateHeader)
     for body in bodies:
         total.add(header, body["c1"])
@@ -36,7 +36,7 @@ def open_with(world: World, bodies: list[dict[str, bytes]], parts: dict[int, byt
     total = layout.zeros()
     for body in bodies:
         residues.fold(total.reshape(layout.rows, layout.degree), body["c0"], layout)
-    vectors = [residues.unpack(parts[i], layout) for i in range(world.task.sharing.parts)]
+    vectors = [residues.unpack(parts[i], layout) for i in range(world.task.sharing.subshares)]
     return combine(scheme, total, vectors, world.task.length, len(bodies), world.task.epoch_id)
 
 

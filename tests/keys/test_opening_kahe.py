@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from he_client.schemes.kahe import JOB, KaheSealer
-from he_holder.schemes import make_opener
+from he_client.schemes.kahe import JOB, KaheEncryptor
+from he_holder.schemes import make_share_maker
 from he_protocol.arithmetic.residues import unpack
 from he_protocol.problems import COMBINE_REFUSED
 from he_protocol.schemes import scheme
 from he_protocol.schemes.kahe import PROFILES, Kahe
 from he_protocol.task import TensorSpec
 from tests.support.kahe import FixedWords
-from tests.support.openings import Sent, ask, combine, folded, open_sum, send_kahe, shares
+from tests.support.openings import Sent, ask, combine, decrypt_sum, folded, send_kahe, shares
 from tests.support.parties import World, random_integers
 from tests.unit.refusals import refused
 
@@ -79,15 +79,15 @@ def test_holders_of_a_part_release_the_same_bytes_and_a_retry_repeats_them(holde
     released = [shares(made, holder, request, sent) for holder in range(holders)]
     assert released == [shares(made, holder, request, sent) for holder in range(holders)]
     for holder, mine in enumerate(released):
-        assert tuple(mine) == made.task.sharing.parts_of(holder)
-    for part in range(made.task.sharing.parts):
+        assert tuple(mine) == made.task.sharing.subshares_of(holder)
+    for part in range(made.task.sharing.subshares):
         assert len({released[holder][part] for holder in made.task.sharing.holders_of(part)}) == 1
 
 
 def test_the_order_of_updates_does_not_matter() -> None:
     made = world(10)
     sent = send_all(made, 3)
-    opener = make_opener(made.task, 0, made.hpke[0], {})
+    opener = make_share_maker(made.task, 0, made.hpke[0], {})
     one, two = opener.begin(), opener.begin()
     for update in sent:
         one.add(update.header, update.body["shares"])
@@ -104,7 +104,7 @@ def test_one_holder_too_few_opens_nothing() -> None:
     layout = made.task.scheme.share_layout(10)
     for pair in combinations(range(5), 2):
         parts = {part: data for holder in pair for part, data in shares(made, holder, request, sent).items()}
-        missing = set(range(made.task.sharing.parts)) - set(parts)
+        missing = set(range(made.task.sharing.subshares)) - set(parts)
         assert len(missing) == 1
         vectors = [unpack(data, layout) for data in parts.values()]
         with refused(COMBINE_REFUSED, "out of range"):
@@ -117,9 +117,9 @@ def test_lengths_and_threads(length: int, threads: int) -> None:
     """One value, whole rows, whole groups, whole jobs, and one more."""
     made = world(length)
     sent = send_all(made, 3, threads=threads)
-    assert [len(one.body["b"]) for one in sent] == [made.task.part("sum").size] * 3
-    assert [len(one.body["shares"]) for one in sent] == [made.task.part("key").size] * 3
-    left = errors(made, open_sum(made, ask(made, [one.update for one in sent]), sent), sent)
+    assert [len(one.body["b"]) for one in sent] == [made.task.section("sum").size] * 3
+    assert [len(one.body["shares"]) for one in sent] == [made.task.section("key").size] * 3
+    left = errors(made, decrypt_sum(made, ask(made, [one.update for one in sent]), sent), sent)
     assert left.shape == (length,)
     assert np.abs(left).max() < 8 * 6.4 * sqrt(3)
     if length > 500:
@@ -136,8 +136,8 @@ async def test_the_source_is_asked_once_for_everything_and_bytes_come_in_order(t
         asked.append((start, stop))
         return np.zeros(stop - start, dtype=np.int64)
 
-    sealer = KaheSealer(made.task, "client", threads=threads)
-    await sealer.seal(bytes(16), source, lambda part, data: written.append((part, len(data))))
+    sealer = KaheEncryptor(made.task, "client", threads=threads)
+    await sealer.encrypt(bytes(16), source, lambda part, data: written.append((part, len(data))))
     covered = sorted(asked)
     assert covered[0][0] == 0
     assert covered[-1][1] == made.task.length
@@ -159,7 +159,9 @@ async def test_a_source_that_fails_stops_the_sealing() -> None:
 
     written: list[str] = []
     with pytest.raises(OSError, match="the disk is gone"):
-        await KaheSealer(made.task, "client", threads=2).seal(bytes(16), source, lambda part, _: written.append(part))
+        await KaheEncryptor(made.task, "client", threads=2).encrypt(
+            bytes(16), source, lambda part, _: written.append(part)
+        )
     assert "shares" not in written
 
 
@@ -168,7 +170,7 @@ def test_where_the_vector_ends_errors_hide_the_product_too() -> None:
     made = world(1)
     words = FixedWords(b"one")
     sent = send_kahe(made, "client", random_integers(1, 1, 5), words=words)
-    profile, layout = PROFILES["kahe-14"], made.task.part("sum").layout
+    profile, layout = PROFILES["kahe-14"], made.task.section("sum").layout
     assert isinstance(made.task.scheme, Kahe)
     secret = (words.secret(profile) % (1 << 32)).astype(np.uint64).reshape(1, 1, -1)
     total = unpack(sent.body["b"], layout)  # type: ignore[arg-type]

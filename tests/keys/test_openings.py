@@ -15,7 +15,7 @@ from aiohttp import web
 
 from he_holder.holder import KeyHolder
 from he_holder.opening import Openings
-from he_holder.request import Request
+from he_holder.request import OpeningRequest
 from he_protocol import documents, paths
 from he_protocol.identity.jws import SigningKey, verify
 from he_protocol.messages import Exclusion, FailedBucket, Message, Objection, Screening, Share, Vote
@@ -58,7 +58,7 @@ class Scene:
     def __post_init__(self) -> None:
         self.openings = Openings(self.holder, self.world.task)
 
-    def offer(self, sent: list[Sent], **changes: Any) -> Request:
+    def offer(self, sent: list[Sent], **changes: Any) -> OpeningRequest:
         request = ask(self.world, [one.update for one in sent], **changes)
         self.server.offer(request, key_bodies([(one.update, one.body["shares"]) for one in sent]))
         return request
@@ -71,7 +71,7 @@ class Scene:
         token = self.server.answers[number, "holder-0", kind.__name__.lower()]
         return verify(token, kind, self.holder.identity.key.public)
 
-    def expected(self, request: Request) -> bytes:
+    def expected(self, request: OpeningRequest) -> bytes:
         """The share of bucket 0, computed in memory."""
         bodies = {bytes.fromhex(update): body for update, body in self.server.bodies.items()}
         return b"".join(share(self.world, 0, request, bodies).values())
@@ -250,7 +250,7 @@ async def test_sums_of_the_screening_are_used_when_nothing_was_lost(scene: Scene
     await scene.serve()
     final = scene.offer(scene.sent)
     assert [await scene.serve(), await scene.serve()] == ["vote", "release"]
-    assert scene.asked(paths.key_parts_path) == scene.asked(paths.heads_path) == 1  # six updates, of which five stay
+    assert scene.asked(paths.key_sections_path) == scene.asked(paths.heads_path) == 1  # six updates, of which five stay
     assert scene.server.shares[1, "holder-0"][1] == scene.expected(final)
 
 
@@ -259,7 +259,7 @@ async def test_a_manifest_that_has_lost_updates_is_added_up_again(scene: Scene) 
     await scene.serve()
     final = scene.offer(scene.sent[:4])
     assert [await scene.serve(), await scene.serve()] == ["vote", "release"]
-    assert scene.asked(paths.key_parts_path) == 2
+    assert scene.asked(paths.key_sections_path) == 2
     assert scene.server.shares[1, "holder-0"][1] == scene.expected(final)
 
 
@@ -326,7 +326,7 @@ async def test_a_client_that_is_revoked_between_votes_keeps_its_bucket_closed(tm
         assert await scene.serve() == "release"
         said = verify(server.shares[1, "holder-0"][0], Share, holder.identity.key.public)
         assert [(one.bucket, one.problem) for one in said.failed] == [(1, REVOKED_KEY.slug)]
-        assert {entry.bucket for entry in said.parts} == {0}
+        assert {entry.bucket for entry in said.vectors} == {0}
 
 
 async def test_a_round_that_went_on_without_us_is_no_evidence(scene: Scene) -> None:

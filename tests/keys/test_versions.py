@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from he_authority.enrolment import enrol
-from he_holder.rules import judge
+from he_authority.enrollment import issue_credential
+from he_holder.rules import check_all
 from he_protocol.identity.jws import SigningKey, read_unverified
 from he_protocol.identity.revocation import Revocations
-from he_protocol.messages import EnrolRequest, RevocationList, SignedUpdate, UpdateHeader
+from he_protocol.messages import EnrollRequest, RevocationList, SignedUpdate, UpdateHeader
 from he_protocol.problems import UNKNOWN_PROTOCOL
 from tests.support.openings import ask
 from tests.support.parties import NOW, World
@@ -31,9 +31,9 @@ def updates(world: World) -> list[SignedUpdate]:
 @other_versions
 def test_a_manifest(world: World, version: str) -> None:
     sent = updates(world)
-    judge(ask(world, sent))
+    check_all(ask(world, sent))
     with refused(UNKNOWN_PROTOCOL):
-        judge(ask(world, sent, signer=OtherVersion.of(world.server.key, version)))
+        check_all(ask(world, sent, signer=OtherVersion.of(world.server.key, version)))
 
 
 @other_versions
@@ -46,13 +46,13 @@ def test_an_update_that_the_server_passes_on(world: World, version: str, which: 
         "credential": SignedUpdate(first.header, _enrolled(world, version)),
     }[which]
     with refused(UNKNOWN_PROTOCOL):
-        judge(ask(world, [old, *rest]))
+        check_all(ask(world, [old, *rest]))
 
 
 def _enrolled(world: World, version: str) -> str:
     key = world.client("a").key
-    request = key.sign(EnrolRequest("a", "client", key.public, int(NOW)))
-    return enrol(OtherVersion.of(world.authority.key, version), request, "client", now=NOW, days=1)
+    request = key.sign(EnrollRequest("a", "client", key.public, int(NOW)))
+    return issue_credential(OtherVersion.of(world.authority.key, version), request, "client", now=NOW, days=1)
 
 
 @other_versions
@@ -66,7 +66,7 @@ def test_a_revocation_list(world: World, version: str) -> None:
 @other_versions
 def test_an_enrolment_request(world: World, version: str) -> None:
     key = SigningKey.generate()
-    request = EnrolRequest("new", "client", key.public, int(NOW))
-    assert enrol(world.authority.key, key.sign(request), "client", now=NOW, days=1)
+    request = EnrollRequest("new", "client", key.public, int(NOW))
+    assert issue_credential(world.authority.key, key.sign(request), "client", now=NOW, days=1)
     with refused(UNKNOWN_PROTOCOL):
-        enrol(world.authority.key, OtherVersion.of(key, version).sign(request), "client", now=NOW, days=1)
+        issue_credential(world.authority.key, OtherVersion.of(key, version).sign(request), "client", now=NOW, days=1)

@@ -9,8 +9,8 @@ from itertools import combinations
 from typing import Literal, Protocol
 
 from he_holder.ledger import Ledger
-from he_holder.request import History, Request
-from he_holder.rules import RELEASING, VOTING, Rule, judge
+from he_holder.request import LedgerView, OpeningRequest
+from he_holder.rules import RELEASING, VOTING, Rule, check_all
 from he_protocol.committee import Committee, parse_committee
 from he_protocol.errors import ProblemError
 from he_protocol.messages import SignedUpdate
@@ -49,35 +49,35 @@ def committee_world(text: str) -> tuple[World, tuple[SignedUpdate, ...]]:
 
 
 @cache
-def request_for(text: str, asked: Asked) -> Request:
+def request_for(text: str, asked: Asked) -> OpeningRequest:
     world, updates = committee_world(text)
-    return ask(world, [updates[i] for i in sorted(asked.clients)], number=asked.number, floor=LEAST)
+    return ask(world, [updates[i] for i in sorted(asked.clients)], number=asked.number, min_clients_floor=LEAST)
 
 
 class Memory(Protocol):
     """What an honest holder remembers: a ledger, or something that behaves like one."""
 
-    async def decide(self, request: Request, rules: tuple[Rule, ...] = VOTING) -> Request: ...
+    async def decide(self, request: OpeningRequest, rules: tuple[Rule, ...] = VOTING) -> OpeningRequest: ...
 
 
 @dataclass
 class Notes:
     """A ledger in memory."""
 
-    voted: dict[int, Request] = field(default_factory=dict)
+    voted: dict[int, OpeningRequest] = field(default_factory=dict)
 
-    async def decide(self, request: Request, rules: tuple[Rule, ...] = VOTING) -> Request:
+    async def decide(self, request: OpeningRequest, rules: tuple[Rule, ...] = VOTING) -> OpeningRequest:
         number = request.manifest.opening
         others = [other for at, other in self.voted.items() if at != number]
         lower = [other.manifest for other in others if other.manifest.opening < number]
-        history = History(
+        history = LedgerView(
             voted=self.voted[number].manifest_hash if number in self.voted else None,
             opened_before=frozenset(h.update_id for other in others for h in other.headers),
             repeated=frozenset((h.client, h.base_version) for other in others for h in other.headers),
             model_version=max((manifest.model_version for manifest in lower), default=0),
             formed=max((manifest.formed for manifest in lower), default=0),
         )
-        judge(replace(request, history=history), rules)
+        check_all(replace(request, ledger_view=history), rules)
         self.voted.setdefault(number, request)
         return request
 

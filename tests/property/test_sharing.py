@@ -17,7 +17,7 @@ def truth(sharing: Sharing, part: int) -> bytes:
 
 
 def honest(sharing: Sharing, holders: set[int]) -> dict[int, dict[int, bytes]]:
-    return {h: {i: truth(sharing, i) for i in sharing.parts_of(h)} for h in holders}
+    return {h: {i: truth(sharing, i) for i in sharing.subshares_of(h)} for h in holders}
 
 
 LIES = st.sampled_from((b"lie", b"other lie", b"part 0", b"part 1"))
@@ -25,10 +25,10 @@ LIES = st.sampled_from((b"lie", b"other lie", b"part 0", b"part 1"))
 
 def lied(data: st.DataObject, sharing: Sharing, liar: int) -> dict[int, bytes]:
     """Any claims: the same lie as others or not, on one part or on all, also on parts that it cannot know."""
-    claims = {i: truth(sharing, i) for i in sharing.parts_of(liar)}
+    claims = {i: truth(sharing, i) for i in sharing.subshares_of(liar)}
     strange = data.draw(st.booleans())
-    parts = st.integers(0, sharing.parts) if strange else st.sampled_from(sharing.parts_of(liar))
-    return claims | data.draw(st.dictionaries(parts, LIES, max_size=sharing.parts))
+    parts = st.integers(0, sharing.subshares) if strange else st.sampled_from(sharing.subshares_of(liar))
+    return claims | data.draw(st.dictionaries(parts, LIES, max_size=sharing.subshares))
 
 
 @given(st.sampled_from([(3, 2), (4, 2), (4, 3), (5, 3), (6, 4), (7, 3), (7, 4)]), st.data())
@@ -40,7 +40,7 @@ def test_what_honest_holders_say_is_a_choice_and_no_certain_one_is_another(
     holders = data.draw(st.sets(st.integers(0, sharing.holders - 1), min_size=sharing.threshold))
     liars = data.draw(st.sets(st.sampled_from(sorted(holders)), max_size=sharing.threshold - 1))
     claims = honest(sharing, holders - liars) | {liar: lied(data, sharing, liar) for liar in liars}
-    right = tuple(truth(sharing, i) for i in range(sharing.parts))
+    right = tuple(truth(sharing, i) for i in range(sharing.subshares))
     found = choices(sharing, claims)
     assert len({choice.digests for choice in found}) == len(found)
     for choice in found:
@@ -48,7 +48,7 @@ def test_what_honest_holders_say_is_a_choice_and_no_certain_one_is_another(
         assert choice.support.isdisjoint(choice.suspects)
     if len(holders - liars) >= sharing.threshold:
         (chosen,) = [choice for choice in found if choice.digests == right]
-        assert chosen.suspects == {h for h in liars if claims[h] != {i: right[i] for i in sharing.parts_of(h)}}
+        assert chosen.suspects == {h for h in liars if claims[h] != {i: right[i] for i in sharing.subshares_of(h)}}
 
 
 @pytest.mark.parametrize("committee", BYZANTINE)
@@ -60,10 +60,10 @@ def test_f_liars_of_a_byzantine_committee_never_win(committee: tuple[int, int], 
     claims = honest(sharing, set(range(sharing.holders)) - liars)
     claims |= {liar: lied(data, sharing, liar) for liar in liars}
     first, *others = choices(sharing, claims)
-    assert first.digests == tuple(truth(sharing, i) for i in range(sharing.parts))
+    assert first.digests == tuple(truth(sharing, i) for i in range(sharing.subshares))
     assert first.certain(sharing)
     assert not any(choice.certain(sharing) for choice in others)
-    assert first.suspects == {h for h in liars if claims[h] != {i: truth(sharing, i) for i in sharing.parts_of(h)}}
+    assert first.suspects == {h for h in liars if claims[h] != {i: truth(sharing, i) for i in sharing.subshares_of(h)}}
 
 
 @pytest.mark.parametrize("committee", BYZANTINE)
@@ -84,11 +84,11 @@ def test_every_set_of_f_liars_with_the_same_lie(committee: tuple[int, int]) -> N
     """The lie of a single part, and of all: the review's p23."""
     sharing = sharing_of(*committee)
     for liars in combinations(range(sharing.holders), sharing.threshold - 1):
-        for parts in [*((part,) for part in range(sharing.parts)), tuple(range(sharing.parts))]:
+        for parts in [*((part,) for part in range(sharing.subshares)), tuple(range(sharing.subshares))]:
             claims = honest(sharing, set(range(sharing.holders)))
             for liar in liars:
-                claims[liar] |= dict.fromkeys(set(parts) & set(sharing.parts_of(liar)), b"lie")
+                claims[liar] |= dict.fromkeys(set(parts) & set(sharing.subshares_of(liar)), b"lie")
             first = choices(sharing, claims)[0]
             assert first.certain(sharing)
             assert b"lie" not in first.digests
-            assert first.suspects == {liar for liar in liars if set(parts) & set(sharing.parts_of(liar))}
+            assert first.suspects == {liar for liar in liars if set(parts) & set(sharing.subshares_of(liar))}

@@ -139,4 +139,4 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def both_sizes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Updates as small ones, which share blobs, and as large ones, which are written as they arrive."""
     if request.param == "own blobs":
-        monkeypatch.setattr(submit, "TOGETHER_BYTES", 0)
+        monkeypatch.setattr(submit, "SHARED_BLOB_BYTES", 0)

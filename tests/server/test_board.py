@@ -8,7 +8,7 @@ import pytest
 from aiohttp import ClientResponse
 
 from he_protocol import documents, frames, paths, problems
-from he_protocol.messages import Commitment, Confirmation, Contribution, Message, PartDigest, Reveal
+from he_protocol.messages import Commitment, Confirmation, Contribution, Message, Reveal, SubshareDigest
 
 from .conftest import both
 from .world import World
@@ -20,9 +20,9 @@ def _message(world: World, phase: documents.Phase, holder: int, /, **changes: An
         case "contribution":
             return Contribution(boxes=(), **bound)
         case "commitment":
-            return Commitment(transcript=bytes(32), parts=(PartDigest(0, bytes(32)),), **bound)
+            return Commitment(transcript=bytes(32), digests=(SubshareDigest(0, bytes(32)),), **bound)
         case "reveal":
-            return Reveal(transcript=bytes(32), parts=(), **bound)
+            return Reveal(transcript=bytes(32), digests=(), **bound)
         case "confirmation":
             return Confirmation(transcript=bytes(32), key=bytes(32), **bound)
 

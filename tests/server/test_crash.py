@@ -19,7 +19,7 @@ from safetensors.numpy import load
 from he_protocol import documents, paths, problems
 from he_protocol.errors import ProblemError
 from he_protocol.problems import ProblemType
-from he_server.jobs.garbage import sweep
+from he_server.jobs.garbage import collect_garbage
 from he_server.jobs.worker import Worker
 from he_server.rules.manifests import Plan
 from he_server.rules.records import RoundRecord
@@ -90,11 +90,11 @@ async def test_a_server_killed_after_publishing_leaves_nothing_for_ever(
         with pytest.raises(Killed):
             await world.open(1)
     await _published_once(world)
-    await sweep(world.server, 3600)
+    await collect_garbage(world.server, 3600)
     root = world.server.settings.data_dir / "blobs"
     assert len(list((root / "keys").iterdir())) == 3  # too young to be swept
     _age(root)
-    await sweep(world.server, 3600)
+    await collect_garbage(world.server, 3600)
     assert [p for name in BY_ROUND for p in (root / name).iterdir()] == []
 
 
@@ -118,7 +118,7 @@ async def test_sweeping_keeps_what_rounds_need(world: World) -> None:
     for folder in BY_ROUND:
         (root / folder / "orphan").write_bytes(b"bytes without a row")
     _age(root)
-    await sweep(world.server, 3600)
+    await collect_garbage(world.server, 3600)
     assert not (root / "partial" / "cut-off").exists()
     assert [len(list((root / folder).iterdir())) for folder in BY_ROUND] == [1, 4, 0, 1, 1]
     await world.open(1, (1, 2))
@@ -132,16 +132,16 @@ async def test_a_sweep_waits_for_those_who_are_about_to_refer_to_bytes(
 ) -> None:
     """A transaction that was held up for an hour: between its bytes and its commit, a sweep takes place elsewhere."""
     server, sweeps = world.server, list[asyncio.Task[None]]()
-    keep, root = server.accept._keep, server.settings.data_dir / "blobs"
+    keep, root = server.accept._write_blobs, server.settings.data_dir / "blobs"
 
     async def held_up(offers: Sequence[NewUpdate]) -> str:
         name = await keep(offers)
         _age(root)
-        sweeps.append(asyncio.create_task(sweep(server, 3600)))
+        sweeps.append(asyncio.create_task(collect_garbage(server, 3600)))
         await asyncio.sleep(0.3)
         return name
 
-    monkeypatch.setattr(server.accept, "_keep", held_up)
+    monkeypatch.setattr(server.accept, "_write_blobs", held_up)
     if not guarded:
         monkeypatch.setattr(Store, "alone", _together)
     await world.fill(1, 200)
@@ -166,7 +166,7 @@ async def test_bytes_that_were_swept_before_their_row_are_asked_for_again(
         if not swept:
             swept.append(method)
             _age(world.server.settings.data_dir / "blobs")
-            await sweep(world.server, 3600)
+            await collect_garbage(world.server, 3600)
         return await commit(self, *args)
 
     monkeypatch.setattr(Store, method, held_up)

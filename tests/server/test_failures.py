@@ -14,7 +14,7 @@ from he_protocol import frames, paths, problems
 from he_protocol.errors import ProblemError
 from he_protocol.messages import Contribution
 from he_server.blobs.local import BlobWriter
-from he_server.services.context import Server
+from he_server.services.context import ServerContext
 from he_server.store import Store
 from he_server.store.engine import make_engine, sqlite_url
 
@@ -166,7 +166,7 @@ async def test_the_worker_survives_errors_and_readiness_watches_it(
         return ()
 
     monkeypatch.setattr(Store, "live_rounds", flaky)
-    server: Server = world.server
+    server: ServerContext = world.server
     stop = asyncio.Event()
     server.worker = asyncio.create_task(world.worker.run(stop))
     async with asyncio.timeout(5):

@@ -207,9 +207,9 @@ async def test_a_holder_downloads_the_key_parts(world: World) -> None:
     await world.work()
     pending = await world.get(world.holders[2], paths.openings_path(world.task.id), documents.PendingOpenings)
     assert pending.rounds == (documents.Waiting(1, "screen"),)
-    response = await world.call(world.holders[2], "GET", paths.key_parts_path(world.task.id, 1))
+    response = await world.call(world.holders[2], "GET", paths.key_sections_path(world.task.id, 1))
     ordered = sorted(uploads, key=lambda upload: upload.id)
-    assert await response.read() == b"".join(upload.body[world.task.part("sum").size :] for upload in ordered)
+    assert await response.read() == b"".join(upload.body[world.task.section("sum").size :] for upload in ordered)
     for stage in ("vote", "release"):
         await (world.screen if stage == "vote" else world.vote)(1)
         pending = await world.get(world.holders[2], paths.openings_path(world.task.id), documents.PendingOpenings)

@@ -103,11 +103,11 @@ def _kill(patch: pytest.MonkeyPatch, owner: Any, name: str, when: str) -> None:
         (BlobWriter, "commit"),
         (Store, "checkpoint"),
         (Blobs, "delete"),
-        (folding_module, "discard"),
+        (folding_module, "delete_blobs"),
         (Store, "begin_screening"),
         (forming, "merge_sums"),
         (Store, "begin_opening"),
-        (forming, "discard"),
+        (forming, "delete_blobs"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -259,7 +259,7 @@ async def test_the_disk_holds_a_few_updates_and_accumulators(
         await world.fill(1, first=i)
         await world.work()
     assert len(seen) >= clients // FOLD_BATCH
-    assert max(seen) <= FOLD_BATCH * world.task.part("sum").size + 2 * _accumulator_bytes(world.task)
+    assert max(seen) <= FOLD_BATCH * world.task.section("sum").size + 2 * _accumulator_bytes(world.task)
     assert _sizes(world, "updates") == []
 
 
@@ -278,7 +278,7 @@ async def test_updates_are_kept_to_be_taken_out_again_while_there_is_room(
     """Of all tasks together as many bytes as the setting says, and only while the disk is far from full."""
     world = empty_world
     await world.add_task(max_clients=3 * FOLD_BATCH, collect_seconds=LONG)
-    size = world.task.part("sum").size
+    size = world.task.section("sum").size
     room = {"retain_bytes": FOLD_BATCH * size}
     world.server.settings = world.server.settings.model_copy(update=room)
     await world.fill(FOLD_BATCH)

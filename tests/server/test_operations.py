@@ -42,7 +42,7 @@ async def test_gauges(world: World) -> None:
     assert "hushsum_database_up 1.0" in text
     found = dict(re.findall(r"^(hushsum_\w+) (\S+)$", text, re.M))
     assert float(found["hushsum_disk_free_bytes"]) > 0
-    assert float(found["hushsum_unfolded_bytes"]) >= 2 * world.task.part("sum").size
+    assert float(found["hushsum_unfolded_bytes"]) >= 2 * world.task.section("sum").size
     assert found["hushsum_revocations_valid_until_seconds"] == "+Inf"
 
 

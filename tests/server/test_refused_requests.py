@@ -122,7 +122,7 @@ async def test_another_clients_update_is_not_shown(world: World) -> None:
 
 async def test_key_parts_only_while_opening(world: World) -> None:
     await world.fill(1)
-    response = await world.call(world.holders[0], "GET", paths.key_parts_path(world.task.id, 1))
+    response = await world.call(world.holders[0], "GET", paths.key_sections_path(world.task.id, 1))
     assert await world.problem(response) == problems.WRONG_STATE
 
 

@@ -45,11 +45,11 @@ async def test_the_same_share_again_and_another_one(opening: World) -> None:
         ({"round": 2}, problems.NOT_ADDRESSED),
         ({"manifest": bytes(32)}, problems.MANIFEST_MISMATCH),
         ({"holder": "holder-1"}, problems.NOT_ADDRESSED),
-        ({"parts": ()}, problems.WRONG_SHARE),
-        ({"parts": (ShareVector(1, 1, bytes(32)), ShareVector(1, 2, bytes(32)))}, problems.WRONG_SHARE),
+        ({"vectors": ()}, problems.WRONG_SHARE),
+        ({"vectors": (ShareVector(1, 1, bytes(32)), ShareVector(1, 2, bytes(32)))}, problems.WRONG_SHARE),
         ({"failed": (FailedBucket(0, bytes(16), "malformed"),)}, problems.WRONG_SHARE),
-        ({"parts": (ShareVector(0, 2, bytes(32)), ShareVector(0, 1, bytes(32)))}, problems.WRONG_SHARE),
-        ({"parts": (ShareVector(0, 1, bytes(32)), ShareVector(0, 2, bytes(32)))}, problems.DIGEST_MISMATCH),
+        ({"vectors": (ShareVector(0, 2, bytes(32)), ShareVector(0, 1, bytes(32)))}, problems.WRONG_SHARE),
+        ({"vectors": (ShareVector(0, 1, bytes(32)), ShareVector(0, 2, bytes(32)))}, problems.DIGEST_MISMATCH),
     ],
     ids=lambda value: value.slug if isinstance(value, problems.ProblemType) else next(iter(value)),
 )
@@ -170,7 +170,9 @@ async def test_where_no_honest_quorum_answers_nothing_is_published(opening: Worl
 
 async def test_a_share_that_does_not_open_waits_for_an_honest_one_whatever_the_hour(opening_of_four: World) -> None:
     world = opening_of_four
-    lie: dict[int | tuple[int, int], bytes] = {part: half_a_unit(world.task) for part in world.task.sharing.parts_of(0)}
+    lie: dict[int | tuple[int, int], bytes] = {
+        part: half_a_unit(world.task) for part in world.task.sharing.subshares_of(0)
+    }
     await world.put_share(0, 1, await world.share(0, 1, lie))
     await world.put_share(1, 1, await world.share(1, 1))
     world.clock.now += 10 * world.task.config.opening_seconds

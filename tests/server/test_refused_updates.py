@@ -10,7 +10,7 @@ import pytest
 from he_protocol import frames, paths, problems
 from he_protocol.identity.credentials import CLOCK_SKEW_SECONDS
 from he_protocol.identity.jws import SigningKey
-from he_protocol.messages import SignedUpdate, encode
+from he_protocol.messages import SignedUpdate, to_json
 from he_protocol.problems import ProblemType
 
 from .conftest import both
@@ -80,7 +80,7 @@ async def test_a_body_that_ends_early(world: World, ada: Person) -> None:
 
 
 async def test_parts_of_another_profile(world: World, ada: Person) -> None:
-    upload = world.upload(ada, parts=())
+    upload = world.upload(ada, sections=())
     assert await _refused(world, ada, upload) == problems.WRONG_SIZE
 
 
@@ -173,6 +173,6 @@ async def test_a_second_update_in_one_round(world: World) -> None:
 
 async def test_nothing_is_read_of_a_body_that_cannot_be_accepted(world: World, ada: Person) -> None:
     upload = world.upload(ada, task_hash=bytes(32))
-    head = frames.start(encode(upload.signed))
+    head = frames.start(to_json(upload.signed))
     path = paths.update_path(world.task.id, upload.id.hex())
     assert await world.problem(await world.call(ada, "PUT", path, data=head)) == problems.WRONG_TASK

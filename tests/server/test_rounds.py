@@ -216,7 +216,9 @@ async def test_a_majority_names_the_holder_that_lies(empty_world: World) -> None
     await world.add_task_of_four()
     await world.fill(3, 200)
     await world.certify(1)
-    lie: dict[int | tuple[int, int], bytes] = {part: half_a_unit(world.task) for part in world.task.sharing.parts_of(0)}
+    lie: dict[int | tuple[int, int], bytes] = {
+        part: half_a_unit(world.task) for part in world.task.sharing.subshares_of(0)
+    }
     await world.put_share(0, 1, await world.share(0, 1, lie))
     await world.put_share(1, 1, await world.share(1, 1))
     await world.work()

@@ -22,7 +22,7 @@ from he_party.keyfile import KeyRecord, read_private
 from he_protocol import problems
 from he_protocol.errors import ProblemError
 from he_protocol.identity.jws import SigningKey, jwk_x, verify
-from he_protocol.messages import EnrolRequest
+from he_protocol.messages import EnrollRequest
 from he_server.cli.main import app
 from he_server.settings import load_settings
 
@@ -78,7 +78,7 @@ def test_a_passphrase_never_shows(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_init_makes_a_key_and_a_request(data_dir: Path) -> None:
     record = read_private(data_dir / "server.key", KeyRecord)
-    request = verify((data_dir / "enroll-request.jws").read_text().strip(), EnrolRequest, record.public)
+    request = verify((data_dir / "enroll-request.jws").read_text().strip(), EnrollRequest, record.public)
     assert (request.name, request.role, request.key) == ("aggregator", "server", record.public)
 
 

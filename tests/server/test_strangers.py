@@ -12,11 +12,11 @@ from safetensors.numpy import load, save
 from he_protocol import frames, paths, problems
 from he_protocol.errors import ProblemError
 from he_protocol.task import Task
-from he_server.jobs.garbage import sweep
+from he_server.jobs.garbage import collect_garbage
 from he_server.rules.admission import Limits
 from he_server.rules.bodies import check_codings, check_declared, update_frame
 from he_server.services import strangers
-from he_server.services.backpressure import Pressure
+from he_server.services.backpressure import AdmissionController
 from he_server.services.strangers import Bodies, Turnstile, has_slot
 from he_server.store import Store
 from tests.support.revocations import revoked
@@ -47,7 +47,7 @@ SLOW_TASK = b"POST /v1/tasks HTTP/1.1\r\nHost: x\r\nContent-Length: 1073741824\r
 async def test_a_stranger_reserves_nothing_of_the_uploads_room(world: World) -> None:
     async with AsyncExitStack() as stack:
         await _trickle(world, stack, SLOW_TASK)
-        load = await world.server.pressure.load()
+        load = await world.server.admission.load()
         assert (load.uploads, load.arriving) == (0, 0)
         ada = world.person("ada", "client")
         assert (await world.put(ada, world.upload(ada))).status == 201
@@ -59,7 +59,7 @@ async def test_who_is_refused_was_never_admitted(world: World, monkeypatch: pyte
     def never(*_: object) -> None:
         raise AssertionError("a stranger was admitted")
 
-    monkeypatch.setattr(world.server.pressure, "admit", never)
+    monkeypatch.setattr(world.server.admission, "admit", never)
     path = paths.update_path(world.task.id, "0" * 32)
     forged = world.person("ada", "client")
     forged.key = world.person("eve", "client").key
@@ -164,7 +164,7 @@ async def test_a_new_task_that_is_refused_leaves_no_file(world: World, monkeypat
 async def test_a_new_tasks_model_is_taken_when_the_disk_has_room(world: World) -> None:
     config = world.config(name="second")
     head, model = frames.start(world.authority.sign(config).encode()), initial_model(config)
-    world.server.pressure = Pressure(Limits(1 << 20, 1 << 60, 2, 2, 0.0), world.server.measure)
+    world.server.admission = AdmissionController(Limits(1 << 20, 1 << 60, 2, 2, 0.0), world.server.measure)
     assert await world.problem(await world.call(None, "POST", paths.TASKS, data=head + model)) == problems.OVERLOADED
 
 
@@ -188,7 +188,7 @@ async def test_what_no_row_refers_to_is_swept_from_models_and_board(world: World
     for name in names:
         world.server.blobs.put(name, b"left behind")
     assert len(files(world)) == len(before) + 3
-    await sweep(world.server, -1.0)
+    await collect_garbage(world.server, -1.0)
     assert files(world) == before
 
 

@@ -25,10 +25,10 @@ from he_protocol.identity.jws import verify
 from he_protocol.messages import Receipt, UpdateHeader
 from he_server.blobs.upload_file import UploadFile
 from he_server.http.handlers import uploads
-from he_server.jobs.garbage import sweep
+from he_server.jobs.garbage import collect_garbage
 from he_server.rules.admission import Limits
 from he_server.services import uploads as services
-from he_server.services.backpressure import Pressure
+from he_server.services.backpressure import AdmissionController
 from he_server.services.context import open_server
 from he_server.store import Store
 
@@ -529,7 +529,7 @@ async def test_an_upload_expires_and_is_swept(world: World, ada: Person) -> None
     path = await begun(world, ada, upload)
     await append(world, path, 0, upload.frame[:100])
     kept = await begun(world, ada, world.upload(ada))
-    await sweep(world.server, 3600)
+    await collect_garbage(world.server, 3600)
     assert await offset(world, path) == 100
     world.clock.now += world.server.settings.upload_seconds - 1
     assert await offset(world, kept) == 0
@@ -537,7 +537,7 @@ async def test_an_upload_expires_and_is_swept(world: World, ada: Person) -> None
     answer = await append(world, path, 100, upload.frame[100:])
     assert (answer.status, await world.problem(answer)) == (410, problems.UPLOAD_EXPIRED)
     assert len(files(world)) == 2
-    await sweep(world.server, 3600)
+    await collect_garbage(world.server, 3600)
     assert files(world) == []
     assert await world.problem(await append(world, path, 100, b"x")) == problems.NOT_FOUND
     assert await world.server.store.unfinished_upload_bytes() == 0
@@ -617,7 +617,7 @@ async def test_uploads_are_begun_only_while_the_disk_has_room_for_all(
 ) -> None:
     first, second, free = world.upload(ada), world.upload(ada), 1 << 30
     monkeypatch.setattr("he_server.services.context.free_bytes", lambda _: free)  # others write to the real disk, too
-    world.server.pressure.relieved()  # it has looked at the real one
+    world.server.admission.invalidate()  # it has looked at the real one
     settle(world, min_free_bytes=free - len(first.frame) - 1000)
     path = await begun(world, ada, first)
     assert await world.problem(await begin(world, ada, second)) == problems.OVERLOADED
@@ -629,9 +629,9 @@ async def test_uploads_are_begun_only_while_the_disk_has_room_for_all(
 async def test_a_chunk_waits_for_room_like_an_update(world: World, ada: Person) -> None:
     upload = world.upload(ada)
     path = await begun(world, ada, upload)
-    relaxed = world.server.pressure
-    world.server.pressure = Pressure(Limits(1 << 30, 0, 0, 4, 0.0), world.server.measure)  # no slot at all
+    relaxed = world.server.admission
+    world.server.admission = AdmissionController(Limits(1 << 30, 0, 0, 4, 0.0), world.server.measure)  # no slot at all
     assert await world.problem(await append(world, path, 0, upload.frame)) == problems.OVERLOADED
     assert await offset(world, path) == 0
-    world.server.pressure = relaxed
+    world.server.admission = relaxed
     assert (await append(world, path, 0, upload.frame)).status == 204

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from he_protocol import documents, frames, paths
-from he_protocol.messages import Reveal, RevocationList, SignedUpdate, encode
+from he_protocol.messages import Reveal, RevocationList, SignedUpdate, to_json
 from he_protocol.problems import UNKNOWN_PROTOCOL
 from tests.support.versions import MAGICS, OTHERS, OtherVersion, reframed
 
@@ -56,7 +56,7 @@ async def test_an_update(world: World, ada: Person, version: str) -> None:
 @other_versions
 async def test_a_credential_in_an_update(world: World, ada: Person, version: str) -> None:
     upload = world.upload(ada)
-    head = encode(SignedUpdate(upload.signed.header, enrolled(world, version).credential))
+    head = to_json(SignedUpdate(upload.signed.header, enrolled(world, version).credential))
     frame = frames.start(head) + upload.body
     answer = await world.call(ada, "PUT", paths.update_path(world.task.id, upload.id.hex()), data=frame)
     assert await world.problem(answer) is UNKNOWN_PROTOCOL

@@ -29,15 +29,15 @@ from he_protocol.messages import (
     FailedBucket,
     Jwk,
     Manifest,
-    Part,
     Role,
     Screening,
+    SectionEntry,
     Share,
     ShareVector,
     SignedUpdate,
     UpdateHeader,
     Vote,
-    encode,
+    to_json,
 )
 from he_protocol.privacy.plan import PrivacyPlan
 from he_protocol.problems import ProblemType
@@ -47,7 +47,7 @@ from he_server.http.app import make_app
 from he_server.http.listening import Listener
 from he_server.http.process import make_listener, make_runner
 from he_server.jobs.worker import Worker
-from he_server.services.context import Server
+from he_server.services.context import ServerContext
 from tests.unit.parties import hpke_key
 
 START = 1_900_000_000.0
@@ -85,13 +85,13 @@ class Upload:
 
     @property
     def frame(self) -> bytes:
-        return frames.start(encode(self.signed)) + self.body
+        return frames.start(to_json(self.signed)) + self.body
 
 
 class Front(TestServer):
     """The application behind the server's own listener and door, as `he-server serve` has it."""
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: ServerContext) -> None:
         super().__init__(make_app(server, work=False))
         self._shown = server
         self._listener: Listener
@@ -118,13 +118,13 @@ class World:
         self.authority = authority
         self.server_key = server_key
         self.clock = clock
-        self.server: Server
+        self.server: ServerContext
         self.http: TestClient[Any, Any]
         self.worker: Worker
         self.holders = [self.person(f"holder-{i}", "holder") for i in range(3)]
         self.task: Task
 
-    async def start(self, server: Server) -> None:
+    async def start(self, server: ServerContext) -> None:
         self.server = server
         self.http = TestClient(Front(server))
         await self.http.start_server()
@@ -229,7 +229,7 @@ class World:
         parts, at = [], 0
         for part in task.body:
             piece = body[at : at + part.size]
-            parts.append(Part(part.name, part.size, hashlib.sha256(piece).digest()))
+            parts.append(SectionEntry(part.name, part.size, hashlib.sha256(piece).digest()))
             at += part.size
         header = UpdateHeader(
             task_hash=task.hash,
@@ -238,7 +238,7 @@ class World:
             client=client.name,
             base_version=0,
             created=int(self.clock()),
-            parts=tuple(parts),
+            sections=tuple(parts),
         )
         header = replace(header, **changes)
         return Upload(header.update_id, SignedUpdate(client.key.sign(header), client.credential), body)
@@ -333,7 +333,7 @@ class World:
         layout = self.task.scheme.share_layout(self.task.length)
         closed = {entry.bucket for entry in failed}
         buckets = sorted({entry.bucket for entry in manifest.updates} - closed)
-        places = [(bucket, part) for bucket in buckets for part in self.task.sharing.parts_of(holder)]
+        places = [(bucket, part) for bucket in buckets for part in self.task.sharing.subshares_of(holder)]
         given = vectors or {}
         bodies = [given.get(place, given.get(place[1], bytes(layout.size))) for place in places]
         share = Share(
@@ -342,7 +342,7 @@ class World:
             round=manifest.round,
             manifest=payload_hash(token),
             holder=self.holders[holder].name,
-            parts=tuple(
+            vectors=tuple(
                 ShareVector(*place, hashlib.sha256(body).digest()) for place, body in zip(places, bodies, strict=True)
             ),
             failed=failed,
@@ -367,9 +367,9 @@ class World:
 
 def constant(task: Task, value: int) -> bytes:
     """An update's body whose c0 is the plaintext `value` in every slot; c1 does not matter here."""
-    part = task.part("sum")
+    part = task.section("sum")
     assert part.layout is not None
-    return _plaintext(value * UNIT, part.layout) + bytes(task.part("key").size)
+    return _plaintext(value * UNIT, part.layout) + bytes(task.section("key").size)
 
 
 def half_a_unit(task: Task) -> bytes:

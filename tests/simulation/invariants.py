@@ -99,8 +99,8 @@ class Observer:
         found = {payload_hash(token): token for token in self._decisions(machine).values()}
         if share.manifest not in found:
             return self._violate("decided before released", f"{machine.name}: the ledger has another manifest")
-        for part in share.parts:
-            key = machine.name, share.manifest, part.bucket, part.part
+        for part in share.vectors:
+            key = machine.name, share.manifest, part.bucket, part.subshare
             if self._released.setdefault(key, part.sha256) != part.sha256:
                 self._violate("one share per manifest", f"{machine.name} released two for round {share.round}")
         manifest = read_unverified(found[share.manifest], Manifest)
@@ -108,7 +108,7 @@ class Observer:
             voters = sorted(self._voters[share.manifest])
             self._violate("certified before released", f"{machine.name}, opening {manifest.opening}: votes of {voters}")
         self._count(machine, manifest.opening, found[share.manifest])  # it may not have voted before
-        if share.parts:
+        if share.vectors:
             self._holders_of[share.manifest].add(machine.name)
             self._check_openings()
         return None

@@ -13,7 +13,7 @@ from aiohttp import web
 
 from he_protocol import documents
 from he_protocol.identity.jws import SigningKey, message_kind, payload_hash, read_unverified, token_hash
-from he_protocol.messages import Manifest, ManifestEntry, SignedUpdate, Vote, decode
+from he_protocol.messages import Manifest, ManifestEntry, SignedUpdate, Vote, from_json
 from he_protocol.task import Task
 
 from .machine import Machine, enter
@@ -71,9 +71,9 @@ class Lie:
             case path if path == f"/rounds/{self.number}/opening":
                 return _document(documents.Opening(self.stage, self.token, self.votes))
             case path if path == f"/rounds/{self.number}/heads":
-                return _document(documents.Heads(tuple(decode(frame.head, SignedUpdate) for frame in self.frames)))
-            case path if path == f"/rounds/{self.number}/key-parts":
-                size = self.task.part("key").size
+                return _document(documents.Heads(tuple(from_json(frame.head, SignedUpdate) for frame in self.frames)))
+            case path if path == f"/rounds/{self.number}/key-sections":
+                size = self.task.section("key").size
                 return web.Response(body=b"".join(frame.body[-size:] for frame in self.frames))
             case path if path.endswith("/openings"):  # of another task
                 return _document(documents.PendingOpenings(()))
@@ -121,7 +121,7 @@ def make_lie(world: World, *, numbering: Numbering, unopened: bool, pick: int) -
     chosen = sorted(chosen[: least - 1] if numbering == "few" else chosen, key=lambda frame: frame.update_id)
     number = newest[0] if numbering == "fork" else FAR + world.record.lies
     entries = tuple(
-        ManifestEntry(bytes.fromhex(f.update_id), f.client_name, token_hash(decode(f.head, SignedUpdate).header), 0)
+        ManifestEntry(bytes.fromhex(f.update_id), f.client_name, token_hash(from_json(f.head, SignedUpdate).header), 0)
         for f in chosen
     )
     manifest = Manifest(task.hash, task.config.epoch, number, opening, int(world.clock()), base, entries)

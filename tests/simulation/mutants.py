@@ -37,7 +37,7 @@ from he_server.jobs import forming, opening, publishing
 from he_server.jobs.garbage import drop_round
 from he_server.rules import updates as updates_rules
 from he_server.rules.records import Accepted, RoundRecord
-from he_server.services.commit_updates import Acceptance
+from he_server.services.commit_updates import UpdateCommitter
 from he_server.store import Store
 from he_server.store.schema import accumulators, models, rounds, updates
 
@@ -67,9 +67,9 @@ def unsynced(patch: Patch) -> None:
 
 
 def early_receipt(patch: Patch) -> None:
-    call, background = Acceptance.__call__, list[asyncio.Task[Accepted]]()
+    call, background = UpdateCommitter.__call__, list[asyncio.Task[Accepted]]()
 
-    async def called(self: Acceptance, task: Any, offered: Any) -> Accepted:
+    async def called(self: UpdateCommitter, task: Any, offered: Any) -> Accepted:
         async def later() -> Accepted:
             await asyncio.sleep(0.5)
             return await call(self, task, offered)
@@ -78,7 +78,7 @@ def early_receipt(patch: Patch) -> None:
         background.append(asyncio.create_task(later()))
         return Accepted(offered.receipt, number, created=True)
 
-    patch.setattr(Acceptance, "__call__", called)
+    patch.setattr(UpdateCommitter, "__call__", called)
 
 
 def repeated_enters(patch: Patch) -> None:
@@ -116,14 +116,14 @@ def shared_bytes_go(patch: Patch) -> None:
 
 
 def dropped_early(patch: Patch) -> None:
-    opens = publishing.open_sum  # type: ignore[attr-defined]
+    opens = publishing.decrypt_sum  # type: ignore[attr-defined]
 
     async def opened(server: Any, task: Any, current: Any, *rest: Any, last: bool) -> Any:
         outcome = await opens(server, task, current, *rest, last=last)
         await drop_round(server, current.id)
         return outcome
 
-    patch.setattr(publishing, "open_sum", opened)
+    patch.setattr(publishing, "decrypt_sum", opened)
 
 
 def published_twice(patch: Patch) -> None:
@@ -154,7 +154,7 @@ def folded_twice(patch: Patch) -> None:
 
 
 def sealed_again(patch: Patch) -> None:
-    seal = HushSumClient.seal
+    seal = HushSumClient.encrypt
     sources: dict[str, tuple[Any, int]] = {}
 
     async def sealed(self: HushSumClient, task: Any, source: Any, *, base_version: int) -> Any:
@@ -166,12 +166,12 @@ def sealed_again(patch: Patch) -> None:
         sent = []
         for old in self._spool(task).pending():
             source, version = sources[old.update_id]
-            fresh = await self.seal(task, source, base_version=version)
+            fresh = await self.encrypt(task, source, base_version=version)
             self._spool(task).discard(old)
-            sent.append(await self.send(task, fresh))
+            sent.append(await self.upload(task, fresh))
         return sent
 
-    patch.setattr(HushSumClient, "seal", sealed)
+    patch.setattr(HushSumClient, "encrypt", sealed)
     patch.setattr(HushSumClient, "resume", resume)
 
 

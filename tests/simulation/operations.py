@@ -13,7 +13,7 @@ from pathlib import Path
 import structlog
 
 from he_protocol.task import Task
-from he_server.jobs.garbage import sweep
+from he_server.jobs.garbage import collect_garbage
 
 from .invariants import Observer, Violation
 from .liar import ATTACKS, PROOFS, certify, make_lie, tell
@@ -25,7 +25,7 @@ from .world import CLIENTS, COLLECT, LEASE, OPENING, WORKERS, Record, World
 WAITS = (1, LEASE + 1, COLLECT + 1, OPENING + 1, 3700)
 STEPS = ("work", "answers", "work", "answers", "answers", "work")
 """Of a round that is full: it is shown to the holders, screened, formed, voted for, released, and published."""
-SWEEP_SECONDS = 3600.0
+GARBAGE_SECONDS = 3600.0
 LOG_LEVEL = 50
 HEALING = 40
 """Times that everybody gets a turn after the last operation, at most."""
@@ -145,7 +145,7 @@ async def _step(world: World, observer: Observer, operation: Operation) -> None:
             world.record.trace.append(f"wait {WAITS[pick % len(WAITS)]}")
         case "sweep":
             if pick % 2:  # the product sweeps so often
-                await asyncio.sleep(SWEEP_SECONDS + 1)
+                await asyncio.sleep(GARBAGE_SECONDS + 1)
             await world.run(_sweep(world), fate, "sweep")
         case "rotate":
             await world.run(world.rotate(), fate, "rotate")
@@ -221,7 +221,7 @@ async def _set_the_stage(world: World) -> None:
 async def _sweep(world: World) -> str:
     await world.boot()
     enter(world.server)
-    await sweep(world.running, SWEEP_SECONDS)
+    await collect_garbage(world.running, GARBAGE_SECONDS)
     return "swept"
 
 

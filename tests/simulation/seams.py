@@ -23,11 +23,11 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.pool import AsyncAdaptedQueuePool
 from sqlalchemy.util import LRUCache, await_only
 
-from he_client.encode import secret_words
-from he_client.schemes.kahe import KaheSealer
+from he_client.quantise import secret_words
+from he_client.schemes.kahe import KaheEncryptor
 from he_protocol.privacy.quantise import Integers
 from he_protocol.schemes.kahe import SEED_BYTES
-from he_server.services.backpressure import Pressure
+from he_server.services.backpressure import AdmissionController
 
 from . import machine
 from .machine import MACHINE, START, VirtualLoop, alive, point
@@ -151,11 +151,11 @@ def simulated(world: World, seed: int, *, streamed: bool) -> Iterator[None]:
             secrets.append(drawn.tobytes())
         return drawn
 
-    def shares(self: KaheSealer, update_id: bytes, secret: Integers) -> bytes:
+    def shares(self: KaheEncryptor, update_id: bytes, secret: Integers) -> bytes:
         secrets.extend([secret.astype(kind).tobytes() for kind in ("<i4", "<i8")])
         return world.spoil(self._client, update_id, share(self, update_id, secret))
 
-    share = KaheSealer._shares
+    share = KaheEncryptor._shares
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("os.fsync", machine.fsync)
         patch.setattr("os.replace", machine.replace)
@@ -165,14 +165,14 @@ def simulated(world: World, seed: int, *, streamed: bool) -> Iterator[None]:
         patch.setattr(time, "time", lambda: START + loop.time())
         patch.setattr(time, "monotonic", loop.time)
         patch.setattr("random._urandom", token_bytes)
-        patch.setattr(Pressure.__init__, "__defaults__", (loop.time,))
+        patch.setattr(AdmissionController.__init__, "__defaults__", (loop.time,))
         patch.setattr("random.uniform", lambda low, high: low + (high - low) * rng.random())
         patch.setattr("he_holder.ledger.upgrade", _migrated)
         patch.setattr("he_holder.ledger.create_async_engine", _make_engine)
         patch.setattr("he_server.store.engine.create_async_engine", _make_engine)
         patch.setattr("he_server.http.openapi.document", lambda *_: b"{}")
-        patch.setattr(KaheSealer.__init__, "__kwdefaults__", {"threads": 1, "words": words})
-        patch.setattr(KaheSealer, "_shares", shares)
+        patch.setattr(KaheEncryptor.__init__, "__kwdefaults__", {"threads": 1, "words": words})
+        patch.setattr(KaheEncryptor, "_shares", shares)
         if streamed:
             patch.setattr("he_server.services.submit.TOGETHER_BYTES", 0)
         patch.setattr(aiohttp, "TCPConnector", world.network.connector)

@@ -10,8 +10,8 @@ from msgspec.structs import replace
 from he_holder.holder import KeyHolder
 from he_holder.opening import Openings
 from he_holder.release import make_share
-from he_holder.request import Request
-from he_holder.schemes import Opener
+from he_holder.request import OpeningRequest
+from he_holder.schemes import ShareMaker
 from he_party.transport import Transport
 from he_protocol import documents, paths
 from he_protocol.errors import ProblemError
@@ -42,7 +42,7 @@ class Traitor(Openings):
         await self._object(number, asked, ProblemError(MANIFEST_MISMATCH, "as if"), transport)
         return asked.stage
 
-    async def _screen(self, request: Request, opener: Opener, transport: Transport) -> None:
+    async def _screen(self, request: OpeningRequest, opener: ShareMaker, transport: Transport) -> None:
         if self._manner != "excludes":
             await super()._screen(request, opener, transport)
             return
@@ -51,19 +51,19 @@ class Traitor(Openings):
         said = Screening(*self._about(number, request.manifest_hash), AHEAD, AHEAD, useless)
         await self._put(number, said, transport)
 
-    async def _vote(self, request: Request, transport: Transport) -> None:
+    async def _vote(self, request: OpeningRequest, transport: Transport) -> None:
         task, manifest = self._task, request.manifest
         name = self._holder.identity.name
         vote = Vote(task.hash, task.config.epoch, manifest.opening, request.manifest_hash, name)
         await self._put(manifest.round, vote, transport)
 
-    async def _release(self, request: Request, opener: Opener, transport: Transport) -> None:
+    async def _release(self, request: OpeningRequest, opener: ShareMaker, transport: Transport) -> None:
         task, identity, number = self._task, self._holder.identity, request.manifest.round
         sums = await self._add_up(request, opener, transport, None)
         share, vectors = await asyncio.to_thread(make_share, request, identity.name, sums)
-        if self._manner == "spoils" and share.parts:  # one part, with the vector of another one
-            first, second = share.parts[:2]
-            wrong = ShareVector(first.bucket, first.part, second.sha256)
-            share, vectors = replace(share, parts=(wrong, *share.parts[1:])), [vectors[1], *vectors[1:]]
+        if self._manner == "spoils" and share.vectors:  # one part, with the vector of another one
+            first, second = share.vectors[:2]
+            wrong = ShareVector(first.bucket, first.subshare, second.sha256)
+            share, vectors = replace(share, vectors=(wrong, *share.vectors[1:])), [vectors[1], *vectors[1:]]
         head, path = identity.key.sign(share).encode(), paths.share_path(task.id, number, identity.name)
         await transport.put_frame(path, head, vectors, task.config.server.name)

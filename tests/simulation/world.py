@@ -26,7 +26,7 @@ from he_authority.tasks import build_config
 from he_client import HushSumClient, Identity
 from he_client.client import RESUMABLE_ABOVE, Submission
 from he_client.schemes import Source
-from he_client.spool import SealedUpdate, Spool
+from he_client.spool import EncryptedUpdate, Spool
 from he_holder.agent import Agent
 from he_holder.holder import KeyHolder
 from he_holder.hpke_key import HpkeKey
@@ -40,7 +40,7 @@ from he_protocol import documents, paths
 from he_protocol.errors import ProblemError
 from he_protocol.identity.jws import fingerprint, jwk_x, verify
 from he_protocol.identity.revocation import Revocations, key_digest
-from he_protocol.messages import Receipt, RevocationList, SignedUpdate, decode, encode
+from he_protocol.messages import Receipt, RevocationList, SignedUpdate, from_json, to_json
 from he_protocol.problems import REVOKED_KEY
 from he_protocol.schemes import kahe, registry
 from he_protocol.schemes.kahe import box_bytes
@@ -49,7 +49,7 @@ from he_server.blobs.tensor_file import keep_model, write_tensors
 from he_server.cli.stored import abandon, recover
 from he_server.http.app import make_app
 from he_server.jobs.worker import Worker
-from he_server.services.context import Server, open_server
+from he_server.services.context import ServerContext, open_server
 from he_server.settings import Settings
 from he_server.store.engine import sqlite_url
 from tests.support.parties import Authority, zeros_digest
@@ -124,7 +124,7 @@ class Cast:
     def holder_files(self, index: int) -> dict[str, bytes]:
         """What a key holder's disk begins with: a ledger, and a key file that is not bound to it yet."""
         key = self.hpke[index]
-        return {"ledger.db": self.ledger, f"hpke/{fingerprint(key.public)}.key": encode(HpkeRecord(key.private))}
+        return {"ledger.db": self.ledger, f"hpke/{fingerprint(key.public)}.key": to_json(HpkeRecord(key.private))}
 
     @property
     def private(self) -> list[bytes]:
@@ -156,7 +156,7 @@ def cast() -> Cast:
     with tempfile.TemporaryDirectory(prefix="hushsum-simulation-") as folder:
         root = Path(folder)
         record = KeyRecord(server.name, server.key.public, server.key.private)
-        files = {"server.key": encode(record), "authority.pub": jwk_x(public).encode()}
+        files = {"server.key": to_json(record), "authority.pub": jwk_x(public).encode()}
         home = Disk.of(files, root)
         asyncio.run(_provision(home.root, root / "ledger.db", tasks, model))
         return Cast(
@@ -232,34 +232,34 @@ class Device(HushSumClient):
         self._world = world
         self._client = client
 
-    async def seal(self, task: Task, source: Source, *, base_version: int) -> SealedUpdate:
+    async def encrypt(self, task: Task, source: Source, *, base_version: int) -> EncryptedUpdate:
         vector = source(0, task.length)
         self._coordinate, self._base = int(np.argmax(vector)), base_version
         self._world.record.secrets.append(vector.astype("<i8").tobytes())
-        return await super().seal(task, source, base_version=base_version)
+        return await super().encrypt(task, source, base_version=base_version)
 
     def _spool(self, task: Task) -> Spool:
         spool = super()._spool(task)
         commit = spool.commit
 
-        def noted(sealed: SealedUpdate, head: SignedUpdate) -> None:
-            body = b"".join(path.read_bytes() for path in sealed.parts)
-            frame = Frame(self._client, task, sealed.update_id, self._coordinate, self._base, encode(head), body)
-            self._world.record.frames[sealed.update_id] = frame
-            commit(sealed, head)
+        def noted(encrypted: EncryptedUpdate, head: SignedUpdate) -> None:
+            body = b"".join(path.read_bytes() for path in encrypted.sections)
+            frame = Frame(self._client, task, encrypted.update_id, self._coordinate, self._base, to_json(head), body)
+            self._world.record.frames[encrypted.update_id] = frame
+            commit(encrypted, head)
 
         spool.commit = noted  # type: ignore[method-assign]
         return spool
 
-    def sealed(self, task: Task) -> int:
+    def spooled(self, task: Task) -> int:
         """How many updates are in the spool, with a receipt or without: the device's next vector is the next one."""
         spool = self._spool(task)
         return spool.acknowledged() + len(spool.pending())
 
-    async def send(self, task: Task, sealed: SealedUpdate, **options: Any) -> Submission:
-        self._world.record.sent[sealed.update_id] = None
-        sent = await super().send(task, sealed, **options)
-        self._world.record.acknowledged[task.id, sealed.update_id] = self._client
+    async def upload(self, task: Task, encrypted: EncryptedUpdate, **options: Any) -> Submission:
+        self._world.record.sent[encrypted.update_id] = None
+        sent = await super().upload(task, encrypted, **options)
+        self._world.record.acknowledged[task.id, encrypted.update_id] = self._client
         return sent
 
 
@@ -277,7 +277,7 @@ class World:
         self.server = Machine(SERVER, Disk.of(self.cast.server_files, root))
         self.holders = [Machine(f"holder-{i}", Disk.of(self.cast.holder_files(i), root)) for i in range(HOLDERS)]
         self.devices = [Machine(f"client-{i}", Disk.of({}, root)) for i in range(CLIENTS)]
-        self.running: Server
+        self.running: ServerContext
         self.workers: list[Worker]
         self.stalled: list[tuple[Activity, asyncio.Task[str]]] = []
         self._holding: dict[Machine, KeyHolder] = {}
@@ -373,7 +373,7 @@ class World:
                 version = self.version()
                 if self._waits(client, version):
                     return "waits for a model"
-                vector = _one_hot(client + CLIENTS * device.sealed(self.task))
+                vector = _one_hot(client + CLIENTS * device.spooled(self.task))
                 self.spoils[f"client-{client}"] = spoilt_for
                 await device.submit(self.task, {"w": vector}, base_version=version)
             except ProblemError as refusal:
@@ -428,7 +428,7 @@ class World:
                 )
             except ProblemError as refusal:
                 return refusal.problem.slug
-        receipt = verify(decode(answer.body, documents.UpdateReceipt).receipt, Receipt, self.cast.server.key.public)
+        receipt = verify(from_json(answer.body, documents.UpdateReceipt).receipt, Receipt, self.cast.server.key.public)
         assert receipt.update_id.hex() == frame.update_id
         self.record.acknowledged[task.id, frame.update_id] = frame.client
         return "acknowledged"

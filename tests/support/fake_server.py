@@ -10,7 +10,7 @@ import msgspec
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from he_holder.request import Request as Asked
+from he_holder.request import OpeningRequest as Asked
 from he_party.identity import Identity
 from he_protocol import documents, frames, paths
 from he_protocol.errors import ProblemError
@@ -86,7 +86,7 @@ class FakeServer:
                 web.get(at + "/rounds/{number}/opening", self._opening),
                 web.get(at + "/rounds/{number}/heads", self._heads),
                 web.put(at + "/rounds/{number}/answers/{holder}", self._put_answer),
-                web.get(at + "/rounds/{number}/key-parts", self._key_parts),
+                web.get(at + "/rounds/{number}/key-sections", self._key_parts),
                 web.put(at + "/rounds/{number}/shares/{holder}", self._put_share),
             ]
         )

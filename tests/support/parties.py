@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 from msgspec.structs import replace
 
-from he_authority.enrolment import enrol
+from he_authority.enrollment import issue_credential
 from he_authority.tasks import build_config
-from he_client.encode import Words, secret_words
-from he_client.schemes.ckks import encrypt, joint_context
-from he_client.schemes.kahe import KaheSealer
+from he_client.quantise import Words, secret_words
+from he_client.schemes.ckks import encrypt_slots, joint_context
+from he_client.schemes.kahe import KaheEncryptor
 from he_holder.ceremony import messages
 from he_holder.hpke_key import HpkeKey
 from he_holder.schemes import make_dealer
@@ -26,7 +26,7 @@ from he_party.identity import Identity
 from he_protocol.arithmetic import residues
 from he_protocol.envelope import possession_message
 from he_protocol.identity.jws import SigningKey, token_hash
-from he_protocol.messages import EnrolRequest, Manifest, ManifestEntry, Part, Role, SignedUpdate, UpdateHeader
+from he_protocol.messages import EnrollRequest, Manifest, ManifestEntry, Role, SectionEntry, SignedUpdate, UpdateHeader
 from he_protocol.privacy.quantise import Integers
 from he_protocol.schemes.ckks import Ckks
 from he_protocol.task import Task, TaskConfig, TensorSpec
@@ -64,15 +64,15 @@ class Authority:
     ) -> Identity:
         key = SigningKey.generate()
         request = enrol_request(name, role, key, hpke, now)
-        return Identity(name, key, enrol(self.key, request, role, now=now, days=days), self.key.public)
+        return Identity(name, key, issue_credential(self.key, request, role, now=now, days=days), self.key.public)
 
 
 def enrol_request(name: str, role: Role, key: SigningKey, hpke: HpkeKey | bytes | None = None, now: float = NOW) -> str:
     """What `create` signs, for a key pair that is there already; with a public HPKE key alone it proves nothing."""
     if hpke is None or isinstance(hpke, bytes):
-        return key.sign(EnrolRequest(name, role, key.public, int(now), hpke or b""))
+        return key.sign(EnrollRequest(name, role, key.public, int(now), hpke or b""))
     possession = hpke.prove(possession_message(name, key.public, hpke.public))
-    return key.sign(EnrolRequest(name, role, key.public, int(now), hpke.public, possession))
+    return key.sign(EnrollRequest(name, role, key.public, int(now), hpke.public, possession))
 
 
 def zeros_digest(tensors: Sequence[TensorSpec]) -> bytes:
@@ -122,10 +122,11 @@ class World:
         task, sharing = self.task, self.task.sharing
         own = [messages.draw_seeds(sharing, i) for i in range(self.holders)]
         posts = [messages.contribute(task, i, seeds) for i, seeds in enumerate(own)]
-        seeds = [messages.part_seeds(task, i, own[i], posts, key) for i, key in enumerate(self.hpke)]
+        seeds = [messages.subshare_seeds(task, i, own[i], posts, key) for i, key in enumerate(self.hpke)]
         dealer = make_dealer(task)
         packed = [
-            {part: residues.pack(dealer.key_part(seed), dealer.layout) for part, seed in mine.items()} for mine in seeds
+            {part: residues.pack(dealer.public_key_share(seed), dealer.layout) for part, seed in mine.items()}
+            for mine in seeds
         ]
         seen = messages.transcript([self.committee[i].key.sign(post) for i, post in enumerate(posts)])
         agreed = messages.check_commitments(
@@ -145,17 +146,17 @@ class World:
             path.write_bytes(joint_context(self.task, scheme, hashlib.sha256(key).digest(), key))
         slots = scheme.profile.slots
         pieces = [
-            encrypt(scheme.profile, str(path), integers[at : at + slots]) for at in range(0, len(integers), slots)
+            encrypt_slots(scheme.profile, str(path), integers[at : at + slots]) for at in range(0, len(integers), slots)
         ]
         return {"c0": b"".join(c0 for c0, _ in pieces), "c1": b"".join(c1 for _, c1 in pieces)}
 
-    def seal(
+    def encrypt_kahe(
         self, name: str, update_id: bytes, integers: Integers, *, threads: int = 1, words: Words = secret_words
     ) -> dict[str, bytes]:
         """The body parts of one update under scheme `kahe`; for tests that are not asynchronous."""
         body: dict[str, bytearray] = {part.name: bytearray() for part in self.task.body}
-        sealer = KaheSealer(self.task, name, threads=threads, words=words)
-        sealer._seal(update_id, lambda start, stop: integers[start:stop], lambda part, data: body[part].extend(data))
+        sealer = KaheEncryptor(self.task, name, threads=threads, words=words)
+        sealer._encrypt(update_id, lambda start, stop: integers[start:stop], lambda part, data: body[part].extend(data))
         return {part: bytes(data) for part, data in body.items()}
 
     def seeds(self, holder: int) -> dict[int, bytes]:
@@ -166,7 +167,7 @@ class World:
         """A signed head; without a body the digests are of nothing in particular."""
         client = self.client(name)
         parts = tuple(
-            Part(part.name, part.size, hashlib.sha256(body[part.name] if body else part.name.encode()).digest())
+            SectionEntry(part.name, part.size, hashlib.sha256(body[part.name] if body else part.name.encode()).digest())
             for part in self.task.body
         )
         header = UpdateHeader(self.task.hash, self.task.config.epoch, secrets.token_bytes(16), name, 0, int(NOW), parts)

@@ -23,10 +23,10 @@ def poisoned(made: World, name: str, change: Callable[[list[bytes], int], list[b
     words = FixedWords(name.encode())
     sent = send_kahe(made, name, random_integers(made.task.length, 5, 1000), words=words)
     explicit, _ = boxes(made, sent.body["shares"])
-    seeds, sharing = words.seeds(made.task.sharing.parts), made.task.sharing
+    seeds, sharing = words.seeds(made.task.sharing.subshares), made.task.sharing
     envelopes = [
         seal(
-            b"".join(change(seeds, index)[part] for part in sharing.parts_of(index)),
+            b"".join(change(seeds, index)[part] for part in sharing.subshares_of(index)),
             holder.hpke,
             envelope_info(made.task.epoch_id, name, sent.header.update_id, holder.name),
         )

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from he_holder.hpke_key import HpkeKey
 from he_holder.keyring import HpkeRecord
-from he_holder.schemes import make_opener
+from he_holder.schemes import make_share_maker
 from he_protocol.errors import ProblemError
-from he_protocol.messages import decode
+from he_protocol.messages import from_json
 from he_protocol.privacy.quantise import Integers
 from tests.support.openings import Sent, combine
 from tests.support.parties import World
@@ -20,7 +20,7 @@ def keys_in(folder: Path) -> list[HpkeKey]:
     found = []
     for path in folder.rglob("*"):
         try:
-            found.append(HpkeKey(decode(path.read_bytes(), HpkeRecord, limit=1 << 30).private))
+            found.append(HpkeKey(from_json(path.read_bytes(), HpkeRecord, limit=1 << 30).private))
         except (ProblemError, IsADirectoryError):
             continue
     return found
@@ -31,11 +31,11 @@ def read_one_update(world: World, folders: Mapping[int, Path], sent: Sent) -> In
 
     Raises KeyError when a part of its key is known to none of them.
     """
-    name = world.task.part("key").name
+    name = world.task.section("key").name
     parts: dict[int, bytes] = {}
     for index, folder in folders.items():
         for key in keys_in(folder):
-            total = make_opener(world.task, index, key, {}).begin()
+            total = make_share_maker(world.task, index, key, {}).begin()
             try:
                 total.add(sent.header, sent.body[name])
             except ProblemError:

@@ -10,7 +10,7 @@ from joserfc.util import urlsafe_b64encode
 
 from he_protocol.frames import MAGIC
 from he_protocol.identity.jws import SigningKey
-from he_protocol.messages import Message, encode
+from he_protocol.messages import Message, to_json
 
 OTHERS = ("", ";v=1", ";v=3")
 """What follows the kind in `typ`: as before there were versions, an older one, a newer one."""
@@ -30,7 +30,7 @@ class OtherVersion(SigningKey):
 
     def sign(self, message: Message) -> str:
         header = {"alg": "Ed25519", "typ": f"hushsum-{type(message).__name__.lower()}+jws{self.version}"}
-        text = b".".join(urlsafe_b64encode(part) for part in (json.dumps(header).encode(), encode(message)))
+        text = b".".join(urlsafe_b64encode(part) for part in (json.dumps(header).encode(), to_json(message)))
         signature = Ed25519PrivateKey.from_private_bytes(self.private).sign(text)
         return b".".join((text, urlsafe_b64encode(signature))).decode()
 

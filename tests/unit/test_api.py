@@ -10,7 +10,7 @@ def test_paths():
     assert paths.task_path(task) == root
     assert paths.model_path(task) == f"{root}/model"
     assert paths.update_path(task, "01") == f"{root}/updates/01"
-    assert paths.key_parts_path(task, 3) == f"{root}/rounds/3/key-parts"
+    assert paths.key_sections_path(task, 3) == f"{root}/rounds/3/key-sections"
     assert paths.round_path(task, 3) == f"{root}/rounds/3"
     assert paths.openings_path(task) == f"{root}/openings"
     assert paths.opening_path(task, 3) == f"{root}/rounds/3/opening"

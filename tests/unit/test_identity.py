@@ -7,7 +7,7 @@ import pytest
 from he_protocol.identity.credentials import CLOCK_SKEW_SECONDS, Party, check_credential, check_signed
 from he_protocol.identity.jws import fingerprint
 from he_protocol.identity.requests import PROOF_SECONDS, check_request, prove_request
-from he_protocol.messages import Cnf, Credential, EnrolRequest, Jwk, RequestProof, UpdateHeader
+from he_protocol.messages import Cnf, Credential, EnrollRequest, Jwk, RequestProof, UpdateHeader
 from he_protocol.problems import (
     BAD_SIGNATURE,
     EXPIRED_CREDENTIAL,
@@ -67,10 +67,10 @@ def test_a_client_does_not_pass_for_anybody_else(role):
 
 
 def test_what_else_the_authority_signed_is_no_credential():
-    """An enrolment request has other fields; a request proof with a credential's payload has another `typ`."""
+    """An enrollment request has other fields; a request proof with a credential's payload has another `typ`."""
     with refused(UNKNOWN_FIELD):
         check_credential(
-            AUTHORITY.sign(EnrolRequest("alice", "client", ALICE.public, NOW)), AUTHORITY.public, "client", NOW
+            AUTHORITY.sign(EnrollRequest("alice", "client", ALICE.public, NOW)), AUTHORITY.public, "client", NOW
         )
 
     class Draft(Credential, frozen=True):

@@ -18,12 +18,12 @@ from he_protocol.schemes.kahe import (
     WORD,
     Kahe,
     box_bytes,
+    combined_key,
     common_key,
     envelope_info,
-    expand_part,
-    explicit_part,
+    expand_subshare,
+    explicit_subshare,
     make,
-    opened_key,
 )
 from he_protocol.schemes.registry import load_scheme
 from he_protocol.schemes.scheme import combine
@@ -72,7 +72,7 @@ def test_layouts(profile, holders, threshold):
         assert (b.name, b.role, shares.name, shares.role, shares.layout) == ("b", "sum", "shares", "key", None)
         assert b.layout.shape == (rows, 1, n)
         assert b.size == b.layout.size == rows * n * profile.bits // 8
-        assert shares.size == 4 * n + 16 + holders * (1136 + 32 * len(sharing.parts_of(0)))
+        assert shares.size == 4 * n + 16 + holders * (1136 + 32 * len(sharing.subshares_of(0)))
         assert scheme.share_layout(length).size == 4 * n
     assert scheme.body(1 << 20, sharing)[0].size * 8 == (1 << 20) * profile.bits  # not a bit of padding
 
@@ -80,15 +80,15 @@ def test_layouts(profile, holders, threshold):
 @pytest.mark.parametrize(("holders", "threshold"), [(1, 1), (2, 2), (3, 2), (5, 3), (7, 4)])
 def test_every_holder_has_an_envelope_of_the_same_size(holders, threshold):
     sharing = Sharing(holders, threshold)
-    assert len({len(sharing.parts_of(h)) for h in range(holders)}) == 1
-    assert explicit_part(sharing) == sharing.parts - 1
-    seeds = bytes(SEED_BYTES * len(sharing.parts_of(holders - 1)))
+    assert len({len(sharing.subshares_of(h)) for h in range(holders)}) == 1
+    assert explicit_subshare(sharing) == sharing.subshares - 1
+    seeds = bytes(SEED_BYTES * len(sharing.subshares_of(holders - 1)))
     assert len(seal(seeds, HpkeKey.generate().public, b"info")) == box_bytes(sharing)
 
 
 def test_parts_are_the_keystream_as_uint32():
     seed = bytes(range(32))
-    part = expand_part(seed, 512)
+    part = expand_subshare(seed, 512)
     assert (part.dtype, part.shape) == (np.uint32, (512,))
     assert part.tobytes() == expand_words(seed, 256).tobytes()
     part += np.uint32(1)  # callers may write
@@ -127,7 +127,7 @@ def test_the_opened_key_is_the_centred_sum_of_the_parts(profile, parts):
     key = np.random.default_rng(1).integers(-LIMIT * 5, LIMIT * 5 + 1, profile.degree)
     released = split(key, parts)
     kept = [part.copy() for part in released]
-    np.testing.assert_array_equal(opened_key(profile, released, 5), key)
+    np.testing.assert_array_equal(combined_key(profile, released, 5), key)
     for part, before in zip(released, kept, strict=True):
         np.testing.assert_array_equal(part, before)
 
@@ -140,13 +140,13 @@ def test_keys_beyond_what_honest_secrets_sum_to_are_refused(count, sign):
     key, most = np.zeros(profile.degree, dtype=np.int64), int(51.2 * count)
     assert most >= LIMIT * count
     key[17] = sign * most
-    assert opened_key(profile, split(key, 3), count)[17] == sign * most
+    assert combined_key(profile, split(key, 3), count)[17] == sign * most
     key[17] = sign * (most + 1)
     with refused(COMBINE_REFUSED, f"{count} updates is out of range"):
-        opened_key(profile, split(key, 3), count)
+        combined_key(profile, split(key, 3), count)
     key[17] = -(1 << 31)  # whose absolute value 32 bits do not hold
     with refused(COMBINE_REFUSED, f"up to {most}, got {1 << 31}"):
-        opened_key(profile, split(key, 3), count)
+        combined_key(profile, split(key, 3), count)
 
 
 def test_a_missing_or_doubled_part_is_out_of_range():
@@ -154,7 +154,7 @@ def test_a_missing_or_doubled_part_is_out_of_range():
     released = split(np.zeros(profile.degree, dtype=np.int64), 3)
     for wrong in (released[:2], [*released, released[0]], [released[0], released[0], released[2]]):
         with refused(COMBINE_REFUSED):
-            opened_key(profile, wrong, 3)
+            combined_key(profile, wrong, 3)
 
 
 @ALL

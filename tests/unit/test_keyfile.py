@@ -9,7 +9,7 @@ import pytest
 
 from he_party import keyfile
 from he_party.keyfile import KeyRecord, read_private, write_private
-from he_protocol.messages import encode
+from he_protocol.messages import to_json
 from he_protocol.problems import BAD_KEY_FILE, MALFORMED, UNKNOWN_FIELD
 
 from .parties import ALICE, BOB
@@ -121,7 +121,7 @@ def test_short_passphrases_are_refused_before_anything_is_written(tmp_path, pass
 def test_a_key_file_is_parsed_strictly(tmp_path):
     path = tmp_path / "key"
     write_private(path, RECORD)
-    path.write_bytes(encode(RECORD)[:-1] + b',"more":1}')
+    path.write_bytes(to_json(RECORD)[:-1] + b',"more":1}')
     with refused(UNKNOWN_FIELD):
         read_private(path, KeyRecord)
     path.write_bytes(b"{")

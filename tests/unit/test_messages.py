@@ -8,13 +8,13 @@ import msgspec
 import pytest
 
 from he_protocol import messages
-from he_protocol.messages import MESSAGE_LIMIT, EnrolRequest, Manifest, Message, Part, decode, encode
+from he_protocol.messages import MESSAGE_LIMIT, EnrollRequest, Manifest, Message, SectionEntry, from_json, to_json
 from he_protocol.problems import MALFORMED, TOO_LARGE, TRAILING_BYTES, UNKNOWN_FIELD
 
 from .refusals import refused
 
-PART = Part("b", 5, bytes(32))
-GOOD = json.loads(encode(PART))
+PART = SectionEntry("b", 5, bytes(32))
+GOOD = json.loads(to_json(PART))
 MESSAGES = [kind for kind in vars(messages).values() if isinstance(kind, type) and issubclass(kind, Message)]
 
 
@@ -26,7 +26,7 @@ def test_every_message_is_frozen_and_strict(kind):
 
 def test_bytes_are_base64_in_json():
     assert GOOD == {"name": "b", "size": 5, "sha256": "A" * 43 + "="}
-    assert decode(encode(PART), Part) == PART
+    assert from_json(to_json(PART), SectionEntry) == PART
 
 
 @pytest.mark.parametrize(
@@ -54,39 +54,39 @@ def test_bytes_are_base64_in_json():
 )
 def test_values_out_of_range_are_malformed(change):
     with refused(MALFORMED):
-        decode(json.dumps({**GOOD, **change}).encode(), Part)
+        from_json(json.dumps({**GOOD, **change}).encode(), SectionEntry)
 
 
 @pytest.mark.parametrize("name", ["a", "0", "a" * 64, "a.b-c_d"])
 def test_names_in_range_are_accepted(name):
-    assert decode(json.dumps({**GOOD, "name": name, "size": 2**53}).encode(), Part).name == name
+    assert from_json(json.dumps({**GOOD, "name": name, "size": 2**53}).encode(), SectionEntry).name == name
 
 
 @pytest.mark.parametrize("field", GOOD)
 def test_no_field_may_be_missing(field):
     with refused(MALFORMED, field):
-        decode(json.dumps({k: v for k, v in GOOD.items() if k != field}).encode(), Part)
+        from_json(json.dumps({k: v for k, v in GOOD.items() if k != field}).encode(), SectionEntry)
 
 
 def test_unknown_fields_are_refused_also_inside():
     with refused(UNKNOWN_FIELD, "more"):
-        decode(json.dumps({**GOOD, "more": 0}).encode(), Part)
+        from_json(json.dumps({**GOOD, "more": 0}).encode(), SectionEntry)
     inner = {"update_id": "A" * 22 + "==", "client": "c", "header": GOOD["sha256"], "bucket": 0, "more": 0}
     body = {"task_hash": GOOD["sha256"], "epoch": 1, "round": 1, "opening": 1, "formed": 0, "model_version": 0}
     body |= {"updates": [inner]}
     with refused(UNKNOWN_FIELD, "updates"):
-        decode(json.dumps(body).encode(), Manifest)
+        from_json(json.dumps(body).encode(), Manifest)
     del inner["more"]
-    assert len(decode(json.dumps(body).encode(), Manifest).updates) == 1
+    assert len(from_json(json.dumps(body).encode(), Manifest).updates) == 1
     for number in ("round", "opening"):
         with refused(MALFORMED, number):
-            decode(json.dumps({**body, number: 0}).encode(), Manifest)
+            from_json(json.dumps({**body, number: 0}).encode(), Manifest)
 
 
 @pytest.mark.parametrize("tail", [b"x", b"{}", b" {}", b"\0", b","])
 def test_trailing_bytes_are_refused(tail):
     with refused(TRAILING_BYTES):
-        decode(encode(PART) + tail, Part)
+        from_json(to_json(PART) + tail, SectionEntry)
 
 
 @pytest.mark.parametrize(
@@ -94,24 +94,24 @@ def test_trailing_bytes_are_refused(tail):
     [b"", b"{", b"null", b"[]", b"1", b"{}", b'{"name":"\xff"}', b'{"name":"\\ud800"}', b"[" * 9999, b"\xef\xbb\xbf{}"],
 )
 def test_what_is_not_the_message_is_malformed(data):
-    with refused(MALFORMED, "Part"):
-        decode(data, Part)
+    with refused(MALFORMED, "SectionEntry"):
+        from_json(data, SectionEntry)
 
 
 def test_a_long_message_is_refused_before_it_is_parsed():
     with refused(TOO_LARGE, str(MESSAGE_LIMIT)):
-        decode(b"x" * (MESSAGE_LIMIT + 1), Part)
+        from_json(b"x" * (MESSAGE_LIMIT + 1), SectionEntry)
     with refused(TOO_LARGE, "at most 10 bytes"):
-        decode(encode(PART), Part, limit=10)
-    assert decode(encode(PART), Part, limit=len(encode(PART))) == PART
+        from_json(to_json(PART), SectionEntry, limit=10)
+    assert from_json(to_json(PART), SectionEntry, limit=len(to_json(PART))) == PART
 
 
 def test_roles_are_three():
-    request = json.loads(encode(EnrolRequest("a", "client", bytes(32), 0)))
+    request = json.loads(to_json(EnrollRequest("a", "client", bytes(32), 0)))
     for role in ("client", "holder", "server"):
-        assert decode(json.dumps({**request, "role": role}).encode(), EnrolRequest).role == role
+        assert from_json(json.dumps({**request, "role": role}).encode(), EnrollRequest).role == role
     with refused(MALFORMED, "role"):
-        decode(json.dumps({**request, "role": "authority"}).encode(), EnrolRequest)
+        from_json(json.dumps({**request, "role": "authority"}).encode(), EnrollRequest)
 
 
 def test_a_plain_document_ignores_what_it_does_not_know():

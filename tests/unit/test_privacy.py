@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from msgspec.structs import replace
 
-from he_protocol.messages import decode, encode
+from he_protocol.messages import from_json, to_json
 from he_protocol.privacy.gaussian import Gaussian
 from he_protocol.privacy.plan import LEAST_STD, PrivacyPlan, check_noise, check_plan, epsilon, noise_std, sensitivity
 from he_protocol.problems import BAD_PLAN, MALFORMED
@@ -143,4 +143,4 @@ def test_clients_that_were_not_sampled_amplify_nothing():
 )
 def test_impossible_numbers_do_not_decode(change):
     with refused(MALFORMED):
-        decode(encode(replace(PLAN, **change)), PrivacyPlan)
+        from_json(to_json(replace(PLAN, **change)), PrivacyPlan)

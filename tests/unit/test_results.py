@@ -16,7 +16,7 @@ from he_server.rules import aggregation
 from he_server.rules.aggregation import check_range, mean_of, weight_of
 
 from .refusals import refused
-from .test_sums import CLIENT, plan
+from .test_sum_bounds import CLIENT, plan
 from .test_task import kahe_config
 
 WEIGHTED = changed(kahe_config("kahe-30"), weighting="examples", scale=2.0**20, weight_cap=100.0)

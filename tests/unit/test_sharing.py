@@ -8,19 +8,19 @@ from math import comb
 import pytest
 
 from he_protocol.problems import BAD_COMMITTEE
-from he_protocol.sharing import MAX_PARTS, Resolution, Sharing, choices
+from he_protocol.sharing import MAX_SUBSHARES, Resolution, Sharing, choices
 
 from .refusals import refused
 
-COMMITTEES = [(n, t) for n in range(1, 10) for t in range(1, n + 1) if comb(n, t - 1) <= MAX_PARTS]
+COMMITTEES = [(n, t) for n in range(1, 10) for t in range(1, n + 1) if comb(n, t - 1) <= MAX_SUBSHARES]
 
 
 @pytest.mark.parametrize(("n", "t"), COMMITTEES)
 def test_t_holders_know_everything_and_fewer_miss_exactly_their_own_part(n, t):
     sharing = Sharing(n, t)
-    everything = set(range(sharing.parts))
-    assert len(sharing.excluded) == sharing.parts == comb(n, t - 1)
-    known = [set(sharing.parts_of(h)) for h in range(n)]
+    everything = set(range(sharing.subshares))
+    assert len(sharing.excluded) == sharing.subshares == comb(n, t - 1)
+    known = [set(sharing.subshares_of(h)) for h in range(n)]
     for quorum in combinations(range(n), t):
         assert set().union(*(known[h] for h in quorum)) == everything
     for few in combinations(range(n), t - 1):
@@ -38,9 +38,9 @@ def test_t_holders_know_everything_and_fewer_miss_exactly_their_own_part(n, t):
         (3, 4, "between 1"),
         (3, -1, "between 1"),
         (0, 0, "between 1"),
-        (10, 6, "too many parts"),
-        (11, 7, "too many parts"),
-        (127, 127, "too many parts"),
+        (10, 6, "too many subshares"),
+        (11, 7, "too many subshares"),
+        (127, 127, "too many subshares"),
     ],
 )
 def test_other_committees_are_refused(n, t, why):
@@ -49,11 +49,11 @@ def test_other_committees_are_refused(n, t, why):
 
 
 def honest(sharing: Sharing, holders) -> dict[int, dict[int, bytes]]:
-    return {h: {i: b"part %d" % i for i in sharing.parts_of(h)} for h in holders}
+    return {h: {i: b"part %d" % i for i in sharing.subshares_of(h)} for h in holders}
 
 
 def truth(sharing: Sharing) -> tuple[bytes, ...]:
-    return tuple(b"part %d" % i for i in range(sharing.parts))
+    return tuple(b"part %d" % i for i in range(sharing.subshares))
 
 
 @pytest.mark.parametrize(("n", "t"), [(1, 1), (2, 2), (3, 2), (3, 3), (4, 2), (5, 3), (7, 3), (7, 4)])

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from he_protocol.frames import HEAD_LIMIT
 from he_protocol.identity.jws import verify
-from he_protocol.messages import FailedBucket, Share, ShareVector, encode
+from he_protocol.messages import FailedBucket, Share, ShareVector, to_json
 from he_protocol.privacy.plan import PrivacyPlan
 from he_protocol.problems import (
     BAD_COMMITTEE,
@@ -39,14 +39,14 @@ CLIENT = PrivacyPlan("client", 1.0, 1.0, 1.0, 1e-5, 2.0)
 def test_a_signed_task_is_checked_and_named_by_its_hash():
     task = Task.from_token(AUTHORITY.sign(CONFIG), AUTHORITY.public)
     assert task.config == CONFIG
-    assert task.hash == hashlib.sha256(encode(CONFIG)).digest()
+    assert task.hash == hashlib.sha256(to_json(CONFIG)).digest()
     assert task.id == task.hash.hex()
     assert task.epoch_id == task.hash + (1).to_bytes(8, "little")
     assert task.scheme is load_scheme("ckks", "ckks-8192")
     assert (task.sharing.holders, task.sharing.threshold) == (3, 2)
     assert (task.parameters, task.length) == (3100, 3100)
     assert [part.name for part in task.body] == ["c0", "c1"]
-    assert (task.part("sum").name, task.part("key").name) == ("c0", "c1")
+    assert (task.section("sum").name, task.section("key").name) == ("c0", "c1")
     assert [task.holder_index(f"holder-{n}") for n in range(3)] == [0, 1, 2]
     assert task.holder_index("stranger") is None
     assert task.noise_std == 0
@@ -168,9 +168,9 @@ def test_values_out_of_range_do_not_decode(change):
 def test_a_task_with_an_unknown_field_is_refused():
     """A later version may have added a promise that this one would not keep."""
     header = {"alg": "Ed25519", "typ": "hushsum-taskconfig+jws;v=2"}
-    assert Task.from_token(raw_jws(header, encode(CONFIG), AUTHORITY), AUTHORITY.public).config == CONFIG
+    assert Task.from_token(raw_jws(header, to_json(CONFIG), AUTHORITY), AUTHORITY.public).config == CONFIG
     with refused(UNKNOWN_FIELD, "local_floor"):
-        Task.from_token(raw_jws(header, encode(CONFIG)[:-1] + b',"local_floor":9}', AUTHORITY), AUTHORITY.public)
+        Task.from_token(raw_jws(header, to_json(CONFIG)[:-1] + b',"local_floor":9}', AUTHORITY), AUTHORITY.public)
 
 
 @pytest.mark.parametrize("privacy", [PrivacyPlan("none"), CLIENT, RECORD, replace(CLIENT, noise_multiplier=8.0)])
@@ -215,8 +215,8 @@ def test_a_kahe_task_has_no_ceremony_and_small_key_parts():
     task = Task(kahe_config("kahe-30"), "", bytes(32))
     assert not task.scheme.ceremony
     assert [part.name for part in task.body] == ["b", "shares"]
-    assert (task.part("sum").name, task.part("key").name) == ("b", "shares")
-    assert task.part("key").size < 16_000
+    assert (task.section("sum").name, task.section("key").name) == ("b", "shares")
+    assert task.section("key").size < 16_000
 
 
 def kahe_config(profile: str, **changes: Any) -> TaskConfig:

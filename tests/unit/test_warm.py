@@ -24,8 +24,8 @@ warm(import_module(party).kernel_steps())
 async def main():
     for case in cases:
         for profile in ("kahe-30", "kahe-20", "kahe-14", "ckks-8192"):
-            if profile.startswith("ckks") and case.startswith("seal"):
-                continue  # seals in other processes, with TenSEAL
+            if profile.startswith("ckks") and case.startswith("encrypt"):
+                continue  # encrypts in other processes, with TenSEAL
             before = sum(kernel_use())
             async with load_case(case)(Point(case, profile, 100, 2, 1)) as job:
                 prepared = sum(kernel_use())
@@ -40,7 +40,7 @@ asyncio.run(main())
 @pytest.mark.parametrize(
     ("party", "cases"),
     [
-        ("he_client.schemes", ("seal_noise", "seal")),
+        ("he_client.schemes", ("encrypt_noise", "encrypt")),
         ("he_holder.schemes", ("share",)),
         ("he_server.services.kernels", ("fold", "open")),
     ],

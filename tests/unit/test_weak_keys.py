@@ -9,11 +9,11 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from msgspec.structs import replace
 
-from he_authority.enrolment import enrol
+from he_authority.enrollment import issue_credential
 from he_protocol.identity import jws
 from he_protocol.identity.credentials import check_credential
 from he_protocol.identity.jws import CURVE_PRIME, SigningKey, check_public, fingerprint, jwk_x, public_from_jwk, verify
-from he_protocol.messages import Cnf, Credential, EnrolRequest, Jwk
+from he_protocol.messages import Cnf, Credential, EnrollRequest, Jwk
 from he_protocol.problems import BAD_SIGNATURE, MALFORMED
 from he_protocol.task import Task, check_config
 from tests.unit.parties import ALICE, AUTHORITY, NOW, task_config
@@ -134,13 +134,13 @@ def test_under_a_key_of_small_order_one_signature_fits_everything(monkeypatch: p
 
 def test_nobody_enrols_a_key_that_everybody_can_sign_with(monkeypatch: pytest.MonkeyPatch) -> None:
     neutral = (1).to_bytes(32, "little")
-    head, payload, _ = ALICE.sign(EnrolRequest("mallory", "client", neutral, NOW)).split(".")
+    head, payload, _ = ALICE.sign(EnrollRequest("mallory", "client", neutral, NOW)).split(".")
     request = f"{head}.{payload}.{jwk_x(neutral + bytes(32))}"
     with refused(MALFORMED):
-        enrol(AUTHORITY, request, "client", now=NOW, days=1)
+        issue_credential(AUTHORITY, request, "client", now=NOW, days=1)
     with monkeypatch.context() as off:
         off.setattr(jws, "check_public", lambda public, what="": public)
-        assert enrol(AUTHORITY, request, "client", now=NOW, days=1)
+        assert issue_credential(AUTHORITY, request, "client", now=NOW, days=1)
 
 
 def test_a_signature_has_one_spelling() -> None:

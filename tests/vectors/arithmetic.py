@@ -73,7 +73,7 @@ def good_sharing() -> list[Case]:
             "holders": n,
             "threshold": t,
             "excluded": [list(part) for part in Sharing(n, t).excluded],
-            "parts_of": [list(Sharing(n, t).parts_of(h)) for h in range(n)],
+            "subshares_of": [list(Sharing(n, t).subshares_of(h)) for h in range(n)],
         }
         for n, t in ((1, 1), (2, 2), (3, 2), (3, 3), (5, 3), (7, 4))
     ]

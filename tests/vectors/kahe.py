@@ -7,16 +7,16 @@ from typing import Any
 
 import numpy as np
 
-from he_client.schemes.kahe import KaheSealer
-from he_holder.schemes import make_opener
+from he_client.schemes.kahe import KaheEncryptor
+from he_holder.schemes import make_share_maker
 from he_protocol import messages as m
 from he_protocol.arithmetic.keystream import expand_words
 from he_protocol.arithmetic.ntt_lanes import CommonProduct
 from he_protocol.arithmetic.residues import fold, pack, unpack
-from he_protocol.messages import encode
+from he_protocol.messages import to_json
 from he_protocol.privacy.gaussian import Gaussian
 from he_protocol.schemes.kahe import PROFILES as KAHE
-from he_protocol.schemes.kahe import KaheProfile, common_key, envelope_info, opened_key
+from he_protocol.schemes.kahe import KaheProfile, combined_key, common_key, envelope_info
 from he_protocol.schemes.scheme import combine
 from he_protocol.task import Task
 from tests.support.kahe import FixedWords
@@ -55,7 +55,7 @@ def good_kahe_products() -> list[Case]:
 def kahe_updates(profile: str) -> tuple[Task, list[Case], list[dict[str, bytes]]]:
     """Two clients' updates under `FixedWords`; envelopes are randomised by HPKE, so seeds stand for them."""
     config = kahe_config(profile)
-    task = Task(config, "", hashlib.sha256(encode(config)).digest())
+    task = Task(config, "", hashlib.sha256(to_json(config)).digest())
     cases, bodies = [], []
     for client in ("phone-1", "phone-2"):
         words, update_id = FixedWords(client.encode()), sha(client)[:16]
@@ -68,18 +68,18 @@ def kahe_updates(profile: str) -> tuple[Task, list[Case], list[dict[str, bytes]]
         def source(start: int, stop: int, values: np.ndarray = values) -> np.ndarray:
             return values[start:stop]
 
-        KaheSealer(task, client, threads=1, words=words)._seal(update_id, source, write)
+        KaheEncryptor(task, client, threads=1, words=words)._encrypt(update_id, source, write)
         bodies.append(body)
         explicit = body["shares"][: task.scheme.explicit_bytes]  # type: ignore[attr-defined]
         cases.append(
             {
-                "config": encode(config).decode(),
+                "config": to_json(config).decode(),
                 "epoch_id": task.epoch_id.hex(),
                 "client": client,
                 "update_id": update_id.hex(),
                 "words": client,
                 "values_key": sha(f"values {client}").hex(),
-                "seeds": [seed.hex() for seed in words.seeds(task.sharing.parts)],
+                "seeds": [seed.hex() for seed in words.seeds(task.sharing.subshares)],
                 "envelope_info": [
                     envelope_info(task.epoch_id, client, update_id, holder.name).hex() for holder in config.holders
                 ],
@@ -102,7 +102,7 @@ def good_kahe_openings() -> list[Case]:
     cases = []
     for profile in KAHE:
         task, _, bodies = kahe_updates(profile)
-        layout, shares = task.part("sum").layout, task.scheme.share_layout(task.length)
+        layout, shares = task.section("sum").layout, task.scheme.share_layout(task.length)
         assert layout is not None
         total = layout.zeros()
         for body in bodies:
@@ -110,21 +110,21 @@ def good_kahe_openings() -> list[Case]:
         folded = hashlib.sha256(pack(total, layout)).hexdigest()
         released: dict[int, bytes] = {}
         for index in (0, 1):
-            opening = make_opener(task, index, hpke_key(index), {}).begin()
+            opening = make_share_maker(task, index, hpke_key(index), {}).begin()
             for client, body in zip(("phone-1", "phone-2"), bodies, strict=True):
-                parts = tuple(m.Part(part.name, part.size, sha(part.name)) for part in task.body)
+                parts = tuple(m.SectionEntry(part.name, part.size, sha(part.name)) for part in task.body)
                 opening.add(m.UpdateHeader(task.hash, 1, sha(client)[:16], client, 0, NOW, parts), body["shares"])
             released |= dict(opening.release(bytes(32), 0))
-        vectors = [unpack(released[part], shares) for part in range(task.sharing.parts)]
-        key = opened_key(KAHE[profile], vectors, 2)
+        vectors = [unpack(released[part], shares) for part in range(task.sharing.subshares)]
+        key = combined_key(KAHE[profile], vectors, 2)
         opened = combine(task.scheme, total, vectors, task.length, 2, task.epoch_id)
         cases.append(
             {
                 "profile": profile,
                 "updates": ["phone-1", "phone-2"],
                 "b_sum_sha256": folded,
-                "shares_first": [released[part][:16].hex() for part in range(task.sharing.parts)],
-                "shares_sha256": [hashlib.sha256(released[part]).hexdigest() for part in range(task.sharing.parts)],
+                "shares_first": [released[part][:16].hex() for part in range(task.sharing.subshares)],
+                "shares_sha256": [hashlib.sha256(released[part]).hexdigest() for part in range(task.sharing.subshares)],
                 "key_first": key[:16].tolist(),
                 "key_sha256": hashlib.sha256(key.astype("<i8").tobytes()).hexdigest(),
                 "opened_first": opened[:16].tolist(),
@@ -144,7 +144,14 @@ def bad_kahe_keys() -> list[Case]:
         ("wrapped sums", 1, [(1 << 32) - 1, (1 << 32) - 1, 54]),
     ]
     return [
-        {"case": what, "profile": "kahe-14", "count": count, "place": 17, "parts": parts, "problem": "combine-refused"}
+        {
+            "case": what,
+            "profile": "kahe-14",
+            "count": count,
+            "place": 17,
+            "subshares": parts,
+            "problem": "combine-refused",
+        }
         for what, count, parts in changes
     ]
 

@@ -12,7 +12,7 @@ import pytest
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from msgspec.structs import replace
 
-from he_holder.schemes import make_opener
+from he_holder.schemes import make_share_maker
 from he_protocol import frames, messages
 from he_protocol.arithmetic.keystream import derive_key, expand_words
 from he_protocol.arithmetic.ntt_lanes import CommonProduct
@@ -21,7 +21,7 @@ from he_protocol.committee import parse_committee
 from he_protocol.errors import ProblemError
 from he_protocol.identity.jws import SigningKey, payload_hash, read_unverified, token_hash, verify
 from he_protocol.identity.requests import check_request, prove_request
-from he_protocol.messages import Message, decode, encode
+from he_protocol.messages import Message, from_json, to_json
 from he_protocol.privacy.gaussian import Gaussian
 from he_protocol.privacy.quantise import quantise
 from he_protocol.schemes import kahe
@@ -40,9 +40,9 @@ KINDS: dict[str, type[Message]] = {
 NESTED = {
     "Exclusion",
     "Message",
-    "Part",
+    "SectionEntry",
     "ManifestEntry",
-    "PartDigest",
+    "SubshareDigest",
     "ShareVector",
     "FailedBucket",
     "SealedSeeds",
@@ -94,11 +94,11 @@ def test_good_message(v):
     private, public = raw(v, "private", "public")
     kind = KINDS[v["type"]]
     message = verify(v["token"], kind, public)
-    assert encode(message).decode() == v["payload"]
+    assert to_json(message).decode() == v["payload"]
     assert SigningKey(public, private).sign(message) == v["token"]
     assert payload_hash(v["token"]).hex() == v["payload_hash"]
     assert token_hash(v["token"]).hex() == v["token_hash"]
-    assert decode(v["payload"].encode(), kind) == read_unverified(v["token"], kind) == message
+    assert from_json(v["payload"].encode(), kind) == read_unverified(v["token"], kind) == message
     for other in set(KINDS) - NESTED - {v["type"]}:
         with pytest.raises(ProblemError, match=r"\[bad-signature\]$"):
             verify(v["token"], KINDS[other], public)
@@ -134,7 +134,7 @@ def test_other_versions_of_every_message_are_refused():
 @cases("bad_sizes")
 def test_bad_size(v):
     with refuses(v):
-        decode(spelled(v["data"]).encode(), KINDS[v["type"]])
+        from_json(spelled(v["data"]).encode(), KINDS[v["type"]])
 
 
 @cases("bad_tasks")
@@ -206,7 +206,7 @@ def test_bad_committee(v):
 def test_good_sharing(v):
     sharing = Sharing(v["holders"], v["threshold"])
     assert [list(part) for part in sharing.excluded] == v["excluded"]
-    assert [list(sharing.parts_of(h)) for h in range(sharing.holders)] == v["parts_of"]
+    assert [list(sharing.subshares_of(h)) for h in range(sharing.holders)] == v["subshares_of"]
 
 
 @cases("bad_sharing")
@@ -293,7 +293,7 @@ def sha(data: bytes) -> str:
 
 
 def kahe_task(v: dict[str, Any]) -> Task:
-    config = decode(v["config"].encode(), TaskConfig)
+    config = from_json(v["config"].encode(), TaskConfig)
     check_config(config)
     return Task(config, "", hashlib.sha256(v["config"].encode()).digest())
 
@@ -308,16 +308,16 @@ def test_good_kahe_update(v):
     words = FixedWords(v["words"].encode())
     sampler = Gaussian(profile.error_std, profile.error_tail)
     secret = sampler.sample(words(sampler.words(profile.degree)), profile.degree)
-    rows = task.part("sum").layout.rows
+    rows = task.section("sum").layout.rows
     errors = sampler.sample(words(sampler.words(rows * profile.degree)), rows * profile.degree)
     values = (expand_words(*raw(v, "values_key"), task.length) % np.uint64(2001)).astype(np.int64) - 1000
     added = errors.copy()
     added[: values.size] += values
     product = CommonProduct(kahe.common_key(task.epoch_id), secret, profile.modulus).groups(0)[:rows]
-    b = pack((product.astype(np.int64) + added.reshape(rows, -1)) % profile.modulus, task.part("sum").layout)
+    b = pack((product.astype(np.int64) + added.reshape(rows, -1)) % profile.modulus, task.section("sum").layout)
     assert b[:32].hex() == v["b_first"]
     assert sha(b) == v["b_sha256"]
-    seeds = [words(4).tobytes() for _ in range(task.sharing.parts)]
+    seeds = [words(4).tobytes() for _ in range(task.sharing.subshares)]
     assert [seed.hex() for seed in seeds] == v["seeds"]
     names = [holder.name for holder in task.config.holders]
     infos = [kahe.envelope_info(task.epoch_id, v["client"], update_id, name).hex() for name in names]
@@ -337,12 +337,12 @@ def test_good_kahe_opening(v):
     updates = [u for u in load("good_kahe_updates") if json.loads(u["config"])["profile"] == v["profile"]]
     assert [u["client"] for u in updates] == v["updates"]
     profile, task = kahe.PROFILES[v["profile"]], kahe_task(updates[0])
-    n, q, last = profile.degree, profile.modulus, task.sharing.parts - 1
+    n, q, last = profile.degree, profile.modulus, task.sharing.subshares - 1
     sampler = Gaussian(profile.error_std, profile.error_tail)
     parts = [np.zeros(n, dtype=np.uint32) for _ in range(last + 1)]
     key = np.zeros(n, dtype=np.int64)
     plain = np.zeros(task.length, dtype=np.int64)
-    rows = task.part("sum").layout.rows
+    rows = task.section("sum").layout.rows
     for u in updates:
         words = FixedWords(u["words"].encode())
         secret = sampler.sample(words(sampler.words(n)), n)
@@ -351,14 +351,14 @@ def test_good_kahe_opening(v):
         key += secret
         parts[last] += (secret % (1 << 32)).astype(np.uint32)
         for part in range(last):
-            expanded = kahe.expand_part(bytes.fromhex(u["seeds"][part]), n)
+            expanded = kahe.expand_subshare(bytes.fromhex(u["seeds"][part]), n)
             parts[part] += expanded
             parts[last] -= expanded
     packed = [part.astype("<u4").tobytes() for part in parts]
     assert [data[:16].hex() for data in packed] == v["shares_first"]
     assert [sha(data) for data in packed] == v["shares_sha256"]
     vectors = [unpack(data, task.scheme.share_layout(task.length)) for data in packed]
-    opened_key = kahe.opened_key(profile, vectors, 2)
+    opened_key = kahe.combined_key(profile, vectors, 2)
     np.testing.assert_array_equal(opened_key, key)
     assert key[:16].tolist() == v["key_first"]
     assert sha(key.astype("<i8").tobytes()) == v["key_sha256"]
@@ -370,10 +370,10 @@ def test_good_kahe_opening(v):
 @cases("bad_kahe_keys")
 def test_bad_kahe_key(v):
     profile = kahe.PROFILES[v["profile"]]
-    vectors = np.zeros((len(v["parts"]), 1, 1, profile.degree), dtype=np.uint64)
-    vectors[:, 0, 0, v["place"]] = v["parts"]
+    vectors = np.zeros((len(v["subshares"]), 1, 1, profile.degree), dtype=np.uint64)
+    vectors[:, 0, 0, v["place"]] = v["subshares"]
     with refuses(v):
-        kahe.opened_key(profile, list(vectors), v["count"])
+        kahe.combined_key(profile, list(vectors), v["count"])
 
 
 @pytest.fixture(scope="module")
@@ -394,9 +394,9 @@ def test_bad_kahe_shares(v, kahe_14):
     if "epoch" in v:
         task = dataclasses.replace(task, config=replace(task.config, epoch=v["epoch"]))
     update_id = bytes.fromhex(v.get("update_id", updates[0]["update_id"]))
-    parts = tuple(messages.Part(part.name, part.size, bytes(32)) for part in task.body)
+    parts = tuple(messages.SectionEntry(part.name, part.size, bytes(32)) for part in task.body)
     header = messages.UpdateHeader(
         task.hash, task.config.epoch, update_id, v.get("client", updates[0]["client"]), 0, 0, parts
     )
     with refuses(v):
-        make_opener(task, index, parties.hpke_key(index), {}).begin().add(header, bytes(shared))
+        make_share_maker(task, index, parties.hpke_key(index), {}).begin().add(header, bytes(shared))

@@ -13,7 +13,7 @@ from he_protocol import frames
 from he_protocol import messages as m
 from he_protocol.identity.jws import TOKEN_LIMIT, SigningKey, fingerprint, jwk_x, payload_hash, token_hash
 from he_protocol.identity.requests import prove_request
-from he_protocol.messages import MESSAGE_LIMIT, Message, encode
+from he_protocol.messages import MESSAGE_LIMIT, Message, to_json
 from tests.vectors.parties import (
     AUTHORITY,
     CLIENT,
@@ -33,15 +33,15 @@ from tests.vectors.parties import (
 def examples() -> list[tuple[Message, SigningKey]]:
     """One of every signed message, with who signs it."""
     sealed = m.SealedSeeds("holder-1", stream(sha("box"), 80))
-    parts = (m.PartDigest(1, sha("part 1")), m.PartDigest(2, sha("part 2")))
+    parts = (m.SubshareDigest(1, sha("part 1")), m.SubshareDigest(2, sha("part 2")))
     vectors = (m.ShareVector(0, 1, sha("vector 0 1")), m.ShareVector(0, 2, sha("vector 0 2")))
     excluded = (m.Exclusion(UPDATE, "digest-mismatch"),)
     failed = (m.FailedBucket(1, UPDATE, "digest-mismatch"),)
-    whole = (m.Part("c0", 153600, sha("c0")), m.Part("c1", 153600, sha("c1")))
+    whole = (m.SectionEntry("c0", 153600, sha("c0")), m.SectionEntry("c1", 153600, sha("c1")))
     return [
         (task_config(), AUTHORITY),
         (credential(), AUTHORITY),
-        (m.EnrolRequest("phone-1", "client", CLIENT.public, NOW), CLIENT),
+        (m.EnrollRequest("phone-1", "client", CLIENT.public, NOW), CLIENT),
         (m.UpdateHeader(TASK_HASH, 1, UPDATE, "phone-1", 3, NOW, whole), CLIENT),
         (m.SignedUpdate("header.payload.signature", "a.credential.token"), CLIENT),
         (m.Manifest(TASK_HASH, 1, 4, 5, NOW, 3, (m.ManifestEntry(UPDATE, "phone-1", sha("header"), 0),)), SERVER),
@@ -76,7 +76,7 @@ def jws(signer: SigningKey, payload: bytes, header: dict[str, Any]) -> str:
 
 def signed(message: Message, signer: SigningKey, payload: bytes | None = None) -> str:
     name = type(message).__name__
-    return jws(signer, encode(message) if payload is None else payload, {"alg": "Ed25519", "typ": typ(name)})
+    return jws(signer, to_json(message) if payload is None else payload, {"alg": "Ed25519", "typ": typ(name)})
 
 
 def good_messages() -> list[Case]:
@@ -88,7 +88,7 @@ def good_messages() -> list[Case]:
                 "type": type(message).__name__,
                 "private": signer.private.hex(),
                 "public": signer.public.hex(),
-                "payload": encode(message).decode(),
+                "payload": to_json(message).decode(),
                 "token": token,
                 "payload_hash": payload_hash(token).hex(),
                 "token_hash": token_hash(token).hex(),
@@ -158,7 +158,7 @@ def bad_messages() -> list[Case]:
     cases = []
     for message, signer in examples():
         kind = type(message).__name__
-        for what, payload, problem in damaged(json.loads(encode(message)), kind):
+        for what, payload, problem in damaged(json.loads(to_json(message)), kind):
             if (
                 kind == "TaskConfig"
                 and len(payload) > 4000
@@ -168,7 +168,7 @@ def bad_messages() -> list[Case]:
             cases.append({"case": f"{kind}: {what}", "type": kind, "public": signer.public.hex(),
                           "token": signed(message, signer, payload), "problem": problem})  # fmt: skip
     receipt, signer = examples()[6]
-    not_utf8 = encode(receipt).replace(b"phone-1", b"\xff")
+    not_utf8 = to_json(receipt).replace(b"phone-1", b"\xff")
     cases.append({"case": "Receipt: not UTF-8", "type": "Receipt", "public": signer.public.hex(),
                   "token": signed(receipt, signer, not_utf8), "problem": "malformed"})  # fmt: skip
     return cases
@@ -176,7 +176,7 @@ def bad_messages() -> list[Case]:
 
 def bad_signatures() -> list[Case]:
     commitment, signer = next(e for e in examples() if isinstance(e[0], m.Commitment))
-    payload, token = encode(commitment), signed(commitment, signer)
+    payload, token = to_json(commitment), signed(commitment, signer)
     good = {"alg": "Ed25519", "typ": typ("Commitment")}
     head, body, signature = token.split(".")
     unsigned = f"{b64(json.dumps({'alg': 'none', 'typ': typ('Commitment')}).encode())}.{body}."
@@ -229,7 +229,7 @@ def bad_versions() -> list[Case]:
             made += [("typ JWT", "JWT"), ("typ that is a list", [typ(kind)]), ("no typ", None)]
         for what, value in made:
             header = {"alg": "Ed25519"} | ({} if value is None else {"typ": value})
-            token = jws(signer, encode(message), header)
+            token = jws(signer, to_json(message), header)
             cases.append({"case": f"{kind}: {what}", "type": kind, "public": signer.public.hex(), "token": token,
                           "problem": "unknown-protocol"})  # fmt: skip
     return cases
@@ -237,7 +237,7 @@ def bad_versions() -> list[Case]:
 
 def bad_tasks() -> list[Case]:
     """Well-formed and signed by the authority, but not to be run."""
-    body = json.loads(encode(task_config()))
+    body = json.loads(to_json(task_config()))
     twice = [body["holders"][0], {**body["holders"][1], "key": body["holders"][0]["key"]}, body["holders"][2]]
     changes: list[tuple[str, dict[str, Any], str]] = [
         ("unknown scheme", {"scheme": "rot13"}, "wrong-scheme"),
@@ -272,7 +272,7 @@ def bad_tasks() -> list[Case]:
 
 
 def good_frames() -> list[Case]:
-    head = encode(m.SignedUpdate("h", "c"))
+    head = to_json(m.SignedUpdate("h", "c"))
     return [
         {"frame": (frames.start(h) + body).hex(), "head": h.hex(), "body": body.hex()}
         for h, body in ((head, b"body"), (head, b""), (b"", b"\0"))

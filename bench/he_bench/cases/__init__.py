@@ -12,8 +12,8 @@ from importlib import import_module
 from he_bench.results import Point
 
 DESCRIPTIONS = {
-    "seal": "a client: clip, quantise, encrypt one update",
-    "seal_noise": "a client: the same with differential-privacy noise",
+    "encrypt": "a client: clip, quantise, encrypt one update",
+    "encrypt_noise": "a client: the same with differential-privacy noise",
     "fold": "the server: add packed updates to a fresh sum",
     "share": "a key holder: sum the key parts of all updates, release its share",
     "open": "the server: combine the sum with a quorum's shares",

@@ -1,6 +1,6 @@
 """`clients` updates are sent to a server process until all are acknowledged, so durable.
 
-In turn the same bytes go to `he_bench.bare`, which only writes them to files: stage "bare". The
+In turn the same bytes go to `he_bench.file_only`, which only writes them to files: stage "file-only". The
 ratio of the two is what checking, hashing, syncing and recording cost.
 """
 
@@ -32,12 +32,12 @@ async def prepare(point: Point) -> AsyncIterator[Job]:
     # One client sends one update to a round, and no round may close here: every repetition has clients of its own.
     world = World(point.profile, point.parameters, point.clients * (MOST_REPETITIONS + 2))
     task = world.task
-    update = await world.update(await world.sealer(), random_update(point.parameters))
-    body, digests, numbers = list(update.parts.values()), update.digests, count(1)
+    update = await world.update(await world.encryptor(), random_update(point.parameters))
+    body, digests, numbers = list(update.sections.values()), update.digests, count(1)
     with tempfile.TemporaryDirectory(prefix="he-bench-") as folder:
         async with deployed(Path(folder), world) as deployment:
             url = await deployment.start_server()
-            bare_url = await deployment.listen("he_bench.bare")
+            file_only_url = await deployment.listen("he_bench.file_only")
 
             async def send(number: int) -> None:
                 header, head = world.sign(number, new_update_id(), digests)
@@ -45,16 +45,16 @@ async def prepare(point: Point) -> AsyncIterator[Job]:
                 async with Transport(url, world.parties.client(number)) as transport:
                     await transport.put_frame(path, head, body, task.config.server.name)
 
-            async def send_bare(number: int) -> None:
-                async with Transport(bare_url, world.parties.client(number)) as transport:
+            async def send_file_only(number: int) -> None:
+                async with Transport(file_only_url, world.parties.client(number)) as transport:
                     await transport.request("PUT", "/", pieces=[frames.start(update.head), *body])
 
             async def run() -> dict[str, float]:
                 batch = [next(numbers) for _ in range(point.clients)]
                 for number in batch:
                     world.parties.client(number)
-                bare = await _seconds(send_bare, batch)
-                return {"bare": bare, "server": await _seconds(send, batch)}
+                file_only = await _seconds(send_file_only, batch)
+                return {"file-only": file_only, "server": await _seconds(send, batch)}
 
             yield Job(run, point.parameters * point.clients, update.size, deployment.server_pids, timed="server")
 

@@ -18,8 +18,8 @@ from he_protocol.schemes.scheme import combine
 async def prepare(point: Point) -> AsyncIterator[Job]:
     world = World(point.profile, point.parameters, point.clients)
     task = world.task
-    update = await world.update(await world.sealer(), random_update(point.parameters))
-    total = fold_times(update.parts[task.part("sum").name], sum_layout(task), point.clients)
+    update = await world.update(await world.encryptor(), random_update(point.parameters))
+    total = fold_times(update.sections[task.section("sum").name], sum_layout(task), point.clients)
     released = world.released(update, point.clients)
     del update
 
@@ -28,5 +28,5 @@ async def prepare(point: Point) -> AsyncIterator[Job]:
         combine(task.scheme, total, released, task.length, point.clients, task.epoch_id)
         return {"combine": time.perf_counter() - started}
 
-    traffic = task.sharing.parts * task.scheme.share_layout(task.length).size
+    traffic = task.sharing.subshares * task.scheme.share_layout(task.length).size
     yield Job(run, point.parameters, traffic, timed="combine")

@@ -17,17 +17,17 @@ HOLDER = 0
 async def prepare(point: Point) -> AsyncIterator[Job]:
     world = World(point.profile, point.parameters, point.clients)
     task = world.task
-    update = await world.update(await world.sealer(), random_update(point.parameters))
-    header, body = update.header, update.parts[task.part("key").name]
-    opener = world.opener(HOLDER)
+    update = await world.update(await world.encryptor(), random_update(point.parameters))
+    header, body = update.header, update.sections[task.section("key").name]
+    share_maker = world.share_maker(HOLDER)
 
     async def run() -> dict[str, float]:
-        total = opener.begin()
+        total = share_maker.begin()
         for _ in range(point.clients):
             total.add(header, body)
         for _ in total.release(bytes(32), 0):
             pass
         return {}
 
-    released = len(task.sharing.parts_of(HOLDER)) * task.scheme.share_layout(task.length).size
+    released = len(task.sharing.subshares_of(HOLDER)) * task.scheme.share_layout(task.length).size
     yield Job(run, work=point.parameters * point.clients, traffic=released)

@@ -29,7 +29,7 @@ class HushSum:
         self.decrypts = f"{sharing.threshold} of {sharing.holders} key holders, sums only"
         self._update = work.update
         self._runner = asyncio.Runner()
-        self._sealer = self._runner.run(self._world.sealer())
+        self._encryptor = self._runner.run(self._world.encryptor())
         self._layout = sum_layout(task)
         self._total = np.zeros((self._layout.rows, self._layout.degree), dtype=np.uint64)
         self._count = 0
@@ -40,12 +40,12 @@ class HushSum:
         return self._world.signing
 
     def send(self) -> int:
-        self._sent = self._runner.run(self._world.update(self._sealer, self._update))
+        self._sent = self._runner.run(self._world.update(self._encryptor, self._update))
         return self._sent.size
 
     def receive(self) -> None:
         assert self._sent is not None
-        fold_in(self._total, self._sent.parts[self._world.task.part("sum").name], self._layout)
+        fold_in(self._total, self._sent.sections[self._world.task.section("sum").name], self._layout)
         self._count += 1
 
     def mean(self) -> Floats:

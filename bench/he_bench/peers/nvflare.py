@@ -40,7 +40,7 @@ class NvFlare:
         self._encryptor.encrypt_layers = [True] * tensors
         self._flare_context = FLContext()
         self._helper = WeightedAggregationHelper(weigh_by_local_iter=False)
-        self._update = {f"layer.{i:02}": part for i, part in enumerate(np.array_split(work.update, tensors))}
+        self._update = {f"layer.{i:02}": section for i, section in enumerate(np.array_split(work.update, tensors))}
         self._message = b""
 
     def send(self) -> int:

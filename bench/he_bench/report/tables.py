@@ -21,7 +21,7 @@ from he_bench.results import (
 from he_bench.units import figure, number, seconds, size
 
 NOTHING = "-"
-BARE = "bare"
+FILE_ONLY = "file-only"
 """The stage in which a case does the least that could be done, to compare with."""
 
 
@@ -89,19 +89,19 @@ def _head(point: Point) -> tuple[str, ...]:
 
 
 def _stages(run: Run, case: str) -> Table | None:
-    """Where the time goes, for cases with several stages; times the bare handler's, where there is one."""
+    """Where the time goes, for cases with several stages; times the file-only handler's, where there is one."""
     results = [r for r in run.results if isinstance(r, Measurement) and r.point.case == case and len(r.stages) > 1]
     if not results:
         return None
-    names, bare = tuple(results[0].stages), BARE in results[0].stages
+    names, file_only = tuple(results[0].stages), FILE_ONLY in results[0].stages
     return Table(
         f"stages of {case}, medians",
-        ("profile", "d", "n", "cores", *names, *(["x bare"] if bare else [])),
+        ("profile", "d", "n", "cores", *names, *(["x file-only"] if file_only else [])),
         tuple(
             (
                 *_head(r.point),
                 *(seconds(r.stages[name]) for name in names),
-                *([figure(r.seconds.median / r.stages[BARE])] if bare else []),
+                *([figure(r.seconds.median / r.stages[FILE_ONLY])] if file_only else []),
             )
             for r in results
         ),
@@ -118,7 +118,7 @@ def _loads(run: LoadRun) -> Table:
             "d",
             "updates/s",
             "MB/s",
-            "of bare",
+            "of file-only",
             "least",
             "p50",
             "p99",
@@ -129,8 +129,8 @@ def _loads(run: LoadRun) -> Table:
         ),
         tuple(_load_row(load) for load in run.results),
         notes=(
-            "of bare: bytes per second, as a share of a handler that only writes files, in turns in the same run;",
-            "medians of all storms; least: our slowest beside its fastest",
+            "of file-only: bytes per second, as a share of a handler that only writes files, in turns in the same run;",
+            "medians of all bursts; least: our slowest beside its fastest",
         ),
     )
 
@@ -144,8 +144,8 @@ def _load_row(load: Load) -> tuple[str, ...]:
         number(point.parameters),
         figure(point.clients / load.seconds.median),
         figure(point.clients * load.traffic / load.seconds.median / 1e6),
-        f"{load.bare.median / load.seconds.median:.0%}",
-        f"{load.bare.minimum / load.seconds.maximum:.0%}",
+        f"{load.file_only.median / load.seconds.median:.0%}",
+        f"{load.file_only.minimum / load.seconds.maximum:.0%}",
         seconds(load.acknowledged[49]),
         seconds(load.acknowledged[98]),
         f"{load.told_to_wait:,}",

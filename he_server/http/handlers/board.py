@@ -12,10 +12,10 @@ from he_server.http.auth import party_of
 from he_server.http.params import task_of
 from he_server.http.responses import answer, stream_blob
 from he_server.rules.board import POST_LIMIT
-from he_server.rules.bodies import FRAME_ROOM, Sender
+from he_server.rules.bodies import FRAME_HEAD_BYTES, Sender
 from he_server.rules.committee import check_member, check_self
 from he_server.services.board import accept_post
-from he_server.services.context import Server
+from he_server.services.context import ServerContext
 from he_server.services.frames import Frame
 
 
@@ -28,26 +28,26 @@ def phase_of(request: web.Request) -> Phase:
     raise ProblemError(NOT_FOUND, "no such phase", expected=", ".join(PHASES), got=wanted[:80])
 
 
-async def list_posts(server: Server, request: web.Request) -> web.StreamResponse:
+async def list_posts(server: ServerContext, request: web.Request) -> web.StreamResponse:
     task = await task_of(server, request)
     phase = phase_of(request)
     posts = await server.store.posts(task.id, phase)
     return answer(Board(phase, tuple(BoardEntry(post.holder, post.message, post.size) for post in posts)))
 
 
-async def get_post(server: Server, request: web.Request) -> web.StreamResponse:
+async def get_post(server: ServerContext, request: web.Request) -> web.StreamResponse:
     task = await task_of(server, request)
     post = await server.store.post(task.id, phase_of(request), request.match_info["holder"])
     return await stream_blob(server, request, post_blob(task.id, post.blob))
 
 
-async def sender_of_post(server: Server, request: web.Request) -> Sender:
+async def sender_of_post(server: ServerContext, request: web.Request) -> Sender:
     party = party_of(request)
     check_member(await task_of(server, request), party)
-    return Sender(party.public, FRAME_ROOM + POST_LIMIT)
+    return Sender(party.public, FRAME_HEAD_BYTES + POST_LIMIT)
 
 
-async def put_post(server: Server, request: web.Request) -> web.StreamResponse:
+async def put_post(server: ServerContext, request: web.Request) -> web.StreamResponse:
     task = await task_of(server, request)
     phase = phase_of(request)
     party = party_of(request)

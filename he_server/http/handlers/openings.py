@@ -21,7 +21,7 @@ from he_server.rules.committee import check_member, check_self
 from he_server.rules.records import RoundRecord
 from he_server.rules.rounds import stage_of
 from he_server.services.answers import accept_answer, listed_updates, votes_for
-from he_server.services.context import Server
+from he_server.services.context import ServerContext
 from he_server.services.frames import Frame
 from he_server.services.shares import accept_share
 from he_server.services.streams import news
@@ -30,7 +30,7 @@ MAX_WAIT = 60
 """How long a holder may wait for news in one request, in seconds."""
 
 
-async def list_openings(server: Server, request: web.Request) -> web.StreamResponse:
+async def list_openings(server: ServerContext, request: web.Request) -> web.StreamResponse:
     """What waits for a holder; as soon as that is something else than it knows, if it prefers so (RFC 7240)."""
     task, party = await task_of(server, request), party_of(request)
     name = check_member(task, party).entry.name
@@ -59,33 +59,33 @@ def preferred_wait(prefer: str) -> int:
     return min(int(found[1]), MAX_WAIT) if found else 0
 
 
-async def get_opening(server: Server, request: web.Request) -> web.StreamResponse:
+async def get_opening(server: ServerContext, request: web.Request) -> web.StreamResponse:
     task, record = await _waiting(server, request)
     votes = await votes_for(server, record)
     stage = stage_of(record.state, len(votes), task.committee.agreement)
     return answer(Opening(stage, record.manifest, votes, (await server.revocations()).token))
 
 
-async def get_heads(server: Server, request: web.Request) -> web.StreamResponse:
+async def get_heads(server: ServerContext, request: web.Request) -> web.StreamResponse:
     _, record = await _waiting(server, request)
     return answer(Heads(tuple(SignedUpdate(u.header, u.credential) for u in await listed_updates(server, record))))
 
 
-async def get_key_parts(server: Server, request: web.Request) -> web.StreamResponse:
+async def get_key_sections(server: ServerContext, request: web.Request) -> web.StreamResponse:
     task, record = await _waiting(server, request)
-    part = task.part("key")
+    section = task.section("key")
     listed = await listed_updates(server, record)
-    pieces = [Piece(key_blob(update.blob), update.position * part.size, part.size) for update in listed]
+    pieces = [Piece(key_blob(update.blob), update.position * section.size, section.size) for update in listed]
     return await stream_pieces(server, request, pieces, zeros=True)  # holders leave out what is not as it was signed
 
 
-async def sender_of_answer(server: Server, request: web.Request) -> Sender:
+async def sender_of_answer(server: ServerContext, request: web.Request) -> Sender:
     task, party = await task_of(server, request), party_of(request)
     check_member(task, party)
     return Sender(party.public, TOKEN_LIMIT)
 
 
-async def put_answer(server: Server, request: web.Request) -> web.StreamResponse:
+async def put_answer(server: ServerContext, request: web.Request) -> web.StreamResponse:
     """A holder's screening, vote or objection: the message's type says which."""
     task = await task_of(server, request)
     party = party_of(request)
@@ -101,7 +101,7 @@ async def put_answer(server: Server, request: web.Request) -> web.StreamResponse
     return answer(record.status(), 201 if created else 200)
 
 
-async def _waiting(server: Server, request: web.Request) -> tuple[Task, RoundRecord]:
+async def _waiting(server: ServerContext, request: web.Request) -> tuple[Task, RoundRecord]:
     """Task and round, where that waits for key holders."""
     task = await task_of(server, request)
     check_member(task, party_of(request))
@@ -111,13 +111,13 @@ async def _waiting(server: Server, request: web.Request) -> tuple[Task, RoundRec
     return task, record
 
 
-async def sender_of_share(server: Server, request: web.Request) -> Sender:
+async def sender_of_share(server: ServerContext, request: web.Request) -> Sender:
     task, party = await task_of(server, request), party_of(request)
-    known = task.sharing.parts_of(check_member(task, party).index)
+    known = task.sharing.subshares_of(check_member(task, party).index)
     return Sender(party.public, share_frame(task, len(known)))
 
 
-async def put_share(server: Server, request: web.Request) -> web.StreamResponse:
+async def put_share(server: ServerContext, request: web.Request) -> web.StreamResponse:
     task = await task_of(server, request)
     party = party_of(request)
     member = check_member(task, party)

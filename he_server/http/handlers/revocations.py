@@ -9,17 +9,17 @@ from he_protocol.errors import ProblemError
 from he_protocol.identity.jws import TOKEN_LIMIT
 from he_protocol.problems import MALFORMED
 from he_server.http.responses import answer
-from he_server.services.context import Server
+from he_server.services.context import ServerContext
 from he_server.services.frames import Frame
 from he_server.services.revocations import accept_revocations
 from he_server.services.strangers import in_time
 
 
-async def get_revocations(server: Server, _request: web.Request) -> web.StreamResponse:
+async def get_revocations(server: ServerContext, _request: web.Request) -> web.StreamResponse:
     return answer(Revoked((await server.revocations()).token))
 
 
-async def put_revocations(server: Server, request: web.Request) -> web.StreamResponse:
+async def put_revocations(server: ServerContext, request: web.Request) -> web.StreamResponse:
     async with in_time():
         body = await Frame(request.content, TOKEN_LIMIT, request.content_length).body(TOKEN_LIMIT)
     try:

@@ -10,22 +10,22 @@ from he_server.blobs.keys import sum_blob
 from he_server.http.auth import party_of
 from he_server.http.params import round_number, task_of
 from he_server.http.responses import STREAMING, answer, stream_blob
-from he_server.services.context import Server
+from he_server.services.context import ServerContext
 from he_server.services.streams import texts
 
 
-async def list_rounds(server: Server, request: web.Request) -> web.StreamResponse:
+async def list_rounds(server: ServerContext, request: web.Request) -> web.StreamResponse:
     task = await task_of(server, request)
     return answer(await server.store.statuses(task, await server.store.recent_rounds(task.id)))
 
 
-async def get_round(server: Server, request: web.Request) -> web.StreamResponse:
+async def get_round(server: ServerContext, request: web.Request) -> web.StreamResponse:
     task = await task_of(server, request)
     (status,) = await server.store.statuses(task, [await server.store.round(task.id, round_number(request))])
     return answer(status)
 
 
-async def get_sum(server: Server, request: web.Request) -> web.StreamResponse:
+async def get_sum(server: ServerContext, request: web.Request) -> web.StreamResponse:
     task = await task_of(server, request)
     record = await server.store.round(task.id, round_number(request))
     if record.state != "published":
@@ -33,7 +33,7 @@ async def get_sum(server: Server, request: web.Request) -> web.StreamResponse:
     return await stream_blob(server, request, sum_blob(task.id, record.id))
 
 
-async def get_events(server: Server, request: web.Request) -> web.StreamResponse:
+async def get_events(server: ServerContext, request: web.Request) -> web.StreamResponse:
     """Server-sent events (WHATWG HTML section 9.2): the newest round first, then every change of state."""
     task = await task_of(server, request)
     with server.streams.listening(task.id, party_of(request).public) as watch:

@@ -10,30 +10,30 @@ from he_protocol.problems import NOT_FOUND
 from he_server.blobs.keys import model_blob
 from he_server.http.params import task_of
 from he_server.http.responses import answer, stream_blob
-from he_server.services.context import Server
+from he_server.services.context import ServerContext
 from he_server.services.frames import Frame
 from he_server.services.tasks import accept_task, task_status
 
 MODEL_VERSION = "HushSum-Model-Version"
 
 
-async def list_tasks(server: Server, _request: web.Request) -> web.StreamResponse:
+async def list_tasks(server: ServerContext, _request: web.Request) -> web.StreamResponse:
     records = await server.store.tasks()
     return answer(TaskList(tuple([await task_status(server, record) for record in records])))
 
 
-async def get_task(server: Server, request: web.Request) -> web.StreamResponse:
+async def get_task(server: ServerContext, request: web.Request) -> web.StreamResponse:
     task = await task_of(server, request)
     return answer(await task_status(server, await server.store.task(task.id)))
 
 
-async def post_task(server: Server, request: web.Request) -> web.StreamResponse:
+async def post_task(server: ServerContext, request: web.Request) -> web.StreamResponse:
     frame = Frame(request.content, server.settings.max_update_bytes, request.content_length)
     task, created = await accept_task(server, frame, request.content_length)
     return answer(await task_status(server, await server.store.task(task.id)), 201 if created else 200)
 
 
-async def get_model(server: Server, request: web.Request) -> web.StreamResponse:
+async def get_model(server: ServerContext, request: web.Request) -> web.StreamResponse:
     task = await task_of(server, request)
     wanted = request.query.get("version")
     if wanted is not None and not (wanted.isascii() and wanted.isdigit() and len(wanted) <= 15):

@@ -31,7 +31,7 @@ from he_server.rules.uploads import (
     check_version,
     claimed_update,
 )
-from he_server.services.context import Server
+from he_server.services.context import ServerContext
 from he_server.services.uploads import (
     append_chunk,
     begin_upload,
@@ -42,7 +42,7 @@ from he_server.services.uploads import (
 from he_server.store.uploads import UploadRecord
 
 
-async def options_uploads(server: Server, _request: web.Request) -> web.StreamResponse:
+async def options_uploads(server: ServerContext, _request: web.Request) -> web.StreamResponse:
     return web.Response(
         status=204,
         headers={
@@ -54,7 +54,7 @@ async def options_uploads(server: Server, _request: web.Request) -> web.StreamRe
     )
 
 
-async def post_upload(server: Server, request: web.Request) -> web.StreamResponse:
+async def post_upload(server: ServerContext, request: web.Request) -> web.StreamResponse:
     _check_version(request)
     task = await task_of(server, request)
     party = party_of(request)
@@ -65,7 +65,7 @@ async def post_upload(server: Server, request: web.Request) -> web.StreamRespons
     return web.Response(status=201, headers={"Location": upload_path(upload.id), **_expiry(upload)})
 
 
-async def head_upload(server: Server, request: web.Request) -> web.StreamResponse:
+async def head_upload(server: ServerContext, request: web.Request) -> web.StreamResponse:
     """How far it is. How it ended is GET's to tell; but a client that only asks here gets it accepted, too."""
     async with _opened(server, request) as (upload, file):
         offset = _offset(upload, file)
@@ -76,14 +76,14 @@ async def head_upload(server: Server, request: web.Request) -> web.StreamRespons
     return web.Response(headers=headers | _expiry(upload))
 
 
-async def get_upload(server: Server, request: web.Request) -> web.StreamResponse:
+async def get_upload(server: ServerContext, request: web.Request) -> web.StreamResponse:
     async with _opened(server, request) as (upload, file):
         check_offset(upload.length, _offset(upload, file))
         ended = upload if file is None else await complete_upload(server, upload, file)
     return answer(_receipt(ended))
 
 
-async def sender_of_chunk(server: Server, request: web.Request) -> Sender:
+async def sender_of_chunk(server: ServerContext, request: web.Request) -> Sender:
     """Whoever knows an upload's URL is the client that began it."""
     _check_version(request)
     upload = await server.store.upload(hex_id(request.match_info["upload"], 16, "upload").hex(), server.clock())
@@ -91,7 +91,7 @@ async def sender_of_chunk(server: Server, request: web.Request) -> Sender:
     return Sender(upload.party.public, upload.length)
 
 
-async def patch_upload(server: Server, request: web.Request) -> web.StreamResponse:
+async def patch_upload(server: ServerContext, request: web.Request) -> web.StreamResponse:
     check_media_type(request.content_type)
     named = tus.number(request.headers.get("Upload-Offset", ""), "Upload-Offset")
     checksum = request.headers.get("Upload-Checksum")
@@ -110,13 +110,13 @@ async def patch_upload(server: Server, request: web.Request) -> web.StreamRespon
     return web.Response(status=204, headers={"Upload-Offset": str(offset), **_expiry(upload)})
 
 
-async def delete_upload(server: Server, request: web.Request) -> web.StreamResponse:
+async def delete_upload(server: ServerContext, request: web.Request) -> web.StreamResponse:
     async with _opened(server, request) as (upload, _):
         await forget_upload(server, upload)
     return web.Response(status=204)
 
 
-async def post_override(server: Server, request: web.Request) -> web.StreamResponse:
+async def post_override(server: ServerContext, request: web.Request) -> web.StreamResponse:
     """For networks that let only GET and POST through: tus has the method in a header then."""
     match request.headers.get("X-HTTP-Method-Override", ""):
         case "PATCH":
@@ -137,7 +137,7 @@ async def mark(request: web.Request, response: web.StreamResponse) -> None:
 
 
 @asynccontextmanager
-async def _opened(server: Server, request: web.Request) -> AsyncIterator[tuple[UploadRecord, UploadFile | None]]:
+async def _opened(server: ServerContext, request: web.Request) -> AsyncIterator[tuple[UploadRecord, UploadFile | None]]:
     """The upload that the path names; its client has proved itself by naming it. Raises what `opened_upload` raises,
     and `tus-version`."""
     _check_version(request)

@@ -23,7 +23,7 @@ from he_protocol.arithmetic.residues import ResidueLayout
 from he_protocol.envelope import seal
 from he_protocol.errors import ProblemError
 from he_protocol.identity.jws import token_hash
-from he_protocol.messages import Commitment, Confirmation, Contribution, PartDigest, Reveal, SealedSeeds
+from he_protocol.messages import Commitment, Confirmation, Contribution, Reveal, SealedSeeds, SubshareDigest
 from he_protocol.problems import CEREMONY_CONFLICT, COMMITMENT_BROKEN, MALFORMED
 from he_protocol.sharing import Sharing
 from he_protocol.task import Task
@@ -33,7 +33,7 @@ Seeds = dict[int, bytes]
 
 def draw_seeds(sharing: Sharing, holder: int) -> Seeds:
     """This holder's random contribution to every part that it knows."""
-    return {part: secrets.token_bytes(KEY_BYTES) for part in sharing.parts_of(holder)}
+    return {subshare: secrets.token_bytes(KEY_BYTES) for subshare in sharing.subshares_of(holder)}
 
 
 def contribute(task: Task, holder: int, seeds: Seeds) -> Contribution:
@@ -41,14 +41,14 @@ def contribute(task: Task, holder: int, seeds: Seeds) -> Contribution:
     own = task.config.holders[holder].name
     boxes = []
     for other, entry in enumerate(task.config.holders):
-        shared = _shared_parts(task.sharing, holder, other)
+        shared = _common_subshares(task.sharing, holder, other)
         if other != holder and shared:
-            plaintext = b"".join(seeds[part] for part in shared)
+            plaintext = b"".join(seeds[subshare] for subshare in shared)
             boxes.append(SealedSeeds(entry.name, seal(plaintext, entry.hpke, _info(task, own, entry.name))))
     return Contribution(task.hash, task.config.epoch, own, tuple(boxes))
 
 
-def part_seeds(task: Task, holder: int, own: Seeds, contributions: Sequence[Contribution], key: HpkeKey) -> Seeds:
+def subshare_seeds(task: Task, holder: int, own: Seeds, contributions: Sequence[Contribution], key: HpkeKey) -> Seeds:
     """Phase 2: the joint seed of every part this holder knows, from all contributions in holder order.
 
     Raises `ceremony-conflict` when a box for us is missing, `digest-mismatch` when one does not open.
@@ -59,7 +59,7 @@ def part_seeds(task: Task, holder: int, own: Seeds, contributions: Sequence[Cont
         if other == holder:
             received.append(own)
             continue
-        shared = _shared_parts(task.sharing, holder, other)
+        shared = _common_subshares(task.sharing, holder, other)
         boxes = [box.box for box in contribution.boxes if box.to == name]
         if len(boxes) != bool(shared):
             raise ProblemError(
@@ -68,16 +68,16 @@ def part_seeds(task: Task, holder: int, own: Seeds, contributions: Sequence[Cont
         plaintext = key.open(boxes[0], _info(task, contribution.holder, name)) if boxes else b""
         if len(plaintext) != KEY_BYTES * len(shared):
             raise ProblemError(MALFORMED, "seeds", expected=KEY_BYTES * len(shared), got=len(plaintext))
-        received.append({part: plaintext[KEY_BYTES * i :][:KEY_BYTES] for i, part in enumerate(shared)})
+        received.append({subshare: plaintext[KEY_BYTES * i :][:KEY_BYTES] for i, subshare in enumerate(shared)})
     return {
-        part: derive_key(
-            "hushsum/ceremony/part-seed/v1",
+        subshare: derive_key(
+            "hushsum/ceremony/subshare-seed/v1",
             task.hash,
             task.config.epoch.to_bytes(8, "little"),
-            part.to_bytes(8, "little"),
-            *(received[other][part] for other in task.sharing.holders_of(part)),
+            subshare.to_bytes(8, "little"),
+            *(received[other][subshare] for other in task.sharing.holders_of(subshare)),
         )
-        for part in task.sharing.parts_of(holder)
+        for subshare in task.sharing.subshares_of(holder)
     }
 
 
@@ -86,10 +86,10 @@ def transcript(contributions: Sequence[str]) -> bytes:
     return derive_key("hushsum/ceremony/transcript/v1", *(token_hash(token) for token in contributions))
 
 
-def commit(task: Task, holder: int, seen: bytes, packed_parts: Mapping[int, bytes]) -> Commitment:
+def commit(task: Task, holder: int, seen: bytes, packed_shares: Mapping[int, bytes]) -> Commitment:
     """Phase 2's message: digests of the packed public key parts."""
     name = task.config.holders[holder].name
-    return Commitment(task.hash, task.config.epoch, name, seen, _digests(packed_parts))
+    return Commitment(task.hash, task.config.epoch, name, seen, _digests(packed_shares))
 
 
 def check_commitments(task: Task, commitments: Sequence[Commitment]) -> dict[int, bytes]:
@@ -101,22 +101,24 @@ def check_commitments(task: Task, commitments: Sequence[Commitment]) -> dict[int
         raise ProblemError(CEREMONY_CONFLICT, "the holders saw different contributions")
     agreed: dict[int, bytes] = {}
     for holder, commitment in enumerate(commitments):
-        if tuple(entry.part for entry in commitment.parts) != task.sharing.parts_of(holder):
-            raise ProblemError(CEREMONY_CONFLICT, f"{commitment.holder!r} committed to parts that are not its own")
-        for entry in commitment.parts:
-            if agreed.setdefault(entry.part, entry.sha256) != entry.sha256:
-                raise ProblemError(CEREMONY_CONFLICT, f"{commitment.holder!r} contradicts others on part {entry.part}")
+        if tuple(entry.subshare for entry in commitment.digests) != task.sharing.subshares_of(holder):
+            raise ProblemError(CEREMONY_CONFLICT, f"{commitment.holder!r} committed to subshares that are not its own")
+        for entry in commitment.digests:
+            if agreed.setdefault(entry.subshare, entry.sha256) != entry.sha256:
+                raise ProblemError(
+                    CEREMONY_CONFLICT, f"{commitment.holder!r} contradicts others on subshare {entry.subshare}"
+                )
     return agreed
 
 
-def revealed_parts(sharing: Sharing, holder: int) -> tuple[int, ...]:
+def revealed_shares(sharing: Sharing, holder: int) -> tuple[int, ...]:
     """The parts whose bytes this holder publishes: those that no holder before it knows."""
-    return tuple(part for part in sharing.parts_of(holder) if sharing.holders_of(part)[0] == holder)
+    return tuple(subshare for subshare in sharing.subshares_of(holder) if sharing.holders_of(subshare)[0] == holder)
 
 
-def reveal(task: Task, holder: int, seen: bytes, packed_parts: Mapping[int, bytes]) -> tuple[Reveal, bytes]:
+def reveal(task: Task, holder: int, seen: bytes, packed_shares: Mapping[int, bytes]) -> tuple[Reveal, bytes]:
     """Phase 3's message and body."""
-    mine = {part: packed_parts[part] for part in revealed_parts(task.sharing, holder)}
+    mine = {subshare: packed_shares[subshare] for subshare in revealed_shares(task.sharing, holder)}
     name = task.config.holders[holder].name
     return Reveal(task.hash, task.config.epoch, name, seen, _digests(mine)), b"".join(mine.values())
 
@@ -127,13 +129,13 @@ def check_reveals(task: Task, layout: ResidueLayout, bodies: Sequence[bytes], ag
     Raises `malformed` or `commitment-broken`, naming the holder.
     """
     for holder, body in enumerate(bodies):
-        parts = revealed_parts(task.sharing, holder)
+        subshares = revealed_shares(task.sharing, holder)
         name = task.config.holders[holder].name
-        if len(body) != layout.size * len(parts):
-            raise ProblemError(MALFORMED, f"revealed by {name!r}", expected=layout.size * len(parts), got=len(body))
-        for i, part in enumerate(parts):
-            if hashlib.sha256(body[layout.size * i :][: layout.size]).digest() != agreed[part]:
-                raise ProblemError(COMMITMENT_BROKEN, f"part {part}, revealed by {name!r}")
+        if len(body) != layout.size * len(subshares):
+            raise ProblemError(MALFORMED, f"revealed by {name!r}", expected=layout.size * len(subshares), got=len(body))
+        for i, subshare in enumerate(subshares):
+            if hashlib.sha256(body[layout.size * i :][: layout.size]).digest() != agreed[subshare]:
+                raise ProblemError(COMMITMENT_BROKEN, f"subshare {subshare}, revealed by {name!r}")
 
 
 def joint_key(layout: ResidueLayout, bodies: Sequence[bytes]) -> bytes:
@@ -151,12 +153,14 @@ def confirm(task: Task, holder: int, seen: bytes, key: bytes) -> Confirmation:
     return Confirmation(task.hash, task.config.epoch, name, seen, hashlib.sha256(key).digest())
 
 
-def _digests(packed_parts: Mapping[int, bytes]) -> tuple[PartDigest, ...]:
-    return tuple(PartDigest(part, hashlib.sha256(data).digest()) for part, data in sorted(packed_parts.items()))
+def _digests(packed_shares: Mapping[int, bytes]) -> tuple[SubshareDigest, ...]:
+    return tuple(
+        SubshareDigest(subshare, hashlib.sha256(data).digest()) for subshare, data in sorted(packed_shares.items())
+    )
 
 
-def _shared_parts(sharing: Sharing, one: int, other: int) -> tuple[int, ...]:
-    return tuple(part for part in sharing.parts_of(one) if part in sharing.parts_of(other))
+def _common_subshares(sharing: Sharing, one: int, other: int) -> tuple[int, ...]:
+    return tuple(subshare for subshare in sharing.subshares_of(one) if subshare in sharing.subshares_of(other))
 
 
 def _info(task: Task, sender: str, receiver: str) -> bytes:

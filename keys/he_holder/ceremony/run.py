@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from he_holder.ceremony import messages as ceremony
-from he_holder.holder import EpochSecret, KeyHolder, PartSeed
+from he_holder.holder import EpochSecret, KeyHolder, SubshareSeed
 from he_holder.schemes import make_dealer
 from he_party.keyfile import read_private, write_private
 from he_party.transport import Transport
@@ -54,8 +54,8 @@ class Ceremony:
         tokens, contributions = await self._collect("contribution", Contribution)
         seen = ceremony.transcript(tokens)
         hpke = await asyncio.to_thread(self._holder.hpke, task)
-        seeds = ceremony.part_seeds(task, index, own, contributions, hpke)
-        packed = await asyncio.to_thread(self._key_parts, seeds)
+        seeds = ceremony.subshare_seeds(task, index, own, contributions, hpke)
+        packed = await asyncio.to_thread(self._public_key_shares, seeds)
         await self._post("commitment", ceremony.commit(task, index, seen, packed))
         agreed = ceremony.check_commitments(task, (await self._collect("commitment", Commitment))[1])
         message, body = ceremony.reveal(task, index, seen, packed)
@@ -78,19 +78,22 @@ class Ceremony:
         path = self._holder.secret_path(self._task, "draws")
         if path.exists():
             drawn = read_private(path, EpochSecret, self._holder.passphrase)
-            return {entry.part: entry.seed for entry in drawn.seeds}
+            return {entry.subshare: entry.seed for entry in drawn.seeds}
         seeds = ceremony.draw_seeds(self._task.sharing, self._index)
         self._store("draws", seeds)
         return seeds
 
     def _store(self, kind: str, seeds: ceremony.Seeds) -> None:
-        entries = tuple(PartSeed(part, seed) for part, seed in sorted(seeds.items()))
+        entries = tuple(SubshareSeed(subshare, seed) for subshare, seed in sorted(seeds.items()))
         secret = EpochSecret(self._task.hash, self._task.config.epoch, entries)
         path = self._holder.secret_path(self._task, kind)
         write_private(path, secret, self._holder.passphrase, replace=True)
 
-    def _key_parts(self, seeds: ceremony.Seeds) -> dict[int, bytes]:
-        return {part: residues.pack(self._dealer.key_part(seed), self._dealer.layout) for part, seed in seeds.items()}
+    def _public_key_shares(self, seeds: ceremony.Seeds) -> dict[int, bytes]:
+        return {
+            subshare: residues.pack(self._dealer.public_key_share(seed), self._dealer.layout)
+            for subshare, seed in seeds.items()
+        }
 
     async def _post(
         self, phase: documents.Phase, message: Contribution | Commitment | Reveal | Confirmation, body: bytes = b""
@@ -142,7 +145,7 @@ class Ceremony:
     async def _bodies(self) -> list[bytes]:
         bodies = []
         for index, holder in enumerate(self._task.config.holders):
-            size = self._dealer.layout.size * len(ceremony.revealed_parts(self._task.sharing, index))
+            size = self._dealer.layout.size * len(ceremony.revealed_shares(self._task.sharing, index))
             path = paths.post_path(self._task.id, "reveal", holder.name)
             audience = self._task.config.server.name
             bodies.append(

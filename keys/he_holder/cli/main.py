@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from he_holder.cli.epochs import app as life_cycle_app
+from he_holder.cli.epochs import app as epochs_app
 from he_holder.cli.options import ConfigFile, DataDir, OutputFormat, TlsCa
 from he_party import console
 from he_party.console import Passphrase, command, run_async
@@ -15,7 +15,7 @@ from he_party.kernels import Steps, Warm, offer_to_warm
 from he_party.program import add_version
 
 app = typer.Typer(help="A key holder of HushSum.", no_args_is_help=True, pretty_exceptions_enable=False)
-app.add_typer(life_cycle_app)
+app.add_typer(epochs_app)
 add_version(app)
 
 
@@ -62,7 +62,7 @@ def run(
     data_dir: DataDir = None,
     config: ConfigFile = None,
     tls_ca: TlsCa = None,
-    floor: Annotated[int | None, typer.Option(help="our own minimum of clients per sum")] = None,
+    min_clients_floor: Annotated[int | None, typer.Option(help="our own minimum of clients per sum")] = None,
     poll_seconds: Annotated[float | None, typer.Option(help="how often to ask the server")] = None,
     passphrase: Passphrase = "",
 ) -> None:
@@ -71,7 +71,12 @@ def run(
     from he_holder.settings import Settings
 
     settings = Settings.load(
-        config, data_dir=data_dir, tls_ca=tls_ca, floor=floor, poll_seconds=poll_seconds, passphrase=passphrase or None
+        config,
+        data_dir=data_dir,
+        tls_ca=tls_ca,
+        floor=min_clients_floor,
+        poll_seconds=poll_seconds,
+        passphrase=passphrase or None,
     )
     run_async(joined.run(settings))
 

@@ -30,7 +30,7 @@ async def open_holder(settings: Settings) -> KeyHolder:
         identity=Identity.load(settings.data_dir, secret),
         ledger=await Ledger.open(settings.data_dir / LEDGER_FILE),
         directory=settings.data_dir,
-        floor=settings.floor,
+        min_clients_floor=settings.min_clients_floor,
         least_f=settings.least_f,
         passphrase=secret,
         require_revocations=settings.require_revocations,

@@ -1,6 +1,6 @@
 """A key holder's half of the seam: how each scheme turns updates into shares.
 
-One module per scheme, of the same name as in `he_protocol.schemes`, with a `make_opener` and a `load_kernels`; a
+One module per scheme, of the same name as in `he_protocol.schemes`, with a `make_share_maker` and a `load_kernels`; a
 scheme whose committee makes a joint key also has a `make_dealer`.
 """
 
@@ -35,7 +35,7 @@ class KeySum(Protocol):
         """
 
 
-class Opener(Protocol):
+class ShareMaker(Protocol):
     """Opens sums of one task with this holder's secrets."""
 
     def begin(self) -> KeySum: ...
@@ -48,7 +48,7 @@ class Dealer(Protocol):
     def layout(self) -> ResidueLayout:
         """Of one packed key part, and of the joint key."""
 
-    def key_part(self, seed: bytes) -> Residues:
+    def public_key_share(self, seed: bytes) -> Residues:
         """The public key part that follows from a part's seed; the same for all who know the seed."""
 
 
@@ -58,10 +58,10 @@ def kernel_steps() -> Steps:
         yield profile.name, partial(import_module(f"{__name__}.{profile.scheme}").load_kernels, profile)
 
 
-def make_opener(task: Task, index: int, hpke: HpkeKey, seeds: Mapping[int, bytes]) -> Opener:
+def make_share_maker(task: Task, index: int, hpke: HpkeKey, seeds: Mapping[int, bytes]) -> ShareMaker:
     """The opener of a task's scheme for holder number `index`; `seeds` are the ceremony's, by part (or none)."""
     module = import_module(f"{__name__}.{task.config.scheme}")
-    made: Opener = module.make_opener(task, index, hpke, seeds)
+    made: ShareMaker = module.make_share_maker(task, index, hpke, seeds)
     return made
 
 

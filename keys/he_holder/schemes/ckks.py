@@ -16,15 +16,17 @@ from he_holder.hpke_key import HpkeKey
 from he_protocol.arithmetic import ntt, residues
 from he_protocol.arithmetic.kernel import kernel
 from he_protocol.arithmetic.keystream import derive_key, expand_words
-from he_protocol.arithmetic.residues import Residues
+from he_protocol.arithmetic.residues import Residues, U64Array
 from he_protocol.messages import UpdateHeader
 from he_protocol.privacy.gaussian import Gaussian
 from he_protocol.schemes.ckks import Ckks, CkksProfile, common_polynomial
 from he_protocol.task import Task
 
 
-def make_opener(task: Task, index: int, hpke: HpkeKey, seeds: Mapping[int, bytes]) -> CkksOpener:
-    return CkksOpener(_scheme(task), task.length, {part: SecretPart.derive(seed) for part, seed in seeds.items()})
+def make_share_maker(task: Task, index: int, hpke: HpkeKey, seeds: Mapping[int, bytes]) -> CkksShareMaker:
+    return CkksShareMaker(
+        _scheme(task), task.length, {subshare: SecretSubshare.derive(seed) for subshare, seed in seeds.items()}
+    )
 
 
 def make_dealer(task: Task) -> CkksDealer:
@@ -36,9 +38,9 @@ def load_kernels(profile: CkksProfile) -> None:
     """Call every kernel that a ceremony and a release call, with a seed that stands for nobody's secret."""
     scheme, seed = Ckks(profile), bytes(32)
     dealer = CkksDealer(scheme, common_polynomial(profile, seed))
-    part, layout = residues.pack(dealer.key_part(seed), dealer.layout), dealer.layout
-    residues.fold(layout.zeros().reshape(layout.rows, layout.degree), part, layout)
-    for _ in CkksOpener(scheme, 1, {0: SecretPart.derive(seed)}).begin().release(seed, 0):
+    subshare, layout = residues.pack(dealer.public_key_share(seed), dealer.layout), dealer.layout
+    residues.fold(layout.zeros().reshape(layout.rows, layout.degree), subshare, layout)
+    for _ in CkksShareMaker(scheme, 1, {0: SecretSubshare.derive(seed)}).begin().release(seed, 0):
         pass
 
 
@@ -49,7 +51,7 @@ def _scheme(task: Task) -> Ckks:
 
 
 @dataclass(frozen=True)
-class SecretPart:
+class SecretSubshare:
     """The three keys that follow from one part's seed."""
 
     secret_key: bytes = field(repr=False)
@@ -57,7 +59,7 @@ class SecretPart:
     flood_key: bytes = field(repr=False)
 
     @classmethod
-    def derive(cls, seed: bytes) -> SecretPart:
+    def derive(cls, seed: bytes) -> SecretSubshare:
         names = ("secret", "error", "flood")
         return cls(*(derive_key(f"hushsum/ckks/{name}/v1", seed) for name in names))
 
@@ -81,27 +83,27 @@ class CkksDealer:
         self._profile = scheme.profile
         self._common = common
 
-    def key_part(self, seed: bytes) -> Residues:
-        part, moduli = SecretPart.derive(seed), self._profile.moduli
-        error = _transformed(part.error(self._profile), moduli)
-        product = ntt.multiply(self._common, _transformed(-part.secret(self._profile), moduli), moduli)
+    def public_key_share(self, seed: bytes) -> Residues:
+        subshare, moduli = SecretSubshare.derive(seed), self._profile.moduli
+        error = _transformed(subshare.error(self._profile), moduli)
+        product = ntt.multiply(self._common, _transformed(-subshare.secret(self._profile), moduli), moduli)
         return (product + error) % np.array(moduli, dtype=np.uint64)[None, :, None]
 
 
-class CkksOpener:
+class CkksShareMaker:
     """Holds the secret parts of one epoch in NTT form."""
 
-    def __init__(self, scheme: Ckks, length: int, parts: Mapping[int, SecretPart]) -> None:
+    def __init__(self, scheme: Ckks, length: int, subshares: Mapping[int, SecretSubshare]) -> None:
         self._profile = scheme.profile
         self._layout = scheme.layout(length)
-        self._parts = dict(sorted(parts.items()))
+        self._subshares = dict(sorted(subshares.items()))
         self._secrets = {
-            number: _transformed(part.secret(self._profile), self._profile.data_moduli)
-            for number, part in self._parts.items()
+            number: _transformed(subshare.secret(self._profile), self._profile.data_moduli)
+            for number, subshare in self._subshares.items()
         }
 
     def begin(self) -> CkksKeySum:
-        return CkksKeySum(self._profile, self._layout, self._parts, self._secrets)
+        return CkksKeySum(self._profile, self._layout, self._subshares, self._secrets)
 
 
 class CkksKeySum:
@@ -111,12 +113,12 @@ class CkksKeySum:
         self,
         profile: CkksProfile,
         layout: residues.ResidueLayout,
-        parts: Mapping[int, SecretPart],
+        subshares: Mapping[int, SecretSubshare],
         secrets: Mapping[int, Residues],
     ) -> None:
         self._profile = profile
         self._layout = layout
-        self._parts = parts
+        self._subshares = subshares
         self._secrets = secrets
         self._total = layout.zeros()
 
@@ -126,9 +128,11 @@ class CkksKeySum:
     def release(self, manifest_hash: bytes, bucket: int) -> Iterator[tuple[int, bytes]]:
         """See `KeySum.release`. Two buckets under one noise would show (c1 - c1') * s_A, and with it s_A."""
         context = (manifest_hash, bucket.to_bytes(8, "little"))
-        for number, part in self._parts.items():
+        for number, subshare in self._subshares.items():
             share = ntt.multiply(self._total, self._secrets[number], self._layout.moduli)
-            noise = flood(derive_key("hushsum/ckks/flood/v1", part.flood_key, *context), self._layout, self._profile)
+            noise = flood(
+                derive_key("hushsum/ckks/flood/v1", subshare.flood_key, *context), self._layout, self._profile
+            )
             ntt.forward(noise, self._layout.moduli)
             residues.add(share, noise, self._layout)
             yield number, residues.pack(share, self._layout)
@@ -149,7 +153,7 @@ def flood(key: bytes, layout: residues.ResidueLayout, profile: CkksProfile) -> R
 
 
 @kernel
-def _reduce(words: Residues, high_bits: np.uint64, moduli: Residues, constants: Residues, out: Residues) -> None:
+def _reduce(words: U64Array, high_bits: np.uint64, moduli: U64Array, constants: U64Array, out: Residues) -> None:
     """out = (low + 2^64 * (high mod 2^high_bits)) - 2^B modulo each prime; constants hold 2^64 and 2^B."""
     mask = (np.uint64(1) << high_bits) - np.uint64(1)
     for limb in range(out.shape[1]):

@@ -23,14 +23,14 @@ from he_protocol.schemes.kahe import (
     KaheProfile,
     box_bytes,
     envelope_info,
-    expand_part,
-    explicit_part,
+    expand_subshare,
+    explicit_subshare,
 )
 from he_protocol.task import Task
 
 
-def make_opener(task: Task, index: int, hpke: HpkeKey, seeds: Mapping[int, bytes]) -> KaheOpener:
-    return KaheOpener(task, index, hpke)
+def make_share_maker(task: Task, index: int, hpke: HpkeKey, seeds: Mapping[int, bytes]) -> KaheShareMaker:
+    return KaheShareMaker(task, index, hpke)
 
 
 def load_kernels(profile: KaheProfile) -> None:
@@ -39,7 +39,7 @@ def load_kernels(profile: KaheProfile) -> None:
     pack(layout.zeros(), layout)
 
 
-class KaheOpener:
+class KaheShareMaker:
     """Holds the HPKE key that clients seal their key shares to."""
 
     def __init__(self, task: Task, index: int, hpke: HpkeKey) -> None:
@@ -61,7 +61,9 @@ class KaheKeySum:
         self._index = index
         self._hpke = hpke
         self._scheme = scheme
-        self._totals = {part: np.zeros(scheme.profile.degree, dtype=np.uint32) for part in task.sharing.parts_of(index)}
+        self._totals = {
+            subshare: np.zeros(scheme.profile.degree, dtype=np.uint32) for subshare in task.sharing.subshares_of(index)
+        }
 
     def add(self, header: UpdateHeader, body: bytes) -> None:
         """Add one update's parts. Raises `digest-mismatch` when its envelope does not open."""
@@ -70,19 +72,19 @@ class KaheKeySum:
         box = body[explicit_bytes + self._index * size :][:size]
         opened = self._hpke.open(box, envelope_info(task.epoch_id, header.client, header.update_id, name))
         terms = {}
-        for i, part in enumerate(self._totals):
+        for i, subshare in enumerate(self._totals):
             seed = opened[SEED_BYTES * i :][:SEED_BYTES]
-            if part == explicit_part(task.sharing):
-                terms[part] = self._explicit(header, seed, body[:explicit_bytes])
+            if subshare == explicit_subshare(task.sharing):
+                terms[subshare] = self._explicit(header, seed, body[:explicit_bytes])
             else:
-                terms[part] = expand_part(seed, self._scheme.profile.degree)
-        for part, term in terms.items():  # only now: a refusal above leaves the sum as it was
-            self._totals[part] += term
+                terms[subshare] = expand_subshare(seed, self._scheme.profile.degree)
+        for subshare, term in terms.items():  # only now: a refusal above leaves the sum as it was
+            self._totals[subshare] += term
 
     def release(self, manifest_hash: bytes, bucket: int) -> Iterator[tuple[int, bytes]]:
         layout = self._scheme.share_layout(self._task.length)
-        for part, total in self._totals.items():
-            yield part, pack(total.astype(np.uint64), layout)
+        for subshare, total in self._totals.items():
+            yield subshare, pack(total.astype(np.uint64), layout)
 
     def _explicit(self, header: UpdateHeader, key: bytes, sealed: bytes) -> np.ndarray[tuple[int], np.dtype[np.uint32]]:
         info = envelope_info(self._task.epoch_id, header.client, header.update_id, "")

@@ -6,7 +6,7 @@ from contextlib import suppress
 
 from he_protocol import frames
 from he_protocol.errors import ProblemError
-from he_protocol.messages import SignedUpdate, decode, encode
+from he_protocol.messages import SignedUpdate, from_json, to_json
 from tests.fuzz.vectors import load
 
 SEEDS = [bytes.fromhex(v["frame"]) for v in load("good_frames")]
@@ -16,5 +16,5 @@ def run(data: bytes) -> None:
     with suppress(ProblemError):
         head, body = frames.split(data)
         assert frames.start(head) + bytes(body) == data
-        signed = decode(head, SignedUpdate)
-        assert decode(encode(signed), SignedUpdate) == signed
+        signed = from_json(head, SignedUpdate)
+        assert from_json(to_json(signed), SignedUpdate) == signed

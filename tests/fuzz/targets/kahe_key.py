@@ -5,16 +5,16 @@ from __future__ import annotations
 from he_holder.schemes.kahe import KaheKeySum
 from he_protocol import envelope
 from he_protocol.errors import ProblemError
-from he_protocol.messages import Part, UpdateHeader
+from he_protocol.messages import SectionEntry, UpdateHeader
 from he_protocol.schemes.kahe import ENVELOPE_BYTES, Kahe, box_bytes, envelope_info
 from he_protocol.task import Task
 from tests.vectors.parties import hpke_key, kahe_config
 
 TASK = Task(kahe_config("kahe-14"), "", bytes(32))
 HEADER = UpdateHeader(
-    TASK.hash, 1, bytes(16), "phone-1", 0, 0, tuple(Part(part.name, part.size, bytes(32)) for part in TASK.body)
+    TASK.hash, 1, bytes(16), "phone-1", 0, 0, tuple(SectionEntry(part.name, part.size, bytes(32)) for part in TASK.body)
 )
-SIZE = TASK.part("key").size
+SIZE = TASK.section("key").size
 _KEY = hpke_key(0)
 _INFO = envelope_info(TASK.epoch_id, HEADER.client, HEADER.update_id, TASK.config.holders[0].name)
 SEEDS = [b"\x00" + bytes(SIZE), b"\x01" + bytes(64), b"\x01" + bytes(range(200))]

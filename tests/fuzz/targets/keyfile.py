@@ -14,13 +14,13 @@ from joserfc.jwk import OctKey
 from he_party.keyfile import KeyRecord, read_private
 from he_protocol.errors import ProblemError
 from he_protocol.identity.jws import SigningKey
-from he_protocol.messages import Part, encode
+from he_protocol.messages import SectionEntry, to_json
 
 warnings.simplefilter("ignore", SecurityWarning)  # few rounds: this key guards nothing, and has to open fast
 
 PASSPHRASE = "a passphrase of fair length"
 _ALGORITHMS = ["PBES2-HS512+A256KW", "A256GCM"]
-_RECORD = encode(KeyRecord("holder-0", bytes(32), bytes(32)))
+_RECORD = to_json(KeyRecord("holder-0", bytes(32), bytes(32)))
 _FILE = Path(tempfile.gettempdir()) / f"hushsum-fuzz-{SigningKey.generate().public.hex()}"
 SEEDS = [
     _RECORD,
@@ -39,6 +39,6 @@ def run(data: bytes) -> None:
     try:
         with suppress(ProblemError):
             record = read_private(_FILE, KeyRecord, PASSPHRASE)
-            assert record.signing.sign(Part("p", 0, bytes(32)))
+            assert record.signing.sign(SectionEntry("p", 0, bytes(32)))
     finally:
         _FILE.unlink()

@@ -6,7 +6,7 @@ from contextlib import suppress
 
 from he_protocol import documents
 from he_protocol.errors import ProblemError
-from he_protocol.messages import decode, encode
+from he_protocol.messages import from_json, to_json
 from he_protocol.task import TaskConfig, check_config
 from tests.fuzz.vectors import KINDS, MESSAGES
 
@@ -23,8 +23,8 @@ def run(data: bytes) -> None:
         return
     kind = _READ[data[0] % len(_READ)]
     with suppress(ProblemError):
-        message = decode(data[1:], kind)
-        assert decode(encode(message), kind) == message
+        message = from_json(data[1:], kind)
+        assert from_json(to_json(message), kind) == message
         if isinstance(message, TaskConfig):
             check_config(message)
     ProblemError.from_document(data[1:], 400).document()

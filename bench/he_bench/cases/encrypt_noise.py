@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from he_bench.cases import Job
-from he_bench.cases.seal import sealing
+from he_bench.cases.encrypt import encrypting
 from he_bench.results import Point
 from he_bench.world import World
 from he_protocol.privacy.plan import PrivacyPlan
@@ -16,5 +16,5 @@ PLAN = PrivacyPlan("client", clip_norm=1.0, noise_multiplier=1.0, delta=1e-5, ep
 
 @asynccontextmanager
 async def prepare(point: Point) -> AsyncIterator[Job]:
-    async with sealing(World(point.profile, point.parameters, point.clients, privacy=PLAN)) as job:
+    async with encrypting(World(point.profile, point.parameters, point.clients, privacy=PLAN)) as job:
         yield job

@@ -13,7 +13,7 @@ import tenseal
 from msgspec.structs import replace
 
 from he_client.schemes import ckks
-from he_client.schemes.ckks import CkksSealer, check_confirmations, check_tenseal, joint_context, load_context
+from he_client.schemes.ckks import CkksEncryptor, check_confirmations, check_tenseal, joint_context, load_context
 from he_protocol.arithmetic import residues
 from he_protocol.errors import ProblemError
 from he_protocol.identity.jws import SigningKey
@@ -173,7 +173,7 @@ def test_what_is_no_context_is_malformed(data: bytes) -> None:
 async def test_a_dead_worker_process_does_not_end_sealing_for_good(world: World, tmp_path: Path) -> None:
     key, scheme = world.dealt[1], scheme_of(world)
     path = tmp_path / "context"
-    sealer = CkksSealer(scheme.profile, path, world.task.length)
+    sealer = CkksEncryptor(scheme.profile, path, world.task.length)
     numbers = np.arange(world.task.length, dtype=np.int64)
     written: dict[str, bytes] = {}
 
@@ -184,8 +184,8 @@ async def test_a_dead_worker_process_does_not_end_sealing_for_good(world: World,
         await _in_pool(_die)
     path.write_bytes(joint_context(world.task, scheme, hashlib.sha256(key).digest(), key))
     with pytest.raises(BrokenProcessPool):
-        await sealer.seal(bytes(16), lambda start, stop: numbers[start:stop], sink)
-    await sealer.seal(bytes(16), lambda start, stop: numbers[start:stop], sink)
+        await sealer.encrypt(bytes(16), lambda start, stop: numbers[start:stop], sink)
+    await sealer.encrypt(bytes(16), lambda start, stop: numbers[start:stop], sink)
     layout = residues.ResidueLayout(1, scheme.profile.data_moduli, scheme.profile.degree, scheme.profile.bits)
     assert {name: len(data) for name, data in written.items()} == {"c0": layout.size, "c1": layout.size}
 
@@ -206,7 +206,7 @@ async def test_a_private_context_in_the_cache_stops_sealing(world: World, tmp_pa
     """The refusal comes back from the worker process as it is."""
     path = tmp_path / "context"
     path.write_bytes(private_context().serialize(save_secret_key=True, save_galois_keys=False, save_relin_keys=False))
-    sealer = CkksSealer(scheme_of(world).profile, path, world.task.length)
+    sealer = CkksEncryptor(scheme_of(world).profile, path, world.task.length)
     with pytest.raises(ProblemError) as caught:
-        await sealer.seal(bytes(16), lambda start, stop: np.zeros(stop - start, dtype=np.int64), lambda *_: None)
+        await sealer.encrypt(bytes(16), lambda start, stop: np.zeros(stop - start, dtype=np.int64), lambda *_: None)
     assert caught.value.problem == PRIVATE_CONTEXT

@@ -32,7 +32,7 @@ def secret_words(count: int) -> npt.NDArray[np.uint64]:
     return expand_words(os.urandom(KEY_BYTES), count)
 
 
-class Encoder:
+class UpdateQuantiser:
     """The integers that a client encrypts for one update, made block by block.
 
     update: float32, shape (task.parameters,); for unit "record" it is the sum of already clipped
@@ -81,14 +81,14 @@ class Encoder:
         return integers
 
 
-def encode(task: Task, update: Floats, examples: float | None, words: Words = secret_words) -> Integers:
-    """All integers of an update at once, shape (task.length,), int64; see `Encoder`."""
-    encoder = Encoder(task, update, examples, words)
-    return np.concatenate([encoder.block(at, at + BLOCK) for at in range(0, task.length, BLOCK)])
+def quantise_update(task: Task, update: Floats, examples: float | None, words: Words = secret_words) -> Integers:
+    """All integers of an update at once, shape (task.length,), int64; see `UpdateQuantiser`."""
+    quantiser = UpdateQuantiser(task, update, examples, words)
+    return np.concatenate([quantiser.block(at, at + BLOCK) for at in range(0, task.length, BLOCK)])
 
 
 def load_kernels() -> None:
-    """Call every kernel that `Encoder` calls, on a block of zeros."""
+    """Call every kernel that `UpdateQuantiser` calls, on a block of zeros."""
     block = np.zeros(64, dtype=np.float32)
     l2_norm(block)
     integers = quantise(block, 1.0, 1.0, secret_words(32).view("<u4"))

@@ -9,25 +9,27 @@ from he_bench.cases import Job
 from he_bench.results import Point
 from he_bench.updates import random_update
 from he_bench.world import World, new_update_id
-from he_client.encode import Encoder
+from he_client.quantise import UpdateQuantiser
 from he_protocol import frames
 
 
 @asynccontextmanager
 async def prepare(point: Point) -> AsyncIterator[Job]:
-    async with sealing(World(point.profile, point.parameters, point.clients)) as job:
+    async with encrypting(World(point.profile, point.parameters, point.clients)) as job:
         yield job
 
 
 @asynccontextmanager
-async def sealing(world: World) -> AsyncIterator[Job]:
+async def encrypting(world: World) -> AsyncIterator[Job]:
     """Seal random updates for a world's task."""
-    sealer, update = await world.sealer(), random_update(world.parameters)
-    _, head = world.sign(1, new_update_id(), {part.name: bytes(32) for part in world.task.body})
+    encryptor, update = await world.encryptor(), random_update(world.parameters)
+    _, head = world.sign(1, new_update_id(), {section.name: bytes(32) for section in world.task.body})
 
     async def run() -> dict[str, float]:
-        await sealer.seal(new_update_id(), Encoder(world.task, update, None).block, lambda name, data: None)
+        await encryptor.encrypt(
+            new_update_id(), UpdateQuantiser(world.task, update, None).block, lambda name, data: None
+        )
         return {}
 
-    traffic = len(frames.start(head)) + sum(part.size for part in world.task.body)
+    traffic = len(frames.start(head)) + sum(section.size for section in world.task.body)
     yield Job(run, work=world.parameters, traffic=traffic)

@@ -14,8 +14,8 @@ from torch.nn.functional import cross_entropy
 from examples.har.data import Records
 from examples.har.model import accuracy, network
 from he_client.client import HushSumClient
-from he_client.encode import encode
 from he_client.published import Model
+from he_client.quantise import quantise_update
 from he_client.tensors import flatten
 from he_client.training import Arrays, clipped_gradient_sum, load_arrays, poisson_sample
 from he_protocol.errors import ProblemError
@@ -57,16 +57,20 @@ class Phones:
         models = await asyncio.gather(*(client.pull_model(task) for client in clients))
         updates = await asyncio.to_thread(self._train, models[0])
         times.append(clock())
-        integers = await asyncio.to_thread(lambda: [encode(task, flatten(task, update), None) for update in updates])
+        integers = await asyncio.to_thread(
+            lambda: [quantise_update(task, flatten(task, update), None) for update in updates]
+        )
         base = models[0].version
-        sealed = await asyncio.gather(
+        encrypted = await asyncio.gather(
             *(
-                client.seal(task, partial(_slice, vector), base_version=base)
+                client.encrypt(task, partial(_slice, vector), base_version=base)
                 for client, vector in zip(clients, integers, strict=True)
             )
         )
         times.append(clock())
-        sent = await asyncio.gather(*(client.send(task, item) for client, item in zip(clients, sealed, strict=True)))
+        sent = await asyncio.gather(
+            *(client.upload(task, item) for client, item in zip(clients, encrypted, strict=True))
+        )
         times.append(clock())
         result = RoundResult(sent[0].round, len(sent))
         result.seconds = dict(zip(CLIENT_STAGES, np.diff(times).tolist(), strict=True))

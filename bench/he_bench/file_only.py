@@ -1,4 +1,4 @@
-"""The least that a server could do with uploads: `python -m he_bench.bare` writes every body to a file, unchecked.
+"""The least that a server could do with uploads: `python -m he_bench.file_only` writes every body to a file, unchecked.
 
 What `he_server` costs beyond this is what its promises cost.
 """

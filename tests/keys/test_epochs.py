@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import structlog
 
-from he_authority.enrolment import enrol
+from he_authority.enrollment import issue_credential
 from he_authority.tasks import build_config, next_epoch
 from he_holder import epochs, rules
 from he_holder.agent import Agent
@@ -22,7 +22,7 @@ from he_holder.holder import KeyHolder
 from he_holder.hpke_key import HpkeKey
 from he_holder.keyring import HpkeRecord, Keyring, check_ledger
 from he_holder.ledger import Ledger, VoteRecord
-from he_holder.request import Request
+from he_holder.request import OpeningRequest
 from he_party.keyfile import read_private
 from he_protocol.identity.jws import fingerprint
 from he_protocol.problems import (
@@ -69,7 +69,7 @@ class Scene:
             await open_round(holder, self.world.task, number, line)
 
 
-def offer(world: World, server: FakeServer, sent: list[Sent], number: int = 1) -> Request:
+def offer(world: World, server: FakeServer, sent: list[Sent], number: int = 1) -> OpeningRequest:
     request = ask(world, [one.update for one in sent], number=number)
     server.offer(request, key_bodies([(one.update, one.body["shares"]) for one in sent]))
     return request
@@ -133,12 +133,12 @@ async def test_seeds_and_leftovers_go_too(tmp_path: Path) -> None:
         key = holder.keyring.path(world.hpke[0].public)
         wanted = {key, leftover, holder.secret_path(world.task, "key")}
         assert set(await secrets_of(holder, world.task)) == wanted
-        holder.opener(world.task)
+        holder.share_maker(world.task)
         await destroy(holder, world.task)
         assert elsewhere.exists()
         assert not any(path.exists() for path in wanted)
         with refused(BAD_COMMITTEE):  # nor is it in memory
-            holder.opener(world.task)
+            holder.share_maker(world.task)
 
 
 async def test_a_key_that_another_live_task_needs_stays_until_that_one_ends(scene: Scene) -> None:
@@ -202,7 +202,7 @@ async def test_a_key_belongs_to_the_first_ledger_that_uses_it(tmp_path: Path) ->
         await amnesiac.ledger.join(world.task, "http://server", NOW)  # as a restored one has it
         assert await state_of(amnesiac, world.task) == "closed"
         with refused(LEDGER_MISMATCH):
-            amnesiac.opener(world.task)
+            amnesiac.share_maker(world.task)
 
 
 def test_a_key_that_was_never_used_belongs_to_nobody(tmp_path: Path) -> None:
@@ -303,14 +303,14 @@ async def test_an_agent_notices_that_another_process_has_destroyed_its_epoch(sce
         await destroy(other, task)
     await asyncio.wait_for(work, 10)
     with refused(BAD_COMMITTEE):
-        holder.opener(task)
+        holder.share_maker(task)
 
 
 def renewed(world: World, index: int) -> tuple[HpkeKey, str]:
     """A new HPKE key of a holder and its new credential."""
     who, key = world.committee[index], HpkeKey.generate()
     request = enrol_request(who.name, "holder", who.key, key)
-    return key, enrol(world.authority.key, request, "holder", now=NOW, days=1)
+    return key, issue_credential(world.authority.key, request, "holder", now=NOW, days=1)
 
 
 def following(world: World) -> tuple[World, Task]:
@@ -355,7 +355,7 @@ async def test_after_the_rotation_a_round_of_the_next_epoch_opens_and_the_old_on
         parts: dict[int, bytes] = {}
         for index in range(2):
             _, body = server.shares[1, f"holder-{index}"]
-            numbers = task.sharing.parts_of(index)
+            numbers = task.sharing.subshares_of(index)
             size = len(body) // len(numbers)
             parts |= {part: body[size * i :][:size] for i, part in enumerate(numbers)}
     left = combine(world, parts, sent) - np.sum([one.integers for one in sent], axis=0)

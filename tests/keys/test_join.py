@@ -22,7 +22,7 @@ from he_protocol import documents
 from he_protocol.arithmetic import residues
 from he_protocol.errors import ProblemError
 from he_protocol.identity.jws import read_unverified
-from he_protocol.messages import Commitment, Confirmation, Contribution, Message, PartDigest, Reveal
+from he_protocol.messages import Commitment, Confirmation, Contribution, Message, Reveal, SubshareDigest
 from he_protocol.problems import (
     BAD_KEY_FILE,
     BAD_SIGNATURE,
@@ -90,7 +90,7 @@ async def hold(world: World, server: FakeServer, folder: Path, patience: float =
 
 def stored(folder: Path, name: str, world: World, kind: str = "key", passphrase: str = "") -> dict[int, bytes]:
     path = folder / name / "epochs" / f"{world.task.id}-1.{kind}"
-    return {entry.part: entry.seed for entry in read_private(path, EpochSecret, passphrase).seeds}
+    return {entry.subshare: entry.seed for entry in read_private(path, EpochSecret, passphrase).seeds}
 
 
 async def test_three_holders_make_one_key(tmp_path: Path, world: World, server: FakeServer) -> None:
@@ -100,10 +100,10 @@ async def test_three_holders_make_one_key(tmp_path: Path, world: World, server: 
     seeds: dict[int, bytes] = {}
     for index in range(3):
         mine = stored(tmp_path, f"holder-{index}", world)
-        assert set(mine) == set(world.task.sharing.parts_of(index))
+        assert set(mine) == set(world.task.sharing.subshares_of(index))
         assert all(seeds.setdefault(part, seed) == seed for part, seed in mine.items())
     dealer = make_dealer(world.task)
-    total = sum(dealer.key_part(seed).astype(object) for seed in seeds.values())
+    total = sum(dealer.public_key_share(seed).astype(object) for seed in seeds.values())
     assert (  # type: ignore[attr-defined]
         residues.unpack(key, dealer.layout) == [[p % q for p, q in zip(total[0], dealer.layout.moduli, strict=True)]]  # type: ignore[index]
     ).all()
@@ -253,8 +253,8 @@ async def test_commitments_then_another_reveal(tmp_path: Path, world: World, ser
     other = b"\0" * make_dealer(world.task).layout.size
 
     def swap(posts: Posts) -> Posts:
-        digests = (PartDigest(0, hashlib.sha256(other).digest()),)
-        lied = resigned(world, "reveal", 1, parts=digests)(posts)
+        digests = (SubshareDigest(0, hashlib.sha256(other).digest()),)
+        lied = resigned(world, "reveal", 1, digests=digests)(posts)
         return lied | {"holder-1": (lied["holder-1"][0], other)}
 
     server.view = shown_to("holder-0", "reveal", swap)

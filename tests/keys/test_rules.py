@@ -13,12 +13,12 @@ import msgspec
 import pytest
 
 from he_holder import rules as checks
-from he_holder.request import Request
-from he_holder.rules import RELEASING, SCREENING, VOTING, Rule, UpdateRule, judge, revoked_buckets, screen
+from he_holder.request import OpeningRequest
+from he_holder.rules import RELEASING, SCREENING, VOTING, Rule, UpdateRule, check_all, revoked_buckets, screen
 from he_party.identity import Identity
 from he_protocol.identity.credentials import CLOCK_SKEW_SECONDS
 from he_protocol.identity.jws import SigningKey, read_unverified
-from he_protocol.messages import Part, SignedUpdate, UpdateHeader
+from he_protocol.messages import SectionEntry, SignedUpdate, UpdateHeader
 from he_protocol.problems import (
     BAD_SIGNATURE,
     BUDGET_EXHAUSTED,
@@ -72,11 +72,11 @@ def crowd(world: World, count: int) -> list[SignedUpdate]:
     return [world.update(f"client-{i}") for i in range(count)]
 
 
-def split(world: World, *sizes: int, floor: int = 1) -> Request:
+def split(world: World, *sizes: int, floor: int = 1) -> OpeningRequest:
     """Buckets of these sizes."""
     places = [bucket for bucket, size in enumerate(sizes) for _ in range(size)]
     buckets = {f"client-{i}": bucket for i, bucket in enumerate(places)}
-    return ask(world, crowd(world, len(places)), floor=floor, buckets=buckets)
+    return ask(world, crowd(world, len(places)), min_clients_floor=floor, buckets=buckets)
 
 
 def by(identity: Identity, header: UpdateHeader) -> SignedUpdate:
@@ -87,14 +87,14 @@ def of(world: World, update: SignedUpdate, **changes: Any) -> UpdateHeader:
     return msgspec.structs.replace(read_unverified(update.header, UpdateHeader), **changes)
 
 
-def given_instead(world: World, replacement: Callable[[SignedUpdate], SignedUpdate]) -> Request:
+def given_instead(world: World, replacement: Callable[[SignedUpdate], SignedUpdate]) -> OpeningRequest:
     """The manifest lists an honest update, another header comes along in its place."""
     request = ask(world, three(world))
     first, *rest = request.updates
     return replace(request, updates=(replacement(first), *rest))
 
 
-def with_signed(world: World, make: Callable[[World], SignedUpdate]) -> Request:
+def with_signed(world: World, make: Callable[[World], SignedUpdate]) -> OpeningRequest:
     return ask(world, [*three(world), make(world)])
 
 
@@ -130,56 +130,56 @@ def for_somebody_else(world: World) -> SignedUpdate:
     return by(world.client("mallory"), of(world, world.update("dave")))
 
 
-def colliding(world: World) -> Request:
+def colliding(world: World) -> OpeningRequest:
     """A second client copies the victim's update id, so that one of the two can be served for both."""
     updates = three(world)
     return ask(world, [*updates, world.update("mallory", update_id=of(world, updates[0]).update_id)])
 
 
-def parts(world: World, change: Callable[[tuple[Part, ...]], tuple[Part, ...]]) -> Request:
-    honest = of(world, world.update("carol")).parts
-    return ask(world, three(world, parts=change(honest)))
+def sections(world: World, change: Callable[[tuple[SectionEntry, ...]], tuple[SectionEntry, ...]]) -> OpeningRequest:
+    honest = of(world, world.update("carol")).sections
+    return ask(world, three(world, sections=change(honest)))
 
 
-def opened_before(world: World) -> Request:
+def opened_before(world: World) -> OpeningRequest:
     updates = three(world)
-    return ask(world, updates, history=replace(FRESH, opened_before=frozenset({of(world, updates[1]).update_id})))
+    return ask(world, updates, ledger_view=replace(FRESH, opened_before=frozenset({of(world, updates[1]).update_id})))
 
 
-def repeated(world: World) -> Request:
+def repeated(world: World) -> OpeningRequest:
     """Carol's second update on one model version, after one with her first was voted for."""
-    return ask(world, three(world), history=replace(FRESH, repeated=frozenset({("carol", 0)})))
+    return ask(world, three(world), ledger_view=replace(FRESH, repeated=frozenset({("carol", 0)})))
 
 
-def voted(world: World, *holders: int, **changes: Any) -> Request:
+def voted(world: World, *holders: int, **changes: Any) -> OpeningRequest:
     """A manifest with the votes of these holders; `changes` are to their last one."""
     request = ask(world, three(world))
     certified = certify(world, request, holders[:-1])
     return replace(certified, votes=(*certified.votes, *(vote(world, one, request, **changes) for one in holders[-1:])))
 
 
-def at(stage: str, world: World, request: Request, rule: Rule | None = None) -> Request:
+def at(stage: str, world: World, request: OpeningRequest, rule: Rule | None = None) -> OpeningRequest:
     """The request with what the stage needs besides: a certificate, unless that is what is attacked."""
     return certify(world, request) if stage == "releasing" and rule is not checks.certified else request
 
 
-def knowing(world: World, request: Request, *stolen: Identity, age: float = 0.0) -> Request:
+def knowing(world: World, request: OpeningRequest, *stolen: Identity, age: float = 0.0) -> OpeningRequest:
     """The request as a holder judges it that has seen these keys revoked, `age` seconds ago, for a day."""
     known = revoked(world.authority.key, *(one.credential for one in stolen), now=NOW - age)
-    return replace(request, history=replace(request.history, revocations=known))
+    return replace(request, ledger_view=replace(request.ledger_view, revocations=known))
 
 
-def stolen_in(world: World, *buckets: int) -> Request:
+def stolen_in(world: World, *buckets: int) -> OpeningRequest:
     """Two buckets of three; the keys of a client in each of these are revoked."""
     return knowing(world, split(world, 3, 3), *(world.client(f"client-{3 * bucket}") for bucket in buckets))
 
 
-def relabelled(parts: tuple[Part, ...]) -> tuple[Part, ...]:
-    return (msgspec.structs.replace(parts[0], name=parts[1].name), *parts[1:])
+def relabelled(sections: tuple[SectionEntry, ...]) -> tuple[SectionEntry, ...]:
+    return (msgspec.structs.replace(sections[0], name=sections[1].name), *sections[1:])
 
 
-def resized(parts: tuple[Part, ...]) -> tuple[Part, ...]:
-    return (*parts[:-1], msgspec.structs.replace(parts[-1], size=parts[-1].size - 1))
+def resized(sections: tuple[SectionEntry, ...]) -> tuple[SectionEntry, ...]:
+    return (*sections[:-1], msgspec.structs.replace(sections[-1], size=sections[-1].size - 1))
 
 
 @dataclass(frozen=True)
@@ -189,7 +189,7 @@ class Attack:
     rule: Rule
     problem: ProblemType
     what: str
-    make: Callable[[World], Request]
+    make: Callable[[World], OpeningRequest]
     also: Rule | None = None
 
     def others(self, rules: tuple[Rule, ...]) -> tuple[Rule, ...]:
@@ -223,7 +223,7 @@ ATTACKS = [
         checks.number_unused,
         NUMBER_USED,
         "second manifest",
-        lambda w: ask(w, three(w), history=replace(FRESH, voted=OTHER)),
+        lambda w: ask(w, three(w), ledger_view=replace(FRESH, voted=OTHER)),
     ),
     Attack(
         checks.time_moves_on,
@@ -235,7 +235,7 @@ ATTACKS = [
         checks.time_moves_on,
         CLOCK_SKEW,
         "formed before the one before",
-        lambda w: ask(w, three(w), history=replace(FRESH, formed=int(NOW) + 1)),
+        lambda w: ask(w, three(w), ledger_view=replace(FRESH, formed=int(NOW) + 1)),
     ),
     Attack(
         checks.time_moves_on,
@@ -247,7 +247,7 @@ ATTACKS = [
         checks.model_moves_on,
         STALE_UPDATE,
         "the model goes back",
-        lambda w: ask(w, three(w), history=replace(FRESH, model_version=1)),
+        lambda w: ask(w, three(w), ledger_view=replace(FRESH, model_version=1)),
     ),
     Attack(
         checks.headers_complete,
@@ -300,7 +300,9 @@ ATTACKS = [
     Attack(checks.buckets_numbered, MANIFEST_MISMATCH, "not from 0", lambda w: split(w, 0, 3)),
     Attack(checks.buckets_numbered, MANIFEST_MISMATCH, "more than the task has", lambda w: split(w, 3, 3, 3)),
     Attack(checks.buckets_large_enough, TOO_FEW_CLIENTS, "below the task's minimum", lambda w: ask(w, three(w)[:2])),
-    Attack(checks.buckets_large_enough, TOO_FEW_CLIENTS, "below our floor", lambda w: ask(w, three(w), floor=4)),
+    Attack(
+        checks.buckets_large_enough, TOO_FEW_CLIENTS, "below our floor", lambda w: ask(w, three(w), min_clients_floor=4)
+    ),
     Attack(checks.buckets_large_enough, TOO_FEW_CLIENTS, "one bucket below", lambda w: split(w, 4, 2)),
     Attack(checks.buckets_large_enough, TOO_FEW_CLIENTS, "floor of a bucket", lambda w: split(w, 3, 4, floor=4)),
     Attack(checks.sums_fit, TOO_MANY_CLIENTS, "sum could wrap", lambda w: ask(w, crowd(w, 10))),
@@ -313,15 +315,15 @@ ATTACKS = [
         lambda w: ask(w, [w.update(n, base_version=v) for n, v in (("a", 3), ("b", 2), ("c", 0))], model_version=3),
     ),
     Attack(checks.versions_recent, STALE_UPDATE, "not yet there", lambda w: ask(w, three(w, base_version=1))),
-    Attack(checks.sizes_exact, WRONG_SIZE, "short part", lambda w: parts(w, resized)),
-    Attack(checks.sizes_exact, WRONG_SIZE, "missing part", lambda w: parts(w, lambda p: p[:1])),
-    Attack(checks.sizes_exact, WRONG_SIZE, "part twice", lambda w: parts(w, lambda p: (*p, p[-1]))),
-    Attack(checks.sizes_exact, WRONG_SIZE, "wrong name", lambda w: parts(w, relabelled)),
+    Attack(checks.sizes_exact, WRONG_SIZE, "short part", lambda w: sections(w, resized)),
+    Attack(checks.sizes_exact, WRONG_SIZE, "missing part", lambda w: sections(w, lambda p: p[:1])),
+    Attack(checks.sizes_exact, WRONG_SIZE, "part twice", lambda w: sections(w, lambda p: (*p, p[-1]))),
+    Attack(checks.sizes_exact, WRONG_SIZE, "wrong name", lambda w: sections(w, relabelled)),
     Attack(
         checks.epoch_alive,
         EPOCH_DESTROYED,
         "an epoch that was destroyed",
-        lambda w: ask(w, three(w), history=replace(FRESH, destroyed=True)),
+        lambda w: ask(w, three(w), ledger_view=replace(FRESH, destroyed=True)),
     ),
     Attack(
         checks.revocations_fresh,
@@ -394,10 +396,10 @@ CASES = [
 def test_the_rule_stops_the_attack_and_nothing_else_does(world: World, stage: str, attack: Attack) -> None:
     request = at(stage, world, attack.make(world), attack.rule)
     with refused(attack.problem):
-        judge(request, STAGES[stage])
+        check_all(request, STAGES[stage])
     with refused(attack.problem):
         attack.rule(request)
-    judge(request, attack.others(STAGES[stage]))
+    check_all(request, attack.others(STAGES[stage]))
 
 
 @pytest.mark.parametrize("attack", [a for a in ATTACKS if a.rule in SCREENING], ids=lambda a: a.name)
@@ -423,8 +425,8 @@ def test_what_several_rules_find_is_left_out_once(world: World) -> None:
 def test_a_list_that_comes_after_votes_blocks_none_and_keeps_its_buckets_closed(world: World) -> None:
     """Otherwise holders with the list and holders without it could never agree on the manifest."""
     request = certify(world, stolen_in(world, 1))
-    judge(request, VOTING)
-    judge(request, RELEASING)
+    check_all(request, VOTING)
+    check_all(request, RELEASING)
     (stolen,) = [h.update_id for h in request.headers if h.client == "client-3"]
     assert revoked_buckets(request) == {1: stolen}
 
@@ -433,45 +435,45 @@ def test_with_noise_a_base_version_may_come_again() -> None:
     """Every sum carries noise of its own, and the plan counts it."""
     noisy = {"unit": "client", "clip_norm": 1.0, "noise_multiplier": 4.0, "delta": 1e-5, "epsilon_budget": 100.0}
     world = World(plan={"privacy": noisy})
-    judge(repeated(world))
+    check_all(repeated(world))
 
 
 def test_a_vote_more_than_needed_does_not_hurt() -> None:
     world = World(4, {"agreement": 3})
     for holders in ((0, 1, 2), (3, 1, 0), (0, 1, 2, 3)):
-        judge(certify(world, ask(world, three(world)), holders), RELEASING)
+        check_all(certify(world, ask(world, three(world)), holders), RELEASING)
 
 
-HONEST: dict[str, Callable[[World], Request]] = {
+HONEST: dict[str, Callable[[World], OpeningRequest]] = {
     "plain": lambda w: ask(w, three(w)),
-    "exactly our floor": lambda w: ask(w, three(w), floor=3),
+    "exactly our floor": lambda w: ask(w, three(w), min_clients_floor=3),
     "as many as the task allows": lambda w: ask(w, crowd(w, 9)),
     "as many buckets as the task allows": lambda w: split(w, 3, 3),
     "last opening of the budget": lambda w: ask(w, three(w), opening=10),
-    "at the same moment as the one before": lambda w: ask(w, three(w), history=replace(FRESH, formed=int(NOW))),
+    "at the same moment as the one before": lambda w: ask(w, three(w), ledger_view=replace(FRESH, formed=int(NOW))),
     "a server's clock ahead by the allowance": lambda w: ask(w, three(w), formed=int(NOW) + CLOCK_SKEW_SECONDS),
     "as old as allowed": lambda w: ask(w, three(w), now=NOW + LIFETIME),
     "an update as old as allowed": lambda w: ask(w, three(w, created=int(NOW) - LIFETIME)),
     "as stale as allowed, and as new as the model": lambda w: ask(
         w, [w.update(n, base_version=v) for n, v in (("a", 1), ("b", 2), ("c", 3))], model_version=3
     ),
-    "the model stands still": lambda w: ask(w, three(w), history=replace(FRESH, model_version=0)),
+    "the model stands still": lambda w: ask(w, three(w), ledger_view=replace(FRESH, model_version=0)),
     "clock ahead by the allowance": lambda w: ask(w, three(w, created=int(NOW) + CLOCK_SKEW_SECONDS)),
     "somebody else was revoked": lambda w: knowing(w, ask(w, three(w)), w.client("eve")),
     "the last second of a list": lambda w: knowing(w, ask(w, three(w)), age=DAY - 1),
     "a list where one is needed": lambda w: replace(knowing(w, ask(w, three(w))), require_revocations=True),
-    "a retry": lambda w: (lambda r: replace(r, history=replace(FRESH, voted=r.manifest_hash)))(ask(w, three(w))),
+    "a retry": lambda w: (lambda r: replace(r, ledger_view=replace(FRESH, voted=r.manifest_hash)))(ask(w, three(w))),
     "a retry long after": lambda w: (
-        lambda r: replace(r, now=NOW + 2 * LIFETIME, history=replace(FRESH, voted=r.manifest_hash))
+        lambda r: replace(r, now=NOW + 2 * LIFETIME, ledger_view=replace(FRESH, voted=r.manifest_hash))
     )(ask(w, three(w))),
 }
 
 
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("make", HONEST.values(), ids=[name.replace(" ", "_") for name in HONEST])
-def test_an_honest_request_passes_every_rule(world: World, make: Callable[[World], Request], stage: str) -> None:
+def test_an_honest_request_passes_every_rule(world: World, make: Callable[[World], OpeningRequest], stage: str) -> None:
     request = at(stage, world, make(world))
-    judge(request, STAGES[stage])
+    check_all(request, STAGES[stage])
     assert screen(request) == ()
 
 
@@ -481,22 +483,22 @@ def test_another_number_of_headers_is_refused_whatever_the_rules(world: World, c
     request = ask(world, updates[:3])
     given = (*request.updates, updates[3])[:count]
     with refused(MANIFEST_MISMATCH):
-        judge(replace(request, updates=given), ())
+        check_all(replace(request, updates=given), ())
 
 
 @pytest.mark.parametrize("token", ["", "a.b.c", "no jws"])
 def test_what_is_no_manifest_is_malformed(world: World, token: str) -> None:
     with refused(MALFORMED):
-        judge(replace(ask(world, three(world)), manifest_token=token))
+        check_all(replace(ask(world, three(world)), manifest_token=token))
 
 
 def test_a_header_that_does_not_parse_is_refused(world: World) -> None:
     request = ask(world, three(world))
     broken = SignedUpdate("x.y.z", request.updates[0].credential)
     with refused(MALFORMED):
-        judge(replace(request, updates=(broken, *request.updates[1:])))
+        check_all(replace(request, updates=(broken, *request.updates[1:])))
 
 
 def test_another_kind_of_message_is_no_manifest(world: World) -> None:
     with refused(UNKNOWN_FIELD, "Manifest"):
-        judge(replace(ask(world, three(world)), manifest_token=world.server.credential))
+        check_all(replace(ask(world, three(world)), manifest_token=world.server.credential))

@@ -11,7 +11,7 @@ import pytest
 from he_protocol.errors import ProblemError
 from he_protocol.problems import STALE_UPDATE
 from he_server.services import group_commit
-from he_server.services.group_commit import Grouped, Together
+from he_server.services.group_commit import GroupCommit, ThreadBatcher
 
 
 class Work:
@@ -32,7 +32,7 @@ class Work:
         return [item * item if item >= 0 else ProblemError(STALE_UPDATE, "negative") for item in items[: self.most]]
 
 
-async def _waiting(call: Grouped[int, int], items: Sequence[int]) -> list[asyncio.Task[int]]:
+async def _waiting(call: GroupCommit[int, int], items: Sequence[int]) -> list[asyncio.Task[int]]:
     tasks = [asyncio.create_task(call(item)) for item in items]
     await asyncio.sleep(0)
     await asyncio.sleep(0)
@@ -41,7 +41,7 @@ async def _waiting(call: Grouped[int, int], items: Sequence[int]) -> list[asynci
 
 async def test_those_who_come_meanwhile_share_the_next_run() -> None:
     work = Work()
-    tasks = await _waiting(Grouped(work), [1, 2, 3, 4])
+    tasks = await _waiting(GroupCommit(work), [1, 2, 3, 4])
     work.go.set()
     assert await asyncio.gather(*tasks) == [1, 4, 9, 16]
     assert work.batches in ([[1, 2, 3, 4]], [[1], [2, 3, 4]])
@@ -52,21 +52,21 @@ async def test_a_run_may_answer_the_first_few_only(monkeypatch: pytest.MonkeyPat
     work = Work()
     work.most = 2
     work.go.set()
-    assert await asyncio.gather(*await _waiting(Grouped(work), range(7))) == [i * i for i in range(7)]
+    assert await asyncio.gather(*await _waiting(GroupCommit(work), range(7))) == [i * i for i in range(7)]
     assert max(map(len, work.batches)) <= 3
 
 
 async def test_a_refusal_is_its_own_items_only() -> None:
     work = Work()
     work.go.set()
-    first, refused, last = await asyncio.gather(*await _waiting(Grouped(work), [2, -1, 3]), return_exceptions=True)
+    first, refused, last = await asyncio.gather(*await _waiting(GroupCommit(work), [2, -1, 3]), return_exceptions=True)
     assert (first, last) == (4, 9)
     assert isinstance(refused, ProblemError)
 
 
 async def test_when_the_one_who_runs_it_is_cancelled_another_does() -> None:
     work = Work()
-    tasks = await _waiting(Grouped(work), [1, 2, 3])
+    tasks = await _waiting(GroupCommit(work), [1, 2, 3])
     tasks[0].cancel()
     await asyncio.sleep(0)
     work.go.set()
@@ -79,7 +79,7 @@ async def test_a_failed_run_is_tried_again_for_each() -> None:
     work = Work()
     work.failures = 1
     work.go.set()
-    outcomes = await asyncio.gather(*await _waiting(Grouped(work), [1, 2, 3]), return_exceptions=True)
+    outcomes = await asyncio.gather(*await _waiting(GroupCommit(work), [1, 2, 3]), return_exceptions=True)
     assert [isinstance(outcome, OSError) for outcome in outcomes].count(True) == 1
     assert sorted(outcome for outcome in outcomes if isinstance(outcome, int)) == [4, 9]
 
@@ -93,7 +93,7 @@ async def test_one_that_is_cancelled_as_its_turn_comes_hands_it_on() -> None:
             asyncio.get_running_loop().call_soon(second.cancel)  # after it is called, before it runs
         return [item * item for item in items[:1]]
 
-    call = Grouped(work)
+    call = GroupCommit(work)
     first, second, third = await _waiting(call, [1, 2, 3])
     go.set()
     async with asyncio.timeout(10):
@@ -116,7 +116,7 @@ async def test_calls_that_come_meanwhile_go_to_the_thread_together() -> None:
             raise ProblemError(STALE_UPDATE, "negative")
         return number * number
 
-    together = Together(thread)
+    together = ThreadBatcher(thread)
     outcomes = await asyncio.gather(*(together(partial(square, n)) for n in (1, 2, -1, 3)), return_exceptions=True)
     assert [outcome for outcome in outcomes if not isinstance(outcome, BaseException)] == [1, 4, 9]
     assert isinstance(outcomes[2], ProblemError)

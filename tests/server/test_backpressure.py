@@ -13,10 +13,10 @@ from he_protocol.errors import ProblemError
 from he_protocol.identity.requests import prove_request
 from he_protocol.problems import ProblemType
 from he_server.http import app, pacing
-from he_server.http.pacing import retry_after
-from he_server.rules.admission import Limits, Load, Measured, check_room, room, too_slow
+from he_server.http.pacing import draw_retry_after
+from he_server.rules.admission import Limits, Load, Measured, backlog_limit, check_load, too_slow
 from he_server.services import backpressure
-from he_server.services.backpressure import Pressure
+from he_server.services.backpressure import AdmissionController
 
 from .world import Person, Upload, World
 
@@ -51,19 +51,19 @@ def _refused(work: object) -> ProblemType | None:
     ],
 )
 def test_room(load: Load, size: int, fits: bool) -> None:
-    assert _refused(lambda: check_room(load, size, LIMITS)) == (None if fits else problems.OVERLOADED)
+    assert _refused(lambda: check_load(load, size, LIMITS)) == (None if fits else problems.OVERLOADED)
 
 
 def test_of_large_updates_only_a_few_wait() -> None:
     small, large, limit = 1 << 20, (1 << 20) + 1, 256 << 20
-    assert room(small, limit) == limit
-    assert room(large, limit) == 16 * large
-    assert room(100 << 20, limit) == limit
+    assert backlog_limit(small, limit) == limit
+    assert backlog_limit(large, limit) == 16 * large
+    assert backlog_limit(100 << 20, limit) == limit
 
 
 def test_slots() -> None:
-    check_room(replace(IDLE, uploads=1), 1, LIMITS)
-    assert _refused(lambda: check_room(replace(IDLE, uploads=2), 1, LIMITS)) is problems.OVERLOADED
+    check_load(replace(IDLE, uploads=1), 1, LIMITS)
+    assert _refused(lambda: check_load(replace(IDLE, uploads=2), 1, LIMITS)) is problems.OVERLOADED
 
 
 def test_a_pace() -> None:
@@ -73,7 +73,7 @@ def test_a_pace() -> None:
 
 
 def test_those_who_were_refused_together_come_back_apart() -> None:
-    waits = {retry_after() for _ in range(200)}
+    waits = {draw_retry_after() for _ in range(200)}
     assert waits == set(range(1, pacing.RETRY_SECONDS + 1))
 
 
@@ -88,8 +88,8 @@ class Gauge:
         self.asked += 1
         return self.measured
 
-    def pressure(self, max_wait: float = 0.0) -> Pressure:
-        return Pressure(replace(LIMITS, max_wait=max_wait), self.measure, lambda: self.now)
+    def pressure(self, max_wait: float = 0.0) -> AdmissionController:
+        return AdmissionController(replace(LIMITS, max_wait=max_wait), self.measure, lambda: self.now)
 
 
 async def test_bytes_count_from_admission_until_they_are_folded() -> None:
@@ -153,7 +153,7 @@ async def test_one_measurement_serves_many_uploads() -> None:
 
 async def test_one_party_leaves_slots_and_bytes_to_others() -> None:
     limits = replace(LIMITS, ingest_bytes=1000, max_uploads=10)
-    meter = Pressure(limits, Gauge().measure)
+    meter = AdmissionController(limits, Gauge().measure)
     async with AsyncExitStack() as stack:
         for _ in range(limits.max_uploads_of_party):
             await stack.enter_async_context(meter.admit(1, b"a"))
@@ -166,7 +166,7 @@ async def test_one_party_leaves_slots_and_bytes_to_others() -> None:
 
 def _limit(world: World, **changes: int) -> None:
     limits = Limits(64 << 20, 0, 256, 4, 0.0)
-    world.server.pressure = Pressure(replace(limits, **changes), world.server.measure)
+    world.server.admission = AdmissionController(replace(limits, **changes), world.server.measure)
 
 
 async def _stalled(world: World, who: Person, upload: Upload) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -206,7 +206,7 @@ async def test_without_back_pressure_everything_comes_in_at_once(world: World) -
     _limit(world, ingest_bytes=1 << 40)
     for client in (ada, bob):
         assert (await world.put(client, world.upload(client))).status == 201
-    assert (await world.server.measure()).unfolded == 2 * world.task.part("sum").size
+    assert (await world.server.measure()).unfolded == 2 * world.task.section("sum").size
 
 
 async def test_uploads_at_once_are_counted_before_they_are_believed(world: World) -> None:
@@ -218,7 +218,7 @@ async def test_uploads_at_once_are_counted_before_they_are_believed(world: World
     writer.close()
     await writer.wait_closed()
     async with asyncio.timeout(5):
-        while (await world.server.pressure.load()).uploads:
+        while (await world.server.admission.load()).uploads:
             await asyncio.sleep(0.01)
     assert (await world.put(eve, world.upload(eve))).status == 201
 
@@ -263,8 +263,8 @@ async def test_a_nearly_full_disk_refuses_uploads_and_readiness(world: World) ->
 
 
 async def test_a_slow_loris_loses_its_slot(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = pacing.paced
-    monkeypatch.setattr(app, "paced", lambda request, rate: original(request, rate, 0.2))
+    original = pacing.minimum_rate
+    monkeypatch.setattr(app, "minimum_rate", lambda request, rate: original(request, rate, 0.2))
     ada, bob = world.person("ada", "client"), world.person("bob", "client")
     _limit(world, max_uploads=1)
     upload = world.upload(ada)
@@ -280,20 +280,20 @@ async def test_a_slow_loris_loses_its_slot(world: World, monkeypatch: pytest.Mon
 
 
 async def test_without_a_pace_a_slow_loris_keeps_its_slot(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = pacing.paced
-    monkeypatch.setattr(app, "paced", lambda request, rate: original(request, rate, 0.05))
+    original = pacing.minimum_rate
+    monkeypatch.setattr(app, "minimum_rate", lambda request, rate: original(request, rate, 0.05))
     world.server.settings = world.server.settings.model_copy(update={"min_rate": 0.0})
     ada = world.person("ada", "client")
     _, writer = await _stalled(world, ada, world.upload(ada))
     await asyncio.sleep(0.5)
-    assert (await world.server.pressure.load()).uploads == 1
+    assert (await world.server.admission.load()).uploads == 1
     writer.close()
     await writer.wait_closed()
 
 
 async def test_a_steady_upload_is_left_alone(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = pacing.paced
-    monkeypatch.setattr(app, "paced", lambda request, rate: original(request, rate, 0.1))
+    original = pacing.minimum_rate
+    monkeypatch.setattr(app, "minimum_rate", lambda request, rate: original(request, rate, 0.1))
     ada = world.person("ada", "client")
     upload = world.upload(ada)
 

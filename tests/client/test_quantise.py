@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from he_client.encode import BLOCK, Encoder, encode, secret_words
+from he_client.quantise import BLOCK, UpdateQuantiser, quantise_update, secret_words
 from he_client.tensors import flatten, unflatten
 from he_protocol.problems import BAD_PLAN, BAD_TENSORS
 from he_protocol.task import Task, TensorSpec
@@ -51,53 +51,53 @@ def floats(*values: float) -> npt.NDArray[np.float32]:
 
 def test_without_privacy_it_is_a_scaled_rounding(world: World) -> None:
     task = task_of(world, 4)
-    encoded = encode(task, floats(0.0, 1.0, -1.0, 0.25), None, no_words)
+    encoded = quantise_update(task, floats(0.0, 1.0, -1.0, 0.25), None, no_words)
     assert encoded.dtype == np.int64
     assert encoded.tolist() == [0, 1024, -1024, 256]
 
 
 def test_coordinates_are_cut_to_the_range(world: World) -> None:
     task = task_of(world, 3)
-    assert encode(task, floats(4.5, -1e30, 3.5), None, no_words).tolist() == [4096, -4096, 3584]
+    assert quantise_update(task, floats(4.5, -1e30, 3.5), None, no_words).tolist() == [4096, -4096, 3584]
 
 
 def test_rounding_up_and_down_happens_in_proportion(world: World) -> None:
     task = task_of(world, 20_000)
-    encoded = encode(task, np.full(20_000, 0.3 / 1024, dtype=np.float32), None, Words(1))
+    encoded = quantise_update(task, np.full(20_000, 0.3 / 1024, dtype=np.float32), None, Words(1))
     assert set(encoded.tolist()) == {0, 1}
     assert abs(encoded.mean() - 0.3) < 6 * sqrt(0.3 * 0.7 / 20_000)
 
 
 def test_a_client_level_update_is_clipped_to_its_norm(world: World) -> None:
     task = task_of(world, 2, privacy=CLIENT_LEVEL)
-    assert np.abs(encode(task, floats(3.0, 4.0), None, Words(1)) - [614.4, 819.2]).max() <= SLIGHT
-    assert np.abs(encode(task, floats(0.3, 0.4), None, Words(1)) - [307.2, 409.6]).max() <= SLIGHT
+    assert np.abs(quantise_update(task, floats(3.0, 4.0), None, Words(1)) - [614.4, 819.2]).max() <= SLIGHT
+    assert np.abs(quantise_update(task, floats(0.3, 0.4), None, Words(1)) - [307.2, 409.6]).max() <= SLIGHT
 
 
 def test_a_record_level_sum_is_left_alone(world: World) -> None:
     """Its records were clipped one by one; many of them sum to more than the norm."""
     plan = CLIENT_LEVEL | {"unit": "record", "sampling_rate": 0.5}
     task = task_of(world, 2, privacy=plan, weighting="fixed", weight_cap=8.0)
-    assert np.abs(encode(task, floats(3.0, 4.0), None, Words(1)) - [3072, 4096]).max() <= SLIGHT
+    assert np.abs(quantise_update(task, floats(3.0, 4.0), None, Words(1)) - [3072, 4096]).max() <= SLIGHT
 
 
 def test_the_weight_rides_along_and_scales_the_update(world: World) -> None:
     task = task_of(world, 2, weighting="examples", weight_cap=100.0)
     assert task.length == 3
-    assert encode(task, floats(1.0, -2.0), 50, no_words).tolist() == [512, -1024, 2048]
-    assert encode(task, floats(1.0, -2.0), 100, no_words).tolist() == [1024, -2048, 4096]
-    assert encode(task, floats(1.0, -2.0), 1e9, no_words).tolist() == [1024, -2048, 4096]
+    assert quantise_update(task, floats(1.0, -2.0), 50, no_words).tolist() == [512, -1024, 2048]
+    assert quantise_update(task, floats(1.0, -2.0), 100, no_words).tolist() == [1024, -2048, 4096]
+    assert quantise_update(task, floats(1.0, -2.0), 1e9, no_words).tolist() == [1024, -2048, 4096]
 
 
 def test_two_weighted_updates_sum_to_a_weighted_mean(world: World) -> None:
     task = task_of(world, 1, weighting="examples", weight_cap=100.0)
-    total = encode(task, floats(1.0), 25, no_words) + encode(task, floats(3.0), 75, no_words)
+    total = quantise_update(task, floats(1.0), 25, no_words) + quantise_update(task, floats(3.0), 75, no_words)
     assert total[0] / total[1] * task.config.value_range == pytest.approx((25 * 1 + 75 * 3) / 100)
 
 
 def test_a_clipped_update_keeps_its_bound_under_its_weight(world: World) -> None:
     task = task_of(world, 2, privacy=CLIENT_LEVEL, weighting="examples", weight_cap=10.0)
-    encoded = encode(task, floats(30.0, 40.0), 5, Words(3))
+    encoded = quantise_update(task, floats(30.0, 40.0), 5, Words(3))
     assert np.abs(encoded - [307.2, 409.6, 2048]).max() <= 2 * SLIGHT
 
 
@@ -108,7 +108,7 @@ def test_the_noise_is_what_the_task_promises(world: World, unit: str) -> None:
     task = task_of(world, count, privacy=plan, weighting="fixed" if unit == "record" else "uniform")
     promised = hypot(0.5 * (1.0 * 1024 + sqrt(count)), 2) / sqrt(task.config.min_clients)
     assert task.noise_std == pytest.approx(promised)
-    encoded = encode(task, np.zeros(count, dtype=np.float32), None)
+    encoded = quantise_update(task, np.zeros(count, dtype=np.float32), None)
     assert abs(encoded.std() / promised - 1) < 6 / sqrt(2 * count)
     assert abs(encoded.mean()) < 6 * promised / sqrt(count)
     assert abs(np.corrcoef(encoded[:-1], encoded[1:])[0, 1]) < 6 / sqrt(count)
@@ -118,7 +118,7 @@ def test_the_noise_covers_the_weight_too(world: World) -> None:
     """Zero examples would otherwise show: the weight is a coordinate like the others."""
     plan = CLIENT_LEVEL | {"noise_multiplier": 0.5}
     task = task_of(world, 1, privacy=plan, weighting="examples", weight_cap=10.0)
-    weights = [int(encode(task, floats(0.0), 10)[1]) for _ in range(400)]
+    weights = [int(quantise_update(task, floats(0.0), 10)[1]) for _ in range(400)]
     assert abs(np.std(weights) / task.noise_std - 1) < 6 / sqrt(2 * 400)
     assert abs(np.mean(weights) - 4096) < 6 * task.noise_std / sqrt(400)
 
@@ -126,8 +126,10 @@ def test_the_noise_covers_the_weight_too(world: World) -> None:
 def test_the_same_words_give_the_same_integers(world: World) -> None:
     task = task_of(world, 500, privacy=CLIENT_LEVEL | {"noise_multiplier": 1.0})
     update = np.linspace(-1, 1, 500, dtype=np.float32)
-    assert np.array_equal(encode(task, update, None, Words(7)), encode(task, update, None, Words(7)))
-    assert not np.array_equal(encode(task, update, None, Words(7)), encode(task, update, None, Words(8)))
+    assert np.array_equal(quantise_update(task, update, None, Words(7)), quantise_update(task, update, None, Words(7)))
+    assert not np.array_equal(
+        quantise_update(task, update, None, Words(7)), quantise_update(task, update, None, Words(8))
+    )
 
 
 def test_secret_words_are_fresh_every_time() -> None:
@@ -140,35 +142,35 @@ def test_blocks_join_to_the_whole_and_each_draws_its_own_words(world: World) -> 
     task = task_of(world, 2 * BLOCK + 5)
     update = np.random.default_rng(1).normal(size=task.length).astype(np.float32)
     words = Words(1)
-    whole = encode(task, update, None, words)
+    whole = quantise_update(task, update, None, words)
     assert whole.shape == (task.length,)
     assert words.asked == [BLOCK // 2, BLOCK // 2, 3]  # two coordinates share a 64-bit word
-    encoder = Encoder(task, update, None, no_words)
+    encoder = UpdateQuantiser(task, update, None, no_words)
     pieces = [encoder.block(at, at + 1000) for at in range(0, task.length, 1000)]
-    assert np.array_equal(np.concatenate(pieces), encode(task, update, None, no_words))
+    assert np.array_equal(np.concatenate(pieces), quantise_update(task, update, None, no_words))
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_without_a_dp_plan_what_is_not_finite_is_refused(world: World, bad: float) -> None:
     with refused(BAD_TENSORS, "finite"):
-        encode(task_of(world, 3), floats(0.0, bad, 1.0), None)
+        quantise_update(task_of(world, 3), floats(0.0, bad, 1.0), None)
 
 
 def test_another_length_is_refused(world: World) -> None:
     with refused(BAD_TENSORS, "(3,)"):
-        encode(task_of(world, 3), floats(0.0, 1.0), None)
+        quantise_update(task_of(world, 3), floats(0.0, 1.0), None)
 
 
 @pytest.mark.parametrize("examples", [0.0, -1.0, float("nan")])
 def test_a_number_of_examples_that_is_none_is_refused(world: World, examples: float) -> None:
     with refused(BAD_PLAN, "positive"):
-        encode(task_of(world, 1, weighting="examples"), floats(0.0), examples)
+        quantise_update(task_of(world, 1, weighting="examples"), floats(0.0), examples)
 
 
 @pytest.mark.parametrize(("weighting", "examples"), [("uniform", 3.0), ("fixed", 3.0), ("examples", None)])
 def test_examples_go_with_their_weighting_only(world: World, weighting: str, examples: float | None) -> None:
     with refused(BAD_PLAN, "weighting 'examples'"):
-        encode(task_of(world, 1, weighting=weighting), floats(0.0), examples)
+        quantise_update(task_of(world, 1, weighting=weighting), floats(0.0), examples)
 
 
 def test_tensors_flatten_in_the_tasks_order_and_back() -> None:

@@ -95,8 +95,8 @@ def test_seal_decrypts_an_update_to_its_values_and_errors(world: World, tmp_path
     task = world.task
     profile = PROFILES[task.config.profile]
     values, words = random_integers(task.length, 1, 1 << 15), FixedWords(b"one")
-    body = world.seal("client", bytes(16), values, words=words)
-    b = residues.unpack(body["b"], task.part("sum").layout)  # type: ignore[arg-type]
+    body = world.encrypt_kahe("client", bytes(16), values, words=words)
+    b = residues.unpack(body["b"], task.section("sum").layout)  # type: ignore[arg-type]
     padded = np.zeros(POLYNOMIALS * profile.degree, dtype=np.int64)
     padded[: values.size] = values
     wanted = (padded + words.errors(profile, padded.size)).reshape(POLYNOMIALS, -1)
@@ -111,12 +111,12 @@ def test_seal_decrypts_an_update_to_its_values_and_errors(world: World, tmp_path
 
 def test_seal_decrypts_a_sum_under_the_summed_key_as_combine_opens_it(world: World, tmp_path: Path):
     task = world.task
-    profile, layout = PROFILES[task.config.profile], task.part("sum").layout
+    profile, layout = PROFILES[task.config.profile], task.section("sum").layout
     total, secret = layout.zeros(), np.zeros(profile.degree, dtype=np.int64)  # type: ignore[union-attr]
     for i in range(3):
         words = FixedWords(bytes([i]))
         values = random_integers(task.length, i, 1 << 15)
-        body = world.seal(f"client-{i}", bytes([i]) * 16, values, words=words)
+        body = world.encrypt_kahe(f"client-{i}", bytes([i]) * 16, values, words=words)
         residues.fold(total.reshape(layout.rows, layout.degree), body["b"], layout)  # type: ignore[arg-type, union-attr]
         secret += words.secret(profile)
     a = public(profile, task.epoch_id)
