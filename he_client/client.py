@@ -83,7 +83,7 @@ class HushSumClient:
     ) -> None:
         """Updates of more than `resumable_above` bytes are uploaded in pieces: a lost connection costs little.
 
-        floors: the least that a task must promise before anything is sealed for it; the default is `Floors()`.
+        floors: the least that a task must promise before anything is encrypted for it; the default is `Floors()`.
         """
         self._state = Path(state_dir)
         self._floors = floors or Floors()
@@ -131,7 +131,7 @@ class HushSumClient:
         update: float32 tensors of the task's names and shapes: the change of the model (or, at record
         level, the sum of clipped gradients times -1). `within` is as in `upload`. Under a DP plan values that cannot be
         used become zero (see `he_client.quantise.UpdateQuantiser`). Raises the refusal that names what is wrong; when
-        the server cannot be reached the sealed update stays in the state directory and `resume` sends the same bytes
+        the server cannot be reached the encrypted update stays in the state directory and `resume` sends the same bytes
         again.
         """
         started = time.perf_counter()
@@ -150,7 +150,7 @@ class HushSumClient:
     async def submit_from(
         self, task: Task, train: Train, model: Model, *, within: float = 0.0, raise_errors: bool = False
     ) -> Submission:
-        """Train on a pulled model, in another thread, and `submit` what comes of it.
+        """Train on a pulled model, in another thread, and `submit` the result.
 
         Under a DP plan a `train` that raises sends a zero update (see `he_client.attempt`), unless `raise_errors`.
         """
@@ -206,7 +206,7 @@ class HushSumClient:
         return encrypted
 
     async def upload(self, task: Task, encrypted: EncryptedUpdate, *, within: float = 0.0) -> Submission:
-        """Upload a sealed update, byte for byte the same however often, and keep the receipt.
+        """Upload an encrypted update, byte for byte the same however often, and keep the receipt.
 
         From here on it counts as opened, whatever the server says (`privacy_spent`).
         When this client has another update in the open round, the next round is waited for, up to
@@ -231,7 +231,7 @@ class HushSumClient:
         return Submission(task.id, encrypted.update_id, receipt.round, size, {"upload": time.perf_counter() - started})
 
     async def resume(self, task: Task) -> list[Submission]:
-        """Send what an earlier run sealed but got no receipt for.
+        """Send what an earlier run encrypted but got no receipt for.
 
         What the server refuses for good (a model that is too old by now) is dropped with a warning,
         so that it does not hold up the rest. What has to wait for the next round is kept for the next

@@ -13,7 +13,7 @@ from he_protocol.task import Task
 
 Unit = Literal["none", "record", "client"]
 UNITS: tuple[Unit, ...] = get_args(Unit)
-"""From the least to the most: who is protected with everything that it sends is so with every record."""
+"""From the weakest to the strongest: protection of a whole client includes each of its records."""
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
-"""One sealed update to its server in pieces, by tus 1.0.0: a lost connection costs at most what was under way.
+"""One encrypted update to its server in pieces, by tus 1.0.0: a lost connection costs at most what was under way.
 
-Nothing has to be remembered for it. Who begins an upload of the same update again is given the one that stands,
+The client stores no state for it: creating an upload of the same update again returns the existing one,
 and the server says how far it is.
 """
 
@@ -26,7 +26,7 @@ _LOCATION = re.compile(paths.upload_path("[0-9a-f]{32}"))
 
 
 class ResumableUpload:
-    """The upload of one sealed update, from wherever it stands."""
+    """The upload of one encrypted update, from wherever it stands."""
 
     def __init__(self, transport: Transport, task: Task, encrypted: EncryptedUpdate) -> None:
         self._transport = transport

@@ -45,7 +45,7 @@ class Spending:
         return _cost(self._plans(task).values(), task.config.privacy)
 
     def check_next(self, task: Task, waiting: Iterable[str]) -> None:
-        """Refuse one more update where all together would cost too much; `waiting` are ids of sealed ones.
+        """Refuse one more update where all together would cost too much; `waiting` are ids of encrypted ones.
 
         Raises `budget-exhausted`.
         """

@@ -1,8 +1,8 @@
-"""Sealed updates on disk, written before the first send and resent byte for byte.
+"""Encrypted updates on disk, written before the first send and resent byte for byte.
 
-One folder per update: a file for each body part, and `head` (the signed head) written last. A
-folder without `head` was never sent and is thrown away once nobody seals any longer; a `receipt` ends the
-story and frees the parts. Re-encrypting after a crash would put the same vector under fresh noise a second time.
+One folder per update: a file for each section, and `head` (the signed head) written last. A
+folder without `head` was never sent and is thrown away once no encryption is under way; a `receipt` ends the
+story and frees the sections. Re-encrypting after a crash would put the same vector under fresh noise a second time.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ HEAD, RECEIPT = "head", "receipt"
 
 @dataclass(frozen=True)
 class EncryptedUpdate:
-    """One sealed update in the spool; `sections` are the body's files in the order in which they travel."""
+    """One encrypted update in the spool; `sections` are the body's files in the order in which they travel."""
 
     task_id: str
     update_id: str
@@ -42,7 +42,7 @@ class EncryptedUpdate:
 
 
 class Spool:
-    """The sealed updates of one client for one task."""
+    """The encrypted updates of one client for one task."""
 
     def __init__(self, root: Path, task_id: str, section_names: tuple[str, ...]) -> None:
         self._root = root / task_id
@@ -51,12 +51,12 @@ class Spool:
 
     @contextmanager
     def encrypting(self) -> Iterator[Self]:
-        """Around everything from `begin` to `commit`: meanwhile nobody, in no process, takes it for abandoned."""
+        """Around everything from `begin` to `commit`: meanwhile no process takes it for abandoned."""
         with self._locked(fcntl.LOCK_SH):
             yield self
 
     def begin(self, update_id: str) -> EncryptedUpdate:
-        """An empty folder for an update that is about to be sealed."""
+        """An empty folder for an update that is about to be encrypted."""
         folder = self._root / update_id
         private_directory(self._root)
         folder.mkdir(mode=0o700)
@@ -65,13 +65,13 @@ class Spool:
         return self._entry(update_id)
 
     def commit(self, encrypted: EncryptedUpdate, head: SignedUpdate) -> None:
-        """Make the parts and then the head durable: from now on the update is only ever resent."""
+        """Make the sections and then the head durable: from now on the update is only ever resent."""
         for path in encrypted.sections:
             sync(path)
         write_durably(encrypted.folder / HEAD, to_json(head))
 
     def pending(self) -> list[EncryptedUpdate]:
-        """Sealed updates without a receipt, oldest first; half-sealed ones are removed, unless somebody seals now."""
+        """Encrypted updates without a receipt, oldest first; unfinished ones are removed, unless one is under way."""
         self._remove_abandoned()
         found = []
         for folder in sorted(self._folders(), key=lambda path: path.stat().st_mtime):

@@ -75,7 +75,7 @@ def clipped_gradient_sum(
 
     What a record can do must be bounded whatever it is: one with a gradient that is not finite, or on which model or
     loss raise, counts as zero, which is said in the local log only. Otherwise a model of the server's choice finds out
-    who has such a record by seeing who sends nothing. `raise_errors` is for trying a model out, on data that is public.
+    such a client by its silence. `raise_errors` is for trying a model out, on data that is public.
     """
     if len(inputs) != len(targets):
         raise ValueError(f"{len(inputs)} inputs and {len(targets)} targets")

@@ -1,4 +1,4 @@
-"""Files and folders that are nobody else's business, whatever the umask is: mode 0600 and 0700, written durably
+"""Files and folders that only their owner may read, whatever the umask is: mode 0600 and 0700, written durably
 and as a whole.
 """
 

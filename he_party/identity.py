@@ -23,7 +23,7 @@ REQUEST_FILE = "enroll-request.jws"
 
 @dataclass(frozen=True)
 class Identity:
-    """Who we are: `authority` is the 32-byte public key that everything is checked against."""
+    """A party's own identity. `authority` is the 32-byte public key that everything is checked against."""
 
     name: str
     key: SigningKey

@@ -65,7 +65,7 @@ class FileSettings(BaseSettings):
 
 
 class PartySettings(FileSettings):
-    """What clients and key holders have in common: those who speak to a server."""
+    """Settings that clients and key holders share."""
 
     data_dir: Path = Field(default=Path(), description="where the identity and the state live")
     passphrase: SecretStr = Field(default=SecretStr(""), description="opens the key file")

@@ -61,7 +61,7 @@ class Listed:
 
 
 def read(statuses: Iterable[documents.TaskStatus], authority: bytes) -> Listed:
-    """Verify every listed configuration: one that does not verify costs nobody else's."""
+    """Verify every listed configuration: one that does not verify does not affect the others."""
     tasks, refused = [], []
     for status in statuses:
         try:
@@ -75,7 +75,7 @@ def choose(listed: Listed, wanted: str, seen: Seen = NOTHING) -> Task:
     """The task that was asked for by its hash, or the newest epoch of a name.
 
     64 hex digits are always a hash. A name's epoch is never older than the newest that was seen, and of one epoch only
-    the task that was seen first is taken; whoever means another one asks for its hash, which leaves no choice to the
+    the task that was seen first is taken; another one has to be named by its hash, which leaves no choice to the
     server. Raises `not-found`, `old-epoch`, `ambiguous-task`, or why the task that was labelled so does not verify.
     """
     if looks_like_hash(wanted):
@@ -106,7 +106,7 @@ def choose(listed: Listed, wanted: str, seen: Seen = NOTHING) -> Task:
 def learn(seen: Seen, task: Task) -> Seen:
     """What is known of names after `task` was chosen: epochs never go back.
 
-    A task of the same epoch takes the place of the one before: `choose` gives it only to who asks for its hash.
+    A task of the same epoch takes the place of the one before: `choose` returns it only when it is named by its hash.
     """
     before = seen.get(task.config.name)
     if before is not None and before.epoch > task.config.epoch:

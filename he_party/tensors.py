@@ -1,4 +1,4 @@
-"""Named tensors from safetensors files that somebody else has written."""
+"""Named tensors from safetensors files of another party."""
 
 from __future__ import annotations
 

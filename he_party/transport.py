@@ -310,7 +310,7 @@ class Transport:
 
 
 class _LaterError(Exception):
-    """The same request may well succeed in a moment; `refusal` is what came of it now."""
+    """The same request may succeed later; `refusal` is the error of the last attempt."""
 
     def __init__(self, refusal: ProblemError, after: float = 0.0) -> None:
         super().__init__(str(refusal))

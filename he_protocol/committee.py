@@ -51,7 +51,7 @@ class Committee:
 
     @property
     def away(self) -> int:
-        """So many holders may be away, and rounds go on."""
+        """How many holders may be away while rounds go on."""
         return self.holders - self.agreement
 
     @property

@@ -160,7 +160,7 @@ class Board(Document, frozen=True):
 
 
 class AuditStatus(Document, frozen=True):
-    """The signed `AuditHead` of the server's audit log: whoever keeps it can later prove a rewritten past."""
+    """The signed `AuditHead` of the server's audit log: with a stored one, a later rewrite of the log can be proved."""
 
     head: str
 

@@ -17,7 +17,7 @@ _TEXT = 1 << 13
 """Of one failure: its texts are cut to `problems.TEXT_LIMIT` characters."""
 _UPDATE_ID = 64
 _SIGNED_UPDATE = 1 << 12
-"""Of a header of a few parts, a credential, and both signatures."""
+"""Of a header of a few sections, a credential, and both signatures."""
 _MANIFEST_ENTRY = 1 << 9
 _SEALED_BOX = 1 << 11
 _SEED = 1 << 7

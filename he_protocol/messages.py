@@ -37,7 +37,7 @@ class Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class SectionEntry(Message, frozen=True):
-    """One piece of an update's body: its size in bytes and SHA-256."""
+    """One section of an update's body: its size in bytes and SHA-256."""
 
     name: Name
     size: Count
@@ -96,7 +96,7 @@ class Exclusion(Message, frozen=True):
 
 
 class Screening(Message, frozen=True):
-    """What a holder thinks of the updates of a manifest that is not final yet. It binds nobody.
+    """What a holder thinks of the updates of a manifest that is not final yet. It is not binding.
 
     seen_opening, seen_version: the highest opening number and model version in the holder's votes.
     """
@@ -112,7 +112,7 @@ class Screening(Message, frozen=True):
 
 
 class Vote(Message, frozen=True):
-    """A holder's binding word: this manifest, and no other, has this opening number."""
+    """A holder's binding statement: this manifest, and no other, has this opening number."""
 
     task_hash: Digest
     epoch: Count
@@ -136,14 +136,14 @@ class Objection(Message, frozen=True):
 
 
 class SubshareDigest(Message, frozen=True):
-    """SHA-256 of what a holder says about one part of the replicated sharing."""
+    """SHA-256 of what a holder says about one subshare."""
 
     subshare: Count
     sha256: Digest
 
 
 class ShareVector(Message, frozen=True):
-    """SHA-256 of what a holder releases of one part of the sharing, for one bucket of a manifest."""
+    """SHA-256 of what a holder releases of one subshare, for one bucket of a manifest."""
 
     bucket: Count
     subshare: Count
@@ -151,7 +151,7 @@ class ShareVector(Message, frozen=True):
 
 
 class FailedBucket(Message, frozen=True):
-    """A bucket that a holder cannot open: its first update whose key part is of no use, and the problem's slug."""
+    """A bucket that a holder cannot open: its first update whose key section is of no use, and the problem's slug."""
 
     bucket: Count
     update_id: UpdateId
@@ -159,9 +159,9 @@ class FailedBucket(Message, frozen=True):
 
 
 class Share(Message, frozen=True):
-    """A holder's release for one manifest: every part that it knows of every bucket, bucket by bucket.
+    """A holder's release for one manifest: every subshare that it knows of every bucket, bucket by bucket.
 
-    The vectors follow as bytes in this order. A bucket stands in `parts` or, once, in `failed`.
+    The vectors follow as bytes in this order. A bucket stands in `vectors` or, once, in `failed`.
     """
 
     task_hash: Digest
@@ -181,7 +181,7 @@ class SealedSeeds(Message, frozen=True):
 
 
 class Contribution(Message, frozen=True):
-    """Ceremony phase 1: seeds for every part that two holders share."""
+    """Ceremony phase 1: seeds for every subshare that two holders share."""
 
     task_hash: Digest
     epoch: Count
@@ -190,7 +190,7 @@ class Contribution(Message, frozen=True):
 
 
 class Commitment(Message, frozen=True):
-    """Ceremony phase 2: digests of every key part, before anyone reveals one."""
+    """Ceremony phase 2: digests of every public-key share, before anyone reveals one."""
 
     task_hash: Digest
     epoch: Count
@@ -200,7 +200,7 @@ class Commitment(Message, frozen=True):
 
 
 class Reveal(Message, frozen=True):
-    """Ceremony phase 3: the key parts that this holder is first to know; their bytes follow."""
+    """Ceremony phase 3: the public-key shares that this holder is first to know; their bytes follow."""
 
     task_hash: Digest
     epoch: Count
@@ -220,7 +220,7 @@ class Confirmation(Message, frozen=True):
 
 
 class Receipt(Message, frozen=True):
-    """The server's signed word that an update is durable."""
+    """The server's signed statement that an update is durable."""
 
     task_hash: Digest
     update_id: UpdateId
@@ -244,7 +244,7 @@ class Cnf(Message, frozen=True):
 
 
 class Credential(Message, frozen=True):
-    """The authority's word about one party: a JWT (RFC 7519) with the party's key in `cnf`."""
+    """The authority's statement about one party: a JWT (RFC 7519) with the party's key in `cnf`."""
 
     iss: str
     sub: Name
@@ -270,7 +270,7 @@ class EnrollRequest(Message, frozen=True):
 
 
 class RevocationList(Message, frozen=True):
-    """The authority's word on which signing keys no longer speak for anybody: SHA-256 of each, ascending.
+    """The authority's list of signing keys that are no longer valid: SHA-256 of each, ascending.
 
     Of two lists the one with the higher number counts; after `valid_until` a newer one is needed.
     """
@@ -282,7 +282,7 @@ class RevocationList(Message, frozen=True):
 
 
 class AuditHead(Message, frozen=True):
-    """The server's word on its audit log: number and hash of the last entry, at this time."""
+    """The server's signed statement about its audit log: number and hash of the last entry, at this time."""
 
     server: Name
     seq: Count

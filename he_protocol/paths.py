@@ -57,7 +57,7 @@ def answer_path(task: str, number: int, holder: str) -> str:
 
 
 def key_sections_path(task: str, number: int) -> str:
-    """Every update's "key" part, one after the other in the manifest's order."""
+    """Every update's "key" section, one after the other in the manifest's order."""
     return f"{TASKS}/{task}/rounds/{number}/key-sections"
 
 

@@ -167,7 +167,7 @@ TUS_VERSION = _incompatible("tus-version", 412, "The server speaks another versi
 )
 
 
-# Who speaks has not shown that they may
+# Identity has not shown that they may
 _denied = _Types("not-authorised")
 UNAUTHENTICATED = _denied("unauthenticated", 401, "The request carries no valid proof of identity").after_change(
     "Sign the request with a key that has a credential, for this server, with a right clock."
@@ -193,7 +193,7 @@ REPLAYED_REQUEST = _denied("replayed-request", 401, "This request proof was used
 WRONG_ROLE = _denied("wrong-role", 403, "The credential does not have the role that this needs").after_change(
     "Use a credential of the role that was expected."
 )
-NOT_ADDRESSED = _denied("not-addressed", 403, "The message speaks for somebody else").after_change(
+NOT_ADDRESSED = _denied("not-addressed", 403, "The message speaks for another party").after_change(
     "Send it under the name of the party that it speaks for."
 )
 

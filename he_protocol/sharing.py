@@ -1,8 +1,8 @@
-"""Replicated secret sharing: who knows which part of a t-of-n secret.
+"""Replicated secret sharing: who knows which subshare of a t-of-n secret.
 
-Section 4 of the design; Ito, Saito, Nishizeki 1987. There is one part for every subset of t-1
-holders, and that part is known to every holder *outside* the subset. Any t holders know all
-parts; any t-1 holders miss the part named by themselves. A secret is the plain sum of its parts.
+Section 4 of the design; Ito, Saito, Nishizeki 1987. There is one subshare for every subset of t-1
+holders, and that subshare is known to every holder *outside* the subset. Any t holders know all
+subshares; any t-1 holders miss the subshare named by themselves. A secret is the plain sum of its subshares.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ MAX_SUBSHARES = 126
 
 @dataclass(frozen=True)
 class Sharing:
-    """The parts of a `threshold`-of-`holders` committee; holders and parts are numbered from 0.
+    """The subshares of a `threshold`-of-`holders` committee; holders and subshares are numbered from 0.
 
     >>> Sharing(3, 2).subshares_of(0)
     (1, 2)
@@ -43,7 +43,7 @@ class Sharing:
 
     @property
     def excluded(self) -> tuple[tuple[int, ...], ...]:
-        """For every part, the `threshold - 1` holders that do not know it."""
+        """For every subshare, the `threshold - 1` holders that do not know it."""
         return tuple(combinations(range(self.holders), self.threshold - 1))
 
     @property
@@ -51,24 +51,24 @@ class Sharing:
         return comb(self.holders, self.threshold - 1)
 
     def subshares_of(self, holder: int) -> tuple[int, ...]:
-        """The parts that one holder knows, ascending."""
+        """The subshares that one holder knows, ascending."""
         return tuple(i for i, out in enumerate(self.excluded) if holder not in out)
 
     def holders_of(self, subshare: int) -> tuple[int, ...]:
-        """The holders that know one part, ascending."""
+        """The holders that know one subshare, ascending."""
         return tuple(h for h in range(self.holders) if h not in self.excluded[subshare])
 
 
 @dataclass(frozen=True)
 class Resolution:
-    """For every part the digest to use. `support`: the holders that say just this; `suspects`: those that do not."""
+    """For every subshare the digest to use. `support`: the holders that say just this; `suspects`: the others."""
 
     digests: tuple[bytes, ...]
     support: frozenset[int]
     suspects: frozenset[int]
 
     def certain(self, sharing: Sharing) -> bool:
-        """Whether `threshold` of its supporters are honest, so that it is what honest holders say, of every part.
+        """Whether `threshold` of its supporters are honest, so that it is what honest holders say, of every subshare.
 
         That is so with `2 * threshold - 1` supporters, if at most `threshold - 1` holders lie: all that privacy allows.
         """
@@ -76,12 +76,13 @@ class Resolution:
 
 
 def choices(sharing: Sharing, claims: Mapping[int, Mapping[int, bytes]]) -> list[Resolution]:
-    """All that can be made of what holders claim their parts to be (holder -> part -> digest), best supported first.
+    """All that can be made of what holders claim their subshares to be (holder -> subshare -> digest), best supported
+    first.
 
-    Parts are deterministic, so honest holders agree to the byte, and any `threshold` of them know all parts: where so
-    many answered, what they say is among the choices. A choice is what some `threshold` holders agree on; there are
-    at most C(n, t), 126. A holder that claims other parts than its own is in none, and a suspect in all of them; one
-    that claims nothing is neither.
+    Subshares are deterministic, so honest holders agree to the byte, and any `threshold` of them know all subshares:
+    where so many answered, what they say is among the choices. A choice is what some `threshold` holders agree on;
+    there are at most C(n, t), 126. A holder that claims other subshares than its own is in none, and a suspect in all
+    of them; one that claims nothing is neither.
     """
     heard = {
         holder: subshares for holder, subshares in claims.items() if set(subshares) == set(sharing.subshares_of(holder))

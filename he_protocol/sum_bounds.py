@@ -19,7 +19,7 @@ TYPICAL_RANGE = 16.0
 GARBAGE_BITS = 64.0
 """A wrong share may open to what could be a sum with probability 2^-64."""
 LEAST_WEIGHT = 32.0
-"""One example must weigh so many standard deviations of the rounding and the scheme's error of its update."""
+"""The least weight of one example, in standard deviations of the rounding and the scheme's error of its update."""
 SILENT_SHARE = 0.1
 """Where no accuracy is asked for, the scheme's error may be this share of the DP noise."""
 DEFAULT_ERROR = 1e-4
@@ -57,7 +57,7 @@ class SumPlan:
         return count * (scale * self.value_range + 1) + NOISE_TAIL * self._sum_std(scale, count)
 
     def weights(self, scale: float, count: int, weight_cap: float) -> tuple[float, float]:
-        """Between which integers the summed weight of `count` honest updates lies, where a weight rides along.
+        """Between which integers the summed weight of `count` honest updates lies, where a weight is appended.
 
         An update weighs at most 1, which is value_range * scale; all of them together at least half of one example,
         less what DP noise may take away (then the lower end may be negative).

@@ -63,10 +63,10 @@ class TaskConfig(Message, frozen=True):
     """One federated training job.
 
     weighting: "uniform" divides an opened sum by the number of updates; "examples" by the summed
-    weights (each at most `weight_cap` examples), which ride inside the ciphertext; "fixed" by
+    weights (each at most `weight_cap` examples), which travel inside the ciphertext; "fixed" by
     `weight_cap` (for DP-FedSGD: the expected number of sampled records over all clients). No coordinate of a published
     mean exceeds what honest updates can come to: `value_range`; with "fixed", value_range * max_clients / weight_cap.
-    buckets: a round's updates are split into up to so many disjoint buckets of at least `min_clients` each,
+    buckets: the most disjoint buckets that a round's updates are split into, of at least `min_clients` each,
     opened apart, so that one poisoned update costs its bucket and not the round. combination: of the buckets'
     means, coordinate by coordinate; "mean" is that of all updates, "trimmed-mean" leaves out a quarter of the buckets
     (rounded down, at least one) at each end.
@@ -149,7 +149,7 @@ class Task:
 
     @property
     def length(self) -> int:
-        """Coordinates that travel: d, and one more where the weight rides along."""
+        """Coordinates that travel: d, and one more where a weight is appended."""
         return self.parameters + (self.config.weighting == "examples")
 
     @cached_property
@@ -167,7 +167,7 @@ class Task:
         return 8 * self.length + MODEL_HEADER_BYTES
 
     def section(self, role: Literal["sum", "key"]) -> Section:
-        """The body part that the server sums, or the one that key holders work on."""
+        """The section that the server sums, or the one that key holders work on."""
         return next(section for section in self.body if section.role == role)
 
     @property

@@ -9,7 +9,7 @@ PROTOCOL = 2
 
 
 def unknown(what: str, got: object) -> ProblemError:
-    """The refusal of what another version made: none of it is read."""
+    """The refusal of anything that another protocol version made: none of it is read."""
     return ProblemError(
         UNKNOWN_PROTOCOL, f"{what} is of a version that this program does not speak", expected=PROTOCOL, got=got
     )

@@ -1,4 +1,4 @@
-"""The committee's bulletin board in memory: what a client fetches before it can seal, without a server."""
+"""The committee's bulletin board in memory: what a client fetches before it can encrypt, without a server."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ import os
 
 
 def restrict(cores: int) -> None:
-    """Keep this process, and those that it will start, on so many of its cores.
+    """Keep this process, and those that it will start, on `cores` of its cores.
 
     Call it before libraries that size their thread pools are imported.
     """

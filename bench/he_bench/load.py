@@ -1,8 +1,8 @@
 """Many clients at once: `he-bench load`.
 
-Every client sends one sealed update over a connection of its own, and comes again when it is told to wait. The
-same bytes go to `he_bench.file_only` in the same run: the ratio is what the server's promises cost. A sealed body is
-made once and signed by every client: the server cannot tell, and the machine's cores are the servers'.
+Every client sends one encrypted update over a connection of its own, and retries after a 429. The
+same bytes go to `he_bench.file_only` in the same run: the ratio is what the server's promises cost. An encrypted body
+is made once and signed by every client: the server cannot tell, and the machine's cores are the servers'.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from he_protocol.schemes import registry
 from he_protocol.schemes.scheme import Profile
 
 FLAGSHIP = "kahe-30"
-"""The profile that a new task gets unless somebody decides otherwise."""
+"""The default profile of a new task."""
 
 
 @cache

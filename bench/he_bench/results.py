@@ -47,7 +47,7 @@ class Measurement(msgspec.Struct, frozen=True, tag="measured"):
     work: parameters handled in one repetition, over all updates. traffic: bytes that one update (or,
     for `share`, one holder's release) puts on the wire. peak_memory: bytes above the input, over all
     processes of the side that is measured; None where the system does not tell. stages: median
-    seconds of parts of a repetition, where the case tells them apart.
+    seconds of stages of a repetition, where the case tells them apart.
     """
 
     point: Point
@@ -137,7 +137,7 @@ class Comparison(msgspec.Struct, frozen=True, tag="peers"):
 
 
 class LoadPoint(msgspec.Struct, frozen=True):
-    """One load: so many clients at once on so many server processes, `bursts` times, others each time.
+    """One load: `clients` at once on `processes` server processes, `bursts` times, others each time.
 
     `database`: an async URL; empty is SQLite.
     """

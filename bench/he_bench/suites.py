@@ -56,7 +56,7 @@ def points(
     parameters: Sequence[int] = (),
     clients: Sequence[int] = (),
 ) -> list[Point]:
-    """The suite's points for these cases and profiles on a machine of so many cores.
+    """The suite's points for these cases and profiles on a machine with `cores` cores.
 
     `parameters` and `clients` replace the suite's own sizes, and nothing is then left out as too large.
     """

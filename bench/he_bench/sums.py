@@ -18,7 +18,7 @@ ROWS_AT_ONCE = 1024
 
 
 def sum_layout(task: Task) -> ResidueLayout:
-    """Layout of the part that the server sums."""
+    """Layout of the section that the server sums."""
     layout = task.section("sum").layout
     if layout is None:
         raise TypeError(f"scheme {task.config.scheme} declares a sum part without a layout")
@@ -40,7 +40,7 @@ def fold_times(packed: bytes, layout: ResidueLayout, times: int) -> Residues:
 
 
 def random_vector(layout: ResidueLayout) -> bytes:
-    """Uniform residues, packed: to whoever adds them they are a ciphertext."""
+    """Uniform residues, packed: for an addition they are as good as a ciphertext."""
     generator = np.random.default_rng(1)
     moduli = np.array(layout.moduli, dtype=np.uint64)
     packed = []

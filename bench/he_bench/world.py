@@ -45,7 +45,7 @@ VALUE_RANGE = 6 * SPREAD
 
 @dataclass(frozen=True)
 class Update:
-    """One sealed update: its header, the signed head as it travels, and the body's parts by name."""
+    """One encrypted update: its header, the signed head as it travels, and the body's sections by name."""
 
     header: UpdateHeader
     head: bytes
@@ -59,7 +59,7 @@ class Update:
 
     @property
     def digests(self) -> dict[str, bytes]:
-        """SHA-256 of every part, by name."""
+        """SHA-256 of every section, by name."""
         return {section.name: section.sha256 for section in self.header.sections}
 
 
@@ -105,7 +105,7 @@ class World:
 
     @cached_property
     def ceremony(self) -> tuple[list[messages.Seeds], bytes]:
-        """Every holder's part seeds and the packed joint key; empty for a scheme without a ceremony."""
+        """Every holder's subshare seeds and the packed joint key; empty for a scheme without a ceremony."""
         task, holders = self.task, range(len(self.parties.holders))
         if not task.scheme.ceremony:
             return [{} for _ in holders], b""
@@ -121,7 +121,7 @@ class World:
         return seeds, messages.joint_key(dealer.layout, bodies)
 
     async def encryptor(self) -> Encryptor:
-        """The task's sealer, as a client makes it from what the committee has posted."""
+        """The task's encryptor, as a client makes it from what the committee has posted."""
         board = CommitteeBoard(self.task, self.parties, self.ceremony[1])
         return await make_encryptor(self.task, board, Path(self._folder.name))
 
@@ -150,7 +150,7 @@ class World:
         return Update(header, head, {name: file.getvalue() for name, file in sections.items()})
 
     def sign(self, client: int, update_id: bytes, digests: Mapping[str, bytes]) -> tuple[UpdateHeader, bytes]:
-        """Header and head of an update of client `client`, whose parts have these SHA-256 digests."""
+        """Header and head of an update of client `client`, whose sections have these SHA-256 digests."""
         identity = self.parties.client(client)
         header = UpdateHeader(
             task_hash=self.task.hash,
@@ -170,14 +170,14 @@ class World:
         return make_share_maker(self.task, holder, self.parties.hpke[holder], self.ceremony[0][holder])
 
     def release(self, holder: int, update: Update, times: int) -> dict[int, bytes]:
-        """What one holder releases for a sum of `times` times one update: packed vectors by part."""
+        """What one holder releases for a sum of `times` times one update: packed vectors by subshare."""
         total, body = self.share_maker(holder).begin(), update.sections[self.task.section("key").name]
         for _ in range(times):
             total.add(update.header, body)
         return dict(total.release(bytes(32), 0))
 
     def released(self, update: Update, times: int) -> list[Residues]:
-        """One vector for every part of the sharing, from a quorum of holders."""
+        """One vector for every subshare, from a quorum of holders."""
         vectors: dict[int, bytes] = {}
         for holder in range(THRESHOLD):
             vectors |= self.release(holder, update, times)

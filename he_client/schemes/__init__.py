@@ -1,4 +1,4 @@
-"""The client's half of the seam: how each scheme seals an update.
+"""The client's half of the seam: how each scheme encrypts an update.
 
 One module per scheme, of the same name as in `he_protocol.schemes`, with a `make_encryptor` and a `load_kernels`.
 """
@@ -31,7 +31,7 @@ class Encryptor(Protocol):
 
         `source` is called from other threads, once for every block, in any order.
 
-        Every body part's bytes go to `write(part name, bytes)`, in order within a part.
+        Every section's bytes go to `write(section name, bytes)`, in order within a section.
         """
 
 
@@ -43,7 +43,7 @@ def kernel_steps() -> Steps:
 
 
 async def make_encryptor(task: Task, transport: Transport, cache: Path) -> Encryptor:
-    """The sealer of a task's scheme; fetches and checks whatever public keys it needs."""
+    """The encryptor of a task's scheme; fetches and checks whatever public keys it needs."""
     module = import_module(f"{__name__}.{task.scheme.profile.scheme}")
     made: Encryptor = await module.make_encryptor(task, transport, cache)
     return made

@@ -1,4 +1,4 @@
-"""Sealing under scheme `ckks`, with TenSEAL.
+"""Encryption under scheme `ckks`, with TenSEAL.
 
 TenSEAL holds the GIL while it encrypts, so ciphertexts are made in a pool of processes that is
 shared by all clients of this process. Each worker keeps the contexts that it has loaded.

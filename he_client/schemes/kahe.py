@@ -1,4 +1,4 @@
-"""Sealing under scheme `kahe`: a fresh secret for every update, shared in replicated parts.
+"""Encryption under scheme `kahe`: a fresh secret for every update, shared in replicated subshares.
 
 A secret s must never encrypt two vectors: b - b' = (e - e') + (v - v') would show their difference.
 So s is drawn inside `encrypt`, lives as long as that call, and cannot be passed in.
@@ -39,9 +39,9 @@ from he_protocol.schemes.kahe import (
 from he_protocol.task import Task
 
 Piece = tuple[str, bytes | memoryview]
-"""A body part's name, and some of its bytes."""
+"""A section's name, and some of its bytes."""
 JOB = 1 << 17
-"""Coordinates that a thread takes at once: handing one over costs as much as sealing a thousand."""
+"""Coordinates that a thread takes at once: handing one over costs as much as encrypting a thousand."""
 KEPT_BYTES = 1 << 23
 """A block of this size is freed once. glibc gives back what is free beyond twice the largest block that it saw freed
 (mallopt(3), M_TRIM_THRESHOLD): with jobs' own blocks only, it would take a thousand pages from the system for every
@@ -126,7 +126,7 @@ class KaheEncryptor:
         return packed
 
     def _shares(self, update_id: bytes, secret: Integers) -> bytes:
-        """The sealed explicit part, then one envelope for each holder."""
+        """The sealed explicit subshare, then one envelope for each holder."""
         task, sharing = self._task, self._task.sharing
         last = explicit_subshare(sharing)
         seeds = [self._words(SEED_BYTES // 8).tobytes() for _ in range(sharing.subshares)]

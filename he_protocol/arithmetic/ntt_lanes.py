@@ -42,7 +42,7 @@ class CommonProduct:
         self._limit = np.uint32((1 << 32) // modulus * modulus)
         lifted = ntt.lift(s[None, :], (modulus,))
         ntt.forward(lifted, (modulus,))
-        # The inverse transform's factor 1/N rides along.
+        # Includes the inverse transform's factor 1/N.
         factors = lifted[0, 0] * np.uint64(pow(self._degree, -1, modulus)) % np.uint64(modulus)
         self._factors = np.stack([factors, _shoup(factors, modulus)], axis=1).astype(np.uint32)
         roots = ntt.inverse_roots(modulus, self._degree)

@@ -1,9 +1,9 @@
 """Vectors of residues: how they are laid out, bit-packed, checked, and added modulo their primes.
 
-A body part that can be summed is an array of shape (polynomials, limbs, degree). Limb i is taken
+A section that can be summed is an array of shape (polynomials, limbs, degree). Limb i is taken
 modulo `moduli[i]`; every residue is packed into `bits` bits, little-endian, without padding. Rows
 (one limb of one polynomial each) are whole 64-bit words because the degree is a multiple of 64, so
-all kernels work row by row and never need a whole part in memory.
+all kernels work row by row and never need a whole section in memory.
 """
 
 from __future__ import annotations

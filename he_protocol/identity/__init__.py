@@ -1,1 +1,1 @@
-"""Who speaks: signatures, credentials, proofs of requests, revocation."""
+"""Identity of parties: signatures, credentials, request proofs, revocation."""

@@ -1,4 +1,4 @@
-"""Who speaks: credentials issued by the authority, and messages signed under them.
+"""Credentials issued by the authority, and messages signed under them.
 
 Pure functions: the clock and the keys are arguments.
 """
@@ -22,7 +22,7 @@ M = TypeVar("M", bound=Message)
 
 @dataclass(frozen=True)
 class Party:
-    """Somebody whose credential was checked."""
+    """A party whose credential was checked."""
 
     name: str
     role: Role
@@ -30,7 +30,7 @@ class Party:
 
 
 def check_credential(token: str, authority: bytes, role: Role | None, now: float) -> Party:
-    """Who a credential speaks for, once issuer, signature, validity and role are checked.
+    """The party that a credential names, once issuer, signature, validity and role are checked.
 
     Raises `foreign-credential`, `bad-signature`, `expired-credential` or `wrong-role`.
     """
@@ -65,7 +65,7 @@ def check_signed(token: str, kind: type[M], party: Party, field: str) -> M:
     if getattr(message, field) != party.name:
         raise ProblemError(
             NOT_ADDRESSED,
-            f"the {kind.__name__} speaks for somebody else",
+            f"the {kind.__name__} speaks for another party",
             expected=party.name,
             got=getattr(message, field),
         )

@@ -28,7 +28,7 @@ CURVE_PRIME = 2**255 - 19
 _D = -121665 * pow(121666, -1, CURVE_PRIME) % CURVE_PRIME
 _ORDER_8_Y = 0x7A03AC9277FDC74EC6CC392CFA53202A0F67100D760B3CBA4FD84D3D706A17C7
 _LOW_ORDER_Y = frozenset({0, 1, CURVE_PRIME - 1, _ORDER_8_Y, CURVE_PRIME - _ORDER_8_Y})
-"""y of the eight points whose order divides 8 (RFC 8032 section 5.1): nobody needs a private key to sign for them."""
+"""y of the eight points whose order divides 8 (RFC 8032 section 5.1): signing for them needs no private key."""
 TOKEN_LIMIT = MESSAGE_LIMIT * 4 // 3 + 1024
 _VERSION = f"v={PROTOCOL}"
 
@@ -66,7 +66,7 @@ def check_public(public: bytes, what: str = "an Ed25519 key") -> bytes:
     """A public key of 32 bytes, once it is one that only its owner can sign for.
 
     Raises `malformed` for what is not the one encoding of a point of the curve (RFC 8032 section 5.1.3), and for a
-    point of small order: under it a signature that nobody made verifies for one message in eight, or for all.
+    point of small order: under it a signature made without a key verifies for one message in eight, or for all.
     """
     _check_point(public, what)
     return public

@@ -1,4 +1,4 @@
-"""Short-lived proofs for HTTP requests: who sent one.
+"""Short-lived proofs of the sender of an HTTP request.
 
 Pure functions: the clock and the keys are arguments.
 """
@@ -39,7 +39,7 @@ def prove_request(
 def check_request(
     authorization: str, proof: str, *, authority: bytes, audience: str, method: str, path: str, now: float
 ) -> tuple[Party, RequestProof]:
-    """Who sent a request. The caller still has to refuse a `jti` seen before.
+    """The sender of a request. The caller still has to refuse a `jti` seen before.
 
     `path` is the request's target as it came, undecoded and with its query: there is one way to write what was signed.
     Raises what `check_credential` raises, and `unauthenticated` or `bad-signature`.

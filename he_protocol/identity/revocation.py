@@ -65,7 +65,7 @@ def check_newer(known: Revocations, offered: Revocations) -> None:
 
 
 def check_fresh(known: Revocations, now: float) -> None:
-    """Raises `old-revocations` after the list's time: somebody may be holding back the next one."""
+    """Raises `old-revocations` after the list's time: the next one may be held back."""
     if now >= known.valid_until:
         raise ProblemError(
             OLD_REVOCATIONS,

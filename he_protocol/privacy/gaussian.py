@@ -31,7 +31,7 @@ TAIL = 9.2
 MAX_RATIO = sqrt(2) * 1.511
 
 LANE_BITS = 16
-"""Most samples are decided by so many bits; the rest take 48 more."""
+"""Bits that decide most samples; the rest take 48 more."""
 UNDECIDED = -(1 << 15)
 
 Words = npt.NDArray[np.uint64]

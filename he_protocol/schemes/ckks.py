@@ -161,7 +161,7 @@ def make(profile: CkksProfile) -> Ckks:
 
 
 def common_polynomial(profile: CkksProfile, epoch_id: bytes) -> Residues:
-    """The public `a` of an epoch, shape (1, limbs, degree), NTT form: nobody could have chosen it.
+    """The public `a` of an epoch, shape (1, limbs, degree), NTT form: a hash, so that no party can choose it.
 
     Each residue is a 128-bit word of AES-256-CTR reduced modulo its prime (bias below 2^-77).
     """

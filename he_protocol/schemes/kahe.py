@@ -33,7 +33,7 @@ ENVELOPE_BYTES = 1088 + 32 + TAG_BYTES
 """What an HPKE envelope adds: the ML-KEM-768 ciphertext, the X25519 share, the AES-GCM tag."""
 WORD = 1 << 32
 NONCE = bytes(12)
-"""Of the explicit part's AES-256-GCM, whose key is drawn for that one message."""
+"""Of the explicit subshare's AES-256-GCM, whose key is drawn for that one message."""
 
 
 @dataclass(frozen=True)
@@ -101,11 +101,11 @@ class Kahe:
 
     @property
     def explicit_bytes(self) -> int:
-        """The sealed explicit part: uint32 coefficients and an AES-GCM tag."""
+        """The sealed explicit subshare: uint32 coefficients and an AES-GCM tag."""
         return 4 * self.profile.degree + TAG_BYTES
 
     def share_layout(self, length: int) -> ResidueLayout:
-        """One uint32 vector for each part, whatever the model's size."""
+        """One uint32 vector for each subshare, whatever the model's size."""
         return ResidueLayout(1, (WORD,), self.profile.degree, 32)
 
     def check_openings(self, openings: int, max_clients: int, length: int) -> None:
@@ -137,12 +137,12 @@ def make(profile: KaheProfile) -> Kahe:
 
 
 def common_key(epoch_id: bytes) -> bytes:
-    """AES key of the public polynomials: nobody could have chosen them."""
+    """AES key of the public polynomials: derived by hashing, so that no party can choose them."""
     return derive_key("hushsum/kahe/common-polynomials/v1", epoch_id)
 
 
 def combined_key(profile: KaheProfile, released: Sequence[Residues], count: int) -> Integers:
-    """The sum of `count` one-time secrets from the released parts: centred modulo 2^32, shape (N,).
+    """The sum of `count` one-time secrets from the released subshares: centred modulo 2^32, shape (N,).
 
     Raises `combine-refused` when a coefficient is larger than honest secrets can sum to.
     """
@@ -181,22 +181,22 @@ def check_padding(padding: Integers, error: int, count: int) -> None:
 
 
 def box_bytes(sharing: Sharing) -> int:
-    """Bytes of one holder's envelope: a seed for each part that it knows (all holders know equally many)."""
+    """Bytes of one holder's envelope: a seed for each subshare that it knows (all holders know equally many)."""
     return ENVELOPE_BYTES + SEED_BYTES * len(sharing.subshares_of(0))
 
 
 def explicit_subshare(sharing: Sharing) -> int:
-    """The part that is not a seed: the secret minus all others."""
+    """The subshare that is not a seed: the secret minus all others."""
     return sharing.subshares - 1
 
 
 def expand_subshare(seed: bytes, degree: int) -> npt.NDArray[np.uint32]:
-    """The part that a seed stands for: uint32, shape (degree,)."""
+    """The subshare that a seed stands for: uint32, shape (degree,)."""
     return expand_words(seed, degree // 2).view("<u4").astype(np.uint32, copy=False)
 
 
 def envelope_info(epoch_id: bytes, client: str, update_id: bytes, holder: str) -> bytes:
-    """What an envelope is bound to; the explicit part is bound likewise, with no holder."""
+    """What an envelope is bound to; the explicit subshare is bound likewise, with no holder."""
     return derive_key("hushsum/kahe/envelope/v1", epoch_id, client.encode(), update_id, holder.encode())
 
 

@@ -19,7 +19,7 @@ BLOCK_RESIDUES = 1 << 17
 """About as many are opened at once, unless one group of polynomials has more: a MiB as uint64."""
 
 ReadBlock: TypeAlias = Callable[[int, int], Residues]
-"""So many polynomials of a vector, from a first one on: shape (polynomials, limbs, degree)."""
+"""(first, count): `count` polynomials of a vector, starting at `first`; shape (count, limbs, degree)."""
 DecryptBlock: TypeAlias = Callable[[int, Residues], Integers]
 """The integers behind a block (see `blocks`) of a folded sum, given the number of its first polynomial; cut at
 the vector's length. May overwrite the block. Raises `combine-refused` when they cannot be a sum."""
@@ -72,23 +72,23 @@ class Scheme(Protocol):
 
     @property
     def binding(self) -> bool:
-        """Whether nobody can make a wrong share that opens to what could be a sum."""
+        """Whether no wrong share can be found that opens to a plausible sum."""
 
     def garbage_bits(self, largest: float, length: int, count: int) -> float:
         """-log2 of the probability that a random wrong share opens to what could be a sum of `count` updates, of
         `length` integers up to ±`largest`."""
 
     def body(self, length: int, sharing: Sharing) -> tuple[Section, ...]:
-        """The parts of an update of `length` integers, in the order in which they travel."""
+        """The sections of an update of `length` integers, in the order in which they travel."""
 
     def share_layout(self, length: int) -> ResidueLayout:
-        """Layout of the vector that holders release for each part of the sharing."""
+        """Layout of the vector that holders release for each subshare."""
 
     def check_openings(self, openings: int, max_clients: int, length: int) -> None:
         """Refuse a number of opened ciphertext sums in one epoch that the scheme cannot bear; every bucket is one."""
 
     def decryptor(self, released: Sequence[ReadBlock], length: int, count: int, epoch_id: bytes) -> DecryptBlock:
-        """What opens the sum of `count` updates of `length` integers, with one released vector per sharing part.
+        """What opens the sum of `count` updates of `length` integers, with one released vector for each subshare.
 
         `epoch_id` is the task's. Raises `combine-refused` when the released vectors alone show that they are wrong.
         """
@@ -111,7 +111,7 @@ def combine(
 ) -> Integers:
     """A whole opened sum in memory, for tests and measurements: `Scheme.decryptor` over whole vectors, in `blocks`.
 
-    `total` is the folded "sum" part, shape (polynomials, limbs, degree), and stays as it is.
+    `total` is the folded "sum" section, shape (polynomials, limbs, degree), and stays as it is.
     """
 
     def reader(vector: Residues) -> ReadBlock:

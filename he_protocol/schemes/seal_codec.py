@@ -115,7 +115,7 @@ def refuse_private(context: bytes) -> None:
 
 
 def _header(payload: int) -> bytes:
-    """A SEAL object's header before so many bytes of uncompressed payload."""
+    """A SEAL object's header before `payload` (uncompressed)."""
     return MAGIC + bytes([PLAIN]) + RESERVED + struct.pack("<Q", HEADER_BYTES + payload)
 
 

@@ -124,7 +124,7 @@ class Blobs:
     def check_kept(self, names: Iterable[str], problem: ProblemType) -> None:
         """Raises `problem` unless all these blobs are there.
 
-        A sweep takes what has waited too long for its row. Whoever writes a row looks once more, in its transaction.
+        Garbage collection deletes blobs that wait too long for a row. So a transaction that writes a row checks again.
         """
         for name in names:
             if not self._path(name).exists():
@@ -167,13 +167,13 @@ class Blobs:
         return self._path(name)
 
     def drop_partials(self, older_than: float) -> None:
-        """Remove what interrupted writers left, when it is older than so many seconds."""
+        """Delete what interrupted writers left more than `older_than` seconds ago."""
         for path in self._partials.iterdir():
             if _age(path) > older_than:
                 path.unlink(missing_ok=True)
 
     def _make_directory(self, directory: Path) -> None:
-        """Make a directory with a durable name. One that a crash left behind may have none: it is synced once more."""
+        """Make a directory with a durable name. One that a crash left may not be durable: sync again."""
         if directory in self._durable and directory.is_dir():
             return
         private_directory(directory)

@@ -1,6 +1,6 @@
 """The file that a resumable upload grows in.
 
-Its size is the upload's offset. Whoever appends to it, or takes the finished frame from it, holds its
+Its size is the upload's offset. A request that appends to it, or takes the finished frame from it, holds its
 lock, which works between threads and between processes.
 """
 
@@ -43,7 +43,7 @@ class UploadFile:
             sync(path.parent)
 
     def open(self) -> bool:
-        """Whether there is such a file. Raises `upload-locked` while somebody else holds it."""
+        """Whether there is such a file. Raises `upload-locked` while another request holds it."""
         with self._busy:
             try:
                 self._descriptor = os.open(self._path, os.O_RDWR | os.O_APPEND)

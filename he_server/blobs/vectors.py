@@ -26,7 +26,7 @@ from he_server.blobs.local import Blobs
 
 BLOCK_BYTES = 1024 * 1024
 Term: TypeAlias = tuple[str, int]
-"""An update's "sum" part: a blob, and its number among the parts in that blob."""
+"""An update's "sum" section: a blob, and its number among the sections in that blob."""
 
 
 @dataclass(frozen=True)
@@ -77,10 +77,10 @@ def check_vector(file: BinaryIO, layout: ResidueLayout) -> None:
 
 
 def sum_layout(task: Task) -> ResidueLayout:
-    """Layout of the part of an update that the server sums."""
+    """Layout of the section of an update that the server sums."""
     layout = task.section("sum").layout
     if layout is None:
-        raise TypeError(f"scheme {task.config.scheme} declares a sum part without a layout")
+        raise TypeError(f"scheme {task.config.scheme} declares a sum section without a layout")
     return layout
 
 
@@ -100,7 +100,7 @@ def load_kernels(layout: ResidueLayout) -> None:
 
 
 def fold_updates(task: Task, blobs: Blobs, before: str | None, sections: Sequence[Term], into: str) -> None:
-    """Store as `into` the sum of the accumulator `before` (None: zero) and of updates' "sum" parts.
+    """Store as `into` the sum of the accumulator `before` (None: zero) and of updates' "sum" sections.
 
     Block by block: memory holds a block of the sum and one of an update, whatever the model's size.
     Raises FileNotFoundError, `wrong-size` or `residue-out-of-range` for stored bytes that are gone or damaged.
@@ -126,7 +126,7 @@ def _opened_at(blobs: Blobs, name: str, position: int, size: int) -> BinaryIO:
 
 
 def is_intact(task: Task, blobs: Blobs, name: str, position: int, sha256: bytes) -> bool:
-    """Whether an update's "sum" part is still stored as it was signed."""
+    """Whether an update's "sum" section is still stored as it was signed."""
     layout, hasher = sum_layout(task), hashlib.sha256()
     try:
         with _opened_at(blobs, name, position, layout.size) as file:
@@ -171,7 +171,7 @@ def read_total(task: Task, blobs: Blobs, name: str, first: int, count: int) -> R
 
 
 def claims_of(released: Sequence[Released], bucket: int) -> dict[int, dict[int, bytes]]:
-    """What every holder says that its parts of a bucket are: holder -> part -> digest.
+    """What every holder says that its subshares of a bucket are: holder -> subshare -> digest.
 
     Every bucket is judged on its own: what a client did to one says nothing about a holder in the others.
     """
@@ -184,7 +184,7 @@ def claims_of(released: Sequence[Released], bucket: int) -> dict[int, dict[int, 
 def share_readers(
     task: Task, blobs: Blobs, released: Sequence[Released], bucket: int, choice: Resolution
 ) -> list[ReadBlock]:
-    """For every part of the sharing what reads the vector that a choice takes."""
+    """For every subshare what reads the vector that a choice takes."""
     claims, readers = claims_of(released, bucket), []
     for subshare, digest in enumerate(choice.digests):
         source = next(item for item in released if claims[item.holder].get(subshare) == digest)

@@ -34,7 +34,7 @@ _PROBE = "doctor"
 
 
 class Finding(msgspec.Struct, frozen=True):
-    """One check's outcome: `wrong` needs somebody now, a `warning` soon."""
+    """One check's outcome: `wrong` needs an operator now, a `warning` soon."""
 
     check: str
     level: Literal["ok", "warning", "wrong"]
@@ -200,5 +200,5 @@ _ADVICE = {
     "database": "is it running, is database_url right, did `he-server migrate` run?",
     "blobs": "data_dir must be writable for the server's user and have room",
     "space": "data_dir must exist",
-    "audit": "somebody changed the database: keep it as it is, compare with a backup and with pinned heads",
+    "audit": "the database was changed from outside: keep it as it is, compare with a backup and with pinned heads",
 }

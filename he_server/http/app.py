@@ -88,7 +88,7 @@ async def _name_no_versions(_request: web.Request, response: web.StreamResponse)
 
 
 async def _expected(request: web.Request) -> None:
-    """Nothing yet: the sender is told to continue (RFC 9110 section 10.1.1) once its upload is admitted."""
+    """Sends nothing yet: "100 Continue" (RFC 9110 section 10.1.1) follows once the upload is admitted."""
 
 
 async def _let_send(request: web.Request) -> None:

@@ -1,4 +1,4 @@
-"""Who may call a route: the request's proof and the role."""
+"""Authentication of requests: the proof and the role that a route asks for."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CONNECTION = web.RequestKey("connection", Connection)
 
 
 async def authenticate(server: ServerContext, request: web.Request, access: Access) -> None:
-    """Check who sends a request and keep the `Party` in it. Raises what `check_request` raises, and
+    """Authenticate the sender of a request and store the `Party` in it. Raises what `check_request` raises, and
     `revoked-key`, `replayed-request`, `too-many-connections` or `wrong-role`."""
     if access == "public":
         return
@@ -37,7 +37,7 @@ async def authenticate(server: ServerContext, request: web.Request, access: Acce
 
 
 async def _checked(server: ServerContext, request: web.Request) -> Party:
-    """Who proves to have sent a request. Signatures of strangers never keep those of known parties waiting."""
+    """The party that proves to have sent a request. Strangers' signatures never delay those of known parties."""
     now = server.clock()
     check = server.unproved if request[CONNECTION].stranger else server.signatures
     party, proof = await check(
@@ -57,7 +57,7 @@ async def _checked(server: ServerContext, request: web.Request) -> Party:
 
 
 def party_of(request: web.Request) -> Party:
-    """Who sent the request."""
+    """The authenticated sender of the request."""
     if PARTY not in request:
         raise ProblemError(UNAUTHENTICATED, "the route needs a credential")
     return request[PARTY]

@@ -32,7 +32,7 @@ from he_server.services.door import Connection, Guarded
 RETRY_SECONDS = "1"
 CONTINUE = "100-continue"
 LINGER_BYTES = 1 << 20
-"""Of a stranger's refused body so many bytes are still read, so that its sender sees the answer."""
+"""Bytes of a stranger's refused body that are still read, so that its sender sees the answer."""
 _HTTP = {404: NOT_FOUND, 405: METHOD_NOT_ALLOWED, 413: TOO_LARGE}
 _PROBES = frozenset({"/healthz", "/readyz", "/metrics"})
 
@@ -96,7 +96,7 @@ async def _answer(server: ServerContext, request: web.Request, handler: Handler)
             response.headers["Allow"] = error.headers["Allow"]
         return response
     except (ConnectionError, ClientPayloadError, IncompleteReadError, web.RequestPayloadError):
-        if STREAMING in request:  # the receiver has gone, which is nobody's fault
+        if STREAMING in request:  # the receiver has disconnected
             return _break_off(request)
         return _refuse(server, request, ProblemError(MALFORMED, "the request ended early"))
     except Exception:

@@ -1,4 +1,4 @@
-"""How slowly a body may come, and when somebody who was refused should come again."""
+"""The least rate of an upload, and when a refused sender should retry."""
 
 from __future__ import annotations
 
@@ -14,14 +14,13 @@ from he_protocol.problems import REQUEST_TIMEOUT
 from he_server.rules.admission import too_slow
 
 RETRY_SECONDS = 5
-"""The longest Retry-After; each is drawn between 1 and this, so that those who were refused together
-do not come back together."""
+"""The longest Retry-After; each is drawn between 1 and this (jitter, against synchronised retries)."""
 PACE_SECONDS = 30.0
 """The time over which an upload's rate is averaged."""
 
 
 def draw_retry_after() -> int:
-    """Seconds that somebody who was refused should wait."""
+    """Seconds that a refused sender should wait."""
     return 1 + secrets.randbelow(RETRY_SECONDS)
 
 

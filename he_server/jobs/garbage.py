@@ -1,4 +1,4 @@
-"""Removing bytes that nothing needs any longer."""
+"""Garbage collection: deletes unreferenced blobs."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ TASK_FOLDERS = (MODELS, BOARD)
 
 
 async def drop_round(server: ServerContext, round_id: int) -> None:
-    """Delete what clients and holders sent for a round that has ended, and what was made of it."""
+    """Delete the blobs of a round that has ended: updates, accumulators, shares and totals."""
     gone = set()
     for update in await server.store.updates_of(round_id):
         gone |= {update_blob(update.blob), key_blob(update.blob), total_blob(round_id, update.bucket)}
@@ -49,7 +49,7 @@ async def collect_garbage(server: ServerContext, older_than: float) -> None:
         await server.store.drop_upload(upload)
     if not await orphans(server.blobs, server.store, older_than):
         return
-    async with server.store.alone():  # somebody who was held up may be about to refer to one of them
+    async with server.store.alone():  # a delayed transaction may be about to refer to one of them
         for name in await orphans(server.blobs, server.store, older_than):
             await server.thread(server.blobs.delete, name)
 

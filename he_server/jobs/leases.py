@@ -10,7 +10,7 @@ from typing import TypeAlias
 from he_server.services.context import ServerContext
 
 Renew: TypeAlias = Callable[[float, float], Awaitable[bool]]
-"""Renews a lease at a time (Unix seconds), for so many seconds; False when it is lost."""
+"""Renews a lease: arguments are the time (Unix seconds) and the duration in seconds; False when it is lost."""
 
 
 @asynccontextmanager

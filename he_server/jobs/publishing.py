@@ -18,7 +18,7 @@ log = structlog.get_logger()
 
 
 async def publish(server: ServerContext, task: Task, lease: Lease) -> None:
-    """Try to open a round with the shares that are there, and do what comes of it."""
+    """Try to open a round with the shares at hand; publish, wait, or fail it."""
     current = lease.round
     start = time.monotonic()
     now = server.clock()

@@ -107,7 +107,7 @@ class Worker:
             if refusal.problem.damage:  # the bytes were checked before they were stored
                 await lost(self._server, task, lease, refusal.detail)
                 return
-            if refusal.problem == WRONG_STATE:  # somebody else moved it, or published first
+            if refusal.problem == WRONG_STATE:  # another worker moved it, or published first
                 await self._store.release(lease, lease.round.tried)
             elif refusal.problem != DISK_FULL:
                 raise
@@ -115,7 +115,7 @@ class Worker:
 
 
 async def _sleep(seconds: float, *events: asyncio.Event) -> None:
-    """Until one of the events is set, at most so many seconds."""
+    """Wait until one of the events is set, at most `seconds`."""
     waiting = [asyncio.create_task(event.wait()) for event in events]
     try:
         await asyncio.wait(waiting, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)

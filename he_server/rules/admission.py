@@ -1,4 +1,4 @@
-"""How much may be under way, or wait to be folded, before an upload has to wait itself."""
+"""Admission of uploads: how many bytes may be under way, or wait to be folded."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ SHARED_BLOB_BYTES = 1 << 20
 """Bodies up to this size are held in memory until they are durable with others."""
 
 FEW = 16
-"""Large updates that may be under way or wait to be folded, where `ingest_bytes` has room for more."""
+"""Large updates that may be under way or wait to be folded, even where `ingest_bytes` would allow more."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What an upload may not exceed: bytes waiting to be folded, bytes that stay free on disk, uploads at once, those
-    of one party, and seconds that it waits for them."""
+    """Limits of admission: bytes that wait to be folded, bytes that stay free on disk, concurrent uploads in all and of
+    one party, and seconds that an upload waits."""
 
     ingest_bytes: int
     min_free_bytes: int
@@ -28,7 +28,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Measured:
-    """What has to be asked for: bytes of durable updates that are not folded yet, and bytes free on disk."""
+    """What the database and the disk say: bytes of durable updates that are not folded yet, and bytes free."""
 
     unfolded: int
     free: int
@@ -47,7 +47,7 @@ class Load:
 def backlog_limit(size: int, ingest_bytes: int) -> int:
     """Bytes that may be under way or wait to be folded when an upload of `size` bytes joins them.
 
-    Small ones are kept and folded together, and need many; of large ones a few keep everybody at work.
+    Small updates are stored and folded in batches, so many may wait; of large ones a few keep the workers busy.
     """
     return ingest_bytes if size <= SHARED_BLOB_BYTES else min(ingest_bytes, FEW * size)
 
@@ -72,6 +72,6 @@ def check_load(load: Load, size: int, limits: Limits) -> None:
 def too_slow(got: int, seconds: float, min_rate: float, *, held_up: bool) -> bool:
     """Whether `got` bytes in `seconds` are fewer than `min_rate` (bytes per second) asks for.
 
-    Not the sender's fault when it was `held_up`: the server itself did not read on.
+    Never when it was `held_up`: the server itself paused reading.
     """
     return not held_up and got < min_rate * seconds

@@ -51,7 +51,7 @@ def weight_of(config: TaskConfig, final: int, count: int, of: int) -> float:
 
     A bucket's part of a "fixed" weight is its part of the round's updates. With weighting "examples" every client
     sent w*x and, last, w*value_range with w = min(examples, cap)/cap.
-    Raises `combine-refused` when the weight is not positive, or not one that so many updates can have.
+    Raises `combine-refused` when the weight is not positive, or impossible for `count` updates.
     """
     weight = float(count)
     if config.weighting == "examples":

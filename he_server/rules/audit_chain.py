@@ -1,5 +1,5 @@
 """The audit log's rules: every entry carries the hash of the one before, so that no past can be rewritten
-under a head that somebody else has kept (as in RFC 9162, but for one log too short to need a tree)."""
+under a head that another party has kept (as in RFC 9162, but for one log too short to need a tree)."""
 
 from __future__ import annotations
 

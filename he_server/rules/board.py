@@ -9,7 +9,7 @@ from he_protocol.identity.credentials import Party, check_signed
 from he_protocol.messages import Commitment, Confirmation, Contribution, Reveal
 
 POST_LIMIT = 64 * 1024 * 1024
-"""Bytes of one post's body: the key parts of the largest committee fit."""
+"""Bytes of one post's body: the public-key shares of the largest committee fit."""
 
 
 class Bound(Protocol):

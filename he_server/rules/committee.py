@@ -1,4 +1,4 @@
-"""Who is in a task's committee."""
+"""Membership of a task's committee."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ FOLD_BATCH = 8
 """Updates that an open round gathers before it folds them: few, for the disk's sake, but not one at a time, for
 every fold writes a whole accumulator."""
 FOLD_SECONDS = 2.0
-"""Nothing waits for a batch longer than this: what is not folded counts against the room for new uploads."""
+"""No update waits for a batch longer than this: unfolded updates reduce what may be uploaded."""
 
 AtDeadline: TypeAlias = Literal["close", "fail", "wait"]
 
@@ -71,7 +71,7 @@ def fold_due(waiting: Mapping[int, int], state: RoundState, *, waited: float, fi
     """Which bucket to fold next, given how many updates wait in each: the fullest, or None where it is not due.
 
     A closed round folds whatever there is; an open one gathers a batch first, unless an update has `waited`
-    long enough, in seconds, or they have `filled` half (0.5) of the room for what is not folded.
+    long enough, in seconds, or they have `filled` half (0.5) of the backlog limit.
     """
     count = sum(waiting.values())
     if not count or (state == "open" and count < FOLD_BATCH and waited < FOLD_SECONDS and filled < 1 / 2):

@@ -43,7 +43,7 @@ def check_length(task: Task, length: int, limit: int) -> None:
 
 
 def check_cap(unfinished: int, cap: int) -> None:
-    """Raises `too-many-uploads` when a client that has so many unfinished ones may not begin another."""
+    """Raises `too-many-uploads` when a client with `unfinished` uploads may not begin another."""
     if unfinished >= cap:
         raise ProblemError(
             TOO_MANY_UPLOADS, "finish or delete one, or let it expire", expected=f"fewer than {cap}", got=unfinished

@@ -1,1 +1,1 @@
-"""What the server does, whoever asks for it: no HTTP here."""
+"""The server's use cases, without HTTP."""

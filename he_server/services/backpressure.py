@@ -1,8 +1,8 @@
 """Back-pressure: uploads are put off (429) before memory, or the disk, runs out.
 
-Only parties that have proved who they are come here. An upload holds one of a fixed number of slots from its first
-byte to its answer, and its bytes count until they are folded into a round's running sum. What finds no room waits a
-little, its body unread and, with "Expect: 100-continue", unsent; then it is refused.
+Only uploads of authenticated parties come here. An upload holds one of a fixed number of slots from its first
+byte to its answer, and its bytes count until they are folded into a round's running sum. An upload that
+finds no free slot waits a little, its body unread and, with "Expect: 100-continue", unsent; then it is refused.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from he_server.rules.admission import Limits, Load, Measured, check_load
 
 REFRESH_SECONDS = 0.2
 LOOK_SECONDS = 0.005
-"""How often whoever is next looks for room."""
+"""How often the first waiting upload checks the load."""
 
 
 def free_bytes(directory: Path) -> int:
@@ -29,7 +29,7 @@ def free_bytes(directory: Path) -> int:
 
 
 class AdmissionController:
-    """The gauge of one process: it admits uploads and remembers what is under way."""
+    """Admits uploads of one process and counts those under way."""
 
     def __init__(
         self,
@@ -41,7 +41,7 @@ class AdmissionController:
         self._measure = measure
         self._monotonic = monotonic
         self._measuring = asyncio.Lock()
-        self._turn = asyncio.Lock()  # fair: whoever waits longest is looked at first
+        self._turn = asyncio.Lock()  # fair: the longest waiting comes first
         self._measured = Measured(0, 0)
         self._measured_at = float("-inf")
         self._landed = 0  # bytes of uploads that ended after the last measurement began
@@ -56,7 +56,7 @@ class AdmissionController:
         """
         if self._outdated():
             async with self._measuring:
-                if self._outdated():  # nobody else did it meanwhile
+                if self._outdated():  # another call may have measured meanwhile
                     self._landed = 0
                     self._measured = await self._measure()
                     self._measured_at = self._monotonic()
@@ -71,9 +71,9 @@ class AdmissionController:
 
     @asynccontextmanager
     async def admit(self, size: int, party: bytes) -> AsyncIterator[None]:
-        """Around all of an upload of `size` bytes by a party that has proved who it is.
+        """Around all of an upload of `size` bytes by an authenticated party.
 
-        Those that find no room wait, first come first served, until `max_wait` is over. Raises `overloaded` or
+        Uploads that do not fit wait, first come first served, for at most `max_wait` seconds. Raises `overloaded` or
         `database-unavailable`.
         """
         async with self._turn_of(party):

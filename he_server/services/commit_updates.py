@@ -1,7 +1,7 @@
-"""Putting checked updates into open rounds: those of one task that come together share a transaction.
+"""Commits checked updates into open rounds; concurrent updates of one task share a transaction.
 
-Small ones share their blobs as well. A file for each of thousands of them, made durable and deleted again on its
-own, would cost more than everything else that the server does.
+Small updates share their blobs as well: a file for each, made durable and deleted on its own, would cost more than
+all other work of the server.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from he_server.store.updates import NewUpdate, WriteBlobs
 
 
 class UpdateCommitter:
-    """The way of all updates into the database. `clock` gives Unix seconds; `write_blobs` makes small ones durable."""
+    """Commits accepted updates in groups. `clock` gives Unix seconds; `write_blobs` makes small ones durable."""
 
     def __init__(
         self,
@@ -45,7 +45,7 @@ class UpdateCommitter:
 
 
 def write_shared_blobs(blobs: Blobs, offers: Sequence[NewUpdate]) -> str:
-    """Write the parts of offers without a blob into one for each role; durable when it returns their name. Blocks.
+    """Write the sections of offers without a blob into one for each role; durable when it returns their name. Blocks.
 
     Raises `request-timeout` when the blob of another one is gone.
     """

@@ -64,7 +64,7 @@ R = TypeVar("R")
 class ServerContext:
     """The server's state in memory. `authority` is the authority's Ed25519 public key, `clock` gives Unix seconds.
 
-    `signatures` and `bodies` check these in threads, `unproved` what strangers send; none waits for another.
+    `signatures` and `bodies` batch these checks in threads, `unproved` those of strangers; none waits for another.
     """
 
     settings: Settings
@@ -125,17 +125,17 @@ class ServerContext:
 
     @property
     def draining(self) -> bool:
-        """Whether the server finishes what it has begun, and begins nothing."""
+        """Whether the server finishes requests in flight and starts no new ones."""
         return self.stopping.is_set()
 
     def heard(self, task_id: str) -> None:
-        """Something was said between the server and key holders: others may go on now, and so may the worker."""
+        """A key holder answered or a round changed: wake key holders and the worker."""
         self.notifier.notify(task_id)
         self.said.notify(task_id)
         self.due.set()
 
     async def measure(self) -> Measured:
-        """What back-pressure goes by: bytes not folded yet, and bytes free. Raises `database-unavailable`."""
+        """Inputs of admission: bytes not folded yet, and bytes free. Raises `database-unavailable`."""
         free = await asyncio.to_thread(free_bytes, self.settings.data_dir)
         waiting = await self.store.unfolded()
         sizes = {task: (await self.task(task)).section("sum").size for task in waiting}
@@ -158,7 +158,7 @@ class ServerContext:
         return held <= self.settings.retain_bytes and free >= 2 * self.settings.min_free_bytes
 
     async def _expose(self) -> bytes:
-        """The metrics, also while the database is down: that is when they are wanted most."""
+        """The metrics; also while the database is down, when they matter most."""
         metrics, now = self.metrics, self.clock()
         try:
             seq, _ = await self.store.audit_head()
@@ -186,7 +186,7 @@ class ServerContext:
         """The authority's newest list that this server has. Raises `database-unavailable`."""
         now = self.clock()
         if now >= self.revocations_due:
-            self.revocations_due = now + REVOCATIONS_SECONDS  # whoever asks meanwhile need not ask the database, too
+            self.revocations_due = now + REVOCATIONS_SECONDS  # concurrent callers need not query the database, too
             newer = await self.store.newer_revocations(self.known_revocations.number)
             if newer:
                 found = await self.thread(Revocations.read, newer, self.authority)

@@ -1,7 +1,7 @@
-"""Who may hold a connection: so many in all, few for an address that has proved nothing, some for a party.
+"""Limits on open connections: in all, for each address that has proved nothing, and for each party.
 
-Where there are too many, the stranger that has been idle longest goes: whoever comes to say who it is finds room,
-however many others only hold a connection. What strangers have sent and nobody has asked for is bounded as well.
+When a limit is reached, the stranger that has been idle longest is disconnected. So a party that is about to prove
+itself always gets a connection, however many others only hold one. Bytes that strangers send unasked are bounded too.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Places:
 
 @dataclass(eq=False)
 class Connection:
-    """One connection. `party` is the public key of whoever proved itself on it last, empty for a stranger.
+    """One connection. `party` is the public key of the party that last proved itself on it, empty for a stranger.
 
     `busy` while a request is answered, `reading` while its body is read by the route's leave. `asked` counts
     requests of strangers, `held` bytes that came unasked.
@@ -65,7 +65,7 @@ class Door:
         return len(self._all)
 
     def enter(self, connection: Connection) -> None:
-        """A new connection, by a stranger. Raises `too-many-connections` when nobody's place can be taken."""
+        """A new connection, by a stranger. Raises `too-many-connections` when no idle stranger can be disconnected."""
         same = self._addresses.get(connection.address, {})
         if len(same) >= self._places.address and not self._shut_out(same):
             raise _too_many("of strangers at this address", self._places.address)
@@ -83,7 +83,7 @@ class Door:
             self._detach(connection)
 
     def prove(self, connection: Connection, party: bytes) -> None:
-        """Somebody proved who it is. Raises `too-many-connections` when that party has as many as it may."""
+        """The sender proved that it is `party`. Raises `too-many-connections` when that party has as many as it may."""
         if connection.party == party:
             return
         if connection.open and len(self._parties.get(party, ())) >= self._places.party:
@@ -93,7 +93,7 @@ class Door:
         self._join(connection)
 
     def doubt(self, connection: Connection) -> None:
-        """A proof was wrong: whoever it is, it is a stranger again."""
+        """A proof was wrong: the connection counts as a stranger's again."""
         self._detach(connection)
         connection.party = b""
         self._join(connection)
@@ -110,7 +110,7 @@ class Door:
             self._end(max(self._strangers, key=lambda one: one.held))
 
     def consumed(self, connection: Connection, size: int) -> None:
-        """So many bytes of a stranger's are no longer in memory."""
+        """`size` bytes that a stranger sent are no longer in memory."""
         freed = min(size, connection.held)
         connection.held -= freed
         if connection.open:

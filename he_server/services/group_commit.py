@@ -17,9 +17,9 @@ MOST = 128
 
 @dataclass(eq=False)
 class _Call(Generic[T, R]):
-    """One that waits until it is answered, or until it is its turn to run the next transaction.
+    """A call that waits for its answer, or for its turn to run the next transaction.
 
-    Found by identity: to compare items could mean to compare all their bytes.
+    Compared by identity: comparing items could mean comparing all their bytes.
     """
 
     item: T
@@ -33,10 +33,10 @@ class _Call(Generic[T, R]):
 
 
 class GroupCommit(Generic[T, R]):
-    """`work` takes the items of several calls and answers each, in order, or only the first few of them.
+    """Runs `work` on the items of several calls at once; it answers them in order, all or only the first few.
 
-    Whoever finds no transaction under way runs the next one, for all that wait; if it is cancelled or fails,
-    nothing was done, and the next of them tries.
+    A call that finds no transaction under way runs the next one for all that wait. If that call is cancelled or fails,
+    nothing was done, and the next waiting call tries.
     """
 
     def __init__(self, work: Callable[[Sequence[T]], Awaitable[Sequence[R | ProblemError]]]) -> None:
@@ -73,7 +73,7 @@ class GroupCommit(Generic[T, R]):
         self._waiting = [call for call in self._waiting if not call.answers]
 
     def _hand_over(self) -> None:
-        """Let the next one run, if there is one that was not cancelled."""
+        """Wake the next call that was not cancelled, if there is one."""
         successor = next((call for call in self._waiting if not call.woken.done()), None)
         self._led = successor is not None
         if successor is not None:
@@ -82,8 +82,7 @@ class GroupCommit(Generic[T, R]):
 
 
 class ThreadBatcher:
-    """Makes short calls in a thread, where those that come meanwhile share the next way there and back: one for
-    each would cost more than they do."""
+    """Batches short concurrent calls into one hop to a worker thread: a hop for each would cost more than the calls."""
 
     def __init__(self, thread: Callable[[Callable[[], list[Any]]], Awaitable[list[Any]]]) -> None:
         """`thread` runs something in a thread."""
@@ -92,7 +91,7 @@ class ThreadBatcher:
         )
 
     async def __call__(self, call: Callable[[], R]) -> R:
-        """What `call` returns. Raises what it refuses."""
+        """Returns what `call` returns and raises what it raises."""
         answer: R = await self._group_commit(call)
         return answer
 

@@ -50,7 +50,7 @@ async def keep_incoming(server: ServerContext, frame: Frame, task: Task) -> str:
     """Make the model in a frame durable; its SHA-256. A refusal leaves nothing behind.
 
     Raises `malformed`, `bad-tensors`, `digest-mismatch`, `wrong-size`, `trailing-bytes`, `disk-full`, or `overloaded`
-    for want of room.
+    because the disk is full.
     """
     await server.admission.check_disk(model_file(task).size)
     made = hashlib.sha256()

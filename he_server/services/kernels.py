@@ -33,5 +33,5 @@ def _load(scheme: Scheme) -> None:
 
 
 def _layouts(scheme: Scheme) -> Iterator[ResidueLayout]:
-    """Of the part that the server sums."""
+    """Of the section that the server sums."""
     yield from (section.layout for section in scheme.body(1, Sharing(1, 1)) if section.role == "sum" and section.layout)

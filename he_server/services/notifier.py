@@ -1,4 +1,4 @@
-"""Who waits for news of a task, within this process. Other processes' news come by polling the database."""
+"""Notifies waiters for a task within this process. News of other processes comes by polling the database."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 
 class Notifier:
-    """Wakes everybody who waits for a task."""
+    """Wakes all waiters for a task."""
 
     def __init__(self) -> None:
         self._waiting: dict[str, set[asyncio.Event]] = {}

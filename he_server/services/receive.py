@@ -1,4 +1,4 @@
-"""Bodies from the network to disk: streamed, hashed and checked on the way, never whole in memory."""
+"""Writes bodies from the network to disk: streamed, hashed and checked on the way, never whole in memory."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from he_server.services.context import ServerContext
 from he_server.services.frames import Frame
 
 BLOCK_BYTES = 256 * 1024
-"""Bytes that are handed to a thread at once: so much of every upload under way is in memory."""
+"""Bytes that are handed to a thread at once; each upload under way holds about this much in memory."""
 
 
 @dataclass(frozen=True)
@@ -114,10 +114,10 @@ def _check_digest(section: BodySection, made: bytes) -> None:
 
 @asynccontextmanager
 async def keep_or_delete(server: ServerContext, *blobs: str) -> AsyncIterator[None]:
-    """Around the transaction that makes a row for `blobs`: a refusal removes them.
+    """Around the transaction that makes a row for `blobs`: a refusal deletes them.
 
-    When the database fails, the commit may have happened, and then the bytes belong to a row: they
-    stay, and are swept later if they belong to none.
+    When the database fails, the commit may have happened all the same, so they stay; garbage collection deletes them
+    later if no row refers to them.
     """
     try:
         yield
@@ -128,12 +128,12 @@ async def keep_or_delete(server: ServerContext, *blobs: str) -> AsyncIterator[No
 
 
 async def delete_blobs(server: ServerContext, blobs: Iterable[str]) -> None:
-    """Remove blobs that no row refers to."""
+    """Delete blobs that no row refers to."""
     await server.thread(delete_all, server.blobs, tuple(blobs))
 
 
 def delete_all(blobs: Blobs, names: Iterable[str]) -> None:
-    """One hop to a thread for all of them."""
+    """Delete several blobs in one hop to a thread."""
     for name in names:
         blobs.delete(name)
 
@@ -170,6 +170,6 @@ async def receive(server: ServerContext, frame: Frame, sections: Sequence[BodySe
         await server.thread(intake.finish, last)
     except BaseException as error:
         await server.thread(intake.close)
-        if isinstance(error, ProblemError):  # one blob may be committed where the next has no room
+        if isinstance(error, ProblemError):  # one blob may be committed before the disk is full
             await delete_blobs(server, {section.blob for section in sections})
         raise

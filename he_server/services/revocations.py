@@ -7,7 +7,7 @@ from he_server.services.context import ServerContext
 
 
 async def accept_revocations(server: ServerContext, token: str) -> bool:
-    """Keep a newer list, whoever brings it; False for the one that is known. Raises what is wrong with it."""
+    """Store a newer list, from any sender; False for the one that is known. Raises what is wrong with it."""
     if token and token == (await server.revocations()).token:
         return False
     offered = await server.unproved(lambda: Revocations.read(token, server.authority))

@@ -1,4 +1,4 @@
-"""Answers that cost something, and that strangers may ask for: found now and then, given to all who ask."""
+"""A cache for answers that are costly and open to strangers: each is computed at most once in a given time."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ R = TypeVar("R")
 
 
 class Seldom(Generic[R]):
-    """What `work` found, at most so many seconds ago. One works at a time; what it raises is not kept."""
+    """The result of `work`, at most `seconds` old. One call runs at a time; errors are not cached."""
 
     def __init__(
         self, work: Callable[[], Awaitable[R]], seconds: float, monotonic: Callable[[], float] = time.monotonic

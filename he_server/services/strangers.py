@@ -1,6 +1,6 @@
-"""What parties that have not proved who they are may take: few requests a second, and little room for bodies.
+"""Limits for parties that have not proved their identity: few requests a second, and little memory for bodies.
 
-None of it is taken from clients and key holders: `he_server.services.backpressure` admits their uploads once they are
+Clients and key holders are not affected: `he_server.services.backpressure` admits their uploads once they are
 known.
 """
 
@@ -25,15 +25,15 @@ SLOTS, SLOTS_OF_ADDRESS = 8, 2
 BODY_BYTES = 16 * 1024 * 1024
 """Bytes of all these bodies that may be in memory."""
 PROOF_SECONDS = 10.0
-"""What proves that a body is worth its room (a signed head, or all of a signed list) comes within this time."""
+"""What proves that a body may be read (a signed head, or all of a signed list) comes within this time."""
 PACE_SECONDS, PACE_RATE = 5.0, 16 * 1024
-"""After that, so many bytes per second in any such time."""
+"""After that, the least rate in bytes per second, averaged over this time in seconds."""
 
 
 class Turnstile:
-    """So many requests of strangers in a second. Whoever turns out to be known costs nothing.
+    """Limits requests of strangers to `rate` per second. A request that proves its sender gives its turn back.
 
-    When too many come they wait, and those go first whose connection has asked for least.
+    Requests above the rate wait; those whose connection has made the fewest requests go first.
     """
 
     def __init__(self, rate: float, monotonic: Callable[[], float] = time.monotonic) -> None:
@@ -46,8 +46,8 @@ class Turnstile:
         self._timer: asyncio.TimerHandle | None = None
 
     async def take(self, asked: int) -> None:
-        """Wait for a turn, on a connection that has `asked` so often before. Raises `overloaded`."""
-        self._let_in()  # those who waited in vain are no longer in front of anybody
+        """Wait for a turn, on a connection that has made `asked` requests before. Raises `overloaded`."""
+        self._let_in()  # requests that timed out leave the queue
         if not self._waiting and self._left() >= 1.0:
             self._saved -= 1.0
             return
@@ -59,7 +59,7 @@ class Turnstile:
             async with asyncio.timeout(TURN_SECONDS):
                 await turn
         except TimeoutError:
-            expected = f"at most {self._rate:g} requests per second of all that have not proved who they are"
+            expected = f"at most {self._rate:g} requests per second of all that have not proved their identity"
             raise ProblemError(OVERLOADED, "too many strangers ask at once", expected=expected) from None
 
     def give_back(self) -> None:
@@ -92,7 +92,7 @@ class Turnstile:
 
 
 class Bodies:
-    """Room for what strangers send. Who finds none waits a little for it."""
+    """Admits bodies that strangers send: a few at once, with a bound on their bytes in memory. Others wait a little."""
 
     def __init__(self) -> None:
         self._addresses: Counter[str] = Counter()

@@ -1,4 +1,4 @@
-"""Whoever waits for news of a task: it is watched once for all, and nobody may listen as often as it likes."""
+"""Listeners that wait for news of a task: the task is polled once for all of them, and their number is bounded."""
 
 from __future__ import annotations
 
@@ -52,13 +52,13 @@ class Watch(Generic[T]):
     looking: asyncio.Task[None] | None = None
 
     def tell(self, known: T | ProblemError) -> None:
-        """Wake everybody who listens."""
+        """Wake all listeners."""
         before, self.changed = self.changed, asyncio.Event()
         self.known = known
         before.set()
 
     def end(self) -> None:
-        """Wake everybody who listens: there will be no more."""
+        """Wake all listeners: there will be no more news."""
         self.ended = True
         self.changed.set()
 
@@ -90,7 +90,7 @@ async def news(
     known: Callable[[R], bool],
     seconds: float,
 ) -> R:
-    """What `read` finds, as soon as that is not `known`; after so many seconds, and at the end, whatever it finds.
+    """What `read` finds, as soon as that is not `known`; after `seconds`, and at the end, whatever it finds.
 
     pick: the same out of what the watch knows. It may be older, so that it only says when to read again. Raises what
     `read` raises.
@@ -121,7 +121,7 @@ def check_streams(streams: int, most: int, of_party: int, most_of_party: int) ->
 
 
 class Streams(Generic[T]):
-    """Those who listen in one process: `most` at once, `of_party` of one party. `look` reads what is news of a task."""
+    """The listeners of one process: at most `most`, and `of_party` of one party. `look` reads the news of a task."""
 
     def __init__(
         self,
@@ -160,7 +160,7 @@ class Streams(Generic[T]):
                 self._watched.pop(task, None)
 
     def end(self) -> None:
-        """The server is going away: nobody listens any longer."""
+        """The server is stopping: end all listeners."""
         for watch in self._watched.values():
             watch.end()
 

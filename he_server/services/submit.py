@@ -41,7 +41,7 @@ async def accept(server: ServerContext, task: Task, update_id: bytes, party: Par
 async def _accept(server: ServerContext, task: Task, update_id: bytes, party: Party, frame: Frame) -> Accepted:
     signed, now = from_json(await frame.head(), SignedUpdate), server.clock()
     header = await server.signatures(lambda: check_signed_update(signed, party, server.authority, now))
-    check_key(await server.revocations(), party.name, party.public)  # of a resumable upload nobody has asked yet
+    check_key(await server.revocations(), party.name, party.public)  # a resumable upload was not authenticated by HTTP
     check_header(task, header, update_id, now)
     check_lasting(task, issued_by(server.authority, signed.credential).exp, now)
     size = sum(section.size for section in task.body)

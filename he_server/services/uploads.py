@@ -52,7 +52,7 @@ async def opened_upload(server: ServerContext, upload_id: str) -> AsyncIterator[
     file = UploadFile(server.blobs.path(upload_blob(upload_id)))
     try:
         found = await server.thread(file.open)
-        upload = await server.store.upload(upload_id, server.clock())  # under the lock nobody else ends it
+        upload = await server.store.upload(upload_id, server.clock())  # nothing else can end it while we hold the lock
         if not found and not upload.ended:
             raise ProblemError(NOT_FOUND, "the upload's bytes are gone")
         yield upload, None if upload.ended else file

@@ -22,7 +22,7 @@ from he_server.store.records import answer_record, round_record
 from he_server.store.schema import answers, rounds, shares
 
 DONE: dict[Stage, str] = {"screen": "screening", "vote": "vote", "release": "share"}
-"""What a holder has sent once a stage needs nothing more of it."""
+"""What a holder has sent when it is done with a stage."""
 
 
 class AnswerStore(Database):
@@ -77,7 +77,7 @@ class AnswerStore(Database):
             return tuple(answer_record(row) for row in (await connection.execute(query)).mappings())
 
     async def seen_by_holders(self, task: Task) -> tuple[int, int]:
-        """The opening number and model version that more holders say they have seen than may lie; 0 without so many."""
+        """The opening number and model version that more holders say they have seen than may lie; else 0."""
         about = answers.join(rounds, rounds.c.id == answers.c.round_id)
         query = select(answers).select_from(about).where(rounds.c.task_hash == task.id, answers.c.kind != "vote")
         seen: dict[str, tuple[int, int]] = {}

@@ -19,7 +19,7 @@ _LOCK = 0x48534155
 async def append(connection: AsyncConnection, event: Event, task: str, round_number: int, **detail: str | int) -> None:
     """Add an entry that exists if and only if the transaction commits.
 
-    The last statement of its transaction: it waits for every other appender, and whoever waits here
+    The last statement of its transaction: it waits for every other appender, and a transaction that waits here
     must not hold back one that goes on to take other locks.
     """
     if connection.dialect.name == "postgresql":  # SQLite has one writer anyway

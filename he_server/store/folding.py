@@ -1,4 +1,4 @@
-"""Accumulators of the rounds: who folds which updates into which, and that each is folded once."""
+"""Accumulators of the rounds: which worker folds which updates into which, each exactly once."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from he_server.store.engine import Database
 from he_server.store.schema import accumulators, rounds, updates
 
 FOLD_LIMIT = 64
-"""Updates in one fold: so many files are open at once."""
+"""Updates in one fold; as many files are open at once."""
 
 
 @dataclass(frozen=True)
@@ -105,9 +105,9 @@ class FoldingStore(Database):
         return kept.rowcount == 1
 
     async def checkpoint(self, fold: Fold, blob: str, check_kept: Callable[[], Awaitable[None]]) -> None:
-        """Put the durable sum `blob` in the place of the accumulator and the claimed updates, and give it back.
+        """Replace the accumulator and the claimed updates by the durable sum `blob`, and release the accumulator.
 
-        Nothing changes when `check_kept` raises that the blob is gone. Raises `wrong-state` when somebody else took
+        Nothing changes when `check_kept` raises that the blob is gone. Raises `wrong-state` when another worker took
         the accumulator meanwhile: nothing changes then either.
         """
         async with self._write() as connection:
@@ -165,7 +165,7 @@ def held(fold: Fold) -> ColumnElement[bool]:
 async def _free_accumulator(
     connection: AsyncConnection, round_id: int, bucket: int, now: float
 ) -> tuple[int, str] | None:
-    """Id and blob of an accumulator that nobody holds; first one whose last worker left claimed updates."""
+    """Id and blob of an accumulator without a lease; first one whose last worker left claimed updates."""
     left = (
         exists()
         .where(

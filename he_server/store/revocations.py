@@ -17,7 +17,7 @@ class RevocationStore(Database):
     """State changes and reads of `revocations`."""
 
     async def learn_revocations(self, offered: Revocations, now: float) -> bool:
-        """Keep a verified list in the place of the one before; False for the same one again.
+        """Replace the stored list by a verified one; False for the same one again.
 
         Raises `old-revocations`.
         """

@@ -86,7 +86,7 @@ class RoundStore(Database):
         return frozenset(names)
 
     async def close_due_round(self, task: Task, due: RoundRecord, now: float) -> RoundRecord | None:
-        """Close an open round, or fail it for want of clients, at its deadline; open the next one.
+        """Close an open round at its deadline, or fail it if it has too few clients; create the next one.
 
         None when there is nothing to do (any more).
         """
@@ -173,7 +173,7 @@ class RoundStore(Database):
             )
             if changed.rowcount != 1:
                 raise ProblemError(
-                    WRONG_STATE, f"round {lease.round.number} was moved by somebody else", expected="closed"
+                    WRONG_STATE, f"round {lease.round.number} was moved by another worker", expected="closed"
                 )
             where, digest = (lease.round.task, lease.round.number), payload_hash(manifest).hex()
             out = len(plan.excluded)
@@ -211,7 +211,7 @@ class RoundStore(Database):
         mine = rounds.c.task_hash == record.task
         waiting = rounds.c.state.in_(("closed", "opening"))
         before = select(rounds.c.id).where(mine, rounds.c.number < record.number, waiting)
-        numbered = mine & (rounds.c.state != "closed")  # one that is only screened binds nobody; see `_fail`
+        numbered = mine & (rounds.c.state != "closed")  # a manifest that is only screened is not binding; see `_fail`
         used = select(func.max(rounds.c.opening)).where(numbered)
         known = select(tasks.c.opened).where(tasks.c.task_hash == record.task)
         async with self._read() as connection:

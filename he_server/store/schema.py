@@ -93,7 +93,7 @@ updates = Table(
     # Small updates that came together share a blob: this one's place in it.
     Column("position", Integer, nullable=False, server_default="0"),
     Column("bucket", Integer, nullable=False, server_default="0"),
-    # Who folds it, or has folded it; 0 until somebody claims it.
+    # The accumulator that it is folded into; 0 until a worker claims it.
     Column("accumulator", Integer, nullable=False, server_default="0"),
     Column("folded", Boolean, nullable=False, server_default=false()),
     UniqueConstraint("round_id", "client", name="one_update_per_client"),

@@ -1,4 +1,4 @@
-"""How the server stands: what back-pressure, metrics and `he-server doctor` go by."""
+"""The server's backlog: input of admission, metrics and `he-server doctor`."""
 
 from __future__ import annotations
 

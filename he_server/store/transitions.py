@@ -1,4 +1,4 @@
-"""Moves of a round within somebody's transaction: every one is a conditional UPDATE whose row count is checked."""
+"""State transitions of a round within the caller's transaction: conditional UPDATEs whose row count is checked."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ async def move_round(
         query.values(state=state, seconds=spent, lease_token="", lease_until=0.0, **columns)
     )
     if moved.rowcount != 1:
-        raise ProblemError(WRONG_STATE, f"round {before.number} was moved by somebody else", expected=before.state)
+        raise ProblemError(WRONG_STATE, f"round {before.number} was moved by another worker", expected=before.state)
 
 
 async def create_round(connection: AsyncConnection, task: str, number: int, now: float) -> None:

@@ -37,13 +37,13 @@ class NewUpdate:
 
 
 WriteBlobs = Callable[[Sequence[NewUpdate]], Awaitable[str]]
-"""Makes the parts of those updates durable that have no blob yet, one after the other, in blobs of one name, which it
-answers; of the others it checks that their blobs are still there."""
+"""Makes the sections of updates without a blob durable, one after the other, in blobs of one name, which it returns.
+For the other updates it checks that their blobs still exist."""
 
 
 @dataclass(frozen=True)
 class KnownUpdates:
-    """What the database knows that bears on new updates of one task.
+    """What the database knows about new updates of one task.
 
     by_id: header hash, receipt and round number of updates with the offered ids, and of some others. in_round: update
     ids by client, of the offered clients in the open round, and of some others. version: of the newest model. bases:

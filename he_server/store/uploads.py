@@ -38,7 +38,7 @@ class UploadRecord:
 
     @property
     def party(self) -> Party:
-        """Who began it."""
+        """The party that began it."""
         return Party(self.client, "client", bytes.fromhex(self.public))
 
 

@@ -80,9 +80,9 @@ def authority_revoke(
     directory: AuthorityDir = Path("authority"),
     passphrase: Passphrase = "",
 ) -> None:
-    """Sign the next revocation list: the keys of these credentials speak for nobody any more.
+    """Sign the next revocation list: the keys of these credentials are no longer valid.
 
-    It names keys: whoever lost one enrolls again, under the same name, with a new key. 'he-server revoke' puts it into
+    It names keys: its owner enrolls again, under the same name, with a new key. 'he-server revoke' puts it into
     force. Without a credential it renews the list before.
     """
     from he_authority.revocations import revoke

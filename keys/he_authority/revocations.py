@@ -15,7 +15,7 @@ from he_protocol.problems import TOO_LARGE
 def revoke(authority: SigningKey, credentials: Sequence[str], previous: str | None, *, now: float, days: float) -> str:
     """The revocation list after `previous` (the first: None), with the keys of these credentials added.
 
-    Without credentials it says that nothing has changed: the one before is good for so many days only. Raises
+    Without credentials it says that nothing has changed: every list is valid for `days` only. Raises
     `bad-signature` for what is not this authority's, and `too-large` for more than `REVOKED_LIMIT` keys.
     """
     last = Revocations() if previous is None else Revocations.read(previous, authority.public)

@@ -1,4 +1,4 @@
-"""Backup of a holder: who it is and what it has opened, and nothing that opens anything.
+"""Backup of a holder: its identity and its ledger, but no key that can open a sum.
 
 A copy of a ledger does not know what was opened after it was made, so a restored holder must not
 open anything that the one before it could open. Its keys are therefore not in the backup: it starts

@@ -39,7 +39,7 @@ class SubshareSeed(Message, frozen=True):
 
 
 class EpochSecret(Message, frozen=True):
-    """What a ceremony leaves with one holder: the seeds of its parts."""
+    """What a ceremony leaves with one holder: the seeds of its subshares."""
 
     task_hash: Digest
     epoch: Count

@@ -56,7 +56,7 @@ class HpkeKey:
             raise ProblemError(DIGEST_MISMATCH, "an envelope does not open with this key in this context") from None
 
     def prove(self, message: bytes) -> bytes:
-        """An XEdDSA signature of `message` by the X25519 half (Perrin 2016), which shows that somebody has it.
+        """An XEdDSA signature of `message` by the X25519 half (Perrin 2016), which proves possession of it.
 
         One is made for each key, when it is made. u-coordinates have no sign: which of the four sums is the signature
         shows when it is checked.

@@ -193,7 +193,7 @@ class Ledger:
             return await _informed(connection, request)
 
     async def decide(self, request: OpeningRequest, rules: tuple[Rule, ...] = VOTING) -> OpeningRequest:
-        """Judge a manifest against the history and, if every rule is content, record the vote: one transaction.
+        """Check a manifest against the ledger and, if all rules pass, record the vote: one transaction.
 
         The same manifest again changes nothing. Answers the request with the history. Raises the first refusal.
         """
@@ -224,7 +224,7 @@ class Ledger:
             await connection.execute(delete(refusals).where(same, _ROWID.not_in(newest)))
 
     async def learn_revocations(self, offered: Revocations) -> None:
-        """Keep a verified list in the place of the one before, unless that one is as new."""
+        """Replace the stored list by a verified one, unless the stored one is as new."""
         async with self._transaction() as connection:
             known = await connection.scalar(select(func.max(revocations.c.number)))
             if offered.number > (known or 0):
@@ -249,7 +249,7 @@ class Ledger:
             return frozenset(await connection.scalars(select(tasks.c.task_hash).where(tasks.c.destroyed.is_not(None))))
 
     async def snapshot(self) -> bytes:
-        """The file's bytes, while nobody writes."""
+        """The file's bytes, read without a concurrent writer."""
         async with self._transaction():
             return await asyncio.to_thread(Path(str(self._engine.url.database)).read_bytes)
 
@@ -374,5 +374,5 @@ def _prepare(connection: DBAPIConnection, _record: ConnectionPoolEntry) -> None:
 
 
 def _begin(connection: Connection) -> None:
-    # Immediate: what a decision reads cannot change before it writes, whoever else has the file open.
+    # Immediate: what a decision reads cannot change before it writes, even if another process has the file open.
     connection.exec_driver_sql("BEGIN IMMEDIATE")

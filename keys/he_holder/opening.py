@@ -64,7 +64,7 @@ class Openings:
         return asked.stage
 
     async def _request(self, number: int, asked: documents.Opening, transport: Transport) -> OpeningRequest:
-        """What there is to judge, with the heads that the manifest lists. Raises `manifest-mismatch`."""
+        """The opening request to check, with the heads that the manifest lists. Raises `manifest-mismatch`."""
         holder, task = self._holder, self._task
         manifest = read_unverified(asked.manifest, Manifest)
         if manifest.round != number:
@@ -93,7 +93,7 @@ class Openings:
         )
 
     async def _screen(self, request: OpeningRequest, share_maker: ShareMaker, transport: Transport) -> None:
-        """Say which updates should be left out: by the rules, and because nobody could open them."""
+        """Say which updates should be left out: by the rules, or because they cannot be opened."""
         request = await self._holder.ledger.informed(request)
         found = {one.update_id: one.problem for one in await asyncio.to_thread(screen, request)}
         self._sums = await self._add_up(request, share_maker, transport, found)
@@ -103,7 +103,7 @@ class Openings:
         await self._put(number, said, transport)
 
     async def _vote(self, request: OpeningRequest, transport: Transport) -> None:
-        """Judge and record, durably, and only then say so."""
+        """Check and record the vote durably, and only then send it."""
         request = await self._holder.ledger.decide(request, VOTING)
         task, manifest = self._task, request.manifest
         name = self._holder.identity.name
@@ -129,7 +129,7 @@ class Openings:
     ) -> BucketSums:
         """The key-layer sums over what clients signed, but for the updates in `found`.
 
-        Where there is a `found`, an update whose part is not what was signed joins it; otherwise that is refused.
+        Where there is a `found`, an update whose section is not what was signed joins it; otherwise that is refused.
         """
         task, sums = self._task, BucketSums(share_maker, request.manifest)
         section = task.section("key")
@@ -159,10 +159,10 @@ class Openings:
         return sums
 
     async def _object(self, number: int, asked: documents.Opening, refusal: ProblemError, transport: Transport) -> None:
-        """Tell the server what we refuse, so that whoever looks at it can see it there."""
+        """Tell the server what we refuse, so that operators can see it there."""
         try:
             digest = payload_hash(asked.manifest)
-        except ProblemError:  # no manifest at all: nobody needs to be told
+        except ProblemError:  # no manifest at all: nothing to object to
             return
         seen = await self._holder.ledger.newest(self._task.hash)
         said = Objection(*self._about(number, digest), *seen, refusal.problem.slug, str(refusal)[:DETAIL_LIMIT])
@@ -172,7 +172,7 @@ class Openings:
             return  # what counts is the refusal itself, which is raised
 
     def _about(self, number: int, manifest: bytes) -> tuple[bytes, int, int, bytes, str]:
-        """What a holder's word about a round's manifest begins with."""
+        """The first fields of every answer about a round's manifest."""
         return self._task.hash, self._task.config.epoch, number, manifest, self._holder.identity.name
 
     async def _put(self, number: int, message: Message, transport: Transport) -> None:

@@ -56,19 +56,19 @@ class BucketSums:
         return found
 
     def release(self, manifest_hash: bytes, bucket: int) -> Iterator[tuple[int, bytes]]:
-        """Part and packed vector of everything that this holder knows of one bucket."""
+        """Subshare and packed vector of everything that this holder knows of one bucket."""
         return self._sums[bucket].release(manifest_hash, bucket)
 
 
 def check_section(header: UpdateHeader, name: str, body: bytes) -> None:
-    """Raises `digest-mismatch` when an update's part is not what its client signed."""
+    """Raises `digest-mismatch` when an update's section is not what its client signed."""
     signed = next(section.sha256 for section in header.sections if section.name == name)
     if hashlib.sha256(body).digest() != signed:
         raise ProblemError(DIGEST_MISMATCH, f"section {name} of update {header.update_id.hex()}", expected=signed.hex())
 
 
 def make_share(request: OpeningRequest, holder: str, sums: BucketSums) -> tuple[Share, list[bytes]]:
-    """The share for a certified manifest, and its part vectors. Buckets with a revoked client, or with an update of no
+    """The share for a certified manifest, and its vectors. Buckets with a revoked client, or with an update of no
     use, stay closed."""
     manifest = request.manifest
     failed = sums.failed(manifest)

@@ -1,4 +1,4 @@
-"""What a key holder judges: one manifest, what came with it, and what the holder's ledger knows."""
+"""What a key holder checks: one manifest, what came with it, and what the holder's ledger knows."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from he_protocol.task import Task
 
 @dataclass(frozen=True)
 class LedgerView:
-    """What the holder's ledger knows that bears on one manifest.
+    """What the holder's ledger knows about one manifest.
 
     voted: the hash of the manifest that it voted for under this opening number, or None. opened_before: those of the
     manifest's update ids that stand in votes for *other* manifests. repeated: the same for (client, base version).

@@ -157,7 +157,7 @@ def revocations_fresh(request: OpeningRequest) -> None:
 
 
 def server_not_revoked(request: OpeningRequest) -> None:
-    """Whoever signs with the server's key may be somebody who has stolen it."""
+    """A signature under the server's key may come from a thief of that key."""
     server = request.task.config.server
     check_key(request.ledger_view.revocations, server.name, server.key)
 
@@ -241,7 +241,7 @@ def versions_recent(request: OpeningRequest, _update: SignedUpdate, header: Upda
 
 @UpdateRule
 def sizes_exact(request: OpeningRequest, _update: SignedUpdate, header: UpdateHeader) -> None:
-    """Body parts of exactly the names and sizes that the profile fixes."""
+    """sections of exactly the names and sizes that the profile fixes."""
     wanted = [(section.name, section.size) for section in request.task.body]
     got = [(section.name, section.size) for section in header.sections]
     if got != wanted:
@@ -267,7 +267,7 @@ def certified(request: OpeningRequest) -> None:
     for token in request.votes:
         claimed = read_unverified(token, Vote)
         if claimed.holder not in members:
-            raise ProblemError(NOT_ADDRESSED, "a vote of somebody outside the committee", got=claimed.holder)
+            raise ProblemError(NOT_ADDRESSED, "a vote from outside the committee", got=claimed.holder)
         vote = verify(token, Vote, members[claimed.holder])
         _bound("a vote", vote, task)
         if (vote.opening, vote.manifest) != (manifest.opening, request.manifest_hash):
@@ -329,7 +329,7 @@ RELEASING: tuple[Rule, ...] = (
 
 
 def check_all(request: OpeningRequest, rules: Sequence[Rule] = VOTING) -> None:
-    """Raise the first refusal of a manifest; return when every rule is content."""
+    """Raise the first refusal of a manifest; return when all rules pass."""
     if len(request.updates) != len(request.manifest.updates):
         raise ProblemError(
             MANIFEST_MISMATCH, "headers", expected=len(request.manifest.updates), got=len(request.updates)

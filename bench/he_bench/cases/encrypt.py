@@ -1,4 +1,4 @@
-"""A client seals one update: from float32 to body parts, which are discarded as they come."""
+"""A client encrypts one update: from float32 to sections, which are discarded as they come."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ async def prepare(point: Point) -> AsyncIterator[Job]:
 
 @asynccontextmanager
 async def encrypting(world: World) -> AsyncIterator[Job]:
-    """Seal random updates for a world's task."""
+    """Encrypt random updates for a world's task."""
     encryptor, update = await world.encryptor(), random_update(world.parameters)
     _, head = world.sign(1, new_update_id(), {section.name: bytes(32) for section in world.task.body})
 

@@ -1,4 +1,4 @@
-"""A client seals one update as in case `seal`, and adds its share of client-level noise to every integer."""
+"""A client encrypts one update as in case `seal`, and adds its share of client-level noise to every integer."""
 
 from __future__ import annotations
 

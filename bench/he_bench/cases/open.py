@@ -1,4 +1,4 @@
-"""The server opens the sum of `clients` updates from the folded part and a quorum's shares."""
+"""The server opens the sum of `clients` updates from the folded sum section and a quorum's shares."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A whole round: `clients` clients seal and send, key holders judge and release, the server publishes a model.
+"""A whole round: `clients` clients encrypt and upload, key holders judge and release, the server publishes a model.
 
 Server and key holders are processes of their own; the clients share this one.
 """

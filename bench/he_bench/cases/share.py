@@ -1,4 +1,4 @@
-"""A key holder answers one manifest of `clients` updates: it sums their key parts and releases its share."""
+"""A key holder answers one manifest of `clients` updates: it sums their key sections and releases its share."""
 
 from __future__ import annotations
 

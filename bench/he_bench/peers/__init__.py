@@ -17,7 +17,7 @@ Floats = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class Work:
-    """What every peer has to do: one float32 update, shape (d,), among so many clients."""
+    """What every peer has to do: one float32 update, shape (d,), of one of `clients` clients."""
 
     update: Floats
     clients: int
@@ -39,7 +39,7 @@ class Peer(Protocol):
 
     @property
     def decrypts(self) -> str:
-        """Who is able to read a single client's update, or opens the sum."""
+        """Which parties can read a single client's update, or open the sum."""
 
     @property
     def signing(self) -> float:
@@ -52,4 +52,4 @@ class Peer(Protocol):
         """The server's work for the update that was sent last: from its bytes into the running sum."""
 
     def mean(self) -> Floats:
-        """The mean of everything received, opened by whoever can; float64, shape (d,)."""
+        """The mean of everything received, opened by the party that can; float64, shape (d,)."""

@@ -15,7 +15,7 @@ from he_protocol.schemes.scheme import combine
 
 
 class HushSum:
-    """Seals with digests and a signed head, as `HushSumClient.seal` does, but in memory."""
+    """Encrypts with digests and a signed head, as `HushSumClient.encrypt` does, but in memory."""
 
     library = f"HushSum {version('hushsum')}"
 
@@ -49,7 +49,7 @@ class HushSum:
         self._count += 1
 
     def mean(self) -> Floats:
-        """All updates received must be the one sent last: their key parts are that one's."""
+        """All updates received must be the one sent last: their key sections are that one's."""
         assert self._sent is not None
         task, released = self._world.task, self._world.released(self._sent, self._count)
         total = self._total.reshape(self._layout.shape)

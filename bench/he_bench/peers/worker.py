@@ -1,6 +1,6 @@
 """One peer in a process of its own: `python -m he_bench.peers.worker PEER PARAMETERS CLIENTS CORES`.
 
-It speaks JSON lines: first who it is (or why it cannot be measured), then an answer to every command
+It speaks JSON lines: first the peer's description (or why it cannot be measured), then an answer to every command
 on standard input: "send" and "receive" are done twice and timed the second time, so that nobody pays for
 caches that another peer's turn has emptied; "check" compares an opened mean with the plain one.
 Only the standard library and numpy are needed, so foreign interpreters can run it.

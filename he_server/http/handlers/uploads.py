@@ -1,6 +1,6 @@
 """Resumable uploads of updates, by tus 1.0.0.
 
-Creating one takes a signed request. From then on its URL is the capability: 128 random bits, told to nobody else,
+Creating one takes a signed request. From then on its URL is the capability: 128 random bits, known to its client only,
 for bytes that the client has signed anyway.
 """
 
@@ -84,7 +84,7 @@ async def get_upload(server: ServerContext, request: web.Request) -> web.StreamR
 
 
 async def sender_of_chunk(server: ServerContext, request: web.Request) -> Sender:
-    """Whoever knows an upload's URL is the client that began it."""
+    """A request that knows an upload's URL comes from the client that began it."""
     _check_version(request)
     upload = await server.store.upload(hex_id(request.match_info["upload"], 16, "upload").hex(), server.clock())
     server.door.prove(request[CONNECTION], upload.party.public)

@@ -1,12 +1,12 @@
 """The committee's key ceremony, as pure functions over signed messages (section 6 of the design).
 
-1. contribution: for every part, each of its holders sends 32 random bytes to the others, by HPKE;
-   the part's seed is the hash of all contributions.
-2. commitment: each holder publishes the digests of the public key parts that follow from its seeds.
-3. reveal: only when all commitments are there, each part's first holder publishes its bytes.
+1. contribution: for every subshare, each of its holders sends 32 random bytes to the others, by HPKE;
+   the subshare's seed is the hash of all contributions.
+2. commitment: each holder publishes the digests of the public-key shares that follow from its seeds.
+3. reveal: only when all commitments are there, each subshare's first holder publishes its bytes.
 4. confirmation: each holder signs the digest of the joint key that it computed itself.
 
-Without phase 2 the last to reveal could choose its part so that the joint key is one whose secret
+Without phase 2 the last to reveal could choose its subshare so that the joint key is one whose secret
 it knows alone (a rogue key).
 """
 
@@ -32,12 +32,12 @@ Seeds = dict[int, bytes]
 
 
 def draw_seeds(sharing: Sharing, holder: int) -> Seeds:
-    """This holder's random contribution to every part that it knows."""
+    """This holder's random contribution to every subshare that it knows."""
     return {subshare: secrets.token_bytes(KEY_BYTES) for subshare in sharing.subshares_of(holder)}
 
 
 def contribute(task: Task, holder: int, seeds: Seeds) -> Contribution:
-    """Phase 1: seal to each other holder the seeds of the parts that both know."""
+    """Phase 1: seal to each other holder the seeds of the subshares that both know."""
     own = task.config.holders[holder].name
     boxes = []
     for other, entry in enumerate(task.config.holders):
@@ -49,7 +49,7 @@ def contribute(task: Task, holder: int, seeds: Seeds) -> Contribution:
 
 
 def subshare_seeds(task: Task, holder: int, own: Seeds, contributions: Sequence[Contribution], key: HpkeKey) -> Seeds:
-    """Phase 2: the joint seed of every part this holder knows, from all contributions in holder order.
+    """Phase 2: the joint seed of every subshare this holder knows, from all contributions in holder order.
 
     Raises `ceremony-conflict` when a box for us is missing, `digest-mismatch` when one does not open.
     """
@@ -87,15 +87,15 @@ def transcript(contributions: Sequence[str]) -> bytes:
 
 
 def commit(task: Task, holder: int, seen: bytes, packed_shares: Mapping[int, bytes]) -> Commitment:
-    """Phase 2's message: digests of the packed public key parts."""
+    """Phase 2's message: digests of the packed public-key shares."""
     name = task.config.holders[holder].name
     return Commitment(task.hash, task.config.epoch, name, seen, _digests(packed_shares))
 
 
 def check_commitments(task: Task, commitments: Sequence[Commitment]) -> dict[int, bytes]:
-    """The agreed digest of every part, once all holders of it committed to the same one.
+    """The agreed digest of every subshare, once all holders of it committed to the same one.
 
-    commitments: one of each holder, in holder order. Raises `ceremony-conflict`, naming who differs.
+    commitments: one of each holder, in holder order. Raises `ceremony-conflict`, naming the holder that differs.
     """
     if len({commitment.transcript for commitment in commitments}) != 1:
         raise ProblemError(CEREMONY_CONFLICT, "the holders saw different contributions")
@@ -112,7 +112,7 @@ def check_commitments(task: Task, commitments: Sequence[Commitment]) -> dict[int
 
 
 def revealed_shares(sharing: Sharing, holder: int) -> tuple[int, ...]:
-    """The parts whose bytes this holder publishes: those that no holder before it knows."""
+    """The subshares whose bytes this holder publishes: those that no holder before it knows."""
     return tuple(subshare for subshare in sharing.subshares_of(holder) if sharing.holders_of(subshare)[0] == holder)
 
 
@@ -124,7 +124,7 @@ def reveal(task: Task, holder: int, seen: bytes, packed_shares: Mapping[int, byt
 
 
 def check_reveals(task: Task, layout: ResidueLayout, bodies: Sequence[bytes], agreed: Mapping[int, bytes]) -> None:
-    """Every revealed part is the one that was committed to; `bodies` in holder order.
+    """Every revealed subshare is the one that was committed to; `bodies` in holder order.
 
     Raises `malformed` or `commitment-broken`, naming the holder.
     """
@@ -139,7 +139,7 @@ def check_reveals(task: Task, layout: ResidueLayout, bodies: Sequence[bytes], ag
 
 
 def joint_key(layout: ResidueLayout, bodies: Sequence[bytes]) -> bytes:
-    """The packed joint key: the sum of all revealed parts, which `check_reveals` must have passed."""
+    """The packed joint key: the sum of all revealed subshares, which `check_reveals` must have passed."""
     total = layout.zeros()
     for body in bodies:
         for at in range(0, len(body), layout.size):

@@ -165,4 +165,4 @@ def check_bound(task: Task, holder: str, message: Contribution | Commitment | Re
     if message.epoch != task.config.epoch:
         raise ProblemError(WRONG_EPOCH, f"{kind} of {holder!r}", expected=task.config.epoch, got=message.epoch)
     if message.holder != holder:
-        raise ProblemError(NOT_ADDRESSED, f"a {kind} in the place of {holder!r}", expected=holder, got=message.holder)
+        raise ProblemError(NOT_ADDRESSED, f"a {kind} posted as {holder!r}", expected=holder, got=message.holder)

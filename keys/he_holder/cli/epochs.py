@@ -34,7 +34,7 @@ def rotate_(data_dir: DataDir = None, passphrase: Passphrase = "") -> None:
     console.out.print(
         f"new key in {settings.data_dir}\n"
         "1. send enroll-request.jws to the authority: he-authority enroll ... --renews <the old credential>\n"
-        "2. put its answer in the place of credential.jws\n"
+        "2. replace credential.jws by its answer\n"
         "3. once the authority has signed the next epoch (he-authority task next): he-holder join,"
         " and restart he-holder run\n"
         "4. once the old epoch has ended: he-holder destroy-epoch"
@@ -52,7 +52,7 @@ def destroy_epoch(
     passphrase: Passphrase = "",
     form: OutputFormat = "text",
 ) -> None:
-    """Destroy this holder's keys of one epoch: what was encrypted under them stays closed, whoever gets this machine.
+    """Destroy this holder's keys of one epoch: what was encrypted under them can no longer be opened with this machine.
 
     Files are overwritten and removed, and the ledger never lets the epoch be opened again. Flash drives and snapshots
     may keep old blocks: there, what protects is the passphrase that the files were under.

@@ -66,7 +66,7 @@ def run(
     poll_seconds: Annotated[float | None, typer.Option(help="how often to ask the server")] = None,
     passphrase: Passphrase = "",
 ) -> None:
-    """Serve the joined tasks: judge every manifest, release shares. Makes outbound requests only."""
+    """Serve the joined tasks: check every manifest, vote, release shares. Makes outbound requests only."""
     from he_holder.cli import joined
     from he_holder.settings import Settings
 

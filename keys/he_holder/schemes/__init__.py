@@ -23,13 +23,13 @@ class KeySum(Protocol):
     """The running key-layer sum of one bucket of a manifest, over what clients signed."""
 
     def add(self, header: UpdateHeader, body: bytes) -> None:
-        """Add one update's "key" part; its digest was checked against the signed header.
+        """Add one update's "key" section; its digest was checked against the signed header.
 
         Raises a refusal when the client signed something that cannot be used; the sum is then unchanged.
         """
 
     def release(self, manifest_hash: bytes, bucket: int) -> Iterator[tuple[int, bytes]]:
-        """For each part of the sharing that this holder knows, ascending: its packed vector.
+        """For each subshare that this holder knows, ascending: its packed vector.
 
         Deterministic in the secrets, the updates, the manifest and the bucket's number.
         """
@@ -46,10 +46,10 @@ class Dealer(Protocol):
 
     @property
     def layout(self) -> ResidueLayout:
-        """Of one packed key part, and of the joint key."""
+        """Of one packed public-key share, and of the joint key."""
 
     def public_key_share(self, seed: bytes) -> Residues:
-        """The public key part that follows from a part's seed; the same for all who know the seed."""
+        """The public-key share that follows from a subshare's seed; the same for all who know the seed."""
 
 
 def kernel_steps() -> Steps:
@@ -59,7 +59,7 @@ def kernel_steps() -> Steps:
 
 
 def make_share_maker(task: Task, index: int, hpke: HpkeKey, seeds: Mapping[int, bytes]) -> ShareMaker:
-    """The opener of a task's scheme for holder number `index`; `seeds` are the ceremony's, by part (or none)."""
+    """The share maker of a task's scheme for holder number `index`; `seeds` are the ceremony's, by subshare."""
     module = import_module(f"{__name__}.{task.config.scheme}")
     made: ShareMaker = module.make_share_maker(task, index, hpke, seeds)
     return made

@@ -1,7 +1,7 @@
-"""Scheme `ckks` at a key holder: key parts from seeds, and flooded deterministic shares.
+"""Scheme `ckks` at a key holder: public-key shares from seeds, and flooded deterministic shares.
 
-From the seed of part A follow a ternary secret s_A, an error e_A and a PRF key k_A; every holder of
-the part computes the same. No one ever holds the sum of all s_A.
+From the seed of subshare A follow a ternary secret s_A, an error e_A and a PRF key k_A; every holder of
+the subshare computes the same. No one ever holds the sum of all s_A.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def _scheme(task: Task) -> Ckks:
 
 @dataclass(frozen=True)
 class SecretSubshare:
-    """The three keys that follow from one part's seed."""
+    """The three keys that follow from one subshare's seed."""
 
     secret_key: bytes = field(repr=False)
     error_key: bytes = field(repr=False)
@@ -91,7 +91,7 @@ class CkksDealer:
 
 
 class CkksShareMaker:
-    """Holds the secret parts of one epoch in NTT form."""
+    """Holds the secret subshares of one epoch in NTT form."""
 
     def __init__(self, scheme: Ckks, length: int, subshares: Mapping[int, SecretSubshare]) -> None:
         self._profile = scheme.profile

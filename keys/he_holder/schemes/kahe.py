@@ -1,6 +1,6 @@
-"""Scheme `kahe` at a key holder: open this holder's envelope of every update, and add up each part.
+"""Scheme `kahe` at a key holder: open this holder's envelope of every update, and add up each subshare.
 
-The work and the bytes of an opening do not depend on the model's size: one uint32[N] vector a part.
+The work and the bytes of an opening do not depend on the model's size: one uint32[N] vector a subshare.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class KaheShareMaker:
 
 
 class KaheKeySum:
-    """For each part that the holder knows, the sum over updates modulo 2^32."""
+    """For each subshare that the holder knows, the sum over updates modulo 2^32."""
 
     def __init__(self, task: Task, index: int, hpke: HpkeKey) -> None:
         scheme = task.scheme
@@ -66,7 +66,7 @@ class KaheKeySum:
         }
 
     def add(self, header: UpdateHeader, body: bytes) -> None:
-        """Add one update's parts. Raises `digest-mismatch` when its envelope does not open."""
+        """Add one update's subshares. Raises `digest-mismatch` when its envelope does not open."""
         task, explicit_bytes, size = self._task, self._scheme.explicit_bytes, box_bytes(self._task.sharing)
         name = task.config.holders[self._index].name
         box = body[explicit_bytes + self._index * size :][:size]
