@@ -70,8 +70,8 @@ test-fast: $(VENV)/.ready ## what needs no database and no other process, in les
 test-long: $(VENV)/.ready coverage ## what `make test` leaves out, bounded: 25 minutes on two cores; CI runs it
 	$(PYTEST) -m long tests $(COVERING:%=--ignore=%)
 	$(BIN)/python -m tests.simulation.soak 2000 --seconds 150
-	$(BIN)/python -m tests.simulation.mutants
-	$(BIN)/python -m tests.defences --sample 60
+	$(BIN)/python -m tests.simulation.mutants --sample 6
+	$(BIN)/python -m tests.defences --sample 40
 	$(BIN)/python -m tests.crash --kills 20
 	$(BIN)/python -m tests.fuzz --seconds 80
 

@@ -135,7 +135,8 @@ async def test_a_submission_is_encoded_encrypted_counted_and_published(service: 
     expected = 2 * 1024 * np.array([0.5] * 6 + [-0.5] * 2)
     assert np.abs(total - expected).max() < 8 * task.noise_std * np.sqrt(2)
     moved = np.concatenate([(model.tensors[name] - MODEL[name]).reshape(-1) for name in ("w", "b")])
-    np.testing.assert_allclose(moved, total / 2 / 1024, rtol=1e-5, atol=1e-6)
+    most = task.config.value_range  # the noise of few clients is wide: what is published is clipped
+    np.testing.assert_allclose(moved, np.clip(total / 2 / 1024, -most, most), rtol=1e-5, atol=1e-6)
 
 
 async def test_two_submissions_of_one_update_share_no_bytes(service: Service) -> None:

@@ -5,6 +5,7 @@ Every mutant replaces something at run time; none edits a source file.
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import os
 import sys
@@ -12,7 +13,9 @@ import traceback
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from datetime import date
 from multiprocessing import get_context
+from random import Random
 from typing import Any
 
 import pytest
@@ -354,7 +357,14 @@ def hunt(mutant: Mutant, limit: int = LIMIT) -> Outcome:
 def main() -> None:
     fix_hashes("tests.simulation.mutants")
     table = Table("mutant", "planted bug", "schedules", "broken invariant", title="Planted bugs")
-    chosen = [mutant for mutant in MUTANTS if not sys.argv[1:] or mutant.name in sys.argv[1:]]
+    parser = argparse.ArgumentParser("tests.simulation.mutants", description=__doc__)
+    parser.add_argument("names", nargs="*", help="all by default")
+    parser.add_argument("--sample", type=int, default=len(MUTANTS), metavar="N", help="N of them, others every day")
+    given = parser.parse_args()
+    if unknown := set(given.names) - {mutant.name for mutant in MUTANTS}:
+        parser.error(f"no mutant {', '.join(sorted(unknown))}")
+    chosen = [mutant for mutant in MUTANTS if not given.names or mutant.name in given.names]
+    chosen = Random(date.today().toordinal()).sample(chosen, min(given.sample, len(chosen)))
     console, survivors = Console(), 0
     with get_context("spawn").Pool(os.cpu_count(), maxtasksperchild=1) as pool:
         for mutant, found in zip(chosen, pool.imap(hunt, chosen), strict=True):
