@@ -174,7 +174,7 @@ def simulated(world: World, seed: int, *, streamed: bool) -> Iterator[None]:
         patch.setattr(KaheEncryptor.__init__, "__kwdefaults__", {"threads": 1, "words": words})
         patch.setattr(KaheEncryptor, "_shares", shares)
         if streamed:
-            patch.setattr("he_server.services.submit.TOGETHER_BYTES", 0)
+            patch.setattr("he_server.services.submit.SHARED_BLOB_BYTES", 0)
         patch.setattr(aiohttp, "TCPConnector", world.network.connector)
         # aiohttp's own lives as long as the process, and with it the world of every schedule.
         patch.setattr(web_app, "_cached_build_middleware", cache(web_app._build_middlewares))
