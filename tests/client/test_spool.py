@@ -137,7 +137,7 @@ import os
 from pathlib import Path
 from he_client.spool import Spool
 spool = Spool(Path({str(tmp_path / "updates")!r}), "task", ("c0", "c1"))
-with spool.sealing():
+with spool.encrypting():
     spool.begin("aa")
     os.abort()
 """
