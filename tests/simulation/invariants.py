@@ -244,10 +244,12 @@ class Observer:
         few honest holders can open: one, or two where nobody waits any longer for one that is away."""
         world, found = self.world, set[str]()
         rows = world.seen(
-            "SELECT update_id, opening_deadline FROM updates JOIN rounds ON rounds.id = round_id"
+            "SELECT update_id, opening_deadline, excluded FROM updates JOIN rounds ON rounds.id = round_id"
             " WHERE updates.task_hash = ? AND rounds.number = ?", task, number
         )  # fmt: skip
-        for update, deadline in rows:
+        for update, deadline, excluded in rows:
+            if update in {one["update"] for one in json.loads(excluded)}:
+                continue  # it is in no bucket any longer
             able = set(world.honest) - world.record.spoilt.get(update, frozenset())
             late = world.clock() >= deadline
             if world.record.frames[update].client in world.record.revoked or len(able) < THRESHOLD + late:
