@@ -1,4 +1,4 @@
-"""The spool: a crash between any two steps loses no sealed update and resends nothing else."""
+"""The spool: a crash between any two steps loses no encrypted update and resends nothing else."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ import os
 from pathlib import Path
 from he_client.spool import Spool
 spool = Spool(Path({str(tmp_path / "updates")!r}), "task", ("c0", "c1"))
-with spool.sealing():
+with spool.encrypting():
     spool.begin("aa")
     os.abort()
 """

@@ -97,8 +97,8 @@ SEALING = """
 import json, re
 from pathlib import Path
 import numpy as np
-from he_client.quantise import Encoder
-from he_client.schemes.kahe import KaheSealer
+from he_client.quantise import UpdateQuantiser
+from he_client.schemes.kahe import KaheEncryptor
 from he_protocol.task import TensorSpec
 from tests.support.parties import World
 
@@ -112,7 +112,7 @@ def seal(update, threads):
     def write(part, data):
         nonlocal written
         written += len(data)
-    KaheSealer(task, "client", threads=threads)._seal(bytes(16), Encoder(task, update, None).block, write)
+    KaheEncryptor(task, "client", threads=threads)._encrypt(bytes(16), UpdateQuantiser(task, update, None).block, write)
     assert written == sum(part.size for part in task.body)
     return written
 
