@@ -31,7 +31,7 @@ In Python each family is a class, and all of them are `ProblemError`: write `exc
 RETRY_ROWS: dict[Retry, tuple[str, str]] = {
     "never": (
         "the same bytes always meet it",
-        "a client drops its sealed update, a server the bytes of the upload",
+        "a client drops its encrypted update, a server the bytes of the upload",
     ),
     "same-request": (
         "the same request may pass later, and its sender has nothing to change",
@@ -39,7 +39,7 @@ RETRY_ROWS: dict[Retry, tuple[str, str]] = {
     ),
     "after-change": (
         "it may pass once something else has changed: a credential, a clock, a setting, a program",
-        "a client keeps its sealed update; a server drops the bytes of the upload, unless it failed itself",
+        "a client keeps its encrypted update; a server drops the bytes of the upload, unless it failed itself",
     ),
 }
 

@@ -25,7 +25,7 @@ class ClientSettings(PartySettings):
 
     model_config = SettingsConfigDict(env_prefix="HUSHSUM_CLIENT_", extra="forbid", frozen=True)
 
-    data_dir: Path = Field(default=Path("client"), description="identity, sealed updates and receipts")
+    data_dir: Path = Field(default=Path("client"), description="identity, encrypted updates and receipts")
     server: str = Field(default="http://127.0.0.1:8470", description="the server's URL")
     task: str = Field(default="", description="the task's name or hash")
     floor_min_clients: int = Field(default=2, ge=1, description="the least min_clients of a task")

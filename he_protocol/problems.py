@@ -39,7 +39,7 @@ class ProblemType:
 
     @property
     def drops(self) -> bool:
-        """Whether a sealed update that meets it is of no more use to its client."""
+        """Whether an encrypted update that meets it is of no more use to its client."""
         return self.retry == "never"
 
     @property

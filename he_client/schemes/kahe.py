@@ -54,7 +54,7 @@ async def make_encryptor(task: Task, transport: Transport, cache: Path) -> KaheE
 
 
 def load_kernels(profile: KaheProfile) -> None:
-    """Call every kernel that sealing calls, on one group of polynomials that nobody gets."""
+    """Call every kernel that encryption calls, on one group of polynomials that nobody gets."""
     layout, error = Kahe(profile).layout(LANES * profile.degree), Gaussian(profile.error_std, profile.error_tail)
     secret = error.sample(secret_words(error.words(layout.degree)), layout.degree)
     rows = CommonProduct(secret_words(4).tobytes(), secret, profile.modulus).groups(0).reshape(-1)

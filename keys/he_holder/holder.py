@@ -114,7 +114,7 @@ class KeyHolder:
         return self.directory / "epochs" / f"{task.id}-{task.config.epoch}.{kind}"
 
     def share_maker(self, task: Task) -> ShareMaker:
-        """The task's opener with this holder's secrets, loaded once.
+        """The task's share maker with this holder's secrets, loaded once.
 
         Raises `keys-not-ready` before the ceremony has ended.
         """

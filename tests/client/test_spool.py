@@ -1,4 +1,4 @@
-"""The spool: a crash between any two steps loses no sealed update and resends nothing else."""
+"""The spool: a crash between any two steps loses no encrypted update and resends nothing else."""
 
 from __future__ import annotations
 

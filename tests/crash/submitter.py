@@ -57,7 +57,7 @@ class Coordinates:
         return coordinate
 
     def settle(self, sealed: set[str]) -> None:
-        """Give the coordinate that was reserved last to the sealed update that has none yet."""
+        """Give the coordinate that was reserved last to the encrypted update that has none yet."""
         for update_id in sealed - self.of.keys():
             self.of[update_id] = self._next - self._step
             self._save()

@@ -1,4 +1,4 @@
-"""A round with hostile clients, from sealed updates to the next model: what it costs, and whom it names."""
+"""A round with hostile clients, from encrypted updates to the next model: what it costs, and whom it names."""
 
 from __future__ import annotations
 

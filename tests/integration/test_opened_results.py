@@ -1,4 +1,4 @@
-"""What is opened is checked as a result: wrong shares and wrong updates, from sealed updates to the next model."""
+"""What is opened is checked as a result: wrong shares and wrong updates, from encrypted updates to the next model."""
 
 from __future__ import annotations
 

@@ -183,7 +183,7 @@ async def _provision(home: Path, ledger: Path, tasks: list[Task], model: bytes) 
 
 @dataclass(frozen=True)
 class Frame:
-    """One sealed update as it travels, and the coordinate that its vector has a 1 at."""
+    """One encrypted update as it travels, and the coordinate that its vector has a 1 at."""
 
     client: int
     task: Task

@@ -1,4 +1,4 @@
-"""What a sealer of scheme `kahe` draws, made repeatable."""
+"""What an encryptor of scheme `kahe` draws, made repeatable."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def public_lanes(key: bytes, degree: int, modulus: int, group: int) -> np.ndarra
 class FixedWords:
     """Stands in for the operating system: call n gives the keystream of SHA-256("hushsum/tests/words", seed, n).
 
-    Under one thread a sealer calls for the secret, then for the errors of each `JOB` coordinates (whole groups
-    of 16 polynomials), then for the seed of each part and for the key of the explicit one.
+    Under one thread an encryptor calls for the secret, then for the errors of each `JOB` coordinates (whole groups
+    of 16 polynomials), then for the seed of each subshare and for the key of the explicit one.
     """
 
     def __init__(self, seed: bytes) -> None:

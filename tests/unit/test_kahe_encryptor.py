@@ -1,4 +1,4 @@
-"""A sealed update of scheme `kahe` is a CKKS ciphertext (b, -a): Microsoft SEAL decrypts it, by its own arithmetic.
+"""An encrypted update of scheme `kahe` is a CKKS ciphertext (b, -a): Microsoft SEAL decrypts it, by its own arithmetic.
 
 SEAL takes the moduli of kahe-30 and kahe-20 (one prime each, no special prime) through a TenSEAL
 context with a public key written by us; ring degree 512 has no entry in its security table, and

@@ -1,4 +1,4 @@
-"""Scheme `kahe`: products, sealed updates and openings; keys and shares that do not fit."""
+"""Scheme `kahe`: products, encrypted updates and openings; keys and shares that do not fit."""
 
 from __future__ import annotations
 
