@@ -69,11 +69,11 @@ test-fast: $(VENV)/.ready ## what needs no database and no other process, in les
 
 test-long: $(VENV)/.ready coverage ## what `make test` leaves out, bounded: 25 minutes on two cores; CI runs it
 	$(PYTEST) -m long tests $(COVERING:%=--ignore=%)
-	$(BIN)/python -m tests.simulation.soak 2000 --seconds 150
-	$(BIN)/python -m tests.simulation.mutants --sample 6
-	$(BIN)/python -m tests.defences --sample 40
-	$(BIN)/python -m tests.crash --kills 20
-	$(BIN)/python -m tests.fuzz --seconds 80
+	$(BIN)/python -m tests.simulation.soak 1000 --seconds 60
+	$(BIN)/python -m tests.simulation.mutants --sample 4
+	$(BIN)/python -m tests.defences --sample 20
+	$(BIN)/python -m tests.crash --kills 10
+	$(BIN)/python -m tests.fuzz --seconds 60
 
 coverage: $(VENV)/.ready ## coverage of the security-critical packages by their tests, long ones too: at least 95 %
 	$(PYTEST) $(COVERING) $(COVERED:%=--cov=%) --cov-fail-under=95 --cov-report=term:skip-covered
