@@ -72,7 +72,6 @@ test-long: $(VENV)/.ready coverage ## what `make test` leaves out, bounded: 25 m
 	$(BIN)/python -m tests.simulation.soak 1000 --seconds 60
 	$(BIN)/python -m tests.simulation.mutants --sample 4
 	$(BIN)/python -m tests.defences --sample 20
-	$(BIN)/python -m tests.crash --kills 10
 	$(BIN)/python -m tests.fuzz --seconds 60
 
 coverage: $(VENV)/.ready ## coverage of the security-critical packages by their tests, long ones too: at least 95 %
