@@ -106,7 +106,9 @@ async def news(
             except TimeoutError:
                 return found
             changed, seen = watch.changed, watch.known
-            if seen is None or isinstance(seen, ProblemError) or not known(pick(seen)):
+            if isinstance(seen, ProblemError):  # nobody looks any longer: the next request begins anew
+                return await read()
+            if seen is None or not known(pick(seen)):
                 break
         else:
             return found
@@ -146,7 +148,7 @@ class Streams(Generic[T]):
         self._parties[party] += 1
         watch = self._watched.setdefault(task, Watch())
         watch.listeners += 1
-        if watch.looking is None:
+        if watch.looking is None or watch.looking.done():
             watch.looking = asyncio.create_task(self._keep_looking(task, watch))
         try:
             yield watch

@@ -90,8 +90,10 @@ class Agent:
             log.warning("cannot ask the server", problem=refusal.problem.slug, detail=str(refusal))
             return False
         self._interrupted, news = False, self._pending != before
+        now = self._holder.clock()
+        self._refused = {one: until for one, until in self._refused.items() if now < until}
         for waiting in self._pending.rounds:
-            if self._holder.clock() >= self._refused.get(waiting, 0.0):
+            if waiting not in self._refused:
                 news |= await self._serve(waiting)
         return news
 

@@ -450,7 +450,7 @@ EDITS = (
         "connection.open and len(self._parties.get(party, ())) >= self._places.party",
     ),
     *_returns("he_server/services/streams.py", "check_streams"),
-    Edit("he_server/services/streams.py: listening", "if watch.looking is None:", "if True:"),
+    Edit("he_server/services/streams.py: listening", "if watch.looking is None or watch.looking.done():", "if True:"),
     *_returns("he_server/services/replay.py", "check_share"),
     # The wire, and stolen keys.
     _never("he_server/services/replay.py: ReplayCache", "name in self._seen"),

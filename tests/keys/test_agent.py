@@ -202,6 +202,22 @@ async def test_an_impossible_round_number_stops_nobody(
         await server.until(lambda: bool(server.shares))
 
 
+async def test_refusals_whose_time_is_over_are_forgotten(
+    world: World, server: FakeServer, holder: KeyHolder, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that always names new rounds must not fill the holder's memory."""
+
+    async def look(self: Agent, wait: int) -> None:
+        self._pending = documents.PendingOpenings(())
+
+    monkeypatch.setattr(Agent, "_look", look)
+    agent = Agent(holder, world.task, server.url, poll_seconds=1.0)
+    agent._refused = {documents.Waiting(n, "vote"): clock() + n for n in (1, 2)}
+    clock.now += 1
+    await agent.step()
+    assert list(agent._refused) == [documents.Waiting(2, "vote")]
+
+
 async def test_a_refused_round_is_left_alone_for_a_while(
     world: World, server: FakeServer, holder: KeyHolder, clock: Clock, bodies: list[bytes]
 ) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 
 import pytest
@@ -13,7 +13,7 @@ from he_protocol.errors import ProblemError
 from he_server.rules.records import RoundRecord
 from he_server.services import streams as streams_module
 from he_server.services.notifier import Notifier
-from he_server.services.streams import STILL_HERE, Streams, texts
+from he_server.services.streams import STILL_HERE, Streams, news, texts
 
 from .world import World
 
@@ -80,6 +80,40 @@ async def test_a_database_that_fails_ends_the_streams() -> None:
     with streams.listening("task", b"a") as watch, pytest.raises(ProblemError):
         async for _ in texts(watch):  # type: ignore[arg-type]
             pass
+
+
+async def test_who_comes_after_a_failure_hears_again_while_others_still_leave() -> None:
+    looks, notifier = Looks(), Notifier()
+    looks.failure = ProblemError(problems.DATABASE_UNAVAILABLE, "try again")
+    streams = Streams(2, 2, notifier, looks, pause=0.0)
+    with streams.listening("task", b"a") as before:
+        await _until(lambda: isinstance(before.known, ProblemError))
+        looks.failure = None
+        with streams.listening("task", b"b") as after:
+            assert after is before
+            await _until(lambda: after.known == ())
+
+
+async def test_a_failure_ends_the_waiting_for_news_before_its_time() -> None:
+    looks, notifier = Looks(), Notifier()
+    streams = Streams(1, 1, notifier, looks, pause=0.0)
+
+    async def read() -> int:
+        return 7
+
+    with streams.listening("task", b"a") as watch:
+        waiting = asyncio.create_task(news(watch, lambda _: 7, read, lambda found: found == 7, 60.0))
+        await _until(lambda: looks.count == 1)
+        looks.failure = ProblemError(problems.DATABASE_UNAVAILABLE, "try again")
+        notifier.notify("task")
+        async with asyncio.timeout(5):
+            assert await waiting == 7
+
+
+async def _until(true: Callable[[], bool]) -> None:
+    async with asyncio.timeout(5):
+        while not true():
+            await asyncio.sleep(0.01)
 
 
 async def test_the_ninth_stream_of_a_client_is_refused(world: World) -> None:
