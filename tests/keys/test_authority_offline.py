@@ -15,33 +15,11 @@ from safetensors.numpy import save_file
 from he_holder.keyring import new_holder
 from he_party.identity import create
 from tests.architecture.source import IMPORTABLE
+from tests.keys.holders import PLAN_FILE
 
 ABSENT = {
     "aiohttp", "sqlalchemy", "alembic", "numba", "llvmlite", "torch", "tenseal", "he_client", "he_holder", "he_server",
 }  # fmt: skip
-PLAN = """
-name = "demo"
-scheme = "{scheme}"
-profile = "{profile}"
-epoch = 1
-value_range = 4.0
-min_clients = 3
-max_clients = 8
-collect_seconds = 60
-opening_seconds = 60
-staleness = 2
-max_openings = 10
-threshold = 1
-agreement = 1
-allow_no_collusion = true
-
-[privacy]
-unit = "client"
-clip_norm = 1.0
-noise_multiplier = 4.0
-delta = 1e-5
-epsilon_budget = 100.0
-"""
 PROGRAM = """
 import sys
 from he_authority.cli import app
@@ -75,7 +53,7 @@ def test_no_command_loads_what_it_does_not_need(tmp_path: Path, scheme: str, pro
         new_holder(tmp_path / f"holder-{number}", "holder", now)
     create(tmp_path / "server", "server", "server", now)
     create(tmp_path / "phone", "phone", "client", now)
-    (tmp_path / "plan.toml").write_text(PLAN.format(scheme=scheme, profile=profile))
+    (tmp_path / "plan.toml").write_text(PLAN_FILE.format(scheme=scheme, profile=profile))
     save_file({"w": np.zeros((5, 2), np.float32)}, tmp_path / "model.safetensors")
     model = ("--model", "model.safetensors")
     commands: list[tuple[str, ...]] = [

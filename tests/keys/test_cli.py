@@ -32,32 +32,11 @@ from he_protocol.messages import Credential
 from he_protocol.problems import NOT_FOUND, STALE_UPDATE
 from he_protocol.task import Task
 from tests.architecture.source import IMPORTABLE
+from tests.keys.holders import PLAN_FILE
 from tests.support.fake_server import FakeServer, refusal
 
 PASSPHRASE = "correct horse battery staple"
-PLAN = """
-name = "demo"
-scheme = "ckks"
-profile = "ckks-8192"
-epoch = 1
-value_range = 4.0
-min_clients = 3
-max_clients = 8
-collect_seconds = 60
-opening_seconds = 60
-staleness = 2
-max_openings = 10
-threshold = 1
-agreement = 1
-allow_no_collusion = true
-
-[privacy]
-unit = "client"
-clip_norm = 1.0
-noise_multiplier = 4.0
-delta = 1e-5
-epsilon_budget = 100.0
-"""
+PLAN = PLAN_FILE.format(scheme="ckks", profile="ckks-8192")
 
 
 @pytest.fixture(autouse=True)
