@@ -42,6 +42,10 @@ $(VENV)/.ready: pyproject.toml
 	$(BIN)/pip install --quiet --editable '.[$(EXTRAS)]'
 	touch $@
 
+$(VENV)/.warm: $(VENV)/.ready
+	$(BIN)/python -m tests.warm
+	touch $@
+
 demo: $(VENV)/.ready ## 24 phones train under DP and encryption; writes demo-report.json and .png (ROUNDS, SCHEME)
 	$(BIN)/python -m examples.har --rounds $(ROUNDS) --scheme $(SCHEME)
 
@@ -61,20 +65,20 @@ types: $(VENV)/.ready
 contracts: $(VENV)/.ready
 	$(BIN)/lint-imports
 
-test: $(VENV)/.ready ## all that guards correctness, on SQLite and PostgreSQL; with PKG=he_holder one package's tests
+test: $(VENV)/.warm ## all that guards correctness, on SQLite and PostgreSQL; with PKG=he_holder one package's tests
 	$(PYTEST) -m 'not long' $(TESTS)
 
-test-fast: $(VENV)/.ready ## what needs no database and no other process, in less than a minute
+test-fast: $(VENV)/.warm ## what needs no database and no other process, in less than a minute
 	$(PYTEST) -m 'not long' $(FAST)
 
-test-long: $(VENV)/.ready coverage ## what `make test` leaves out, bounded: 25 minutes on two cores; CI runs it
+test-long: $(VENV)/.warm coverage ## what `make test` leaves out, bounded, for CI
 	$(PYTEST) -m long tests $(COVERING:%=--ignore=%)
 	$(BIN)/python -m tests.simulation.soak 1000 --seconds 60
 	$(BIN)/python -m tests.simulation.mutants --sample 4
 	$(BIN)/python -m tests.defences --sample 20
 	$(BIN)/python -m tests.fuzz --seconds 60
 
-coverage: $(VENV)/.ready ## coverage of the security-critical packages by their tests, long ones too: at least 95 %
+coverage: $(VENV)/.warm ## coverage of the security-critical packages by their tests, long ones too: at least 95 %
 	$(PYTEST) $(COVERING) $(COVERED:%=--cov=%) --cov-fail-under=95 --cov-report=term:skip-covered
 
 # Without atheris: it has no wheels for some of them, and the tests that need it are left out.
