@@ -73,9 +73,9 @@ test-fast: $(VENV)/.warm ## what needs no database and no other process, in less
 
 test-long: $(VENV)/.warm coverage ## what `make test` leaves out, bounded, for CI
 	$(PYTEST) -m long tests $(COVERING:%=--ignore=%)
-	$(BIN)/python -m tests.simulation.soak 1000 --seconds 60
-	$(BIN)/python -m tests.simulation.mutants --sample 4
-	$(BIN)/python -m tests.defences --sample 20
+	$(BIN)/python -m tests.simulation.soak 400 --seconds 30
+	$(BIN)/python -m tests.simulation.mutants --sample 2
+	$(BIN)/python -m tests.defences --sample 10
 	$(BIN)/python -m tests.fuzz --seconds 60
 
 coverage: $(VENV)/.warm ## coverage of the security-critical packages by their tests, long ones too: at least 95 %
