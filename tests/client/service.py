@@ -30,7 +30,7 @@ from he_server.settings import Settings
 CLIENTS, HOLDERS = 3, 4
 TASK = "client-test"
 MODEL = {"w": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.zeros(2, dtype=np.float32)}
-QUICK = RetryPolicy(first=0.01, longest=0.02, give_up=5.0)
+QUICK = RetryPolicy(first=0.01, longest=0.02, give_up=20.0)
 
 
 def plan(scheme: str, profile: str) -> dict[str, Any]:

@@ -177,7 +177,7 @@ async def test_a_round_waits_for_its_key_holders_as_long_as_it_takes(service: Se
     async with service.client(1) as one, service.client(2) as two:
         sent = await submit(one, service)
         await submit(two, service)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(20):
             while not (await one.round(service.task, sent.round)).opening:
                 await asyncio.sleep(0.01)
         service.clock.ahead = 10 * service.task.config.opening_seconds

@@ -222,7 +222,7 @@ async def test_a_declared_length_is_refused_before_it_is_read(world: World, tmp_
         return response
 
     async with serving(handler) as url, device(url, world, tmp_path) as client:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             with refused(TOO_LARGE):
                 await client.pull_model(world.task)
 

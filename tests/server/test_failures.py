@@ -140,7 +140,7 @@ async def test_a_client_that_hangs_up_leaves_nothing(world: World) -> None:
     await writer.drain()
     writer.close()
     await writer.wait_closed()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         await world.server.idle.wait()
         while world.server.in_flight or list((world.server.settings.data_dir / "blobs" / "partial").iterdir()):
             await asyncio.sleep(0.01)
@@ -169,7 +169,7 @@ async def test_the_worker_survives_errors_and_readiness_watches_it(
     server: ServerContext = world.server
     stop = asyncio.Event()
     server.worker = asyncio.create_task(world.worker.run(stop))
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         while calls < 4:
             await asyncio.sleep(0.01)
     assert (await world.call(None, "GET", "/readyz")).status == 200

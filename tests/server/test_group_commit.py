@@ -96,7 +96,7 @@ async def test_one_that_is_cancelled_as_its_turn_comes_hands_it_on() -> None:
     call = GroupCommit(work)
     first, second, third = await _waiting(call, [1, 2, 3])
     go.set()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(20):
         assert await asyncio.gather(first, third) == [1, 9]
         assert await call(4) == 16
     assert second.cancelled()

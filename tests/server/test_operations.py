@@ -91,7 +91,7 @@ async def test_a_worker_that_is_stopped_gives_its_lease_back(world: World, monke
 async def test_a_worker_stops_after_its_step(world: World) -> None:
     running = asyncio.create_task(world.worker.run(world.server.stopping))
     begin_draining(world.server)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         await running
 
 

@@ -91,7 +91,7 @@ async def test_readiness_tells_and_the_server_recovers_by_itself(world: World, g
     gate.shut()
     ada = world.person("ada", "client")
     upload = world.upload(ada)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(20):
         assert await world.problem(await world.put(ada, upload)) == problems.DATABASE_UNAVAILABLE
         assert await world.problem(await world.call(None, "GET", "/readyz")) == problems.DATABASE_UNAVAILABLE
         assert (await world.call(None, "GET", "/healthz")).status == 200

@@ -303,7 +303,7 @@ async def broken_off(
     head = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
     writer.write(f"PATCH {path} HTTP/1.1\r\n{head}\r\n".encode() + data)
     await writer.drain()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         while at + len(data) not in taken:
             await asyncio.sleep(0.005)
         writer.close()
@@ -385,7 +385,7 @@ async def test_two_at_once_do_not_mix_their_bytes(
     path = await begun(world, ada, upload)
     body = Half(upload.frame[:5000])
     first = asyncio.create_task(append(world, path, 0, aiter(body)))
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         while 1000 not in taken:
             await asyncio.sleep(0.005)
     second = await append(world, path, 0, upload.frame[:5000])

@@ -27,14 +27,14 @@ async def _waiting(world: World, known: documents.PendingOpenings) -> asyncio.Ta
     """A holder that waits by now."""
     before = world.server.waiting._parties.total()
     asking = asyncio.create_task(_ask(world, known, 30))
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         while world.server.waiting._parties.total() == before:
             await asyncio.sleep(0.01)
     return asking
 
 
 async def _told(asking: asyncio.Task[ClientResponse]) -> documents.PendingOpenings:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         response = await asking
         assert response.status == 200
         pending = msgspec.json.decode(await response.read(), type=documents.PendingOpenings)
@@ -64,7 +64,7 @@ async def test_without_news_it_is_told_so_when_its_time_is_over(world: World) ->
 
 
 async def test_what_is_news_or_wanted_now_is_told_now(world: World) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         assert (await _ask(world, documents.PendingOpenings((documents.Waiting(7, "vote"),)), 30)).status == 200
         assert (await _ask(world, NOTHING, 0)).status == 304
 
@@ -81,7 +81,7 @@ async def test_news_that_another_process_made_is_heard_too(world: World, monkeyp
 
 async def test_a_server_that_goes_away_answers_first(world: World) -> None:
     asking = await _waiting(world, NOTHING)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         await drain(world.server)
         assert (await asking).status == 304
 
