@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from he_party import console
-from he_party.console import Format, command, run_async
+from he_party.console import OutputFormat, command, run_async
 from he_party.kernels import Steps, Warm, offer_to_warm
 from he_party.program import add_version
 from he_protocol.errors import ProblemError
@@ -31,8 +31,6 @@ ServerUrl = Annotated[str | None, typer.Option(help="the server's URL [HUSHSUM_C
 TaskName = Annotated[str | None, typer.Option(help="the task's name or hash [HUSHSUM_CLIENT_TASK]")]
 TlsCa = Annotated[Path | None, typer.Option(help="PEM file that vouches for the server's certificate")]
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="TOML settings file")]
-Passphrase = Annotated[str, typer.Option(envvar="HUSHSUM_PASSPHRASE", help="opens the key file")]
-OutputFormat = Annotated[Format, typer.Option("--format", help="text or json")]
 
 WAIT = 3600.0
 
@@ -47,16 +45,16 @@ def init(
     delta: Annotated[float | None, typer.Option(help="floor: the largest delta at which epsilon counts")] = None,
     collusion: Annotated[int | None, typer.Option(help="floor: the least f, of colluding key holders")] = None,
     data_dir: DataDir = None,
-    passphrase: Passphrase = "",
     warm: Warm = None,
 ) -> None:
     """Make this device's key, and the request to send to the authority.
 
     Floors are what this device asks of every task, whatever the authority signs. They are kept in settings.toml beside
-    the key.
+    the key. HUSHSUM_PASSPHRASE, if it is set, protects the key file.
     """
     from he_client.settings import ClientSettings
     from he_party.identity import REQUEST_FILE, create
+    from he_party.keyfile import environment_passphrase
 
     settings = ClientSettings.load(
         data_dir=data_dir,
@@ -66,7 +64,7 @@ def init(
         floor_delta=delta,
         floor_collusion=collusion,
     )
-    create(settings.data_dir, name, "client", time.time(), passphrase=passphrase)
+    create(settings.data_dir, name, "client", time.time(), passphrase=environment_passphrase())
     settings.keep_floors()
     console.out.print(
         f"key in {settings.data_dir}; send {REQUEST_FILE} to the authority,"
@@ -96,11 +94,10 @@ def status(
     data_dir: DataDir = None,
     config: ConfigFile = None,
     tls_ca: TlsCa = None,
-    passphrase: Passphrase = "",
     form: OutputFormat = "text",
 ) -> None:
     """The task, its newest model, and what privacy this client has spent on it."""
-    settings = _settings(config, data_dir, server, task, tls_ca, passphrase)
+    settings = _settings(config, data_dir, server, task, tls_ca)
     console.show([run_async(_status(settings))], form, "task")
 
 
@@ -113,11 +110,10 @@ def model(
     data_dir: DataDir = None,
     config: ConfigFile = None,
     tls_ca: TlsCa = None,
-    passphrase: Passphrase = "",
     form: OutputFormat = "text",
 ) -> None:
     """Save the task's newest model: to use it, or to begin the next epoch with it."""
-    settings = _settings(config, data_dir, server, task, tls_ca, passphrase)
+    settings = _settings(config, data_dir, server, task, tls_ca)
     console.show([run_async(_save_model(settings, out))], form, "model")
 
 
@@ -135,11 +131,10 @@ def submit(
     data_dir: DataDir = None,
     config: ConfigFile = None,
     tls_ca: TlsCa = None,
-    passphrase: Passphrase = "",
     form: OutputFormat = "text",
 ) -> None:
     """Add noise to one update, encrypt it, upload it."""
-    settings = _settings(config, data_dir, server, task, tls_ca, passphrase)
+    settings = _settings(config, data_dir, server, task, tls_ca)
     from he_party.tensors import read_tensors
 
     tensors = read_tensors(file, BAD_TENSORS, f"cannot read {file}")
@@ -166,7 +161,6 @@ def train(
     data_dir: DataDir = None,
     config: ConfigFile = None,
     tls_ca: TlsCa = None,
-    passphrase: Passphrase = "",
     form: OutputFormat = "text",
 ) -> None:
     """Pull the model, train, submit, wait for the round; as often as asked.
@@ -175,7 +169,7 @@ def train(
     and the number of examples. Under a DP plan an update of zeros is sent when it fails: that nothing comes would tell
     something of the data. What went wrong is logged here.
     """
-    settings = _settings(config, data_dir, server, task, tls_ca, passphrase)
+    settings = _settings(config, data_dir, server, task, tls_ca)
     console.show(run_async(_train(settings, _import(function), rounds, raise_errors)), form, "rounds")
 
 
@@ -248,13 +242,11 @@ def _warn(client: HushSumClient, task: Task) -> None:
 
 
 def _settings(
-    config: Path | None, data_dir: Path | None, server: str | None, task: str | None, tls_ca: Path | None, secret: str
+    config: Path | None, data_dir: Path | None, server: str | None, task: str | None, tls_ca: Path | None
 ) -> ClientSettings:
     from he_client.settings import ClientSettings
 
-    settings = ClientSettings.load(
-        config, data_dir=data_dir, server=server, task=task, tls_ca=tls_ca, passphrase=secret or None
-    )
+    settings = ClientSettings.load(config, data_dir=data_dir, server=server, task=task, tls_ca=tls_ca)
     if not settings.task:
         raise ProblemError(BAD_SETTINGS, "which task? give --task or HUSHSUM_CLIENT_TASK")
     return settings
@@ -263,8 +255,9 @@ def _settings(
 def _client(settings: ClientSettings) -> HushSumClient:
     from he_client.client import HushSumClient
     from he_party.identity import Identity
+    from he_party.keyfile import environment_passphrase
 
-    identity = Identity.load(settings.data_dir, settings.passphrase.get_secret_value())
+    identity = Identity.load(settings.data_dir, environment_passphrase())
     state = settings.data_dir / "state"
     return HushSumClient(settings.server, identity, state_dir=state, floors=settings.floors, tls=settings.tls)
 

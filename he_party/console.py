@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     err: Console
 
 Format = Literal["text", "json"]
+OutputFormat = Annotated[Format, typer.Option("--format", help="text for people, or json for programs")]
 REFUSED = 2
 """Exit code of a refusal."""
 
@@ -91,8 +92,3 @@ def show(rows: Sequence[dict[str, object]], form: Format, title: str) -> None:
     for row in rows:
         table.add_row(*(escape(printable(str(value))) for value in row.values()))
     _out().print(table)
-
-
-Passphrase = Annotated[
-    str, typer.Option(envvar="HUSHSUM_PASSPHRASE", help="protects the key file; better set by environment")
-]

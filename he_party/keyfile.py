@@ -21,12 +21,14 @@ from he_party.files import private_directory, sync, write_durably
 from he_protocol.errors import ProblemError
 from he_protocol.identity.jws import SigningKey
 from he_protocol.messages import MESSAGE_LIMIT, Key32, Message, Name, from_json, to_json
-from he_protocol.problems import BAD_KEY_FILE
+from he_protocol.problems import BAD_KEY_FILE, BAD_SETTINGS
 
 PBES2_ROUNDS = 210_000
 """OWASP's 2023 figure for PBKDF2-HMAC-SHA512."""
 MIN_PASSPHRASE_BYTES = 14
 """112 bits at the very best: what NIST SP 800-131A asks of a key, and joserfc with it."""
+VARIABLE = "HUSHSUM_PASSPHRASE"
+"""The environment variable that every program takes the passphrase of its files from; no option, which `ps` shows."""
 _ALGORITHMS = ["PBES2-HS512+A256KW", "A256GCM"]
 
 Private32 = Annotated[bytes, Meta(min_length=32, max_length=32, description="Ed25519 private key")]
@@ -70,6 +72,17 @@ def write_private(path: Path, record: Message, passphrase: str = "", *, replace:
     write_durably(path, data)
     if before is not None:
         _overwrite(before)
+
+
+def environment_passphrase() -> str:
+    """The passphrase that this program was started with, or "".
+
+    Raises `bad-settings` for a variable of a similar name: with it in place of ours, keys would be written in clear.
+    """
+    for name in os.environ:
+        if name.startswith("HUSHSUM_") and name.endswith("PASSPHRASE") and name != VARIABLE:
+            raise ProblemError(BAD_SETTINGS, "the passphrase has one variable", expected=VARIABLE, got=name)
+    return os.environ.get(VARIABLE, "")
 
 
 def erase_private(path: Path) -> None:

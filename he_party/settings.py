@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Self
 
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import Field, ValidationError
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -68,7 +68,6 @@ class PartySettings(FileSettings):
     """Settings that clients and key holders share."""
 
     data_dir: Path = Field(default=Path(), description="where the identity and the state live")
-    passphrase: SecretStr = Field(default=SecretStr(""), description="opens the key file")
     tls_ca: Path | None = Field(default=None, description="PEM file of the authority behind the server's certificate")
 
     @property

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, SecretStr
+from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
-from he_party.keyfile import KeyRecord, read_private
+from he_party.keyfile import KeyRecord, environment_passphrase, read_private
 from he_party.settings import FileSettings, Flag
 from he_protocol.errors import ProblemError
 from he_protocol.identity.jws import public_from_jwk
@@ -29,7 +29,6 @@ class Settings(FileSettings):
     port: int = Field(default=8470, ge=0, le=65535)
     key_file: Path | None = Field(default=None, description="default: server.key in data_dir")
     authority_key_file: Path | None = Field(default=None, description="default: authority.pub in data_dir")
-    passphrase: SecretStr = SecretStr("")
     tls_cert: Path | None = None
     tls_key: Path | None = None
     max_update_bytes: int = Field(default=4 * 1024**3, gt=0)
@@ -67,7 +66,7 @@ class Settings(FileSettings):
     def read_key(self) -> KeyRecord:
         """The server's own key. Raises `bad-key-file`."""
         path = self.key_file or self.data_dir / "server.key"
-        return read_private(path, KeyRecord, self.passphrase.get_secret_value())
+        return read_private(path, KeyRecord, environment_passphrase())
 
     def read_authority(self) -> bytes:
         """The authority's public key. Raises `bad-settings`."""

@@ -14,7 +14,7 @@ import typer
 from he_bench.cases import DESCRIPTIONS
 from he_bench.results import Failed, LoadPoint, LoadRun, Measurement, Report, Run, SuiteName
 from he_bench.units import number, seconds
-from he_party.console import Format, command
+from he_party.console import Format, OutputFormat, command
 from he_party.program import add_version
 from he_protocol.errors import ProblemError
 from he_protocol.problems import BAD_SETTINGS
@@ -34,7 +34,6 @@ app = typer.Typer(
     rich_markup_mode="markdown",
 )
 add_version(app)
-OutputFormat = Annotated[Format, typer.Option("--format", help="text or json")]
 JsonFile = Annotated[Path | None, typer.Option("--json", help="write the results here too, for `he-bench report`")]
 PAGE_WIDTH = 120
 """Columns for output that is not a terminal."""

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 import typer
 
+from he_party.console import OutputFormat
 from he_protocol.errors import ProblemError
 from he_protocol.messages import AuditHead
 from he_protocol.problems import BAD_SETTINGS
@@ -19,16 +20,14 @@ if TYPE_CHECKING:
     from he_server.rules.audit_chain import Entry
     from he_server.settings import Settings
 
-Form = Literal["table", "json"]
 Config = Annotated[Path | None, typer.Option("--config", help="TOML file with settings.", show_default=False)]
 DataDir = Annotated[Path | None, typer.Option(help="Where blobs, key and SQLite file live.", show_default=False)]
 DatabaseUrl = Annotated[str | None, typer.Option(help="The database's SQLAlchemy URL.", show_default=False)]
-Format = Annotated[Form, typer.Option("--format", help="A table for people, JSON for scripts.")]
 COLOURS = {"ok": "green", "warning": "yellow", "wrong": "red"}
 
 
 def doctor(
-    config: Config = None, data_dir: DataDir = None, database_url: DatabaseUrl = None, form: Format = "table"
+    config: Config = None, data_dir: DataDir = None, database_url: DatabaseUrl = None, form: OutputFormat = "text"
 ) -> None:
     """Check settings, keys, database, disk, rounds and audit log; exit code 1 when something is wrong."""
     import asyncio
@@ -58,7 +57,7 @@ def audit(
         typer.Option(help="With --verify: a head kept from an earlier day, as GET /v1/audit/head gave it."),
     ] = None,
     since: Annotated[str, typer.Option(help="Show entries from this ISO 8601 time on.")] = "",
-    form: Format = "table",
+    form: OutputFormat = "text",
 ) -> None:
     """Show the audit log: what happened to tasks and rounds, in hash-chained entries."""
     import asyncio

@@ -7,11 +7,12 @@ import time
 from collections.abc import Coroutine, Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import msgspec
 import typer
 
+from he_party.console import OutputFormat
 from he_party.kernels import Steps, Warm, offer_to_warm
 from he_party.program import add_version
 from he_protocol.errors import ProblemError
@@ -23,7 +24,6 @@ from he_server.cli.plan import plan
 if TYPE_CHECKING:
     from he_server.settings import Settings
 
-Form = Literal["table", "json"]
 T = TypeVar("T")
 
 app = typer.Typer(
@@ -59,20 +59,19 @@ DatabaseUrl = Annotated[
     str | None,
     typer.Option(help="sqlite+aiosqlite:///FILE, postgresql+asyncpg://USER@HOST/DB.", show_default=False),
 ]
-Format = Annotated[Form, typer.Option("--format", help="A table for people, JSON for scripts.")]
 
 
 @app.command()
 def init(
     data_dir: Annotated[Path, typer.Option(help="Directory to make the server's files in.")],
     name: Annotated[str, typer.Option(help="The server's name, as clients will address it.")],
-    passphrase: Annotated[
-        str, typer.Option(envvar="HUSHSUM_SERVER_PASSPHRASE", help="Protects the key file.", show_envvar=True)
-    ] = "",
     warm: Warm = None,
 ) -> None:
-    """Make the server's key, and the request that the authority turns into a task's server entry."""
-    from he_party.keyfile import KeyRecord, write_private
+    """Make the server's key, and the request that the authority turns into a task's server entry.
+
+    HUSHSUM_PASSPHRASE, if it is set, protects the key file.
+    """
+    from he_party.keyfile import KeyRecord, environment_passphrase, write_private
     from he_protocol.identity.jws import SigningKey, jwk_x
 
     key = SigningKey.generate()
@@ -80,7 +79,8 @@ def init(
     with refusing():
         try:
             checked = msgspec.convert(name, Name)
-            write_private(data_dir / "server.key", KeyRecord(checked, key.public, key.private), passphrase)
+            record = KeyRecord(checked, key.public, key.private)
+            write_private(data_dir / "server.key", record, environment_passphrase())
             request.write_text(key.sign(EnrollRequest(checked, "server", key.public, int(time.time()))) + "\n")
         except msgspec.ValidationError as error:
             raise ProblemError(BAD_SETTINGS, f"name: {error}") from None
@@ -170,7 +170,7 @@ def revoke(
 
 @task_app.command("list")
 def task_list(
-    config: Config = None, data_dir: DataDir = None, database_url: DatabaseUrl = None, form: Format = "table"
+    config: Config = None, data_dir: DataDir = None, database_url: DatabaseUrl = None, form: OutputFormat = "text"
 ) -> None:
     """All tasks and where they stand."""
     from he_server.cli import stored
@@ -182,7 +182,7 @@ def task_list(
 
 @app.command()
 def status(
-    config: Config = None, data_dir: DataDir = None, database_url: DatabaseUrl = None, form: Format = "table"
+    config: Config = None, data_dir: DataDir = None, database_url: DatabaseUrl = None, form: OutputFormat = "text"
 ) -> None:
     """Tasks and their last rounds."""
     from he_server.cli import stored

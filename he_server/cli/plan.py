@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import msgspec
 import typer
 
+from he_party.console import OutputFormat
 from he_protocol.errors import ProblemError
 from he_protocol.problems import BAD_PLAN, SUM_COULD_WRAP
 
@@ -38,9 +39,7 @@ def plan(
         float | None, typer.Option(min=0, help="Largest coordinate of an update; unit client has a default.")
     ] = None,
     accuracy: Annotated[float | None, typer.Option(min=0, help="Acceptable error of the mean (std).")] = None,
-    form: Annotated[
-        Literal["table", "json"], typer.Option("--format", help="A table for people, JSON for scripts.")
-    ] = "table",
+    form: OutputFormat = "text",
 ) -> None:
     """Recommend a profile, scale and value range; refuse what would wrap."""
     from he_protocol.committee import parse_committee

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import time
 from pathlib import Path
-from typing import Literal
 
 import msgspec
 import typer
 from rich.console import Console
 from rich.table import Table
 
+from he_party.console import Format
 from he_protocol.documents import RoundStatus
 from he_protocol.errors import ProblemError
 from he_protocol.identity.revocation import Revocations
@@ -24,8 +24,6 @@ from he_server.services.migration import migrate as migrate_database
 from he_server.settings import Settings
 from he_server.store import Store
 from he_server.store.engine import make_engine, sqlite_file
-
-Form = Literal["table", "json"]
 
 
 async def _found(store: Store, wanted: str) -> TaskRecord:
@@ -107,7 +105,7 @@ async def read(settings: Settings) -> list[tuple[TaskRecord, list[RoundStatus]]]
         await store.close()
 
 
-def show(found: list[tuple[TaskRecord, list[RoundStatus]]], form: Form) -> None:
+def show(found: list[tuple[TaskRecord, list[RoundStatus]]], form: Format) -> None:
     if form == "json":
         documents = [
             {

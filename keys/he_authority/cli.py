@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from he_party import console
-from he_party.console import Passphrase, command
+from he_party.console import command
 from he_party.program import add_version
 from he_protocol.errors import ProblemError
 from he_protocol.messages import Role
@@ -37,14 +37,17 @@ AUTHORITY_KEY = "authority.key"
 
 @app.command("init")
 @command
-def authority_init(directory: AuthorityDir = Path("authority"), passphrase: Passphrase = "") -> None:
-    """Make the authority's key. Keep the folder offline; give `authority.pub` to everybody."""
+def authority_init(directory: AuthorityDir = Path("authority")) -> None:
+    """Make the authority's key. Keep the folder offline; give `authority.pub` to everybody.
+
+    HUSHSUM_PASSPHRASE, if it is set, protects the key file.
+    """
     from he_party.identity import AUTHORITY_FILE
-    from he_party.keyfile import KeyRecord, write_private
+    from he_party.keyfile import KeyRecord, environment_passphrase, write_private
     from he_protocol.identity.jws import SigningKey, jwk_x
 
     key = SigningKey.generate()
-    write_private(directory / AUTHORITY_KEY, KeyRecord("authority", key.public, key.private), passphrase)
+    write_private(directory / AUTHORITY_KEY, KeyRecord("authority", key.public, key.private), environment_passphrase())
     (directory / AUTHORITY_FILE).write_text(jwk_x(key.public) + "\n")
     console.out.print(f"authority key in {directory}; public key: {jwk_x(key.public)}")
 
@@ -58,12 +61,11 @@ def enroll(
     days: Annotated[float, typer.Option(min=0.01, help="validity")] = 90,
     renews: Annotated[Path | None, typer.Option(help="the party's last credential: it must be the same party")] = None,
     directory: AuthorityDir = Path("authority"),
-    passphrase: Passphrase = "",
 ) -> None:
     """Certify a party: read its signed request, write its credential (a JWT)."""
     from he_authority.enrollment import check_renewal, issue_credential
 
-    key = _key(directory, passphrase)
+    key = _key(directory)
     if renews is not None:
         check_renewal(_text(request), _text(renews), key.public)
     _write(out, issue_credential(key, _text(request), role, now=time.time(), days=days))
@@ -78,7 +80,6 @@ def authority_revoke(
     previous: Annotated[Path | None, typer.Option(help="the list before; left out for the first one only")] = None,
     days: Annotated[float, typer.Option(min=0.01, help="validity: bring the next list in time")] = 30,
     directory: AuthorityDir = Path("authority"),
-    passphrase: Passphrase = "",
 ) -> None:
     """Sign the next revocation list: the keys of these credentials are no longer valid.
 
@@ -88,7 +89,7 @@ def authority_revoke(
     from he_authority.revocations import revoke
     from he_protocol.identity.revocation import Revocations
 
-    key = _key(directory, passphrase)
+    key = _key(directory)
     last = None if previous is None else _text(previous)
     token = revoke(key, [_text(path) for path in credential or ()], last, now=time.time(), days=days)
     _write(out, token)
@@ -105,7 +106,6 @@ def task_sign(
     holder: Annotated[list[Path], typer.Option(help="a key holder's credential; once for each, in order")],
     out: Annotated[Path, typer.Option(help="where to write the signed task")],
     directory: AuthorityDir = Path("authority"),
-    passphrase: Passphrase = "",
 ) -> None:
     """Check a plan, complete it (scale, fingerprint, committee) and sign it."""
     import tomllib
@@ -114,7 +114,7 @@ def task_sign(
     from he_protocol.task import TensorSpec
     from he_protocol.tensors import model_digest
 
-    key = _key(directory, passphrase)
+    key = _key(directory)
     try:
         fields = tomllib.loads(plan.read_text())
     except (OSError, ValueError) as error:  # not there, not UTF-8, not TOML
@@ -136,14 +136,13 @@ def task_next(
     model: Annotated[Path, typer.Option(help="the model to begin with, safetensors: 'he-client model' saves one")],
     out: Annotated[Path, typer.Option(help="where to write the signed task")],
     directory: AuthorityDir = Path("authority"),
-    passphrase: Passphrase = "",
 ) -> None:
     """Sign a task's next epoch: the same plan, new keys. Its privacy budget adds to those of the epochs before."""
     from he_authority.tasks import next_epoch
     from he_protocol.task import Task
     from he_protocol.tensors import model_digest
 
-    key = _key(directory, passphrase)
+    key = _key(directory)
     before = Task.from_token(_text(last), key.public).config
     tensors = _tensors(model)
     if {name: value.shape for name, value in tensors.items()} != {spec.name: spec.shape for spec in before.tensors}:
@@ -153,11 +152,11 @@ def task_next(
     _describe(config, out)
 
 
-def _key(directory: Path, passphrase: str) -> SigningKey:
+def _key(directory: Path) -> SigningKey:
     """The authority's key. Raises `bad-key-file`."""
-    from he_party.keyfile import KeyRecord, read_private
+    from he_party.keyfile import KeyRecord, environment_passphrase, read_private
 
-    return read_private(directory / AUTHORITY_KEY, KeyRecord, passphrase).signing
+    return read_private(directory / AUTHORITY_KEY, KeyRecord, environment_passphrase()).signing
 
 
 def _describe(config: TaskConfig, out: Path) -> None:

@@ -7,13 +7,15 @@ from pathlib import Path
 import pytest
 
 from he_client.settings import ClientSettings
+from he_party.keyfile import environment_passphrase
+from he_protocol.errors import ProblemError
 from he_protocol.problems import BAD_SETTINGS
 from tests.unit.refusals import refused
 
 
 @pytest.fixture(autouse=True)
 def _no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("DATA_DIR", "SERVER", "TASK", "TLS_CA", "PASSPHRASE"):
+    for name in ("DATA_DIR", "SERVER", "TASK", "TLS_CA"):
         monkeypatch.delenv(f"HUSHSUM_CLIENT_{name}", raising=False)
 
 
@@ -76,7 +78,23 @@ def test_a_certificate_authority_that_is_none_is_refused(tmp_path: Path, content
         _ = ClientSettings.load(tls_ca=path).tls
 
 
-def test_the_passphrase_shows_nowhere() -> None:
-    settings = ClientSettings.load(passphrase="a secret passphrase")
-    assert settings.passphrase.get_secret_value() == "a secret passphrase"
+def test_the_passphrase_is_no_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would lie beside the key that it protects."""
+    monkeypatch.setenv("HUSHSUM_PASSPHRASE", "a secret passphrase")
+    settings = ClientSettings.load()
     assert "a secret" not in repr(settings) + str(settings) + settings.model_dump_json()
+    file = tmp_path / "client.toml"
+    file.write_text('passphrase = "a secret passphrase"')
+    with refused(BAD_SETTINGS, "passphrase"):
+        ClientSettings.load(file)
+
+
+@pytest.mark.parametrize("name", ["HUSHSUM_SERVER_PASSPHRASE", "HUSHSUM_HOLDER_PASSPHRASE", "HUSHSUM_KEY_PASSPHRASE"])
+def test_a_passphrase_in_another_variable_is_not_overlooked(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv("HUSHSUM_PASSPHRASE", "a secret passphrase")
+    assert environment_passphrase() == "a secret passphrase"
+    monkeypatch.setenv(name, "another secret passphrase")
+    with pytest.raises(ProblemError, match=name) as caught:
+        environment_passphrase()
+    assert caught.value.problem is BAD_SETTINGS
+    assert "another secret" not in str(caught.value)

@@ -244,6 +244,7 @@ def test_a_refusal_keeps_its_brackets(office: Office) -> None:
 
 def test_run_without_a_task_says_what_to_do(office: Office) -> None:
     assert "he-holder join" in refuses("bad-plan", "run", "--data-dir", "holder")
+    assert "he-holder join" in refuses("bad-plan", "run", "--data-dir", "holder", "--min-clients-floor", "3")
 
 
 def test_nothing_joined_is_not_an_error(office: Office) -> None:

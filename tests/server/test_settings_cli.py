@@ -71,9 +71,16 @@ def test_settings_that_are_refused(tmp_path: Path, text: str) -> None:
     assert caught.value.problem == problems.BAD_SETTINGS
 
 
-def test_a_passphrase_never_shows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HUSHSUM_SERVER_PASSPHRASE", "open sesame")
-    assert "sesame" not in repr(load_settings())
+def test_a_passphrase_protects_the_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HUSHSUM_PASSPHRASE", "open sesame, open sesame")
+    run(app, ["init", "--data-dir", str(tmp_path), "--name", "aggregator", "--no-warm"])
+    assert not (tmp_path / "server.key").read_bytes().startswith(b"{")
+    settings = load_settings(data_dir=tmp_path)
+    assert settings.read_key().name == "aggregator"
+    assert "sesame" not in repr(settings)
+    monkeypatch.setenv("HUSHSUM_SERVER_PASSPHRASE", "open sesame, open sesame")
+    with pytest.raises(ProblemError, match="the passphrase has one variable"):
+        settings.read_key()
 
 
 def test_init_makes_a_key_and_a_request(data_dir: Path) -> None:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from he_holder.cli.options import DataDir, OutputFormat, TlsCa, open_holder
+from he_holder.cli.options import DataDir, TlsCa, open_holder
 from he_party import console
-from he_party.console import Passphrase, command, run_async
+from he_party.console import OutputFormat, command, run_async
 from he_protocol.errors import ProblemError
 from he_protocol.problems import NOT_FOUND
 
@@ -24,13 +24,14 @@ app = typer.Typer()
 
 @app.command("rotate")
 @command
-def rotate_(data_dir: DataDir = None, passphrase: Passphrase = "") -> None:
+def rotate_(data_dir: DataDir = None) -> None:
     """Make a new HPKE key for the next epoch. Joined tasks go on with theirs until their epoch ends."""
     from he_holder.keyring import rotate
     from he_holder.settings import Settings
+    from he_party.keyfile import environment_passphrase
 
     settings = Settings.load(data_dir=data_dir)
-    rotate(settings.data_dir, time.time(), passphrase)
+    rotate(settings.data_dir, time.time(), environment_passphrase())
     console.out.print(
         f"new key in {settings.data_dir}\n"
         "1. send enroll-request.jws to the authority: he-authority enroll ... --renews <the old credential>\n"
@@ -49,7 +50,6 @@ def destroy_epoch(
     tls_ca: TlsCa = None,
     yes: Annotated[bool, typer.Option("--yes", help="do not ask")] = False,
     force: Annotated[bool, typer.Option("--force", help="also while openings wait, or without the server")] = False,
-    passphrase: Passphrase = "",
     form: OutputFormat = "text",
 ) -> None:
     """Destroy this holder's keys of one epoch: what was encrypted under them can no longer be opened with this machine.
@@ -59,7 +59,7 @@ def destroy_epoch(
     """
     from he_holder.settings import Settings
 
-    settings = Settings.load(data_dir=data_dir, tls_ca=tls_ca, passphrase=passphrase or None)
+    settings = Settings.load(data_dir=data_dir, tls_ca=tls_ca)
     console.show(run_async(_destroy(settings, task, yes=yes, force=force)), form, "destroyed")
 
 
@@ -68,12 +68,11 @@ def destroy_epoch(
 def backup_(
     file: Annotated[Path, typer.Argument(help="where to write it")],
     data_dir: DataDir = None,
-    passphrase: Passphrase = "",
 ) -> None:
     """Write identity and ledger into one file under the passphrase. Keys that open sums stay out of it."""
     from he_holder.settings import Settings
 
-    settings = Settings.load(data_dir=data_dir, passphrase=passphrase or None)
+    settings = Settings.load(data_dir=data_dir)
     run_async(_backup(settings, file))
     console.out.print(f"backup in {file}; this holder goes on as before")
 
@@ -83,12 +82,12 @@ def backup_(
 def restore_(
     file: Annotated[Path, typer.Argument(help="what 'he-holder backup' wrote")],
     directory: Annotated[Path, typer.Argument(help="a new directory")],
-    passphrase: Passphrase = "",
 ) -> None:
     """Make a holder from a backup, when the one that it is of is lost for good. It starts with the next epoch."""
     from he_holder.backup import restore
+    from he_party.keyfile import environment_passphrase
 
-    run_async(restore(file, directory, passphrase, time.time()))
+    run_async(restore(file, directory, environment_passphrase(), time.time()))
     console.out.print(
         f"restored to {directory}, with a new key: the epochs that are running stay closed to it.\n"
         "Send enroll-request.jws to the authority, and join the next epoch. Never start the old holder again."

@@ -8,9 +8,9 @@ from typing import Annotated
 import typer
 
 from he_holder.cli.epochs import app as epochs_app
-from he_holder.cli.options import ConfigFile, DataDir, OutputFormat, TlsCa
+from he_holder.cli.options import ConfigFile, DataDir, TlsCa
 from he_party import console
-from he_party.console import Passphrase, command, run_async
+from he_party.console import OutputFormat, command, run_async
 from he_party.kernels import Steps, Warm, offer_to_warm
 from he_party.program import add_version
 
@@ -24,15 +24,18 @@ add_version(app)
 def init(
     name: Annotated[str, typer.Option(help="lower-case name, as the task's committee will list it")],
     data_dir: DataDir = None,
-    passphrase: Passphrase = "",
     warm: Warm = None,
 ) -> None:
-    """Make a key holder's signing and HPKE keys, and the request to send to the authority."""
+    """Make a key holder's signing and HPKE keys, and the request to send to the authority.
+
+    HUSHSUM_PASSPHRASE, if it is set, protects the key files.
+    """
     from he_holder.keyring import new_holder
     from he_holder.settings import Settings
+    from he_party.keyfile import environment_passphrase
 
     settings = Settings.load(data_dir=data_dir)
-    new_holder(settings.data_dir, name, time.time(), passphrase)
+    new_holder(settings.data_dir, name, time.time(), environment_passphrase())
     console.out.print(f"keys in {settings.data_dir}; send enroll-request.jws to the authority")
     offer_to_warm(warm, _kernels)
 
@@ -46,13 +49,12 @@ def join(
     config: ConfigFile = None,
     tls_ca: TlsCa = None,
     patience: Annotated[float, typer.Option(help="seconds to wait for the others in each phase")] = 600,
-    passphrase: Passphrase = "",
 ) -> None:
     """Join a task: check what it promises, agree to open its sums, and make the committee's key with the others."""
     from he_holder.cli import joined
     from he_holder.settings import Settings
 
-    settings = Settings.load(config, data_dir=data_dir, tls_ca=tls_ca, passphrase=passphrase or None)
+    settings = Settings.load(config, data_dir=data_dir, tls_ca=tls_ca)
     run_async(joined.join(settings, task, server, patience))
 
 
@@ -64,7 +66,6 @@ def run(
     tls_ca: TlsCa = None,
     min_clients_floor: Annotated[int | None, typer.Option(help="our own minimum of clients per sum")] = None,
     poll_seconds: Annotated[float | None, typer.Option(help="how often to ask the server")] = None,
-    passphrase: Passphrase = "",
 ) -> None:
     """Serve the joined tasks: check every manifest, vote, release shares. Makes outbound requests only."""
     from he_holder.cli import joined
@@ -74,16 +75,15 @@ def run(
         config,
         data_dir=data_dir,
         tls_ca=tls_ca,
-        floor=min_clients_floor,
+        min_clients_floor=min_clients_floor,
         poll_seconds=poll_seconds,
-        passphrase=passphrase or None,
     )
     run_async(joined.run(settings))
 
 
 @app.command("status")
 @command
-def status(data_dir: DataDir = None, passphrase: Passphrase = "", form: OutputFormat = "text") -> None:
+def status(data_dir: DataDir = None, form: OutputFormat = "text") -> None:
     """Joined tasks, their committees and keys, and how much of their budgets is used, as far as this holder has seen.
 
     openings: the highest number of an opening in this holder's votes. votes: how many of them it has voted for itself,
@@ -92,18 +92,18 @@ def status(data_dir: DataDir = None, passphrase: Passphrase = "", form: OutputFo
     from he_holder.cli import joined
     from he_holder.settings import Settings
 
-    settings = Settings.load(data_dir=data_dir, passphrase=passphrase or None)
+    settings = Settings.load(data_dir=data_dir)
     console.show(run_async(joined.status(settings)), form, "joined tasks")
 
 
 @app.command("ledger")
 @command
-def ledger(data_dir: DataDir = None, passphrase: Passphrase = "", form: OutputFormat = "text") -> None:
+def ledger(data_dir: DataDir = None, form: OutputFormat = "text") -> None:
     """Every manifest that this holder voted for or refused, and whether its share has left."""
     from he_holder.cli import joined
     from he_holder.settings import Settings
 
-    settings = Settings.load(data_dir=data_dir, passphrase=passphrase or None)
+    settings = Settings.load(data_dir=data_dir)
     console.show(run_async(joined.ledger(settings)), form, "decisions")
 
 

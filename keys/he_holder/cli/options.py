@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from he_party.console import Format
-
 if TYPE_CHECKING:
     from he_holder.holder import KeyHolder
     from he_holder.settings import Settings
@@ -16,7 +14,6 @@ if TYPE_CHECKING:
 DataDir = Annotated[Path | None, typer.Option(help="identity, secrets and ledger [HUSHSUM_HOLDER_DATA_DIR]")]
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="TOML settings file")]
 TlsCa = Annotated[Path | None, typer.Option(help="PEM file that vouches for the server's certificate")]
-OutputFormat = Annotated[Format, typer.Option("--format", help="text or json")]
 
 
 async def open_holder(settings: Settings) -> KeyHolder:
@@ -24,8 +21,9 @@ async def open_holder(settings: Settings) -> KeyHolder:
     from he_holder.holder import KeyHolder
     from he_holder.ledger import LEDGER_FILE, Ledger
     from he_party.identity import Identity
+    from he_party.keyfile import environment_passphrase
 
-    secret = settings.passphrase.get_secret_value()
+    secret = environment_passphrase()
     return KeyHolder(
         identity=Identity.load(settings.data_dir, secret),
         ledger=await Ledger.open(settings.data_dir / LEDGER_FILE),
