@@ -24,6 +24,7 @@ from he_client.schemes import Encryptor, Source, make_encryptor
 from he_client.spending import Spending
 from he_client.spool import EncryptedUpdate, Spool
 from he_client.tensors import Tensors, flatten
+from he_party.board import ServerBoard
 from he_party.files import private_opener
 from he_party.identity import Identity
 from he_party.tasks import MEMORY_FILE, TaskMemory
@@ -332,7 +333,8 @@ class HushSumClient:
 
     async def _encryptor(self, task: Task) -> Encryptor:
         if task.id not in self._encryptors:
-            self._encryptors[task.id] = await make_encryptor(task, self._transport, self._state / "keys")
+            board, name = ServerBoard(self._transport, task), self._transport.identity.name
+            self._encryptors[task.id] = await make_encryptor(task, name, board, self._state / "keys")
         return self._encryptors[task.id]
 
 

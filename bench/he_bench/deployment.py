@@ -18,6 +18,7 @@ from he_holder.ceremony.run import Ceremony
 from he_holder.holder import KeyHolder
 from he_holder.hpke_key import HpkeKey
 from he_holder.ledger import Ledger
+from he_party.board import ServerBoard
 from he_party.identity import AUTHORITY_FILE, CREDENTIAL_FILE, KEY_FILE, Identity
 from he_party.keyfile import KeyRecord, write_private
 from he_party.transport import Transport
@@ -81,7 +82,7 @@ class Deployment:
             await holder.join(task, url)
             if task.scheme.ceremony:
                 async with Transport(url, identity) as transport:
-                    await Ceremony(holder, task, transport, patience=START_SECONDS, progress=lambda text: None).run()
+                    await Ceremony(holder, task, ServerBoard(transport, task), patience=START_SECONDS).run()
         finally:
             await ledger.close()
 

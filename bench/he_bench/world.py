@@ -21,7 +21,6 @@ import numpy as np
 
 from he_authority.tasks import build_config
 from he_bench import profiles
-from he_bench.board import CommitteeBoard
 from he_bench.parties import AGREEMENT, THRESHOLD, Parties
 from he_bench.updates import SPREAD
 from he_client.quantise import UpdateQuantiser
@@ -36,6 +35,7 @@ from he_protocol.privacy.plan import PrivacyPlan
 from he_protocol.privacy.quantise import Floats
 from he_protocol.task import Task, TensorSpec
 from he_protocol.tensors import model_digest
+from he_testing.board import MemoryBoard
 
 TASK_NAME = "bench"
 MAX_OPENINGS = 64
@@ -122,8 +122,11 @@ class World:
 
     async def encryptor(self) -> Encryptor:
         """The task's encryptor, as a client makes it from what the committee has posted."""
-        board = CommitteeBoard(self.task, self.parties, self.ceremony[1])
-        return await make_encryptor(self.task, board, Path(self._folder.name))
+        board, key = MemoryBoard(), self.ceremony[1]
+        for index, holder in enumerate(self.parties.holders):
+            message = holder.key.sign(messages.confirm(self.task, index, bytes(32), key))
+            await board.post("confirmation", holder.name, message, key if index == 0 else b"")
+        return await make_encryptor(self.task, self.parties.client(1).name, board, Path(self._folder.name))
 
     @cached_property
     def _folder(self) -> tempfile.TemporaryDirectory[str]:

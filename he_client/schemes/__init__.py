@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Protocol
 
 from he_client.quantise import load_kernels
+from he_party.board import Board
 from he_party.kernels import Steps
-from he_party.transport import Transport
 from he_protocol.privacy.quantise import Integers
 from he_protocol.schemes.registry import all_profiles
 from he_protocol.task import Task
@@ -42,8 +42,8 @@ def kernel_steps() -> Steps:
         yield profile.name, partial(import_module(f"{__name__}.{profile.scheme}").load_kernels, profile)
 
 
-async def make_encryptor(task: Task, transport: Transport, cache: Path) -> Encryptor:
-    """The encryptor of a task's scheme; fetches and checks whatever public keys it needs."""
+async def make_encryptor(task: Task, client: str, board: Board, cache: Path) -> Encryptor:
+    """The encryptor of a task's scheme, for the client of this name; fetches and checks the public keys it needs."""
     module = import_module(f"{__name__}.{task.scheme.profile.scheme}")
-    made: Encryptor = await module.make_encryptor(task, transport, cache)
+    made: Encryptor = await module.make_encryptor(task, client, board, cache)
     return made

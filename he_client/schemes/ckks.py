@@ -19,9 +19,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from he_client.schemes import Sink, Source
+from he_party.board import Board
 from he_party.files import private_directory, private_opener
-from he_party.transport import Transport
-from he_protocol import documents, limits, paths
 from he_protocol.arithmetic import residues
 from he_protocol.errors import ProblemError
 from he_protocol.identity.jws import verify
@@ -44,23 +43,17 @@ if TYPE_CHECKING:
     import tenseal
 
 
-async def make_encryptor(task: Task, transport: Transport, cache: Path) -> CkksEncryptor:
+async def make_encryptor(task: Task, client: str, board: Board, cache: Path) -> CkksEncryptor:
     """Fetch the committee's joint key, check every holder's confirmation, build a TenSEAL context."""
     scheme = task.scheme
     assert isinstance(scheme, Ckks)
     check_tenseal(scheme.profile)
-    audience = task.config.server.name
-    board = await transport.document(
-        "GET", paths.board_path(task.id, "confirmation"), documents.Board, audience=audience, limit=limits.board(task)
-    )
-    digest = check_confirmations(task, {post.holder: post.message for post in board.posts})
+    digest = check_confirmations(task, await board.posts("confirmation"))
     path = cache / f"{digest.hex()}.context"
     if not path.exists():
         first = task.config.holders[0].name
-        answer = await transport.request(
-            "GET", paths.post_path(task.id, "confirmation", first), audience=audience, limit=scheme.key_layout().size
-        )
-        context = await asyncio.to_thread(joint_context, task, scheme, digest, answer.body)
+        key = await board.body("confirmation", first, scheme.key_layout().size)
+        context = await asyncio.to_thread(joint_context, task, scheme, digest, key)
         private_directory(path.parent)
         partial = path.with_suffix(f".{os.getpid()}")
         await asyncio.to_thread(_write, partial, context)

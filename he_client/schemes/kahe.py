@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from he_client.quantise import Words, secret_words
 from he_client.schemes import Sink, Source
-from he_party.transport import Transport
+from he_party.board import Board
 from he_protocol.arithmetic.kernel import kernel
 from he_protocol.arithmetic.ntt_lanes import LANES, CommonProduct, Lanes
 from he_protocol.arithmetic.residues import Residues, pack_into
@@ -48,9 +48,9 @@ KEPT_BYTES = 1 << 23
 update again."""
 
 
-async def make_encryptor(task: Task, transport: Transport, cache: Path) -> KaheEncryptor:
-    """Needs no key from the server: the holders' HPKE keys are in the signed task."""
-    return KaheEncryptor(task, transport.identity.name)
+async def make_encryptor(task: Task, client: str, board: Board, cache: Path) -> KaheEncryptor:
+    """Needs no key from the board: the holders' HPKE keys are in the signed task."""
+    return KaheEncryptor(task, client)
 
 
 def load_kernels(profile: KaheProfile) -> None:

@@ -17,6 +17,7 @@ FOLDERS = {
     "he_holder": ROOT / "keys",
     "he_server": ROOT,
     "he_bench": ROOT / "bench",
+    "he_testing": ROOT,
     "he_migrations": ROOT / "migrations",
     "examples": ROOT,
 }

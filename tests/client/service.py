@@ -20,6 +20,7 @@ from he_holder.ceremony.run import Ceremony
 from he_holder.holder import KeyHolder
 from he_holder.ledger import Ledger
 from he_migrations.run import upgrade
+from he_party.board import ServerBoard
 from he_party.transport import RetryPolicy, Transport
 from he_protocol.task import Task
 from he_server.blobs.tensor_file import keep_model
@@ -149,7 +150,7 @@ class Service:
         async with Transport(self.url, holder.identity, retry=QUICK) as transport:
             await holder.join(self.task, self.url)
             if self.task.scheme.ceremony:
-                await Ceremony(holder, self.task, transport, patience=60, progress=lambda _: None).run()
+                await Ceremony(holder, self.task, ServerBoard(transport, self.task)).run()
 
 
 def copy(template: Path, target: Path) -> Path:

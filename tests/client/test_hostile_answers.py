@@ -21,6 +21,7 @@ from safetensors.numpy import save
 from he_client import HushSumClient
 from he_client import published as published_module
 from he_party import transport
+from he_party.board import ServerBoard
 from he_party.transport import MAX_HEADERS, RetryPolicy, Transport
 from he_protocol import documents, limits, paths
 from he_protocol.errors import ProblemError
@@ -309,7 +310,7 @@ async def test_a_post_of_the_key_ceremony_is_bounded(tmp_path: Path) -> None:
             server.replaced["GET", paths.post_path(task.id, "confirmation", "holder-0")] = endless  # type: ignore[assignment]
             async with Transport(server.url, world.client("device"), retry=ONCE) as line:
                 with refused(TOO_LARGE):
-                    await make_encryptor(task, line, tmp_path)
+                    await make_encryptor(task, "device", ServerBoard(line, task), tmp_path)
                 server.replaced["GET", paths.board_path(task.id, "confirmation")] = endless  # type: ignore[assignment]
                 with refused(TOO_LARGE, str(limits.board(task))):
-                    await make_encryptor(task, line, tmp_path)
+                    await make_encryptor(task, "device", ServerBoard(line, task), tmp_path)

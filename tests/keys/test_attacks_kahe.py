@@ -16,7 +16,6 @@ from he_client.quantise import secret_words
 from he_client.schemes.kahe import KaheEncryptor, make_encryptor
 from he_holder.rules import check_all
 from he_holder.schemes import make_share_maker
-from he_party.transport import Transport
 from he_protocol.arithmetic.ntt_lanes import CommonProduct
 from he_protocol.arithmetic.residues import unpack
 from he_protocol.envelope import seal as seal_envelope
@@ -34,6 +33,7 @@ from he_protocol.schemes.kahe import (
 )
 from he_protocol.sharing import choices
 from he_protocol.task import TensorSpec
+from he_testing.board import MemoryBoard
 from tests.support.kahe import FixedWords
 from tests.support.openings import Sent, ask, combine, decrypt_sum, folded, send_kahe, shares
 from tests.support.parties import World, random_integers
@@ -296,8 +296,8 @@ def test_two_seals_of_one_vector_have_nothing_in_common(made: World) -> None:
 async def test_no_caller_can_pass_a_key_in(made: World, tmp_path: Path) -> None:
     """Nothing but the update's number, its integers and where bytes go; randomness is the operating system's."""
     assert list(inspect.signature(KaheEncryptor.encrypt).parameters) == ["self", "update_id", "source", "write"]
-    assert list(inspect.signature(make_encryptor).parameters) == ["task", "transport", "cache"]
-    sealer = await make_encryptor(made.task, Transport("http://nowhere", made.client("client")), tmp_path)
+    assert list(inspect.signature(make_encryptor).parameters) == ["task", "client", "board", "cache"]
+    sealer = await make_encryptor(made.task, "client", MemoryBoard(), tmp_path)
     assert sealer._words is secret_words
     assert not any(
         isinstance(value, np.ndarray) and value.size == PROFILE.degree for value in vars(sealer).values()

@@ -14,9 +14,10 @@ import pytest
 from msgspec.structs import replace
 
 from he_holder.ceremony import run
-from he_holder.ceremony.run import Ceremony
+from he_holder.ceremony.run import Ceremony, silent
 from he_holder.holder import EpochSecret, KeyHolder
 from he_holder.schemes import ckks, make_dealer
+from he_party.board import ServerBoard
 from he_party.keyfile import read_private
 from he_protocol import documents
 from he_protocol.arithmetic import residues
@@ -71,9 +72,10 @@ async def server(world: World) -> AsyncIterator[FakeServer]:
 async def take_part(
     world: World, server: FakeServer, holder: KeyHolder, patience: float = 20.0, told: list[str] | None = None
 ) -> bytes:
-    progress: Callable[[str], None] = told.append if told is not None else lambda _: None
+    progress = told.append if told is not None else silent
     async with line_to(server.url, holder) as line:
-        return await Ceremony(holder, world.task, line, patience=patience, progress=progress).run()
+        board = ServerBoard(line, world.task)
+        return await Ceremony(holder, world.task, board, patience=patience, progress=progress).run()
 
 
 async def hold(world: World, server: FakeServer, folder: Path, patience: float = 20.0) -> list[bytes]:

@@ -1,6 +1,6 @@
-"""Running the key ceremony over the server's bulletin board.
+"""Running the key ceremony over a bulletin board.
 
-The board is not trusted: every post is signed by its holder, and a server that shows holders
+The board is not trusted: every post is signed by its holder, and a board that shows holders
 different posts only makes the ceremony fail. Every step can be repeated after a crash.
 """
 
@@ -13,9 +13,9 @@ from typing import TypeVar
 from he_holder.ceremony import messages as ceremony
 from he_holder.holder import EpochSecret, KeyHolder, SubshareSeed
 from he_holder.schemes import make_dealer
+from he_party.board import Board
 from he_party.keyfile import read_private, write_private
-from he_party.transport import Transport
-from he_protocol import documents, limits, paths
+from he_protocol import documents
 from he_protocol.arithmetic import residues
 from he_protocol.errors import ProblemError
 from he_protocol.identity.jws import verify
@@ -26,17 +26,23 @@ from he_protocol.task import Task
 Progress = Callable[[str], None]
 M = TypeVar("M", Contribution, Commitment, Reveal, Confirmation)
 POLL_SECONDS = 0.3
+PATIENCE = 600.0
+"""Seconds to wait for the other holders in each phase."""
+
+
+def silent(_: str) -> None:
+    """Progress that nobody wants to see."""
 
 
 class Ceremony:
     """One holder's run of one task's ceremony."""
 
     def __init__(
-        self, holder: KeyHolder, task: Task, transport: Transport, *, patience: float, progress: Progress
+        self, holder: KeyHolder, task: Task, board: Board, *, patience: float = PATIENCE, progress: Progress = silent
     ) -> None:
         self._holder = holder
         self._task = task
-        self._transport = transport
+        self._board = board
         self._index = holder.index(task)
         self._dealer = make_dealer(task)
         self._patience = patience
@@ -99,12 +105,10 @@ class Ceremony:
         self, phase: documents.Phase, message: Contribution | Commitment | Reveal | Confirmation, body: bytes = b""
     ) -> None:
         self._progress(f"{phase}: posting")
-        path = paths.post_path(self._task.id, phase, message.holder)
-        board = await self._board(phase)
-        if self._is_ours(board.get(message.holder), type(message)):
+        posted = (await self._board.posts(phase)).get(message.holder)
+        if self._is_ours(posted, type(message)):
             return  # from before a restart; contributions are sealed afresh each time
-        head = self._holder.identity.key.sign(message).encode()
-        await self._transport.put_frame(path, head, [body], self._task.config.server.name)
+        await self._board.post(phase, message.holder, self._holder.identity.key.sign(message), body)
 
     def _is_ours(self, token: str | None, kind: type[Message]) -> bool:
         """Whether a post is one that we have signed, whatever name the board gives it."""
@@ -117,40 +121,27 @@ class Ceremony:
         """Every holder's post of a phase in holder order: as signed, and verified."""
         holders = self._task.config.holders
         self._progress(f"{phase}: waiting for {len(holders)} holders")
-        board: dict[str, str] = {}
+        posts: dict[str, str] = {}
         try:
             async with asyncio.timeout(self._patience):
-                while len(board := await self._board(phase)) < len(holders):  # noqa: ASYNC110 - the board is remote
+                while len(posts := await self._board.posts(phase)) < len(holders):  # noqa: ASYNC110 - the board is remote
                     await asyncio.sleep(POLL_SECONDS)
         except TimeoutError:
-            missing = [holder.name for holder in holders if holder.name not in board]
+            missing = [holder.name for holder in holders if holder.name not in posts]
             raise ProblemError(
                 NO_QUORUM, f"no {phase} from {', '.join(missing)} within {self._patience:.0f} s"
             ) from None
-        tokens = [board[holder.name] for holder in holders]
+        tokens = [posts[holder.name] for holder in holders]
         messages = [verify(token, kind, holder.key) for token, holder in zip(tokens, holders, strict=True)]
         for message, holder in zip(messages, holders, strict=True):
             check_bound(self._task, holder.name, message)
         return tokens, messages
 
-    async def _board(self, phase: documents.Phase) -> dict[str, str]:
-        path = paths.board_path(self._task.id, phase)
-        server = self._task.config.server.name
-        board = await self._transport.document(
-            "GET", path, documents.Board, audience=server, limit=limits.board(self._task)
-        )
-        committee = {holder.name for holder in self._task.config.holders}
-        return {post.holder: post.message for post in board.posts if post.holder in committee}
-
     async def _bodies(self) -> list[bytes]:
         bodies = []
         for index, holder in enumerate(self._task.config.holders):
             size = self._dealer.layout.size * len(ceremony.revealed_shares(self._task.sharing, index))
-            path = paths.post_path(self._task.id, "reveal", holder.name)
-            audience = self._task.config.server.name
-            bodies.append(
-                (await self._transport.request("GET", path, audience=audience, limit=size)).body if size else b""
-            )
+            bodies.append(await self._board.body("reveal", holder.name, size) if size else b"")
         return bodies
 
 

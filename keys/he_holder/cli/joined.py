@@ -12,6 +12,7 @@ from he_holder.epochs import destroy, joined_tasks, state_of
 from he_holder.holder import KeyHolder
 from he_holder.settings import Settings
 from he_party import console
+from he_party.board import ServerBoard
 from he_party.tasks import MEMORY_FILE, TaskMemory
 from he_party.transport import Transport
 from he_protocol.committee import describe
@@ -32,7 +33,8 @@ async def join(settings: Settings, name: str, server: str, patience: float) -> N
             await holder.join(task, server)
             console.out.print(f"joined {task.config.name!r} ({task.id[:16]}...)\n{describe(task.committee)}")
             if task.scheme.ceremony:
-                work = Ceremony(holder, task, transport, patience=patience, progress=console.err.print)
+                board = ServerBoard(transport, task)
+                work = Ceremony(holder, task, board, patience=patience, progress=console.err.print)
                 console.out.print(f"joint key {(await work.run()).hex()}")
     finally:
         await holder.ledger.close()

@@ -1,0 +1,1 @@
+"""What tests of a HushSum deployment need: parties, a committee in memory, stand-ins for what is slow or elsewhere."""
