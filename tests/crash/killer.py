@@ -70,7 +70,7 @@ class Killer:
 
         On a busy machine all kills may come before the first cut is due: then the killing goes on until it came.
         """
-        while self.toll.kills.total() < kills or (CONNECTIONS in self._due and not self.toll.cuts):
+        while self.toll.kills.total() < kills or (self._world.database_url and not self.toll.cuts):
             self._look()
             first = min(self._due, key=self._due.__getitem__)
             if self._due[first] > time.monotonic():
