@@ -49,10 +49,10 @@ async def form_manifest(server: ServerContext, task: Task, lease: Lease) -> None
 
 async def begin_screening(server: ServerContext, task: Task, lease: Lease) -> None:
     """Show key holders what the server would have them open. Raises `too-few-clients` or `budget-exhausted`."""
-    updates = await server.store.updates_of(lease.round.id)
-    numbered = await server.store.next_opening(lease.round)
+    updates = await server.store.updates.of_round(lease.round.id)
+    numbered = await server.store.rounds.next_opening(lease.round)
     if numbered is None:  # an earlier round is not over: another worker was wrong about it
-        await server.store.release(lease, lease.round.tried)
+        await server.store.rounds.release(lease, lease.round.tried)
         return
     opening, after = numbered
     if opening > (most := task.config.max_openings):
@@ -64,16 +64,16 @@ async def begin_screening(server: ServerContext, task: Task, lease: Lease) -> No
     manifest = form(task, lease.round.number, opening, now, plan, updates)
     token = await server.thread(server.key.signing.sign, manifest)
     deadline = lease.round.opening_deadline or server.clock() + task.config.opening_seconds
-    await server.store.begin_screening(lease, opening, token, plan, deadline)
+    await server.store.rounds.begin_screening(lease, opening, token, plan, deadline)
     server.heard(task.id)
 
 
 async def begin_opening(server: ServerContext, task: Task, lease: Lease) -> dict[str, float]:
     """Add up what stays, and ask for votes. Answers the seconds spent by stage. Raises `too-few-clients`."""
     start, record = time.monotonic(), lease.round
-    updates = await server.store.updates_of(record.id)
+    updates = await server.store.updates.of_round(record.id)
     draft = read_unverified(record.manifest, Manifest)
-    said = [a for a in await server.store.answers_of(record.id) if a.kind == "screening"]
+    said = [a for a in await server.store.answers.of_round(record.id) if a.kind == "screening"]
     current = [read_unverified(a.token, Screening) for a in said if a.manifest_hash == record.manifest_hash]
     # The moment stays: later, a credential could have expired that holders have found in order. Revocations are news.
     now = Circumstances(draft.formed, draft.model_version, await server.revocations())
@@ -85,7 +85,7 @@ async def begin_opening(server: ServerContext, task: Task, lease: Lease) -> dict
     if plan.documents != record.excluded:
         manifest = form(task, record.number, draft.opening, now, plan, updates)
         token = await server.thread(server.key.signing.sign, manifest)
-    sums = await server.store.accumulators_of(record.id)
+    sums = await server.store.folding.accumulators(record.id)
     for bucket in sorted(set(plan.buckets.values())):
         folded = {old for old, new in plan.buckets.items() if new == bucket}
         terms = [keys.accumulator_blob(item.blob) for item in sums if item.bucket in folded]
@@ -93,7 +93,7 @@ async def begin_opening(server: ServerContext, task: Task, lease: Lease) -> dict
         await server.thread(merge_sums, task, server.blobs, terms, keys.total_blob(record.id, bucket), out)
     spent = time.monotonic() - start
     seconds = {"screen": max(0.0, server.clock() - record.closed_at - spent), "sum": spent}
-    await server.store.begin_opening(lease, token, plan, server.clock() + task.config.opening_seconds, seconds)
+    await server.store.rounds.begin_opening(lease, token, plan, server.clock() + task.config.opening_seconds, seconds)
     server.heard(task.id)
     gone = {keys.update_blob(update.blob) for update in updates}
     await delete_blobs(server, [*(keys.accumulator_blob(item.blob) for item in sums), *gone])
@@ -102,7 +102,7 @@ async def begin_opening(server: ServerContext, task: Task, lease: Lease) -> dict
 
 async def _circumstances(server: ServerContext, task: Task, after: int) -> Circumstances:
     """Now; not before `after`, should this machine's clock have gone back."""
-    version = (await server.store.model(task.id)).version
+    version = (await server.store.models.get(task.id)).version
     return Circumstances(max(int(server.clock()), after), version, await server.revocations())
 
 

@@ -41,7 +41,7 @@ class UpdateCommitter:
         return await self._groups[task.id]((offered, self._clock()))
 
     async def _accept(self, task: Task, offers: Sequence[tuple[NewUpdate, float]]) -> Sequence[Accepted | ProblemError]:
-        return await self._store.accept_updates(task, offers, self._write_blobs)
+        return await self._store.updates.accept(task, offers, self._write_blobs)
 
 
 def write_shared_blobs(blobs: Blobs, offers: Sequence[NewUpdate]) -> str:

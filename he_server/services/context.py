@@ -137,22 +137,22 @@ class ServerContext:
     async def measure(self) -> Measured:
         """Inputs of admission: bytes not folded yet, and bytes free. Raises `database-unavailable`."""
         free = await asyncio.to_thread(free_bytes, self.settings.data_dir)
-        waiting = await self.store.unfolded()
+        waiting = await self.store.status.unfolded()
         sizes = {task: (await self.task(task)).section("sum").size for task in waiting}
         return Measured(sum(count * sizes[task] for task, count in waiting.items()), free)
 
     async def _rounds(self, task_id: str) -> tuple[Event, ...]:
         """A task's newest rounds, newest first."""
-        found = await self.store.statuses(await self.task(task_id), await self.store.recent_rounds(task_id))
+        found = await self.store.answers.statuses(await self.task(task_id), await self.store.rounds.recent(task_id))
         return tuple(Event.of(status) for status in found)
 
     async def _waiting(self, task_id: str) -> dict[str, tuple[Waiting, ...]]:
         """What waits for each of a task's key holders."""
-        return await self.store.waiting(await self.task(task_id))
+        return await self.store.answers.waiting(await self.task(task_id))
 
     async def retains(self) -> bool:
         """Whether updates stay on the disk after they were added up, so that they can be taken out again."""
-        taken = await self.store.taken()
+        taken = await self.store.status.taken()
         held = sum([count * (await self.task(task)).section("sum").size for task, count in taken.items()])
         free = (await self.admission.load()).free
         return held <= self.settings.retain_bytes and free >= 2 * self.settings.min_free_bytes
@@ -161,8 +161,8 @@ class ServerContext:
         """The metrics; also while the database is down, when they matter most."""
         metrics, now = self.metrics, self.clock()
         try:
-            seq, _ = await self.store.audit_head()
-            load, status = await self.admission.load(), await self.store.server_status(now)
+            seq, _ = await self.store.audit.head()
+            load, status = await self.admission.load(), await self.store.status.summary(now)
             metrics.show(load, status, now, seq, (await self.revocations()).valid_until)
             metrics.database_up.set(1)
         except ProblemError:
@@ -176,7 +176,7 @@ class ServerContext:
         """
         found = self.tasks.get(task_id)
         if found is None:
-            record = await self.store.task(task_id)
+            record = await self.store.tasks.get(task_id)
             found = Task.from_token(record.token, self.authority)
             await self.thread(load_kernels, sum_layout(found))
             self.tasks[task_id] = found
@@ -187,7 +187,7 @@ class ServerContext:
         now = self.clock()
         if now >= self.revocations_due:
             self.revocations_due = now + REVOCATIONS_SECONDS  # concurrent callers need not query the database, too
-            newer = await self.store.newer_revocations(self.known_revocations.number)
+            newer = await self.store.revocations.newer(self.known_revocations.number)
             if newer:
                 found = await self.thread(Revocations.read, newer, self.authority)
                 self.known_revocations = max(found, self.known_revocations, key=lambda known: known.number)

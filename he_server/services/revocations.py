@@ -12,6 +12,6 @@ async def accept_revocations(server: ServerContext, token: str) -> bool:
         return False
     offered = await server.unproved(lambda: Revocations.read(token, server.authority))
     check_newer(await server.revocations(), offered)  # before anybody waits for the database
-    created = await server.store.learn_revocations(offered, server.clock())
+    created = await server.store.revocations.learn(offered, server.clock())
     server.revocations_due = 0.0
     return created

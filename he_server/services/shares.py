@@ -28,7 +28,7 @@ async def accept_share(
     """
     token = await frame.token()
     share = check_signed(token, Share, party, "holder")
-    if await server.store.has_share(record.id, share.holder, token):
+    if await server.store.shares.has(record.id, share.holder, token):
         return False
     await server.thread(check_share, task, record, member, share)
     if len(await votes_for(server, record)) < task.committee.agreement:
@@ -43,7 +43,7 @@ async def accept_share(
     await receive(server, frame, sections)
     async with keep_or_delete(server, name):
         kept = partial(server.check_kept, name, REQUEST_TIMEOUT) if sections else _nothing_to_keep
-        created = await server.store.add_share(task, share, token, blob, server.clock(), kept)
+        created = await server.store.shares.add(task, share, token, blob, server.clock(), kept)
     if created:
         server.heard(task.id)
     else:

@@ -55,7 +55,7 @@ async def _accept(server: ServerContext, task: Task, update_id: bytes, party: Pa
 
         return await server.accept(task, await server.bodies(check_and_offer))
     offered = _offer(server.key.signing, task, signed, header, now)
-    before = await server.store.expect_update(task, offered)
+    before = await server.store.updates.expect(task, offered)
     if before is not None:
         return before
     offered = replace(offered, blob=fresh())

@@ -30,13 +30,13 @@ async def accept_task(server: ServerContext, frame: Frame, declared: int | None)
     if (entry.name, entry.key) != (server.key.name, server.key.public):
         raise ProblemError(NOT_ADDRESSED, "the task is for another server", expected=server.key.name, got=entry.name)
     check_declared(declared, frames.PREFIX_BYTES + len(token) + task.model_limit)
-    if await server.store.has_task(task.id):
+    if await server.store.tasks.has(task.id):
         check_model(task, await read_model(server, frame, task))
         return task, False
     with adding(server, task):
         sha256 = await keep_incoming(server, frame, task)
         async with keep_or_delete(server, model_blob(task.id, sha256)):
-            return task, await server.store.add_task(task, sha256, server.clock())
+            return task, await server.store.tasks.add(task, sha256, server.clock())
 
 
 async def task_status(server: ServerContext, record: TaskRecord) -> TaskStatus:

@@ -37,7 +37,7 @@ async def begin_upload(server: ServerContext, task: Task, party: Party, update_i
         expires=now + server.settings.upload_seconds,
     )
     free_bytes = (await server.admission.load()).free - server.settings.min_free_bytes
-    upload = await server.store.add_upload(new, server.settings.max_uploads_per_client, free_bytes)
+    upload = await server.store.uploads.begin(new, server.settings.max_uploads_per_client, free_bytes)
     if not upload.ended:
         await server.thread(UploadFile.create, server.blobs.path(upload_blob(upload.id)))
     return upload
@@ -52,7 +52,9 @@ async def opened_upload(server: ServerContext, upload_id: str) -> AsyncIterator[
     file = UploadFile(server.blobs.path(upload_blob(upload_id)))
     try:
         found = await server.thread(file.open)
-        upload = await server.store.upload(upload_id, server.clock())  # nothing else can end it while we hold the lock
+        upload = await server.store.uploads.get(
+            upload_id, server.clock()
+        )  # nothing else can end it while we hold the lock
         if not found and not upload.ended:
             raise ProblemError(NOT_FOUND, "the upload's bytes are gone")
         yield upload, None if upload.ended else file
@@ -118,7 +120,7 @@ async def complete_upload(server: ServerContext, upload: UploadRecord, file: Upl
         if refusal.problem.may_pass:
             raise
         ended = replace(upload, problem=refusal.document().decode())
-    await server.store.end_upload(ended)
+    await server.store.uploads.end(ended)
     await server.thread(server.blobs.delete, upload_blob(upload.id))
     return ended
 
@@ -126,4 +128,4 @@ async def complete_upload(server: ServerContext, upload: UploadRecord, file: Upl
 async def forget_upload(server: ServerContext, upload: UploadRecord) -> None:
     """Drop an upload and its bytes."""
     await server.thread(server.blobs.delete, upload_blob(upload.id))
-    await server.store.drop_upload(upload.id)
+    await server.store.uploads.drop(upload.id)

@@ -175,7 +175,7 @@ async def test_a_lying_receipt_that_is_believed_loses_the_update(
         proxy.faults["PUT"] = [web.Response(status=201, body=msgspec.json.encode(said))]
         await client.upload(service.task, sealed)
         assert await client.resume(service.task) == []
-    assert (await service.server.store.round(service.task.id, 1)).updates == 0
+    assert (await service.server.store.rounds.get(service.task.id, 1)).updates == 0
 
 
 @pytest.mark.parametrize("field", ["update_id", "header"])

@@ -324,7 +324,7 @@ EDITS = (
     _never(_SHARE, "share.round != record.number", "an old round's share"),
     _never(_SHARE, "share.manifest.hex() != record.manifest_hash", "an old round's share"),
     _never(_SHARE, "got != [(bucket, subshare) for bucket in opened for subshare in known]", "a share without"),
-    _never("he_server/store/rounds.py: _same_share", "payload_hash(before) != payload_hash(token)"),
+    _never("he_server/store/shares.py: _same_share", "payload_hash(before) != payload_hash(token)"),
     Edit("he_server/rules/rounds.py: combining_due", "shares >= committee.threshold", "shares > committee.threshold"),
     Edit("he_server/rules/manifests.py: excluded_by_holders", "len(by_holder) >= needed", "by_holder"),
     Edit("he_server/services/shares.py: accept_share", "< task.committee.agreement", "< 0"),
@@ -388,7 +388,7 @@ EDITS = (
     *_returns("he_server/rules/updates.py", "check_lasting"),
     Edit("he_server/http/pacing.py: minimum_rate", "if too_slow(", "if False and too_slow("),
     *_returns("he_server/rules/uploads.py", "check_cap"),
-    _never("he_server/store/uploads.py: upload", "row.expires <= now"),
+    _never("he_server/store/uploads.py: get", "row.expires <= now"),
     Edit("he_server/services/backpressure.py: AdmissionController", "await self._wait_until_admitted(size)", "pass"),
     Edit(
         "he_protocol/errors.py: printable",

@@ -18,7 +18,8 @@ from he_server.rules.bodies import check_codings, check_declared, update_frame
 from he_server.services import strangers
 from he_server.services.backpressure import AdmissionController
 from he_server.services.strangers import Bodies, Turnstile, has_slot
-from he_server.store import Store
+from he_server.store.revocations import RevocationStore
+from he_server.store.tasks import TaskStore
 from tests.support.revocations import revoked
 
 from .world import World, initial_model
@@ -156,7 +157,7 @@ async def test_a_new_task_that_is_refused_leaves_no_file(world: World, monkeypat
     async def refused(*_: object) -> bool:
         raise ProblemError(problems.BAD_TENSORS, "somebody was first")
 
-    monkeypatch.setattr(Store, "add_task", refused)
+    monkeypatch.setattr(TaskStore, "add", refused)
     assert (await world.call(None, "POST", paths.TASKS, data=head + model)).status == 400
     assert files(world) == before
 
@@ -197,7 +198,7 @@ async def test_the_list_that_is_known_costs_no_transaction(world: World, monkeyp
     older, token = (revoked(world.authority, eve, number=n, now=world.clock()).token for n in (1, 2))
     assert (await world.call(None, "PUT", paths.REVOCATIONS, data=token)).status == 201
     await world.server.revocations()
-    monkeypatch.setattr(Store, "learn_revocations", None)
+    monkeypatch.setattr(RevocationStore, "learn", None)
     assert (await world.call(None, "PUT", paths.REVOCATIONS, data=token)).status == 200
     assert await world.problem(await world.call(None, "PUT", paths.REVOCATIONS, data=older)) == problems.OLD_REVOCATIONS
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from io import BytesIO
 from typing import Any
@@ -48,6 +50,7 @@ from he_server.http.listening import Listener
 from he_server.http.process import make_listener, make_runner
 from he_server.jobs.worker import Worker
 from he_server.services.context import ServerContext
+from he_server.store.engine import make_engine
 from tests.unit.parties import hpke_key
 
 START = 1_900_000_000.0
@@ -132,6 +135,17 @@ class World:
 
     async def stop(self) -> None:
         await self.http.close()
+
+    @asynccontextmanager
+    async def other_database(self, url: str) -> AsyncIterator[None]:
+        """While the server's database is another one."""
+        database = self.server.store.database
+        good, database._engine = database._engine, make_engine(url)
+        try:
+            yield
+        finally:
+            await database.close()
+            database._engine = good
 
     def person(self, name: str, role: Role, *, authority: SigningKey | None = None, expired: bool = False) -> Person:
         person = Person(name, role)

@@ -31,13 +31,13 @@ def phase_of(request: web.Request) -> Phase:
 async def list_posts(server: ServerContext, request: web.Request) -> web.StreamResponse:
     task = await task_of(server, request)
     phase = phase_of(request)
-    posts = await server.store.posts(task.id, phase)
+    posts = await server.store.board.posts(task.id, phase)
     return answer(Board(phase, tuple(BoardEntry(post.holder, post.message, post.size) for post in posts)))
 
 
 async def get_post(server: ServerContext, request: web.Request) -> web.StreamResponse:
     task = await task_of(server, request)
-    post = await server.store.post(task.id, phase_of(request), request.match_info["holder"])
+    post = await server.store.board.post(task.id, phase_of(request), request.match_info["holder"])
     return await stream_blob(server, request, post_blob(task.id, post.blob))
 
 

@@ -28,7 +28,7 @@ async def get_health(_server: ServerContext, _request: web.Request) -> web.Strea
 async def get_ready(server: ServerContext, _request: web.Request) -> web.StreamResponse:
     if server.draining:
         raise ProblemError(SHUTTING_DOWN, "requests in flight are being finished")
-    await server.store.ping()
+    await server.store.database.ping()
     await server.admission.check_disk()
     await server.probe()
     if not server.working():
@@ -41,7 +41,7 @@ async def get_metrics(server: ServerContext, _request: web.Request) -> web.Strea
 
 
 async def get_audit_head(server: ServerContext, _request: web.Request) -> web.StreamResponse:
-    seq, digest = await server.store.audit_head()
+    seq, digest = await server.store.audit.head()
     head = AuditHead(server.key.name, seq, digest, int(server.clock()))
     return answer(AuditStatus(await server.thread(server.key.signing.sign, head)))
 

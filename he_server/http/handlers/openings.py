@@ -40,7 +40,7 @@ async def list_openings(server: ServerContext, request: web.Request) -> web.Stre
         return PendingOpenings(waiting[name])
 
     async def read() -> PendingOpenings:
-        return mine(await server.store.waiting(task))
+        return mine(await server.store.answers.waiting(task))
 
     def known(pending: PendingOpenings) -> bool:
         return pending.etag in tags
@@ -91,7 +91,7 @@ async def put_answer(server: ServerContext, request: web.Request) -> web.StreamR
     party = party_of(request)
     check_member(task, party)
     check_self(party, request.match_info["holder"])
-    record = await server.store.round(task.id, round_number(request))
+    record = await server.store.rounds.get(task.id, round_number(request))
     body = await Frame(request.content, TOKEN_LIMIT, request.content_length).body(TOKEN_LIMIT)
     try:
         token = body.decode("ascii")
@@ -105,7 +105,7 @@ async def _waiting(server: ServerContext, request: web.Request) -> tuple[Task, R
     """Task and round, where that waits for key holders."""
     task = await task_of(server, request)
     check_member(task, party_of(request))
-    record = await server.store.round(task.id, round_number(request))
+    record = await server.store.rounds.get(task.id, round_number(request))
     if not record.manifest or record.state not in {"closed", "opening"}:
         raise ProblemError(WRONG_STATE, "the round does not wait for key holders", got=record.state)
     return task, record
@@ -122,7 +122,7 @@ async def put_share(server: ServerContext, request: web.Request) -> web.StreamRe
     party = party_of(request)
     member = check_member(task, party)
     check_self(party, request.match_info["holder"])
-    record = await server.store.round(task.id, round_number(request))
+    record = await server.store.rounds.get(task.id, round_number(request))
     frame = Frame(request.content, server.settings.max_update_bytes, request.content_length)
     created = await accept_share(server, task, record, member, party, frame)
-    return answer((await server.store.round(task.id, record.number)).status(), 201 if created else 200)
+    return answer((await server.store.rounds.get(task.id, record.number)).status(), 201 if created else 200)

@@ -16,18 +16,20 @@ from he_server.services.streams import texts
 
 async def list_rounds(server: ServerContext, request: web.Request) -> web.StreamResponse:
     task = await task_of(server, request)
-    return answer(await server.store.statuses(task, await server.store.recent_rounds(task.id)))
+    return answer(await server.store.answers.statuses(task, await server.store.rounds.recent(task.id)))
 
 
 async def get_round(server: ServerContext, request: web.Request) -> web.StreamResponse:
     task = await task_of(server, request)
-    (status,) = await server.store.statuses(task, [await server.store.round(task.id, round_number(request))])
+    (status,) = await server.store.answers.statuses(
+        task, [await server.store.rounds.get(task.id, round_number(request))]
+    )
     return answer(status)
 
 
 async def get_sum(server: ServerContext, request: web.Request) -> web.StreamResponse:
     task = await task_of(server, request)
-    record = await server.store.round(task.id, round_number(request))
+    record = await server.store.rounds.get(task.id, round_number(request))
     if record.state != "published":
         raise ProblemError(WRONG_STATE, "the round has no opened sum", expected="published", got=record.state)
     return await stream_blob(server, request, sum_blob(task.id, record.id))

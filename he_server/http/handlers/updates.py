@@ -29,6 +29,6 @@ async def sender_of_update(server: ServerContext, request: web.Request) -> Sende
 async def get_update(server: ServerContext, request: web.Request) -> web.StreamResponse:
     task = await task_of(server, request)
     update_id = hex_id(request.match_info["update"], 16, "update").hex()
-    update, current = await server.store.update_status(task.id, update_id, party_of(request).name)
+    update, current = await server.store.updates.status(task.id, update_id, party_of(request).name)
     failure = current.failure_of(update)
     return answer(UpdateStatus(update.update_id, current.number, current.state, current.version, failure))

@@ -86,7 +86,7 @@ async def get_upload(server: ServerContext, request: web.Request) -> web.StreamR
 async def sender_of_chunk(server: ServerContext, request: web.Request) -> Sender:
     """A request that knows an upload's URL comes from the client that began it."""
     _check_version(request)
-    upload = await server.store.upload(hex_id(request.match_info["upload"], 16, "upload").hex(), server.clock())
+    upload = await server.store.uploads.get(hex_id(request.match_info["upload"], 16, "upload").hex(), server.clock())
     server.door.prove(request[CONNECTION], upload.party.public)
     return Sender(upload.party.public, upload.length)
 
