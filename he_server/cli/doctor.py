@@ -162,9 +162,8 @@ async def _waiting(settings: Settings, store: Store) -> list[str]:
     late = [r for r in await store.rounds.live() if r.manifest and r.opening_deadline <= time.time() - LATE_SECONDS]
     found = []
     for record in late:
-        task = Task.from_token(
-            (await store.tasks.get(record.task)).token, await asyncio.to_thread(settings.read_authority)
-        )
+        token = (await store.tasks.get(record.task)).token
+        task = Task.from_token(token, await asyncio.to_thread(settings.read_authority))
         (status,) = await store.answers.statuses(task, [record])
         found.append(f"round {record.number} of {task.config.name!r} waits: {waiting_for(status)}")
     return found

@@ -67,10 +67,10 @@ async def add_task(settings: Settings, token: Path, model: Path) -> str:
     server = open_server(settings)
     try:
         signed, initial = await asyncio.to_thread(lambda: (token.read_text().strip(), model.read_bytes()))
-        task = Task.from_token(signed, server.authority)
-        if task.config.server.key != server.key.public:
+        task = Task.from_token(signed, server.keys.authority)
+        if task.config.server.key != server.keys.own.public:
             raise ProblemError(NOT_ADDRESSED, "the task is for another server", got=task.config.server.name)
-        sha256 = await server.thread(keep_model, server.blobs, task, initial)
+        sha256 = await server.threads.run(keep_model, server.blobs, task, initial)
         await server.store.tasks.add(task, sha256, time.time())
     except OSError as error:
         raise ProblemError(BAD_SETTINGS, f"cannot read {error.filename}: {error.strerror}") from None

@@ -59,14 +59,23 @@ async def fold_in(server: ServerContext, task: Task, claimed: Fold) -> None:
     before = keys.accumulator_blob(claimed.blob) if claimed.blob else None
     terms = [(keys.update_blob(claim.blob), claim.position) for claim in claimed.updates]
     after = keys.accumulator_blob(made)
-    await server.thread(fold_updates, task, server.blobs, before, terms, after)
+    await server.threads.run(fold_updates, task, server.blobs, before, terms, after)
     async with keep_or_delete(server, after):
-        await server.store.folding.checkpoint(claimed, made, partial(server.check_kept, after, WRONG_STATE))
+        check_kept = partial(server.threads.run, server.blobs.check_kept, [after], WRONG_STATE)
+        await server.store.folding.checkpoint(claimed, made, check_kept)
     server.admission.invalidate()
     server.metrics.fold.observe(time.monotonic() - start)
     done = await server.store.folding.folded_blobs(claim.blob for claim in claimed.updates)
-    added = [] if await server.retains() else [keys.update_blob(blob) for blob in done]
+    added = [] if await retains(server) else [keys.update_blob(blob) for blob in done]
     await delete_blobs(server, [*added, *([before] if before else [])])
+
+
+async def retains(server: ServerContext) -> bool:
+    """Whether updates stay on the disk after they were added up, so that they can be taken out again."""
+    taken = await server.store.status.taken()
+    held = sum([count * (await server.tasks.get(task)).section("sum").size for task, count in taken.items()])
+    free = (await server.admission.load()).free
+    return held <= server.settings.retain_bytes and free >= 2 * server.settings.min_free_bytes
 
 
 async def cannot_fold(server: ServerContext, task: Task, record: RoundRecord, claimed: Fold, error: str) -> None:

@@ -43,15 +43,15 @@ async def drop_round(server: ServerContext, round_id: int) -> None:
 async def collect_garbage(server: ServerContext, older_than: float) -> None:
     """Delete what crashes left behind more than `older_than` seconds ago: partial files, and bytes without
     a row of a round that still needs them. Resumable uploads go when they expire."""
-    await server.thread(server.blobs.drop_partials, older_than)
+    await server.threads.run(server.blobs.drop_partials, older_than)
     for upload in await server.store.uploads.expired(server.clock()):
-        await server.thread(server.blobs.delete, upload_blob(upload))
+        await server.threads.run(server.blobs.delete, upload_blob(upload))
         await server.store.uploads.drop(upload)
     if not await orphans(server.blobs, server.store, older_than):
         return
     async with server.store.database.alone():  # a delayed transaction may be about to refer to one of them
         for name in await orphans(server.blobs, server.store, older_than):
-            await server.thread(server.blobs.delete, name)
+            await server.threads.run(server.blobs.delete, name)
 
 
 async def orphans(blobs: Blobs, store: Store, older_than: float) -> list[str]:

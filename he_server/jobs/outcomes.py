@@ -25,7 +25,7 @@ async def fail(
 
 async def ended(server: ServerContext, task: Task, record: RoundRecord, state: str, problem: str) -> None:
     """What follows the end of a round, however it ended."""
-    server.heard(task.id)
+    server.news.heard(task.id)
     server.metrics.rounds.labels(state, problem).inc()
     log.info("round ended", task=task.id, round=record.number, state=state, problem=problem)
     await drop_round(server, record.id)

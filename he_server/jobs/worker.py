@@ -44,13 +44,13 @@ class Worker:
         """Work until `stop` is set; it is looked at between steps."""
         collected = float("-inf")
         while not stop.is_set():
-            self._server.due.clear()
+            self._server.news.due.clear()
             try:
                 if time.monotonic() - collected > GARBAGE_SECONDS:
                     await collect_garbage(self._server, GARBAGE_SECONDS)
                     collected = time.monotonic()
                 if not await self.step():
-                    await _sleep(self._server.settings.poll_seconds, stop, self._server.due)
+                    await _sleep(self._server.settings.poll_seconds, stop, self._server.news.due)
             except ProblemError as refusal:
                 log.warning("worker refused", problem=refusal.problem.slug, detail=refusal.detail)
                 await _sleep(ERROR_PAUSE_SECONDS, stop)
@@ -61,9 +61,9 @@ class Worker:
     async def step(self) -> bool:
         """Do one unit of work that is due; False when there was none."""
         for record in await self._store.rounds.live():
-            task = await self._server.task(record.task)
+            task = await self._server.tasks.get(record.task)
             if await self._advance(task, record):
-                self._server.notifier.notify(task.id)
+                self._server.news.notify(task.id)
                 return True
         return False
 

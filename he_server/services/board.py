@@ -40,5 +40,5 @@ async def accept_post(
     async with keep_or_delete(server, name):
         created = await server.store.board.add(task.id, phase, post)
     if not created:
-        await server.thread(server.blobs.delete, name)
+        await server.threads.run(server.blobs.delete, name)
     return BoardEntry(post.holder, token, post.size), created

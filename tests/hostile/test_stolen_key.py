@@ -18,7 +18,7 @@ from he_protocol.identity.jws import SigningKey, read_unverified
 from he_protocol.identity.revocation import Revocations
 from he_protocol.messages import Credential, RevocationList, Screening, Share
 from he_protocol.task import TensorSpec
-from he_server.services.context import REVOCATIONS_SECONDS
+from he_server.services.revocations import REVOCATIONS_SECONDS
 from tests.keys.holders import QUICK, holder_of, line_to, open_round
 from tests.server.conftest import both
 from tests.server.world import Person, World

@@ -134,7 +134,7 @@ async def test_a_sweep_waits_for_those_who_are_about_to_refer_to_bytes(
 ) -> None:
     """A transaction that was held up for an hour: between its bytes and its commit, a sweep takes place elsewhere."""
     server, sweeps = world.server, list[asyncio.Task[None]]()
-    keep, root = server.accept._write_blobs, server.settings.data_dir / "blobs"
+    keep, root = server.committer._write_blobs, server.settings.data_dir / "blobs"
 
     async def held_up(offers: Sequence[NewUpdate]) -> str:
         name = await keep(offers)
@@ -143,7 +143,7 @@ async def test_a_sweep_waits_for_those_who_are_about_to_refer_to_bytes(
         await asyncio.sleep(0.3)
         return name
 
-    monkeypatch.setattr(server.accept, "_write_blobs", held_up)
+    monkeypatch.setattr(server.committer, "_write_blobs", held_up)
     if not guarded:
         monkeypatch.setattr(Database, "alone", _together)
     await world.fill(1, 200)

@@ -136,8 +136,8 @@ async def test_a_client_that_hangs_up_leaves_nothing(world: World) -> None:
     writer.close()
     await writer.wait_closed()
     async with asyncio.timeout(20):
-        await world.server.idle.wait()
-        while world.server.in_flight or list((world.server.settings.data_dir / "blobs" / "partial").iterdir()):
+        await world.server.drain.idle.wait()
+        while world.server.drain.in_flight or list((world.server.settings.data_dir / "blobs" / "partial").iterdir()):
             await asyncio.sleep(0.01)
     assert (await world.round(1)).updates == 0
     assert (await world.put(ada, upload)).status == 201

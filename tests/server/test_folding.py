@@ -291,12 +291,12 @@ async def test_updates_are_kept_to_be_taken_out_again_while_there_is_room(
     await world.work()
     assert sum(_sizes(world, "updates")) == FOLD_BATCH * size  # the second batch is not kept
     free = shutil.disk_usage(world.server.settings.data_dir).free
-    assert not await world.server.retains()
+    assert not await folding_module.retains(world.server)
     more = {"retain_bytes": 2**40}
     world.server.settings = world.server.settings.model_copy(update=more)
-    assert await world.server.retains()
+    assert await folding_module.retains(world.server)
     world.server.settings = world.server.settings.model_copy(update=more | {"min_free_bytes": free})
-    assert not await world.server.retains()
+    assert not await folding_module.retains(world.server)
 
 
 @both

@@ -72,19 +72,19 @@ async def test_a_worker_that_is_stopped_gives_its_lease_back(world: World, monke
 
     with monkeypatch.context() as patch:
         patch.setattr(folding, "fold_in", endless)
-        first = asyncio.create_task(world.worker.run(world.server.stopping))
+        first = asyncio.create_task(world.worker.run(world.server.drain.stopping))
         await reached.wait()
         assert await worker.Worker(world.server).step() is False  # the lease holds
         begin_draining(world.server)
         first.cancel()
         await asyncio.gather(first, return_exceptions=True)
-    world.server.stopping.clear()
+    world.server.drain.stopping.clear()
     assert await world.work() > 0
     assert (await world.round(1)).opening == 1
 
 
 async def test_a_worker_stops_after_its_step(world: World) -> None:
-    running = asyncio.create_task(world.worker.run(world.server.stopping))
+    running = asyncio.create_task(world.worker.run(world.server.drain.stopping))
     begin_draining(world.server)
     async with asyncio.timeout(20):
         await running

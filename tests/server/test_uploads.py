@@ -148,8 +148,8 @@ async def test_bytes_past_the_end_are_refused_and_nothing_is_kept_of_them(world:
         yield bytes(5)
         yield bytes(6)
 
-    settle(world, ingest_bytes=1 << 24)  # a chunked body counts as if it filled all of that
-    world.server.__post_init__()
+    limits = Limits(1 << 24, 0, 256, 4, 10.0)  # a chunked body counts as if it filled all of its upload
+    world.server.admission = AdmissionController(limits, world.server.admission._measure)
     for data in (bytes(11), chunked()):
         assert await world.problem(await append(world, path, stands, data)) == problems.TOO_LARGE
         assert await offset(world, path) == stands
@@ -308,7 +308,7 @@ async def broken_off(
         while at + len(data) not in taken:
             await asyncio.sleep(0.005)
         writer.close()
-        await world.server.idle.wait()
+        await world.server.drain.idle.wait()
 
 
 @pytest.mark.parametrize("checked", [False, True], ids=["plain", "with checksum"])
@@ -617,7 +617,8 @@ async def test_uploads_are_begun_only_while_the_disk_has_room_for_all(
     world: World, ada: Person, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, second, free = world.upload(ada), world.upload(ada), 1 << 30
-    monkeypatch.setattr("he_server.services.context.free_bytes", lambda _: free)  # others write to the real disk, too
+    # Others write to the real disk, too.
+    monkeypatch.setattr("he_server.services.backpressure.free_bytes", lambda _: free)
     world.server.admission.invalidate()  # it has looked at the real one
     settle(world, min_free_bytes=free - len(first.frame) - 1000)
     path = await begun(world, ada, first)
@@ -631,7 +632,8 @@ async def test_a_chunk_waits_for_room_like_an_update(world: World, ada: Person) 
     upload = world.upload(ada)
     path = await begun(world, ada, upload)
     relaxed = world.server.admission
-    world.server.admission = AdmissionController(Limits(1 << 30, 0, 0, 4, 0.0), world.server.measure)  # no slot at all
+    no_slot = Limits(1 << 30, 0, 0, 4, 0.0)
+    world.server.admission = AdmissionController(no_slot, world.server.admission._measure)
     assert await world.problem(await append(world, path, 0, upload.frame)) == problems.OVERLOADED
     assert await offset(world, path) == 0
     world.server.admission = relaxed

@@ -92,7 +92,7 @@ class Upload:
 
 
 class Front(TestServer):
-    """The application behind the server's own listener and door, as `he-server serve` has it."""
+    """The application behind the server's own listener, with its limits, as `he-server serve` has it."""
 
     def __init__(self, server: ServerContext) -> None:
         super().__init__(make_app(server, work=False))
@@ -103,7 +103,7 @@ class Front(TestServer):
         if self.runner is None:
             self.runner = make_runner(self.app)
             await self.runner.setup()
-            self._listener = make_listener(self.runner, self._shown)
+            self._listener = make_listener(self.runner, self._shown.connections)
             self.host, self.scheme = "127.0.0.1", "http"
             self.port = await self._listener.start(self.host, 0)
             self._root = URL.build(scheme=self.scheme, host=self.host, port=self.port)

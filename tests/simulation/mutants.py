@@ -80,7 +80,7 @@ def early_receipt(patch: Patch) -> None:
             await asyncio.sleep(0.5)
             return await call(self, task, offered)
 
-        number = (await self._store.rounds.recent(task.id))[0].number
+        number = (await RoundStore(self._store.database).recent(task.id))[0].number
         background.append(asyncio.create_task(later()))
         return Accepted(offered.receipt, number, created=True)
 

@@ -489,7 +489,7 @@ class World:
         await self.boot()
         enter(self.server)
         task = self.cast.tasks[epoch]
-        sha256 = await self.running.thread(keep_model, self.running.blobs, task, self.cast.model)
+        sha256 = await self.running.threads.run(keep_model, self.running.blobs, task, self.cast.model)
         await self.running.store.tasks.add(task, sha256, self.clock())
         self.epoch = max(self.epoch, epoch)  # somebody may have done it meanwhile
         return "rotated"
@@ -506,7 +506,7 @@ class World:
         signed = RevocationList(len(keys), int(START), int(START) + LIST_SECONDS, tuple(keys))
         found = Revocations.read(self.cast.authority.key.sign(signed), self.cast.authority.key.public)
         await self.running.store.revocations.learn(found, self.clock())
-        self.running.revocations_due = 0.0
+        self.running.revocations.invalidate()
         return f"client-{client}"
 
     async def abandon(self, task: Task, number: int) -> str:

@@ -19,22 +19,22 @@ MODEL_VERSION = "HushSum-Model-Version"
 
 async def list_tasks(server: ServerContext, _request: web.Request) -> web.StreamResponse:
     records = await server.store.tasks.all()
-    return answer(TaskList(tuple([await task_status(server, record) for record in records])))
+    return answer(TaskList(tuple([await task_status(server.tasks, record) for record in records])))
 
 
 async def get_task(server: ServerContext, request: web.Request) -> web.StreamResponse:
-    task = await task_of(server, request)
-    return answer(await task_status(server, await server.store.tasks.get(task.id)))
+    task = await task_of(server.tasks, request)
+    return answer(await task_status(server.tasks, await server.store.tasks.get(task.id)))
 
 
 async def post_task(server: ServerContext, request: web.Request) -> web.StreamResponse:
     frame = Frame(request.content, server.settings.max_update_bytes, request.content_length)
     task, created = await accept_task(server, frame, request.content_length)
-    return answer(await task_status(server, await server.store.tasks.get(task.id)), 201 if created else 200)
+    return answer(await task_status(server.tasks, await server.store.tasks.get(task.id)), 201 if created else 200)
 
 
 async def get_model(server: ServerContext, request: web.Request) -> web.StreamResponse:
-    task = await task_of(server, request)
+    task = await task_of(server.tasks, request)
     wanted = request.query.get("version")
     if wanted is not None and not (wanted.isascii() and wanted.isdigit() and len(wanted) <= 15):
         raise ProblemError(NOT_FOUND, "no such model version", got=wanted[:80])
