@@ -80,7 +80,7 @@ async def _database(settings: Settings, store: Store) -> Finding:
     from he_migrations.run import newest  # other commands need not wait for Alembic's import
 
     wanted = newest("server")
-    found = await store.revision()
+    found = await store.database.revision()
     if found != wanted:
         advice = "stop older servers, then run `he-server migrate`"
         return Finding("database", "wrong", f"schema {found}, this program needs {wanted}", advice)
@@ -89,7 +89,7 @@ async def _database(settings: Settings, store: Store) -> Finding:
 
 async def _clock(_settings: Settings, store: Store) -> Finding:
     before = time.time()
-    theirs = await store.database_time()
+    theirs = await store.database.time()
     skew = theirs - (before + time.time()) / 2
     level: Literal["ok", "wrong"] = "ok" if abs(skew) <= SKEW_SECONDS else "wrong"
     advice = "" if level == "ok" else "run NTP on both hosts: leases and deadlines compare their clocks"
@@ -121,7 +121,7 @@ async def _space(settings: Settings, _store: Store) -> Finding:
 
 
 async def _revocations(settings: Settings, store: Store) -> Finding:
-    token = await store.newer_revocations(0)
+    token = await store.revocations.newer(0)
     if not token:
         return Finding("revocations", "ok", "no list, and none needed yet")
     authority = await asyncio.to_thread(settings.read_authority)
@@ -143,7 +143,7 @@ async def _orphans(settings: Settings, store: Store) -> Finding:
 
 
 async def _rounds(settings: Settings, store: Store) -> Finding:
-    status = await store.server_status(time.time() - LATE_SECONDS)
+    status = await store.status.summary(time.time() - LATE_SECONDS)
     found = ", ".join(f"{count} {state}" for state, count in status.rounds.items())
     waiting = await _waiting(settings, store)
     if waiting:
@@ -159,17 +159,18 @@ async def _rounds(settings: Settings, store: Store) -> Finding:
 
 async def _waiting(settings: Settings, store: Store) -> list[str]:
     """The rounds that wait for key holders longer than they should, each with what these said last."""
-    late = [r for r in await store.live_rounds() if r.manifest and r.opening_deadline <= time.time() - LATE_SECONDS]
+    late = [r for r in await store.rounds.live() if r.manifest and r.opening_deadline <= time.time() - LATE_SECONDS]
     found = []
     for record in late:
-        task = Task.from_token((await store.task(record.task)).token, await asyncio.to_thread(settings.read_authority))
-        (status,) = await store.statuses(task, [record])
+        token = (await store.tasks.get(record.task)).token
+        task = Task.from_token(token, await asyncio.to_thread(settings.read_authority))
+        (status,) = await store.answers.statuses(task, [record])
         found.append(f"round {record.number} of {task.config.name!r} waits: {waiting_for(status)}")
     return found
 
 
 async def _audit(_settings: Settings, store: Store) -> Finding:
-    entries = await store.audit_entries()
+    entries = await store.audit.entries()
     seq, digest = await asyncio.to_thread(verify_chain, entries)
     return Finding("audit", "ok", f"{seq} entries, head {digest.hex()}")
 

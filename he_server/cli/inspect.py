@@ -100,7 +100,7 @@ async def _entries(settings: Settings) -> list[Entry]:
 
     store = Store(make_engine(settings.url))
     try:
-        return await store.audit_entries()
+        return await store.audit.entries()
     finally:
         await store.close()
 

@@ -28,7 +28,7 @@ from he_server.store.engine import make_engine, sqlite_file
 
 async def _found(store: Store, wanted: str) -> TaskRecord:
     """The one task whose hash begins so. Raises `not-found`."""
-    found = [task for task in await store.tasks() if task.task.startswith(wanted)]
+    found = [task for task in await store.tasks.all() if task.task.startswith(wanted)]
     if len(found) != 1:
         raise ProblemError(NOT_FOUND, f"{len(found)} tasks have hashes that begin so", got=wanted[:80])
     return found[0]
@@ -37,8 +37,8 @@ async def _found(store: Store, wanted: str) -> TaskRecord:
 async def abandon(settings: Settings, wanted: str, number: int) -> None:
     store = Store(make_engine(settings.url))
     try:
-        record = await store.round((await _found(store, wanted)).task, number)
-        await store.abandon(record, "an operator gave the round up: its updates are spent", time.time())
+        record = await store.rounds.get((await _found(store, wanted)).task, number)
+        await store.rounds.abandon(record, "an operator gave the round up: its updates are spent", time.time())
     finally:
         await store.close()
 
@@ -48,13 +48,13 @@ async def recover(settings: Settings, wanted: str, opening: int | None, version:
     try:
         record = await _found(store, wanted)
         task = Task.from_token(record.token, settings.read_authority())
-        seen = await store.seen_by_holders(task)
+        seen = await store.answers.seen_by_holders(task)
         opening = seen[0] if opening is None else opening
         if (
             version is None
         ):  # the last opening may have published the one after what they voted on: that number is taken
             version = max(seen[1] + 2 if any(seen) else 0, record.model_version)
-        await store.recover(task.id, opening, version, time.time())
+        await store.rounds.recover(task.id, opening, version, time.time())
         return opening, version
     finally:
         await store.close()
@@ -65,11 +65,11 @@ async def add_task(settings: Settings, token: Path, model: Path) -> str:
     server = open_server(settings)
     try:
         signed, initial = await asyncio.to_thread(lambda: (token.read_text().strip(), model.read_bytes()))
-        task = Task.from_token(signed, server.authority)
-        if task.config.server.key != server.key.public:
+        task = Task.from_token(signed, server.keys.authority)
+        if task.config.server.key != server.keys.own.public:
             raise ProblemError(NOT_ADDRESSED, "the task is for another server", got=task.config.server.name)
-        sha256 = await server.thread(keep_model, server.blobs, task, initial)
-        await server.store.add_task(task, sha256, time.time())
+        sha256 = await server.threads.run(keep_model, server.blobs, task, initial)
+        await server.store.tasks.add(task, sha256, time.time())
     except OSError as error:
         raise ProblemError(BAD_SETTINGS, f"cannot read {error.filename}: {error.strerror}") from None
     finally:
@@ -82,7 +82,7 @@ async def revoke(settings: Settings, file: Path) -> Revocations:
     store = Store(make_engine(settings.url))
     try:
         known = Revocations.read((await asyncio.to_thread(file.read_text)).strip(), settings.read_authority())
-        await store.learn_revocations(known, time.time())
+        await store.revocations.learn(known, time.time())
     except (OSError, UnicodeDecodeError) as error:
         raise ProblemError(BAD_SETTINGS, f"cannot read {file}: {error}") from None
     finally:
@@ -97,9 +97,9 @@ async def read(settings: Settings) -> list[tuple[TaskRecord, list[RoundStatus]]]
     store, authority = Store(make_engine(settings.url)), settings.read_authority()
     try:
         found = []
-        for record in await store.tasks():
+        for record in await store.tasks.all():
             task = Task.from_token(record.token, authority)
-            found.append((record, await store.statuses(task, await store.recent_rounds(task.id))))
+            found.append((record, await store.answers.statuses(task, await store.rounds.recent(task.id))))
         return found
     finally:
         await store.close()

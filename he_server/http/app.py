@@ -11,7 +11,7 @@ from aiohttp import web
 import he_party
 from he_server.http import openapi
 from he_server.http.auth import CONNECTION, authenticate
-from he_server.http.handlers import uploads
+from he_server.http.handlers import health, uploads
 from he_server.http.middleware import observe
 from he_server.http.pacing import minimum_rate
 from he_server.http.params import check_empty
@@ -28,7 +28,7 @@ def make_app(server: ServerContext, *, work: bool = True) -> web.Application:
     """The application; with `work` its worker runs while the application does."""
     app = web.Application(middlewares=[observe(server)])
     app[SERVER] = server
-    server.openapi = openapi.document(ROUTES, he_party.__version__)
+    app[health.OPENAPI] = openapi.document(ROUTES, he_party.__version__)
     for route in ROUTES:
         app.router.add_route(route.method, route.path, _guarded(server, route), expect_handler=_expected)
     app.on_response_prepare.append(uploads.mark)
@@ -45,14 +45,13 @@ async def drain(server: ServerContext) -> None:
     begin_draining(server)
     with suppress(TimeoutError):
         async with asyncio.timeout(server.settings.drain_seconds):
-            await server.idle.wait()
+            await server.drain.idle.wait()
 
 
 def begin_draining(server: ServerContext) -> None:
     """From now on: no new work, readiness fails, event streams end, the worker stops after its step."""
-    server.stopping.set()
-    server.streams.end()
-    server.waiting.end()
+    server.drain.stopping.set()
+    server.news.end()
 
 
 def _guarded(server: ServerContext, route: Route) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
@@ -106,12 +105,12 @@ async def _resources(app: web.Application) -> AsyncIterator[None]:
     yield
     server = app[SERVER]
     await server.store.close()
-    server.threads.shutdown(wait=False, cancel_futures=True)
+    server.threads.shutdown()
 
 
 async def _working(app: web.Application) -> AsyncIterator[None]:
     server = app[SERVER]
-    server.worker = asyncio.create_task(Worker(server).run(server.stopping))
+    server.worker = asyncio.create_task(Worker(server).run(server.drain.stopping))
     yield
     begin_draining(server)
     await asyncio.wait({server.worker}, timeout=server.settings.drain_seconds)

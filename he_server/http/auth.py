@@ -11,8 +11,8 @@ from he_protocol.identity.credentials import Party
 from he_protocol.identity.requests import check_request
 from he_protocol.identity.revocation import check_key
 from he_protocol.problems import UNAUTHENTICATED, WRONG_ROLE
+from he_server.services.connections import Connection
 from he_server.services.context import ServerContext
-from he_server.services.door import Connection
 
 Access: TypeAlias = Literal["public", "any", "client", "holder"]
 PARTY = web.RequestKey("party", Party)
@@ -28,9 +28,9 @@ async def authenticate(server: ServerContext, request: web.Request, access: Acce
     try:
         party = await _checked(server, request)
     except ProblemError:
-        server.door.doubt(connection)
+        server.connections.doubt(connection)
         raise
-    server.door.prove(connection, party.public)
+    server.connections.prove(connection, party.public)
     request[PARTY] = party
     if access not in {"any", party.role}:
         raise ProblemError(WRONG_ROLE, f"{party.name!r} may not do this", expected=access, got=party.role)
@@ -39,19 +39,19 @@ async def authenticate(server: ServerContext, request: web.Request, access: Acce
 async def _checked(server: ServerContext, request: web.Request) -> Party:
     """The party that proves to have sent a request. Strangers' signatures never delay those of known parties."""
     now = server.clock()
-    check = server.unproved if request[CONNECTION].stranger else server.signatures
+    check = server.threads.unproved if request[CONNECTION].stranger else server.threads.signatures
     party, proof = await check(
         lambda: check_request(
             request.headers.get("Authorization", ""),
             request.headers.get("DPoP", ""),
-            authority=server.authority,
-            audience=server.key.name,
+            authority=server.keys.authority,
+            audience=server.keys.own.name,
             method=request.method,
             path=request.raw_path,
             now=now,
         )
     )
-    check_key(await server.revocations(), party.name, party.public)
+    check_key(await server.revocations.current(), party.name, party.public)
     server.replays.use(party.public, proof, now)
     return party
 

@@ -12,7 +12,7 @@ import structlog
 
 from he_protocol.errors import ProblemError
 from he_server.http.openapi import PROBLEM
-from he_server.services.door import Connection, Door, Guarded
+from he_server.services.connections import Connection, ConnectionLimiter, LimitedProtocol
 
 HANDSHAKE_SECONDS = 10.0
 BACKLOG = 1024
@@ -25,11 +25,13 @@ log = structlog.get_logger()
 
 
 class Listener:
-    """Accepts connections for `protocols`, each of which the door has let in before a byte of it is read."""
+    """Accepts connections for `protocols`, each of which the limiter has let in before a byte of it is read."""
 
-    def __init__(self, protocols: Callable[[], asyncio.Protocol], door: Door, context: ssl.SSLContext | None) -> None:
+    def __init__(
+        self, protocols: Callable[[], asyncio.Protocol], limiter: ConnectionLimiter, context: ssl.SSLContext | None
+    ) -> None:
         self._protocols = protocols
-        self._door = door
+        self._limiter = limiter
         self._context = context
         self._sockets: list[socket.socket] = []
         self._tasks: set[asyncio.Task[None]] = set()
@@ -69,7 +71,7 @@ class Listener:
                 continue
             connection = Connection(str(address[0]))
             try:
-                self._door.enter(connection)
+                self._limiter.enter(connection)
             except ProblemError as refusal:
                 self._refuse(accepted, refusal)
             else:
@@ -77,11 +79,11 @@ class Listener:
                 connection.abort = task.cancel
 
     async def _serve(self, accepted: socket.socket, connection: Connection) -> None:
-        guarded = Guarded(self._protocols(), self._door, connection)
+        limited = LimitedProtocol(self._protocols(), self._limiter, connection)
         try:
-            await self._connect(accepted, guarded)
+            await self._connect(accepted, limited)
         except BaseException as error:
-            self._door.leave(connection)
+            self._limiter.leave(connection)
             accepted.close()
             if not isinstance(error, OSError):  # which is a handshake that failed, or took too long
                 raise

@@ -26,8 +26,10 @@ from he_server.http.openapi import PROBLEM
 from he_server.http.pacing import draw_retry_after
 from he_server.http.responses import STREAMING
 from he_server.rules.bodies import check_codings
+from he_server.services.connections import Connection, LimitedProtocol
 from he_server.services.context import ServerContext
-from he_server.services.door import Connection, Guarded
+from he_server.services.metrics import Metrics
+from he_server.services.strangers import RateLimiter
 
 RETRY_SECONDS = "1"
 CONTINUE = "100-continue"
@@ -45,7 +47,7 @@ def observe(server: ServerContext) -> Middleware:
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
         start = time.monotonic()
-        server.enter()
+        server.drain.enter()
         connection = request[CONNECTION] = connection_of(request)
         connection.busy = True
         status = 0
@@ -57,9 +59,9 @@ def observe(server: ServerContext) -> Middleware:
             return response
         finally:
             connection.busy = connection.reading = False
-            server.door.consumed(connection, head_bytes(request) + request.content.total_bytes)
-            server.leave()
-            _record(server, request, status, time.monotonic() - start)
+            server.connections.consumed(connection, head_bytes(request) + request.content.total_bytes)
+            server.drain.leave()
+            _record(server.metrics, request, status, time.monotonic() - start)
 
     return middleware
 
@@ -78,43 +80,43 @@ def problem_response(refusal: ProblemError) -> web.Response:
 
 async def _answer(server: ServerContext, request: web.Request, handler: Handler) -> web.StreamResponse:
     try:
-        if server.draining and request.path not in _PROBES:
+        if server.drain.stopping.is_set() and request.path not in _PROBES:
             raise ProblemError(SHUTTING_DOWN, "the server finishes what it has begun")
         expected = request.headers.get("Expect", CONTINUE)
         if expected.lower() != CONTINUE:
             raise ProblemError(EXPECTATION_FAILED, "Expect", expected=CONTINUE, got=expected[:80])
         check_codings(request.headers.getall("Content-Encoding", ()), request.headers.getall("Transfer-Encoding", ()))
-        return await _in_turn(server, request, handler)
+        return await _in_turn(server.stranger_requests, request, handler)
     except ProblemError as refusal:
         if refusal.__cause__ is not None:
             log.warning("refused for a failure", problem=refusal.problem.slug, cause=repr(refusal.__cause__))
-        return _refuse(server, request, refusal)
+        return _refuse(server.metrics, request, refusal)
     except web.HTTPException as error:
         problem = _HTTP.get(error.status, MALFORMED)
-        response = _refuse(server, request, ProblemError(problem, f"{request.method} {request.path[:200]}"))
+        response = _refuse(server.metrics, request, ProblemError(problem, f"{request.method} {request.path[:200]}"))
         if "Allow" in error.headers:
             response.headers["Allow"] = error.headers["Allow"]
         return response
     except (ConnectionError, ClientPayloadError, IncompleteReadError, web.RequestPayloadError):
         if STREAMING in request:  # the receiver has disconnected
             return _break_off(request)
-        return _refuse(server, request, ProblemError(MALFORMED, "the request ended early"))
+        return _refuse(server.metrics, request, ProblemError(MALFORMED, "the request ended early"))
     except Exception:
         log.exception("unexpected failure", method=request.method, route=route_of(request))
-        return _refuse(server, request, ProblemError(INTERNAL, "see the server's log"))
+        return _refuse(server.metrics, request, ProblemError(INTERNAL, "see the server's log"))
 
 
-async def _in_turn(server: ServerContext, request: web.Request, handler: Handler) -> web.StreamResponse:
+async def _in_turn(limiter: RateLimiter, request: web.Request, handler: Handler) -> web.StreamResponse:
     connection = request[CONNECTION]
     if not connection.stranger:
         return await handler(request)
-    await server.turnstile.take(connection.asked)
+    await limiter.take(connection.asked)
     connection.asked += 1
     try:
         return await handler(request)
     finally:
         if not connection.stranger:
-            server.turnstile.give_back()
+            limiter.give_back()
 
 
 def _read_no_more(request: web.Request, response: web.StreamResponse) -> None:
@@ -128,7 +130,7 @@ def _read_no_more(request: web.Request, response: web.StreamResponse) -> None:
 def connection_of(request: web.Request) -> Connection:
     """The connection that a request came on; one that the server's own listener did not see is a stranger's."""
     protocol = request.transport.get_protocol() if request.transport is not None else None
-    return protocol.connection if isinstance(protocol, Guarded) else Connection(request.remote or "")
+    return protocol.connection if isinstance(protocol, LimitedProtocol) else Connection(request.remote or "")
 
 
 def head_bytes(request: web.Request) -> int:
@@ -141,8 +143,8 @@ def head_bytes(request: web.Request) -> int:
     )
 
 
-def _refuse(server: ServerContext, request: web.Request, refusal: ProblemError) -> web.StreamResponse:
-    server.metrics.refused.labels(route_of(request), refusal.problem.slug).inc()
+def _refuse(metrics: Metrics, request: web.Request, refusal: ProblemError) -> web.StreamResponse:
+    metrics.refused.labels(route_of(request), refusal.problem.slug).inc()
     if STREAMING in request:
         return _break_off(request)
     return problem_response(refusal)
@@ -155,11 +157,11 @@ def _break_off(request: web.Request) -> web.StreamResponse:
     return request[STREAMING]
 
 
-def _record(server: ServerContext, request: web.Request, status: int, seconds: float) -> None:
+def _record(metrics: Metrics, request: web.Request, status: int, seconds: float) -> None:
     route = route_of(request)
     method = request.method if request.method in METH_ALL else "other"
-    server.metrics.requests.labels(method, route, str(status)).inc()
-    server.metrics.latency.labels(method, route).observe(seconds)
+    metrics.requests.labels(method, route, str(status)).inc()
+    metrics.latency.labels(method, route).observe(seconds)
     party = request[PARTY].name if PARTY in request else ""
     log.info("request", method=request.method, route=route, status=status, ms=round(seconds * 1000, 1), party=party)
 

@@ -7,7 +7,7 @@ from aiohttp import web
 from he_protocol.errors import ProblemError
 from he_protocol.problems import NOT_FOUND, TOO_LARGE
 from he_protocol.task import Task
-from he_server.services.context import ServerContext
+from he_server.services.task_cache import TaskCache
 
 
 def hex_id(text: str, size: int, what: str) -> bytes:
@@ -31,6 +31,6 @@ def round_number(request: web.Request) -> int:
     return int(text)
 
 
-async def task_of(server: ServerContext, request: web.Request) -> Task:
+async def task_of(tasks: TaskCache, request: web.Request) -> Task:
     """The task that the path names. Raises `not-found`."""
-    return await server.task(hex_id(request.match_info["task"], 32, "task").hex())
+    return await tasks.get(hex_id(request.match_info["task"], 32, "task").hex())

@@ -17,7 +17,8 @@ from he_protocol.problems import BAD_SETTINGS
 from he_server.http.app import drain, make_app
 from he_server.http.listening import Listener
 from he_server.http.logging import http_log
-from he_server.services.context import ServerContext, open_server
+from he_server.services.connections import ConnectionLimiter
+from he_server.services.context import open_server
 from he_server.services.migration import migrate
 from he_server.settings import Settings
 
@@ -43,20 +44,20 @@ async def run(settings: Settings, port_file: Path | None = None) -> None:
         asyncio.get_running_loop().add_signal_handler(name, stop.set)
     allow_files(settings.max_connections + SPARE_FILES)
     await runner.setup()
-    listener = make_listener(runner, server, context)
+    listener = make_listener(runner, server.connections, context)
     try:
         try:
             port = await listener.start(settings.host, settings.port)
         except OSError as error:
             where = f"{settings.host}:{settings.port}"
             raise ProblemError(BAD_SETTINGS, f"cannot listen on {where}: {error.strerror or error}") from None
-        log.info("ready", url=f"{'https' if context else 'http'}://{settings.host}:{port}", name=server.key.name)
+        log.info("ready", url=f"{'https' if context else 'http'}://{settings.host}:{port}", name=server.keys.own.name)
         if port_file is not None:
             await asyncio.to_thread(_write_port, port_file, port)
         gc.collect()
         gc.freeze()  # what is loaded by now stays: no need to look through it again and again
         await stop.wait()
-        log.info("draining", in_flight=server.in_flight)
+        log.info("draining", in_flight=server.drain.in_flight)
         await drain(server)
     finally:
         await listener.stop()
@@ -81,11 +82,11 @@ def make_runner(app: web.Application, shutdown_seconds: float = 60.0) -> web.App
     )
 
 
-def make_listener(runner: web.AppRunner, server: ServerContext, context: ssl.SSLContext | None = None) -> Listener:
+def make_listener(runner: web.AppRunner, limiter: ConnectionLimiter, context: ssl.SSLContext | None = None) -> Listener:
     """What accepts connections for a runner that was set up."""
     protocols = runner.server
     assert protocols is not None
-    return Listener(protocols, server.door, context)
+    return Listener(protocols, limiter, context)
 
 
 def allow_files(wanted: int) -> None:

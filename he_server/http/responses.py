@@ -40,7 +40,7 @@ async def stream_blob(
 ) -> web.StreamResponse:
     """A whole blob. Raises `not-found` when it is gone."""
     try:
-        size = await server.thread(server.blobs.size, name)
+        size = await server.threads.run(server.blobs.size, name)
     except FileNotFoundError:
         raise _gone() from None
     return await stream_pieces(server, request, [Piece(name, 0, size)], headers=headers)
@@ -62,12 +62,12 @@ async def stream_pieces(
     length = str(sum(piece.size for piece in pieces))
     response = web.StreamResponse(headers={"Content-Type": BYTES, "Content-Length": length, **(headers or {})})
     blocks = _blocks(server.blobs, pieces, zeros=zeros)
-    block = await server.thread(next, blocks, b"")
+    block = await server.threads.run(next, blocks, b"")
     request[STREAMING] = response
     await response.prepare(request)
     while block:
         await response.write(block)
-        block = await server.thread(next, blocks, b"")
+        block = await server.threads.run(next, blocks, b"")
     await response.write_eof()
     return response
 

@@ -13,7 +13,7 @@ async def close(server: ServerContext, task: Task, record: RoundRecord, now: flo
     """Close an open round, or fail it, at its deadline; False before."""
     if at_deadline(record.updates, task.config.min_clients, record.deadline, now) == "wait":
         return False
-    moved = await server.store.close_due_round(task, record, now)
+    moved = await server.store.rounds.close_due(task, record, now)
     if moved is None:
         return False
     server.metrics.observe_stages({"collect": moved.seconds["collect"]})

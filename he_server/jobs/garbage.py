@@ -33,25 +33,25 @@ TASK_FOLDERS = (MODELS, BOARD)
 async def drop_round(server: ServerContext, round_id: int) -> None:
     """Delete the blobs of a round that has ended: updates, accumulators, shares and totals."""
     gone = set()
-    for update in await server.store.updates_of(round_id):
+    for update in await server.store.updates.of_round(round_id):
         gone |= {update_blob(update.blob), key_blob(update.blob), total_blob(round_id, update.bucket)}
-    gone |= {accumulator_blob(item.blob) for item in await server.store.accumulators_of(round_id)}
-    gone |= {share_blob(share.blob) for share in await server.store.shares_of(round_id)}
+    gone |= {accumulator_blob(item.blob) for item in await server.store.folding.accumulators(round_id)}
+    gone |= {share_blob(share.blob) for share in await server.store.shares.of_round(round_id)}
     await delete_blobs(server, gone)
 
 
 async def collect_garbage(server: ServerContext, older_than: float) -> None:
     """Delete what crashes left behind more than `older_than` seconds ago: partial files, and bytes without
     a row of a round that still needs them. Resumable uploads go when they expire."""
-    await server.thread(server.blobs.drop_partials, older_than)
-    for upload in await server.store.expired_uploads(server.clock()):
-        await server.thread(server.blobs.delete, upload_blob(upload))
-        await server.store.drop_upload(upload)
+    await server.threads.run(server.blobs.drop_partials, older_than)
+    for upload in await server.store.uploads.expired(server.clock()):
+        await server.threads.run(server.blobs.delete, upload_blob(upload))
+        await server.store.uploads.drop(upload)
     if not await orphans(server.blobs, server.store, older_than):
         return
-    async with server.store.alone():  # a delayed transaction may be about to refer to one of them
+    async with server.store.database.alone():  # a delayed transaction may be about to refer to one of them
         for name in await orphans(server.blobs, server.store, older_than):
-            await server.thread(server.blobs.delete, name)
+            await server.threads.run(server.blobs.delete, name)
 
 
 async def orphans(blobs: Blobs, store: Store, older_than: float) -> list[str]:
@@ -59,10 +59,10 @@ async def orphans(blobs: Blobs, store: Store, older_than: float) -> list[str]:
     found: list[str] = []
     for folder in ROUND_FOLDERS:
         found += await asyncio.to_thread(blobs.names, folder, older_than)
-    needed = await store.needed_blobs() if found else frozenset()
+    needed = await store.references.of_rounds() if found else frozenset()
     kept: list[str] = []
     for folder in TASK_FOLDERS:
         for task in await asyncio.to_thread(blobs.names, folder, 0.0):
             kept += await asyncio.to_thread(blobs.names, task, older_than)
-    needed |= await store.kept_blobs() if kept else frozenset()
+    needed |= await store.references.of_tasks() if kept else frozenset()
     return [name for name in found + kept if name not in needed]

@@ -91,11 +91,11 @@ async def decrypt_sum(
     Unless these shares are the `last`, a bucket is dropped only where no other holder can know better.
     """
     try:
-        manifest = await server.thread(read_unverified, record.manifest, Manifest)
-        checked = await server.thread(check_buckets, task, server.blobs, record.id, manifest, released, last=last)
+        manifest = await server.threads.run(read_unverified, record.manifest, Manifest)
+        checked = await server.threads.run(check_buckets, task, server.blobs, record.id, manifest, released, last=last)
         if isinstance(checked, Waiting):
             return checked
-        digest = await server.thread(write_version, task, server.blobs, record.id, checked.kept, base)
+        digest = await server.threads.run(write_version, task, server.blobs, record.id, checked.kept, base)
     except ProblemError as refusal:
         if refusal.problem != COMBINE_REFUSED:
             raise

@@ -23,8 +23,8 @@ async def publish(server: ServerContext, task: Task, lease: Lease) -> None:
     start = time.monotonic()
     now = server.clock()
     waited = now - (current.opening_deadline - task.config.opening_seconds)
-    released = released_shares(task, await server.store.shares_of(current.id))
-    base = await server.store.model(task.id)
+    released = released_shares(task, await server.store.shares.of_round(current.id))
+    base = await server.store.models.get(task.id)
     whole, late = sum(not item.share.failed for item in released), now >= current.opening_deadline
     last = enough_shares(task.committee, len(released), whole, binding=task.scheme.binding, late=late)
     outcome = await decrypt_sum(server, task, current, base, released, last=last)
@@ -32,12 +32,12 @@ async def publish(server: ServerContext, task: Task, lease: Lease) -> None:
     for failure in wrong:
         log.warning("shares do not open a sum", task=task.id, round=current.number, detail=failure.detail)
     if isinstance(outcome, Waiting):
-        await server.store.release(lease, len(released))
+        await server.store.rounds.release(lease, len(released))
         return
     if isinstance(outcome, ProblemError):
         await fail(server, task, lease, outcome.problem, outcome.detail, {"wait_shares": waited})
         return
     seconds = {"wait_shares": waited, "open": time.monotonic() - start}
-    await server.store.publish_round(lease, base.version + 1, outcome.sha256, server.clock(), seconds, outcome.dropped)
+    await server.store.rounds.publish(lease, base.version + 1, outcome.sha256, server.clock(), seconds, outcome.dropped)
     server.metrics.observe_stages(seconds)
     await ended(server, task, current, "published", "")

@@ -44,13 +44,13 @@ class Worker:
         """Work until `stop` is set; it is looked at between steps."""
         collected = float("-inf")
         while not stop.is_set():
-            self._server.due.clear()
+            self._server.news.due.clear()
             try:
                 if time.monotonic() - collected > GARBAGE_SECONDS:
                     await collect_garbage(self._server, GARBAGE_SECONDS)
                     collected = time.monotonic()
                 if not await self.step():
-                    await _sleep(self._server.settings.poll_seconds, stop, self._server.due)
+                    await _sleep(self._server.settings.poll_seconds, stop, self._server.news.due)
             except ProblemError as refusal:
                 log.warning("worker refused", problem=refusal.problem.slug, detail=refusal.detail)
                 await _sleep(ERROR_PAUSE_SECONDS, stop)
@@ -60,10 +60,10 @@ class Worker:
 
     async def step(self) -> bool:
         """Do one unit of work that is due; False when there was none."""
-        for record in await self._store.live_rounds():
-            task = await self._server.task(record.task)
+        for record in await self._store.rounds.live():
+            task = await self._server.tasks.get(record.task)
             if await self._advance(task, record):
-                self._server.notifier.notify(task.id)
+                self._server.news.notify(task.id)
                 return True
         return False
 
@@ -79,10 +79,10 @@ class Worker:
             return progress == "folded"
         if not await self._due(task, record, now):
             return False
-        lease = await self._store.lease(record, now, self._server.settings.lease_seconds)
+        lease = await self._store.rounds.lease(record, now, self._server.settings.lease_seconds)
         if lease is None:
             return False
-        async with kept(self._server, partial(self._store.renew, lease)):
+        async with kept(self._server, partial(self._store.rounds.renew, lease)):
             await self._work(task, lease)
         return True
 
@@ -92,8 +92,8 @@ class Worker:
             late = now >= record.opening_deadline
             return combining_due(task.committee, record.shares, record.tried, late=late)
         if record.manifest and not too_old(task, record, now):
-            return screened(task, record, await self._store.answers_of(record.id))
-        return await self._store.next_opening(record) is not None
+            return screened(task, record, await self._store.answers.of_round(record.id))
+        return await self._store.rounds.next_opening(record) is not None
 
     async def _work(self, task: Task, lease: Lease) -> None:
         try:
@@ -108,7 +108,7 @@ class Worker:
                 await lost(self._server, task, lease, refusal.detail)
                 return
             if refusal.problem == WRONG_STATE:  # another worker moved it, or published first
-                await self._store.release(lease, lease.round.tried)
+                await self._store.rounds.release(lease, lease.round.tried)
             elif refusal.problem != DISK_FULL:
                 raise
             log.warning("round put off", task=task.id, round=lease.round.number, problem=refusal.problem.slug)

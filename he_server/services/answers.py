@@ -7,6 +7,8 @@ from he_protocol.task import Task
 from he_server.rules.answers import read_answer
 from he_server.rules.records import RoundRecord, UpdateRecord
 from he_server.services.context import ServerContext
+from he_server.store.answers import AnswerStore
+from he_server.store.updates import UpdateStore
 
 
 async def accept_answer(server: ServerContext, task: Task, record: RoundRecord, party: Party, token: str) -> bool:
@@ -14,20 +16,20 @@ async def accept_answer(server: ServerContext, task: Task, record: RoundRecord, 
 
     Raises what `read_answer` raises, and `wrong-state` when the round does not wait for it.
     """
-    said = await server.thread(read_answer, task, record, token, party, server.clock())
-    created = await server.store.add_answer(task, record, said)
+    said = await server.threads.run(read_answer, task, record, token, party, server.clock())
+    created = await server.store.answers.add(task, record, said)
     if created:
-        server.heard(task.id)
+        server.news.heard(task.id)
     return created
 
 
-async def votes_for(server: ServerContext, record: RoundRecord) -> tuple[str, ...]:
+async def votes_for(store: AnswerStore, record: RoundRecord) -> tuple[str, ...]:
     """The votes for a round's manifest as it is now."""
-    said = await server.store.answers_of(record.id)
+    said = await store.of_round(record.id)
     return tuple(a.token for a in said if a.kind == "vote" and a.manifest_hash == record.manifest_hash)
 
 
-async def listed_updates(server: ServerContext, record: RoundRecord) -> list[UpdateRecord]:
+async def listed_updates(store: UpdateStore, record: RoundRecord) -> list[UpdateRecord]:
     """The updates in a round's manifest, in its order."""
     out = {one.update for one in record.excluded}
-    return [update for update in await server.store.updates_of(record.id) if update.update_id not in out]
+    return [update for update in await store.of_round(record.id) if update.update_id not in out]

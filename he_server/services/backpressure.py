@@ -17,6 +17,8 @@ from pathlib import Path
 from he_protocol.errors import ProblemError
 from he_protocol.problems import OVERLOADED
 from he_server.rules.admission import Limits, Load, Measured, check_load
+from he_server.services.task_cache import TaskCache
+from he_server.store.status import StatusStore
 
 REFRESH_SECONDS = 0.2
 LOOK_SECONDS = 0.005
@@ -26,6 +28,14 @@ LOOK_SECONDS = 0.005
 def free_bytes(directory: Path) -> int:
     """Bytes that can still be written below `directory`. Blocks."""
     return shutil.disk_usage(directory).free
+
+
+async def measure(store: StatusStore, tasks: TaskCache, directory: Path) -> Measured:
+    """Bytes not folded yet, and bytes free below `directory`. Raises `database-unavailable`."""
+    free = await asyncio.to_thread(free_bytes, directory)
+    waiting = await store.unfolded()
+    sizes = {task: (await tasks.get(task)).section("sum").size for task in waiting}
+    return Measured(sum(count * sizes[task] for task, count in waiting.items()), free)
 
 
 class AdmissionController:

@@ -14,7 +14,7 @@ from he_server.rules.updates import check_binding
 from he_server.services.context import ServerContext
 from he_server.services.frames import Frame
 from he_server.services.receive import keep_body, keep_or_delete
-from he_server.store.tasks import check_same_post
+from he_server.store.board import check_same_post
 
 
 async def accept_post(
@@ -30,7 +30,7 @@ async def accept_post(
     token = await frame.token()
     message = read_post(phase, token, party)
     check_binding(task, message.task_hash, message.epoch)
-    before = [post for post in await server.store.posts(task.id, phase) if post.holder == party.name]
+    before = [post for post in await server.store.board.posts(task.id, phase) if post.holder == party.name]
     if before:
         check_same_post(before[0].message, token, phase)
         return BoardEntry(party.name, token, before[0].size), False
@@ -38,7 +38,7 @@ async def accept_post(
     name = post_blob(task.id, blob)
     post = PostRecord(party.name, token, await keep_body(server, frame, name, POST_LIMIT), blob)
     async with keep_or_delete(server, name):
-        created = await server.store.post_to_board(task.id, phase, post)
+        created = await server.store.board.add(task.id, phase, post)
     if not created:
-        await server.thread(server.blobs.delete, name)
+        await server.threads.run(server.blobs.delete, name)
     return BoardEntry(post.holder, token, post.size), created

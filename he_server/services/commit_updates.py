@@ -16,22 +16,18 @@ from he_server.blobs.keys import fresh, key_blob, update_blob
 from he_server.blobs.local import Blobs
 from he_server.rules.records import Accepted
 from he_server.services.group_commit import GroupCommit
-from he_server.store import Store
-from he_server.store.updates import NewUpdate, WriteBlobs
+from he_server.services.threads import Threads
+from he_server.store.updates import NewUpdate, UpdateStore
 
 
 class UpdateCommitter:
-    """Commits accepted updates in groups. `clock` gives Unix seconds; `write_blobs` makes small ones durable."""
+    """Commits accepted updates in groups. `clock` gives Unix seconds."""
 
-    def __init__(
-        self,
-        store: Store,
-        clock: Callable[[], float],
-        write_blobs: WriteBlobs,
-    ) -> None:
+    def __init__(self, store: UpdateStore, blobs: Blobs, threads: Threads, clock: Callable[[], float]) -> None:
         self._store = store
+        self._blobs = blobs
+        self._threads = threads
         self._clock = clock
-        self._write_blobs = write_blobs
         self._groups: dict[str, GroupCommit[tuple[NewUpdate, float], Accepted]] = {}
 
     async def __call__(self, task: Task, offered: NewUpdate) -> Accepted:
@@ -41,7 +37,10 @@ class UpdateCommitter:
         return await self._groups[task.id]((offered, self._clock()))
 
     async def _accept(self, task: Task, offers: Sequence[tuple[NewUpdate, float]]) -> Sequence[Accepted | ProblemError]:
-        return await self._store.accept_updates(task, offers, self._write_blobs)
+        return await self._store.accept(task, offers, self._write_blobs)
+
+    async def _write_blobs(self, offers: Sequence[NewUpdate]) -> str:
+        return await self._threads.run(write_shared_blobs, self._blobs, offers)
 
 
 def write_shared_blobs(blobs: Blobs, offers: Sequence[NewUpdate]) -> str:

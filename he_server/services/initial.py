@@ -13,23 +13,24 @@ from he_protocol.errors import ProblemError
 from he_protocol.problems import DIGEST_MISMATCH, OVERLOADED
 from he_protocol.task import MODEL_HEADER_BYTES, Task
 from he_server.blobs.keys import fresh, model_blob
-from he_server.blobs.local import BlobWriter
+from he_server.blobs.local import Blobs, BlobWriter
 from he_server.blobs.tensor_file import check_finite, check_header, header_size, model_file
 from he_server.services.context import ServerContext
 from he_server.services.frames import Frame
 from he_server.services.receive import gathered
+from he_server.services.threads import Threads
 
 
 @contextmanager
-def adding(server: ServerContext, task: Task) -> Iterator[None]:
+def adding(under_way: set[str], task: Task) -> Iterator[None]:
     """Around writing a task's initial model: one at a time. Raises `overloaded`."""
-    if task.id in server.adding:
+    if task.id in under_way:
         raise ProblemError(OVERLOADED, "the task is just being added")
-    server.adding.add(task.id)
+    under_way.add(task.id)
     try:
         yield
     finally:
-        server.adding.discard(task.id)
+        under_way.discard(task.id)
 
 
 def check_model(task: Task, got: str) -> None:
@@ -38,11 +39,11 @@ def check_model(task: Task, got: str) -> None:
         raise ProblemError(DIGEST_MISMATCH, "the initial model", expected=expected, got=got)
 
 
-async def read_model(server: ServerContext, frame: Frame, task: Task) -> str:
+async def read_model(threads: Threads, frame: Frame, task: Task) -> str:
     """The SHA-256 of the model in a frame, of which nothing is kept. Raises what `keep_incoming` raises."""
     made = hashlib.sha256()
     async for block in gathered(_blocks(frame, task)):
-        await server.thread(made.update, block)
+        await threads.run(made.update, block)
     return made.hexdigest()
 
 
@@ -54,7 +55,7 @@ async def keep_incoming(server: ServerContext, frame: Frame, task: Task) -> str:
     """
     await server.admission.check_disk(model_file(task).size)
     made = hashlib.sha256()
-    writer = await server.thread(server.blobs.writer, fresh())  # until its hash is known
+    writer = await server.threads.run(server.blobs.writer, fresh())  # until its hash is known
 
     def write(block: bytes) -> None:
         writer.write(block)
@@ -62,17 +63,17 @@ async def keep_incoming(server: ServerContext, frame: Frame, task: Task) -> str:
 
     try:
         async for block in gathered(_blocks(frame, task)):
-            await server.thread(write, block)
-        await server.thread(_finish, server, task, writer, made.hexdigest())
+            await server.threads.run(write, block)
+        await server.threads.run(_finish, server.blobs, task, writer, made.hexdigest())
     finally:
-        await server.thread(writer.close)
+        await server.threads.run(writer.close)
     return made.hexdigest()
 
 
-def _finish(server: ServerContext, task: Task, writer: BlobWriter, sha256: str) -> None:
+def _finish(blobs: Blobs, task: Task, writer: BlobWriter, sha256: str) -> None:
     check_model(task, sha256)
     check_finite(writer.reread(len(model_file(task).header)))
-    writer.rename(server.blobs.place(model_blob(task.id, sha256)))
+    writer.rename(blobs.place(model_blob(task.id, sha256)))
     writer.commit()
 
 

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from he_protocol.errors import ProblemError
 from he_server.rules.admission import Load
+from he_server.services.backpressure import AdmissionController
+from he_server.services.revocations import RevocationCache
+from he_server.store import Store
 from he_server.store.status import ServerStatus
 
 
@@ -86,3 +90,17 @@ class Metrics:
     def render(self) -> bytes:
         """The exposition format, text version 0.0.4."""
         return generate_latest(self.registry)
+
+
+async def exposition(
+    metrics: Metrics, store: Store, admission: AdmissionController, revocations: RevocationCache, now: float
+) -> bytes:
+    """The metrics as they are `now`; also while the database is down, when they matter most."""
+    try:
+        seq, _ = await store.audit.head()
+        load, status = await admission.load(), await store.status.summary(now)
+        metrics.show(load, status, now, seq, (await revocations.current()).valid_until)
+        metrics.database_up.set(1)
+    except ProblemError:
+        metrics.database_up.set(0)
+    return metrics.render()

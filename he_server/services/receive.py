@@ -129,7 +129,7 @@ async def keep_or_delete(server: ServerContext, *blobs: str) -> AsyncIterator[No
 
 async def delete_blobs(server: ServerContext, blobs: Iterable[str]) -> None:
     """Delete blobs that no row refers to."""
-    await server.thread(delete_all, server.blobs, tuple(blobs))
+    await server.threads.run(delete_all, server.blobs, tuple(blobs))
 
 
 def delete_all(blobs: Blobs, names: Iterable[str]) -> None:
@@ -143,15 +143,15 @@ async def keep_body(server: ServerContext, frame: Frame, name: str, limit: int) 
 
     Raises `too-large` or `disk-full`.
     """
-    writer, size = await server.thread(server.blobs.writer, name), 0
+    writer, size = await server.threads.run(server.blobs.writer, name), 0
     try:
         async for block in gathered(frame.pieces(limit)):
             server.metrics.received.inc(len(block))
             size += len(block)
-            await server.thread(writer.write, block)
-        await server.thread(writer.commit)
+            await server.threads.run(writer.write, block)
+        await server.threads.run(writer.commit)
     finally:
-        await server.thread(writer.close)
+        await server.threads.run(writer.close)
     return size
 
 
@@ -165,11 +165,11 @@ async def receive(server: ServerContext, frame: Frame, sections: Sequence[BodySe
         async for block in gathered(frame.blocks(sum(section.size for section in sections))):
             server.metrics.received.inc(len(block))
             if last:
-                await server.thread(intake.feed, last)
+                await server.threads.run(intake.feed, last)
             last = block
-        await server.thread(intake.finish, last)
+        await server.threads.run(intake.finish, last)
     except BaseException as error:
-        await server.thread(intake.close)
+        await server.threads.run(intake.close)
         if isinstance(error, ProblemError):  # one blob may be committed before the disk is full
             await delete_blobs(server, {section.blob for section in sections})
         raise

@@ -28,10 +28,10 @@ async def accept_share(
     """
     token = await frame.token()
     share = check_signed(token, Share, party, "holder")
-    if await server.store.has_share(record.id, share.holder, token):
+    if await server.store.shares.has(record.id, share.holder, token):
         return False
-    await server.thread(check_share, task, record, member, share)
-    if len(await votes_for(server, record)) < task.committee.agreement:
+    await server.threads.run(check_share, task, record, member, share)
+    if len(await votes_for(server.store.answers, record)) < task.committee.agreement:
         raise ProblemError(NOT_CERTIFIED, "shares come after votes", expected=f"{task.committee.agreement} votes")
     layout = task.scheme.share_layout(task.length)
     blob = fresh()
@@ -42,12 +42,13 @@ async def accept_share(
     ]
     await receive(server, frame, sections)
     async with keep_or_delete(server, name):
-        kept = partial(server.check_kept, name, REQUEST_TIMEOUT) if sections else _nothing_to_keep
-        created = await server.store.add_share(task, share, token, blob, server.clock(), kept)
+        check = partial(server.threads.run, server.blobs.check_kept, [name], REQUEST_TIMEOUT)
+        kept = check if sections else _nothing_to_keep
+        created = await server.store.shares.add(task, share, token, blob, server.clock(), kept)
     if created:
-        server.heard(task.id)
+        server.news.heard(task.id)
     else:
-        await server.thread(server.blobs.delete, name)
+        await server.threads.run(server.blobs.delete, name)
     return created
 
 

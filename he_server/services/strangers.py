@@ -30,7 +30,7 @@ PACE_SECONDS, PACE_RATE = 5.0, 16 * 1024
 """After that, the least rate in bytes per second, averaged over this time in seconds."""
 
 
-class Turnstile:
+class RateLimiter:
     """Limits requests of strangers to `rate` per second. A request that proves its sender gives its turn back.
 
     Requests above the rate wait; those whose connection has made the fewest requests go first.
@@ -91,7 +91,7 @@ class Turnstile:
         self._let_in()
 
 
-class Bodies:
+class BodyBudget:
     """Admits bodies that strangers send: a few at once, with a bound on their bytes in memory. Others wait a little."""
 
     def __init__(self) -> None:

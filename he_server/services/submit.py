@@ -34,16 +34,17 @@ async def accept(server: ServerContext, task: Task, update_id: bytes, party: Par
         raise
     server.metrics.updates.labels("accepted" if accepted.created else "repeated").inc()
     if accepted.created:
-        server.notifier.notify(task.id)
+        server.news.notify(task.id)
     return accepted
 
 
 async def _accept(server: ServerContext, task: Task, update_id: bytes, party: Party, frame: Frame) -> Accepted:
     signed, now = from_json(await frame.head(), SignedUpdate), server.clock()
-    header = await server.signatures(lambda: check_signed_update(signed, party, server.authority, now))
-    check_key(await server.revocations(), party.name, party.public)  # a resumable upload was not authenticated by HTTP
+    header = await server.threads.signatures(lambda: check_signed_update(signed, party, server.keys.authority, now))
+    # Once more, because a resumable upload was not authenticated by HTTP.
+    check_key(await server.revocations.current(), party.name, party.public)
     check_header(task, header, update_id, now)
-    check_lasting(task, issued_by(server.authority, signed.credential).exp, now)
+    check_lasting(task, issued_by(server.keys.authority, signed.credential).exp, now)
     size = sum(section.size for section in task.body)
     if size <= SHARED_BLOB_BYTES:
         body = await frame.whole(size)
@@ -51,18 +52,18 @@ async def _accept(server: ServerContext, task: Task, update_id: bytes, party: Pa
 
         def check_and_offer() -> NewUpdate:
             sections = check_body(body, _sections(task, header, {"sum": "sum", "key": "key"}))
-            return replace(_offer(server.key.signing, task, signed, header, now), sections=sections)
+            return replace(_offer(server.keys.own.signing, task, signed, header, now), sections=sections)
 
-        return await server.accept(task, await server.bodies(check_and_offer))
-    offered = _offer(server.key.signing, task, signed, header, now)
-    before = await server.store.expect_update(task, offered)
+        return await server.committer(task, await server.threads.bodies(check_and_offer))
+    offered = _offer(server.keys.own.signing, task, signed, header, now)
+    before = await server.store.updates.expect(task, offered)
     if before is not None:
         return before
     offered = replace(offered, blob=fresh())
     blobs = {"sum": update_blob(offered.blob), "key": key_blob(offered.blob)}
     await receive(server, frame, _sections(task, header, blobs))
     async with keep_or_delete(server, *blobs.values()):
-        accepted = await server.accept(task, offered)
+        accepted = await server.committer(task, offered)
     if not accepted.created:
         await delete_blobs(server, blobs.values())
     return accepted

@@ -15,6 +15,7 @@ from he_server.services.frames import Frame
 from he_server.services.initial import adding, check_model, keep_incoming, read_model
 from he_server.services.receive import keep_or_delete
 from he_server.services.strangers import in_time
+from he_server.services.task_cache import TaskCache
 
 
 async def accept_task(server: ServerContext, frame: Frame, declared: int | None) -> tuple[Task, bool]:
@@ -25,22 +26,22 @@ async def accept_task(server: ServerContext, frame: Frame, declared: int | None)
     """
     async with in_time():
         token = await frame.token()
-    task = await server.unproved(lambda: Task.from_token(token, server.authority))
-    entry = task.config.server
-    if (entry.name, entry.key) != (server.key.name, server.key.public):
-        raise ProblemError(NOT_ADDRESSED, "the task is for another server", expected=server.key.name, got=entry.name)
+    task = await server.threads.unproved(lambda: Task.from_token(token, server.keys.authority))
+    entry, own = task.config.server, server.keys.own
+    if (entry.name, entry.key) != (own.name, own.public):
+        raise ProblemError(NOT_ADDRESSED, "the task is for another server", expected=own.name, got=entry.name)
     check_declared(declared, frames.PREFIX_BYTES + len(token) + task.model_limit)
-    if await server.store.has_task(task.id):
-        check_model(task, await read_model(server, frame, task))
+    if await server.store.tasks.has(task.id):
+        check_model(task, await read_model(server.threads, frame, task))
         return task, False
-    with adding(server, task):
+    with adding(server.adding, task):
         sha256 = await keep_incoming(server, frame, task)
         async with keep_or_delete(server, model_blob(task.id, sha256)):
-            return task, await server.store.add_task(task, sha256, server.clock())
+            return task, await server.store.tasks.add(task, sha256, server.clock())
 
 
-async def task_status(server: ServerContext, record: TaskRecord) -> TaskStatus:
+async def task_status(tasks: TaskCache, record: TaskRecord) -> TaskStatus:
     """The public document about a task."""
-    task = await server.task(record.task)
+    task = await tasks.get(record.task)
     ready = not task.scheme.ceremony or record.confirmations == len(task.config.holders)
     return TaskStatus(record.task, record.name, record.token, ready, record.model_version, record.round)

@@ -17,6 +17,7 @@ from he_server.rules.uploads import check_chunk, check_fits
 from he_server.services.context import ServerContext
 from he_server.services.frames import Frame
 from he_server.services.submit import accept
+from he_server.services.threads import Threads
 from he_server.store.uploads import UploadRecord
 
 
@@ -37,9 +38,9 @@ async def begin_upload(server: ServerContext, task: Task, party: Party, update_i
         expires=now + server.settings.upload_seconds,
     )
     free_bytes = (await server.admission.load()).free - server.settings.min_free_bytes
-    upload = await server.store.add_upload(new, server.settings.max_uploads_per_client, free_bytes)
+    upload = await server.store.uploads.begin(new, server.settings.max_uploads_per_client, free_bytes)
     if not upload.ended:
-        await server.thread(UploadFile.create, server.blobs.path(upload_blob(upload.id)))
+        await server.threads.run(UploadFile.create, server.blobs.path(upload_blob(upload.id)))
     return upload
 
 
@@ -51,17 +52,18 @@ async def opened_upload(server: ServerContext, upload_id: str) -> AsyncIterator[
     """
     file = UploadFile(server.blobs.path(upload_blob(upload_id)))
     try:
-        found = await server.thread(file.open)
-        upload = await server.store.upload(upload_id, server.clock())  # nothing else can end it while we hold the lock
+        found = await server.threads.run(file.open)
+        # Nothing else can end it while we hold the lock.
+        upload = await server.store.uploads.get(upload_id, server.clock())
         if not found and not upload.ended:
             raise ProblemError(NOT_FOUND, "the upload's bytes are gone")
         yield upload, None if upload.ended else file
     finally:
-        await server.thread(file.close)
+        await server.threads.run(file.close)
 
 
 async def append_chunk(
-    server: ServerContext,
+    threads: Threads,
     upload: UploadRecord,
     file: UploadFile,
     body: AsyncIterable[bytes],
@@ -83,7 +85,7 @@ async def append_chunk(
     async def flush() -> None:
         block = bytes(held)
         held.clear()  # first: a request that is cancelled while it writes must not write this again
-        await server.thread(write, block)
+        await threads.run(write, block)
 
     try:
         async for piece in body:
@@ -96,12 +98,12 @@ async def append_chunk(
             check_chunk(wanted[1], digest.digest())
     except ProblemError:
         held.clear()
-        await server.thread(file.truncate, start)
+        await threads.run(file.truncate, start)
         raise
     finally:
         await flush()
         if file.size != start:
-            await server.thread(file.sync)
+            await threads.run(file.sync)
 
 
 async def complete_upload(server: ServerContext, upload: UploadRecord, file: UploadFile) -> UploadRecord:
@@ -109,7 +111,7 @@ async def complete_upload(server: ServerContext, upload: UploadRecord, file: Upl
 
     Raises the refusals after which the same bytes may pass; then they stay, for the next request to try.
     """
-    task = await server.task(upload.task_hash)
+    task = await server.tasks.get(upload.task_hash)
     frame = Frame(FileSource(file), server.settings.max_update_bytes, upload.length)
     try:
         accepted = await accept(server, task, bytes.fromhex(upload.update_id), upload.party, frame)
@@ -118,12 +120,12 @@ async def complete_upload(server: ServerContext, upload: UploadRecord, file: Upl
         if refusal.problem.may_pass:
             raise
         ended = replace(upload, problem=refusal.document().decode())
-    await server.store.end_upload(ended)
-    await server.thread(server.blobs.delete, upload_blob(upload.id))
+    await server.store.uploads.end(ended)
+    await server.threads.run(server.blobs.delete, upload_blob(upload.id))
     return ended
 
 
 async def forget_upload(server: ServerContext, upload: UploadRecord) -> None:
     """Drop an upload and its bytes."""
-    await server.thread(server.blobs.delete, upload_blob(upload.id))
-    await server.store.drop_upload(upload.id)
+    await server.threads.run(server.blobs.delete, upload_blob(upload.id))
+    await server.store.uploads.drop(upload.id)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from sqlalchemy import delete, insert, select
 
@@ -25,16 +26,19 @@ DONE: dict[Stage, str] = {"screen": "screening", "vote": "vote", "release": "sha
 """What a holder has sent when it is done with a stage."""
 
 
-class AnswerStore(Database):
+@dataclass(frozen=True)
+class AnswerStore:
     """State changes and reads of `answers`."""
 
-    async def add_answer(self, task: Task, record: RoundRecord, said: AnswerRecord) -> bool:
+    database: Database
+
+    async def add(self, task: Task, record: RoundRecord, said: AnswerRecord) -> bool:
         """Keep what a holder says about a round's manifest; False for the same again. A newer word of its kind replaces
         the one before.
 
         Raises `wrong-state` when the round does not wait for such a word, or not about that manifest (any more).
         """
-        async with self._write() as connection:
+        async with self.database.write() as connection:
             query = select_rounds().where(rounds.c.id == record.id)
             current = round_record((await connection.execute(query.with_for_update(of=rounds))).one())
             stage: Stage = "screen" if current.state == "closed" else "vote"
@@ -70,10 +74,10 @@ class AnswerStore(Database):
                 await audit.append(connection, event, task.id, record.number, **detail)
             return True
 
-    async def answers_of(self, round_id: int) -> tuple[AnswerRecord, ...]:
+    async def of_round(self, round_id: int) -> tuple[AnswerRecord, ...]:
         """Everything that holders said about one round's manifests."""
         query = select(answers).where(answers.c.round_id == round_id).order_by(answers.c.holder, answers.c.received)
-        async with self._read() as connection:
+        async with self.database.read() as connection:
             return tuple(answer_record(row) for row in (await connection.execute(query)).mappings())
 
     async def seen_by_holders(self, task: Task) -> tuple[int, int]:
@@ -81,7 +85,7 @@ class AnswerStore(Database):
         about = answers.join(rounds, rounds.c.id == answers.c.round_id)
         query = select(answers).select_from(about).where(rounds.c.task_hash == task.id, answers.c.kind != "vote")
         seen: dict[str, tuple[int, int]] = {}
-        async with self._read() as connection:
+        async with self.database.read() as connection:
             for row in await connection.execute(query.order_by(answers.c.received)):
                 kind: type[Screening] | type[Objection] = Screening if row.kind == "screening" else Objection
                 said = read_unverified(row.token, kind)  # it was verified when it came
@@ -91,12 +95,14 @@ class AnswerStore(Database):
         openings, versions = (sorted(numbers, reverse=True) for numbers in zip(*seen.values(), strict=True))
         return openings[task.committee.colluders], versions[task.committee.colluders]
 
-    async def said_about(self, found: Sequence[RoundRecord]) -> dict[int, tuple[list[AnswerRecord], list[ShareRecord]]]:
+    async def _said_about(
+        self, found: Sequence[RoundRecord]
+    ) -> dict[int, tuple[list[AnswerRecord], list[ShareRecord]]]:
         """Answers and shares of several rounds, by the round's id; without the tokens, which are large."""
         said: dict[int, tuple[list[AnswerRecord], list[ShareRecord]]] = {record.id: ([], []) for record in found}
         columns = (answers.c.round_id, answers.c.holder, answers.c.kind, answers.c.manifest_hash, answers.c.problem)
         query = select(*columns, answers.c.detail, answers.c.received).where(answers.c.round_id.in_(said))
-        async with self._read() as connection:
+        async with self.database.read() as connection:
             for row in (await connection.execute(query)).mappings():
                 said[row["round_id"]][0].append(answer_record(row))
             released = select(shares).where(shares.c.round_id.in_(said))
@@ -106,7 +112,7 @@ class AnswerStore(Database):
 
     async def statuses(self, task: Task, records: Sequence[RoundRecord]) -> list[RoundStatus]:
         """Rounds with what their key holders said."""
-        said = await self.said_about(records)
+        said = await self._said_about(records)
         return [record.status(committee_status(task, record, *said[record.id])) for record in records]
 
     async def waiting(self, task: Task) -> dict[str, tuple[Waiting, ...]]:
@@ -117,7 +123,7 @@ class AnswerStore(Database):
             .order_by(rounds.c.number)
         )
         found: dict[str, tuple[Waiting, ...]] = {entry.name: () for entry in task.config.holders}
-        async with self._read() as connection:
+        async with self.database.read() as connection:
             for live in (await connection.execute(asked)).all():
                 about = (answers.c.round_id == live.id) & (answers.c.manifest_hash == live.manifest_hash)
                 said = (await connection.execute(select(answers.c.holder, answers.c.kind).where(about))).all()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -30,17 +31,20 @@ async def append(connection: AsyncConnection, event: Event, task: str, round_num
     await connection.execute(insert(audit).values(**msgspec.structs.asdict(entry)))
 
 
-class AuditStore(Database):
+@dataclass(frozen=True)
+class AuditStore:
     """Reads of `audit`."""
 
-    async def audit_head(self) -> tuple[int, bytes]:
+    database: Database
+
+    async def head(self) -> tuple[int, bytes]:
         """Number and hash of the last entry; 0 and `GENESIS` of an empty log."""
-        async with self._read() as connection:
+        async with self.database.read() as connection:
             return await _head(connection)
 
-    async def audit_entries(self) -> list[Entry]:
+    async def entries(self) -> list[Entry]:
         """The whole log, oldest first."""
-        async with self._read() as connection:
+        async with self.database.read() as connection:
             return [_entry(row) for row in await connection.execute(select(audit).order_by(audit.c.seq))]
 
 

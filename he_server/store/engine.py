@@ -1,4 +1,4 @@
-"""Engines for SQLite and PostgreSQL, and the transactions that every store method runs in."""
+"""Engines for SQLite and PostgreSQL, and the transactions that all parts of the store run in."""
 
 from __future__ import annotations
 
@@ -69,11 +69,24 @@ class Database:
 
     async def ping(self) -> None:
         """Raises `database-unavailable` unless the database answers."""
-        async with self._read() as connection:
+        async with self.read() as connection:
             await connection.execute(text("SELECT 1 FROM tasks LIMIT 1"))
 
+    async def revision(self) -> str:
+        """The schema's version. Raises `database-unavailable` when there is no schema."""
+        async with self.read() as connection:
+            return str((await connection.execute(text("SELECT version_num FROM alembic_version"))).scalar_one())
+
+    async def time(self) -> float:
+        """The database's clock, Unix seconds."""
+        postgres = self._engine.dialect.name == "postgresql"
+        query = "SELECT extract(epoch FROM clock_timestamp())" if postgres else "SELECT strftime('%s', 'now')"
+        async with self.read() as connection:
+            return float((await connection.execute(text(query))).scalar_one())
+
     @asynccontextmanager
-    async def _write(self) -> AsyncIterator[AsyncConnection]:
+    async def write(self) -> AsyncIterator[AsyncConnection]:
+        """A transaction that may change something. It is taken back when an error leaves it."""
         async with self._turn, translated(), self._engine.connect() as plain:
             connection = await plain.execution_options(**{_WRITES: True})
             async with connection.begin():
@@ -82,13 +95,14 @@ class Database:
     @asynccontextmanager
     async def alone(self) -> AsyncIterator[None]:
         """Around a sweep: transactions under way are waited for, and none begins to change which blobs are needed."""
-        async with self._write() as connection:
+        async with self.write() as connection:
             if connection.dialect.name == "postgresql":  # SQLite has one writer anyway
                 await connection.execute(text(f"LOCK TABLE {_REFERRING} IN EXCLUSIVE MODE"))
             yield
 
     @asynccontextmanager
-    async def _read(self) -> AsyncIterator[AsyncConnection]:
+    async def read(self) -> AsyncIterator[AsyncConnection]:
+        """A transaction that changes nothing."""
         async with translated(), self._engine.connect() as connection, connection.begin():
             yield connection
 

@@ -51,8 +51,11 @@ class Fold:
     token: str
 
 
-class FoldingStore(Database):
+@dataclass(frozen=True)
+class FoldingStore:
     """State changes and reads of `accumulators`."""
+
+    database: Database
 
     async def backlog(self, round_id: int, now: float) -> Backlog:
         """What is left to fold of a round."""
@@ -63,19 +66,19 @@ class FoldingStore(Database):
             .where(updates.c.round_id == round_id, updates.c.folded.is_(False))
             .group_by(updates.c.bucket)
         )
-        async with self._read() as connection:
+        async with self.database.read() as connection:
             rows = (await connection.execute(query)).all()
         waiting = {bucket: count for bucket, _, count, _ in rows if count}
         oldest = min((first for *_, first in rows if first is not None), default=now)
         return Backlog(sum(row[1] for row in rows), waiting, oldest)
 
-    async def begin_fold(self, round_id: int, bucket: int, now: float, seconds: float) -> Fold | None:
+    async def begin(self, round_id: int, bucket: int, now: float, seconds: float) -> Fold | None:
         """Lease an accumulator of a bucket for `seconds`, and claim updates for it.
 
         A free accumulator comes before a new one, and what a dead worker claimed for it comes with it.
         None when there is nothing to fold (any more).
         """
-        async with self._write() as connection:
+        async with self.database.write() as connection:
             folding = select(rounds.c.id).where(rounds.c.id == round_id, rounds.c.state.in_(("open", "closed")))
             if (await connection.execute(folding.with_for_update())).one_or_none() is None:
                 return None
@@ -98,9 +101,9 @@ class FoldingStore(Database):
             )
             return Fold(number, blob, tuple(claimed), str(lease["lease_token"]))
 
-    async def renew_fold(self, fold: Fold, now: float, seconds: float) -> bool:
+    async def renew(self, fold: Fold, now: float, seconds: float) -> bool:
         """Keep an accumulator for longer; False when it is lost."""
-        async with self._write() as connection:
+        async with self.database.write() as connection:
             kept = await connection.execute(update(accumulators).where(held(fold)).values(lease_until=now + seconds))
         return kept.rowcount == 1
 
@@ -110,7 +113,7 @@ class FoldingStore(Database):
         Nothing changes when `check_kept` raises that the blob is gone. Raises `wrong-state` when another worker took
         the accumulator meanwhile: nothing changes then either.
         """
-        async with self._write() as connection:
+        async with self.database.write() as connection:
             moved = await connection.execute(
                 update(accumulators)
                 .where(held(fold))
@@ -137,17 +140,17 @@ class FoldingStore(Database):
         """Those of these blobs of updates of which nothing has to be folded any more."""
         asked = frozenset(blobs)
         query = select(updates.c.blob).distinct().where(updates.c.blob.in_(asked), updates.c.folded.is_(False))
-        async with self._read() as connection:
+        async with self.database.read() as connection:
             return asked - frozenset((await connection.execute(query)).scalars())
 
-    async def accumulators_of(self, round_id: int) -> tuple[AccumulatorRecord, ...]:
+    async def accumulators(self, round_id: int) -> tuple[AccumulatorRecord, ...]:
         """The accumulators of one round that hold something."""
         query = (
             select(accumulators)
             .where(accumulators.c.round_id == round_id, accumulators.c.updates > 0)
             .order_by(accumulators.c.id)
         )
-        async with self._read() as connection:
+        async with self.database.read() as connection:
             return tuple(
                 AccumulatorRecord(row.bucket, row.blob, row.updates) for row in await connection.execute(query)
             )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from sqlalchemy import delete, insert, select
 from sqlalchemy.exc import IntegrityError
 
@@ -13,17 +15,20 @@ from he_server.store.engine import Database
 from he_server.store.schema import revocations
 
 
-class RevocationStore(Database):
+@dataclass(frozen=True)
+class RevocationStore:
     """State changes and reads of `revocations`."""
 
-    async def learn_revocations(self, offered: Revocations, now: float) -> bool:
+    database: Database
+
+    async def learn(self, offered: Revocations, now: float) -> bool:
         """Replace the stored list by a verified one; False for the same one again.
 
         Raises `old-revocations`.
         """
         newest = select(revocations).order_by(revocations.c.number.desc()).limit(1)
         try:
-            async with self._write() as connection:
+            async with self.database.write() as connection:
                 row = (await connection.execute(newest)).one_or_none()
                 if row is not None:
                     check_newer(Revocations(row.number, token=row.token), offered)
@@ -38,9 +43,9 @@ class RevocationStore(Database):
         except IntegrityError:
             raise ProblemError(OLD_REVOCATIONS, f"list {offered.number} came at the same time; try again") from None
 
-    async def newer_revocations(self, number: int) -> str:
+    async def newer(self, number: int) -> str:
         """The newest list (JWS) if its number is above `number`, else nothing."""
         query = select(revocations.c.token).where(revocations.c.number > number)
-        async with self._read() as connection:
+        async with self.database.read() as connection:
             found = await connection.execute(query.order_by(revocations.c.number.desc()).limit(1))
             return found.scalar_one_or_none() or ""

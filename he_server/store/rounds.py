@@ -1,31 +1,31 @@
-"""Rounds after they closed: leases, shares, publication and failure."""
+"""Rounds from their deadline on: leases, manifests, publication and failure."""
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import msgspec
-from sqlalchemy import ColumnElement, Table, func, insert, select, update
+from sqlalchemy import func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from he_protocol.documents import RECENT_ROUNDS, DroppedBucket
 from he_protocol.errors import ProblemError
 from he_protocol.identity.jws import payload_hash, read_unverified
-from he_protocol.messages import Manifest, Share
-from he_protocol.problems import ABANDONED, NOT_FOUND, TOO_FEW_CLIENTS, WRONG_SHARE, WRONG_STATE, ProblemType
+from he_protocol.messages import Manifest
+from he_protocol.problems import ABANDONED, NOT_FOUND, TOO_FEW_CLIENTS, WRONG_STATE, ProblemType
 from he_protocol.task import Task
-from he_server.blobs.keys import accumulator_blob, key_blob, share_blob, total_blob, update_blob
 from he_server.rules.manifests import Plan
-from he_server.rules.records import RoundRecord, ShareRecord
+from he_server.rules.records import RoundRecord
 from he_server.rules.rounds import at_deadline
 from he_server.store import audit
 from he_server.store.engine import Database
+from he_server.store.models import model_of, publish_again
 from he_server.store.queries import select_rounds
 from he_server.store.records import round_record
-from he_server.store.schema import accumulators, models, rounds, shares, tasks, updates
+from he_server.store.schema import models, rounds, tasks, updates
 from he_server.store.transitions import create_round, lock_task, move_round
 
 
@@ -37,60 +37,40 @@ class Lease:
     token: str
 
 
-class RoundStore(Database):
-    """State changes and reads of `rounds` and `shares`."""
+@dataclass(frozen=True)
+class RoundStore:
+    """State changes and reads of `rounds`."""
 
-    async def round(self, task: str, number: int) -> RoundRecord:
+    database: Database
+
+    async def get(self, task: str, number: int) -> RoundRecord:
         """Raises `not-found`."""
         query = select_rounds().where(rounds.c.task_hash == task, rounds.c.number == number)
-        async with self._read() as connection:
+        async with self.database.read() as connection:
             row = (await connection.execute(query)).one_or_none()
         if row is None:
             raise ProblemError(NOT_FOUND, "no such round", got=number)
         return round_record(row)
 
-    async def recent_rounds(self, task: str) -> tuple[RoundRecord, ...]:
+    async def recent(self, task: str) -> tuple[RoundRecord, ...]:
         """The newest rounds, newest first."""
         query = select_rounds().where(rounds.c.task_hash == task).order_by(rounds.c.number.desc()).limit(RECENT_ROUNDS)
-        async with self._read() as connection:
+        async with self.database.read() as connection:
             return tuple(round_record(row) for row in await connection.execute(query))
 
-    async def live_rounds(self) -> tuple[RoundRecord, ...]:
+    async def live(self) -> tuple[RoundRecord, ...]:
         """Every round that a worker may have to do something about, oldest first."""
         states = ("open", "closed", "opening")
-        async with self._read() as connection:
+        async with self.database.read() as connection:
             found = await connection.execute(select_rounds().where(rounds.c.state.in_(states)).order_by(rounds.c.id))
             return tuple(round_record(row) for row in found)
 
-    async def needed_blobs(self) -> frozenset[str]:
-        """Names of all blobs that rounds still need, among those that end with their round."""
-        folding, live = ("open", "closed"), ("open", "closed", "opening")
-        wanted: tuple[tuple[Callable[[str], str], Table, ColumnElement[bool]], ...] = (
-            (update_blob, updates, rounds.c.state.in_(folding)),  # folded ones may have to be taken out again
-            (key_blob, updates, rounds.c.state.in_(live)),
-            (accumulator_blob, accumulators, rounds.c.state.in_(folding)),
-            (share_blob, shares, rounds.c.state.in_(live)),
-        )
-        names: set[str] = set()
-        async with self._read() as connection:
-            for name, table, needed in wanted:
-                query = select(table.c.blob).join(rounds, rounds.c.id == table.c.round_id).where(needed)
-                names.update(name(blob) for blob in (await connection.execute(query)).scalars())
-            query = (
-                select(updates.c.round_id, updates.c.bucket)
-                .distinct()
-                .join(rounds, rounds.c.id == updates.c.round_id)
-                .where(rounds.c.state.in_(("closed", "opening")))
-            )
-            names.update(total_blob(*row) for row in await connection.execute(query))
-        return frozenset(names)
-
-    async def close_due_round(self, task: Task, due: RoundRecord, now: float) -> RoundRecord | None:
+    async def close_due(self, task: Task, due: RoundRecord, now: float) -> RoundRecord | None:
         """Close an open round at its deadline, or fail it if it has too few clients; create the next one.
 
         None when there is nothing to do (any more).
         """
-        async with self._write() as connection:
+        async with self.database.write() as connection:
             await lock_task(connection, task.id)
             row = (
                 await connection.execute(select_rounds().where(rounds.c.id == due.id, rounds.c.state == "open"))
@@ -127,7 +107,7 @@ class RoundStore(Database):
     async def lease(self, wanted: RoundRecord, now: float, seconds: float) -> Lease | None:
         """Take a round to work on for `seconds`; None when another worker has it or it moved."""
         token = secrets.token_hex(16)
-        async with self._write() as connection:
+        async with self.database.write() as connection:
             taken = await connection.execute(
                 update(rounds)
                 .where(rounds.c.id == wanted.id, rounds.c.state == wanted.state, rounds.c.lease_until <= now)
@@ -137,7 +117,7 @@ class RoundStore(Database):
 
     async def renew(self, lease: Lease, now: float, seconds: float) -> bool:
         """Keep a lease for longer; False when it is lost."""
-        async with self._write() as connection:
+        async with self.database.write() as connection:
             kept = await connection.execute(
                 update(rounds)
                 .where(rounds.c.id == lease.round.id, rounds.c.lease_token == lease.token)
@@ -147,7 +127,7 @@ class RoundStore(Database):
 
     async def release(self, lease: Lease, tried: int) -> None:
         """Give a round back; it is not tried again with `tried` shares or fewer."""
-        async with self._write() as connection:
+        async with self.database.write() as connection:
             await connection.execute(
                 update(rounds)
                 .where(rounds.c.id == lease.round.id, rounds.c.lease_token == lease.token)
@@ -157,7 +137,7 @@ class RoundStore(Database):
     async def begin_screening(self, lease: Lease, opening: int, manifest: str, plan: Plan, deadline: float) -> None:
         """Show holders a manifest that is not final: the round stays closed, and the lease is given back. It is late
         from `deadline` on."""
-        async with self._write() as connection:
+        async with self.database.write() as connection:
             changed = await connection.execute(
                 update(rounds)
                 .where(rounds.c.id == lease.round.id, rounds.c.lease_token == lease.token, rounds.c.state == "closed")
@@ -183,7 +163,7 @@ class RoundStore(Database):
         self, lease: Lease, manifest: str, plan: Plan, deadline: float, seconds: dict[str, float]
     ) -> None:
         """closed -> opening, with the signed manifest that key holders vote for, and its buckets."""
-        async with self._write() as connection:
+        async with self.database.write() as connection:
             await move_round(
                 connection,
                 lease.round,
@@ -214,7 +194,7 @@ class RoundStore(Database):
         numbered = mine & (rounds.c.state != "closed")  # a manifest that is only screened is not binding; see `_fail`
         used = select(func.max(rounds.c.opening)).where(numbered)
         known = select(tasks.c.opened).where(tasks.c.task_hash == record.task)
-        async with self._read() as connection:
+        async with self.database.read() as connection:
             if (await connection.execute(before.limit(1))).first() is not None:
                 return None
             by_rounds = (await connection.execute(used)).scalar() or 0
@@ -223,46 +203,7 @@ class RoundStore(Database):
             token = (await connection.execute(last.limit(1))).scalar_one_or_none()
         return highest + 1, read_unverified(token, Manifest).formed if token else 0
 
-    async def add_share(
-        self, task: Task, share: Share, token: str, blob: str, now: float, check_kept: Callable[[], Awaitable[None]]
-    ) -> bool:
-        """Record a holder's share whose bytes are durable under `blob`; False for the same one again.
-
-        Raises `not-found`, `wrong-state`, `wrong-share` when the holder sent another one before, or what `check_kept`
-        raises when the blob is gone.
-        """
-        async with self._write() as connection:
-            query = select(rounds.c.id, rounds.c.state).where(
-                rounds.c.task_hash == task.id, rounds.c.number == share.round
-            )
-            row = (await connection.execute(query.with_for_update())).one_or_none()
-            if row is None:
-                raise ProblemError(NOT_FOUND, "no such round", got=share.round)
-            if await _same_share(connection, row.id, share.holder, token):
-                return False
-            if row.state != "opening":
-                raise ProblemError(WRONG_STATE, "the round does not wait for shares", expected="opening", got=row.state)
-            await check_kept()
-            await connection.execute(
-                insert(shares).values(round_id=row.id, holder=share.holder, token=token, received=now, blob=blob)
-            )
-            said = {"holder": share.holder, "share": payload_hash(token).hex()}
-            await audit.append(connection, "share-accepted", task.id, share.round, **said)
-            return True
-
-    async def has_share(self, round_id: int, holder: str, token: str) -> bool:
-        """Whether this very share is recorded. Raises `wrong-share` when another one of the holder is."""
-        async with self._read() as connection:
-            return await _same_share(connection, round_id, holder, token)
-
-    async def shares_of(self, round_id: int) -> tuple[ShareRecord, ...]:
-        """The shares of one round, by holder."""
-        query = select(shares).where(shares.c.round_id == round_id).order_by(shares.c.holder)
-        async with self._read() as connection:
-            found = await connection.execute(query)
-            return tuple(ShareRecord(row.holder, row.token, row.blob, row.received) for row in found)
-
-    async def publish_round(
+    async def publish(
         self,
         lease: Lease,
         version: int,
@@ -276,7 +217,7 @@ class RoundStore(Database):
         Raises `wrong-state` when another round published that version first: compute it again.
         """
         try:
-            async with self._write() as connection:
+            async with self.database.write() as connection:
                 await move_round(
                     connection,
                     lease.round,
@@ -298,7 +239,7 @@ class RoundStore(Database):
 
     async def abandon(self, record: RoundRecord, why: str, now: float) -> None:
         """closed or opening -> failed because an operator says so: its updates are spent. Raises `wrong-state`."""
-        async with self._write() as connection:
+        async with self.database.write() as connection:
             await _fail(connection, record, "", ABANDONED, why, {})
             await _repeat_model(connection, record, now)
             said = {"problem": ABANDONED.urn, "why": why}
@@ -308,29 +249,27 @@ class RoundStore(Database):
         """Go on after opening number `opening`, which key holders have seen and this database has not, with the newest
         model that is here under the version `version`, which is new to holders. Raises `wrong-state` for smaller ones.
         """
-        async with self._write() as connection:
+        async with self.database.write() as connection:
             await lock_task(connection, task)
-            newest = select(models).where(models.c.task_hash == task).order_by(models.c.version.desc()).limit(1)
-            model = (await connection.execute(newest)).one()
+            model = await model_of(connection, task)
             known = (await connection.execute(select(tasks.c.opened).where(tasks.c.task_hash == task))).scalar_one()
             if version < model.version or opening < known:
                 got = f"opening {opening}, version {version}"
                 expected = f"at least opening {known}, version {model.version}"
                 raise ProblemError(WRONG_STATE, "numbers never go back", expected=expected, got=got)
             if version > model.version:
-                again = {"task_hash": task, "version": version, "round_id": None, "sha256": model.sha256}
-                await connection.execute(insert(models).values(**again, created=now))
+                await publish_again(connection, task, model, version, now)
             await connection.execute(update(tasks).where(tasks.c.task_hash == task).values(opened=opening))
             screened = (rounds.c.task_hash == task) & (rounds.c.state == "closed")
             await connection.execute(update(rounds).where(screened).values(manifest="", manifest_hash="", opening=0))
             said = {"opening": opening, "version": version}
             await audit.append(connection, "numbers-recovered", task, 0, **said)
 
-    async def fail_round(
+    async def fail(
         self, lease: Lease, problem: ProblemType, detail: str, now: float, seconds: dict[str, float]
     ) -> None:
         """closed or opening -> failed; its clients see why. See `_repeat_model`."""
-        async with self._write() as connection:
+        async with self.database.write() as connection:
             await _fail(connection, lease.round, lease.token, problem, detail, seconds)
             await _repeat_model(connection, lease.round, now)
             where = (lease.round.task, lease.round.number)
@@ -366,22 +305,5 @@ async def _repeat_model(connection: AsyncConnection, ended: RoundRecord, now: fl
     Without DP noise they vote for one update of a client on each version: its clients could do nothing ever again.
     """
     if ended.state == "opening":
-        newest = select(models).where(models.c.task_hash == ended.task).order_by(models.c.version.desc()).limit(1)
-        model = (await connection.execute(newest)).one()
-        again = {"task_hash": ended.task, "version": model.version + 1, "round_id": None, "sha256": model.sha256}
-        await connection.execute(insert(models).values(**again, created=now))
-
-
-async def _same_share(connection: AsyncConnection, round_id: int, holder: str, token: str) -> bool:
-    query = select(shares.c.token).where(shares.c.round_id == round_id, shares.c.holder == holder)
-    before = (await connection.execute(query)).scalar_one_or_none()
-    if before is None:
-        return False
-    if payload_hash(before) != payload_hash(token):
-        raise ProblemError(
-            WRONG_SHARE,
-            f"{holder} released another share for this round before",
-            expected=payload_hash(before).hex(),
-            got=payload_hash(token).hex(),
-        )
-    return True
+        model = await model_of(connection, ended.task)
+        await publish_again(connection, ended.task, model, model.version + 1, now)

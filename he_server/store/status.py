@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sqlalchemy import func, or_, select, text, union_all
+from sqlalchemy import func, or_, select, union_all
 
 from he_server.store.engine import Database
 from he_server.store.schema import accumulators, rounds, updates
@@ -28,8 +28,11 @@ class ServerStatus:
     overdue: int
 
 
-class StatusStore(Database):
+@dataclass(frozen=True)
+class StatusStore:
     """Reads that sum over all tasks."""
+
+    database: Database
 
     async def unfolded(self) -> dict[str, int]:
         """How many acknowledged updates of each task are not in a running sum yet."""
@@ -39,7 +42,7 @@ class StatusStore(Database):
             .where(rounds.c.state.in_(_UNFOLDED), updates.c.folded.is_(False))
             .group_by(rounds.c.task_hash)
         )
-        async with self._read() as connection:
+        async with self.database.read() as connection:
             return {row[0]: row[1] for row in await connection.execute(query)}
 
     async def taken(self) -> dict[str, int]:
@@ -49,10 +52,10 @@ class StatusStore(Database):
             .where(rounds.c.state.in_(_UNFOLDED))
             .group_by(rounds.c.task_hash)
         )
-        async with self._read() as connection:
+        async with self.database.read() as connection:
             return {row[0]: int(row[1]) for row in await connection.execute(query)}
 
-    async def server_status(self, now: float) -> ServerStatus:
+    async def summary(self, now: float) -> ServerStatus:
         """What waits at `now`."""
         live = select(rounds.c.state, func.count()).where(rounds.c.state.in_(_LIVE)).group_by(rounds.c.state)
         oldest = select(func.min(rounds.c.opened_at)).where(rounds.c.state.in_(_LIVE), rounds.c.updates > 0)
@@ -64,7 +67,7 @@ class StatusStore(Database):
         waiting = rounds.c.state.in_(("closed", "opening")) & (rounds.c.manifest != "")
         opening = waiting & (rounds.c.opening_deadline <= now)
         overdue = select(func.count()).where(or_(collecting, opening))
-        async with self._read() as connection:
+        async with self.database.read() as connection:
             states = await connection.execute(live)
             return ServerStatus(
                 rounds=dict.fromkeys(_LIVE, 0) | {row[0]: row[1] for row in states},
@@ -72,15 +75,3 @@ class StatusStore(Database):
                 stuck=(await connection.execute(stuck)).scalar_one(),
                 overdue=(await connection.execute(overdue)).scalar_one(),
             )
-
-    async def revision(self) -> str:
-        """The schema's version. Raises `database-unavailable` when there is no schema."""
-        async with self._read() as connection:
-            return str((await connection.execute(text("SELECT version_num FROM alembic_version"))).scalar_one())
-
-    async def database_time(self) -> float:
-        """The database's clock, Unix seconds."""
-        postgres = self._engine.dialect.name == "postgresql"
-        query = "SELECT extract(epoch FROM clock_timestamp())" if postgres else "SELECT strftime('%s', 'now')"
-        async with self._read() as connection:
-            return float((await connection.execute(text(query))).scalar_one())

@@ -56,16 +56,19 @@ class KnownUpdates:
     bases: set[tuple[str, int]] = field(default_factory=set)
 
 
-class UpdateStore(Database):
+@dataclass(frozen=True)
+class UpdateStore:
     """State changes and reads of `updates`."""
 
-    async def expect_update(self, task: Task, offered: NewUpdate) -> Accepted | None:
-        """What `accept_updates` would refuse now, before any body is read; an earlier receipt if there is one."""
-        async with self._read() as connection:
+    database: Database
+
+    async def expect(self, task: Task, offered: NewUpdate) -> Accepted | None:
+        """What `accept` would refuse now, before any body is read; an earlier receipt if there is one."""
+        async with self.database.read() as connection:
             current, version = await _current_round(connection, task.id)
             return admit(task, offered, await _known(connection, task, current, version, [offered]))
 
-    async def accept_updates(
+    async def accept(
         self, task: Task, offers: Sequence[tuple[NewUpdate, float]], write_blobs: WriteBlobs
     ) -> Sequence[Accepted | ProblemError]:
         """Put updates, each with the time when it came, into the open round, in one transaction.
@@ -73,7 +76,7 @@ class UpdateStore(Database):
         The first sets the round's deadline, the last closes it: outcomes are in order, up to the offer that
         does. A refusal is `update-id-reused`, `already-in-round`, `stale-update` or `repeated-base`.
         """
-        async with self._write() as connection:
+        async with self.database.write() as connection:
             await lock_task(connection, task.id)
             current, version = await _current_round(connection, task.id)
             known = await _known(connection, task, current, version, [offered for offered, _ in offers])
@@ -98,22 +101,22 @@ class UpdateStore(Database):
                 await _enter(connection, task, current, entering, write_blobs)
             return outcomes
 
-    async def update_status(self, task: str, update_id: str, client: str) -> tuple[UpdateRecord, RoundRecord]:
+    async def status(self, task: str, update_id: str, client: str) -> tuple[UpdateRecord, RoundRecord]:
         """A client's own update and its round. Raises `not-found`, also for the update of another client."""
         query = select(updates).where(
             updates.c.task_hash == task, updates.c.update_id == update_id, updates.c.client == client
         )
-        async with self._read() as connection:
+        async with self.database.read() as connection:
             row = (await connection.execute(query)).one_or_none()
             if row is None:
                 raise ProblemError(NOT_FOUND, "no such update of yours", got=update_id)
             found = (await connection.execute(select_rounds().where(rounds.c.id == row.round_id))).one()
         return update_record(row), round_record(found)
 
-    async def updates_of(self, round_id: int) -> tuple[UpdateRecord, ...]:
+    async def of_round(self, round_id: int) -> tuple[UpdateRecord, ...]:
         """The updates of one round, sorted by id."""
         query = select(updates).where(updates.c.round_id == round_id).order_by(updates.c.update_id)
-        async with self._read() as connection:
+        async with self.database.read() as connection:
             return tuple(update_record(row) for row in await connection.execute(query))
 
 

@@ -42,10 +42,13 @@ class UploadRecord:
         return Party(self.client, "client", bytes.fromhex(self.public))
 
 
-class UploadStore(Database):
+@dataclass(frozen=True)
+class UploadStore:
     """State changes and reads of `uploads`."""
 
-    async def add_upload(self, new: UploadRecord, cap: int, free_bytes: int) -> UploadRecord:
+    database: Database
+
+    async def begin(self, new: UploadRecord, cap: int, free_bytes: int) -> UploadRecord:
         """Begin an upload; one that the client began before for the same update is given instead.
 
         `cap` is how many unfinished ones a client may have in a task, `free_bytes` how many bytes all unfinished ones
@@ -61,7 +64,7 @@ class UploadStore(Database):
             uploads.c.expires > new.created,
         )
         mine = and_(uploads.c.task_hash == new.task_hash, uploads.c.client == new.client, _unfinished())
-        async with self._write() as connection:
+        async with self.database.write() as connection:
             await lock_task(connection, new.task_hash)
             before = (await connection.execute(same)).first()
             if before is not None:
@@ -72,9 +75,9 @@ class UploadStore(Database):
             await connection.execute(insert(uploads).values(asdict(new)))
             return new
 
-    async def upload(self, upload_id: str, now: float) -> UploadRecord:
+    async def get(self, upload_id: str, now: float) -> UploadRecord:
         """Raises `not-found` or `upload-expired`."""
-        async with self._read() as connection:
+        async with self.database.read() as connection:
             row = (await connection.execute(select(uploads).where(uploads.c.id == upload_id))).one_or_none()
         if row is None:
             raise ProblemError(NOT_FOUND, "no such upload")
@@ -82,29 +85,29 @@ class UploadStore(Database):
             raise ProblemError(UPLOAD_EXPIRED, "begin a new one")
         return _record(row)
 
-    async def end_upload(self, ended: UploadRecord) -> None:
+    async def end(self, ended: UploadRecord) -> None:
         """Record how an upload ended. Raises `not-found` when it is gone, or ended before."""
         query = update(uploads).where(uploads.c.id == ended.id, _unfinished())
-        async with self._write() as connection:
+        async with self.database.write() as connection:
             done = await connection.execute(
                 query.values(receipt=ended.receipt, round=ended.round, problem=ended.problem)
             )
             if done.rowcount != 1:
                 raise ProblemError(NOT_FOUND, "no such unfinished upload")
 
-    async def drop_upload(self, upload_id: str) -> None:
+    async def drop(self, upload_id: str) -> None:
         """Forget an upload; its bytes have to be gone before."""
-        async with self._write() as connection:
+        async with self.database.write() as connection:
             await connection.execute(delete(uploads).where(uploads.c.id == upload_id))
 
-    async def expired_uploads(self, now: float) -> tuple[str, ...]:
+    async def expired(self, now: float) -> tuple[str, ...]:
         """Ids of the uploads whose time has passed, however they ended."""
-        async with self._read() as connection:
+        async with self.database.read() as connection:
             return tuple((await connection.execute(select(uploads.c.id).where(uploads.c.expires <= now))).scalars())
 
-    async def unfinished_upload_bytes(self) -> int:
+    async def unfinished_bytes(self) -> int:
         """Bytes that the uploads under way may take when all of them arrive."""
-        async with self._read() as connection:
+        async with self.database.read() as connection:
             return int((await connection.execute(_UNFINISHED_BYTES)).scalar_one())
 
 

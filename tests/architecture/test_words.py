@@ -10,8 +10,8 @@ from pathlib import Path
 from tests.architecture.source import PACKAGES, modules
 
 OLD = """
-Acceptance BodyPart EnrolRequest Grouped History Intake Keep Known OpenBlock Part PartDigest PartSeed Pressure
-Request SealedUpdate Sealer SecretPart Server Standing StandingStore Together
+Acceptance Bodies BodyPart Door EnrolRequest Grouped History Intake Keep Known OpenBlock Part PartDigest PartSeed
+Pressure Request SealedUpdate Sealer SecretPart Seldom Server Standing StandingStore Together Turnstile
 bare encoder floor judge keep_together keygen life_cycle make_opener open_block open_round
 open_sum opened_key retry_after
 """

@@ -90,7 +90,7 @@ class Service:
         await upgrade("server", service.settings.url)
         server = open_server(service.settings)
         sha256 = keep_model(server.blobs, service.task, (root / "initial.safetensors").read_bytes())
-        await server.store.add_task(service.task, sha256, time.time())
+        await server.store.tasks.add(service.task, sha256, time.time())
         await server.store.close()
         async with service, AsyncExitStack() as stack:
             holders = [await stack.enter_async_context(service.holder(n)) for n in range(1, HOLDERS + 1)]

@@ -107,7 +107,7 @@ async def test_a_new_servers_folder(tmp_path: Path, service: Service) -> None:
     for name in ("server.key", "authority.pub"):
         write_durably(new / name, (service.settings.data_dir / name).read_bytes())
     server = open_server(Settings(data_dir=new))
-    await server.store.ping()
+    await server.store.database.ping()
     assert databases(new).keys() > {"server.db", "server.db-wal"}
     server.blobs.put("updates/y", b"y")
     assert open_to_others(tmp_path / "new") == []

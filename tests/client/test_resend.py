@@ -175,7 +175,7 @@ async def test_a_lying_receipt_that_is_believed_loses_the_update(
         proxy.faults["PUT"] = [web.Response(status=201, body=msgspec.json.encode(said))]
         await client.upload(service.task, sealed)
         assert await client.resume(service.task) == []
-    assert (await service.server.store.round(service.task.id, 1)).updates == 0
+    assert (await service.server.store.rounds.get(service.task.id, 1)).updates == 0
 
 
 @pytest.mark.parametrize("field", ["update_id", "header"])
@@ -190,7 +190,7 @@ async def test_a_receipt_for_another_update_is_refused_and_the_update_kept(
             document = msgspec.json.decode(content, type=documents.UpdateReceipt)
             honest.append(verify(document.receipt, Receipt, service.task.config.server.key))
             other = bytes(len(getattr(honest[0], field)))
-            signing = service.server.key.signing
+            signing = service.server.keys.own.signing
             return forged(content, receipt=signing.sign(msgspec.structs.replace(honest[0], **{field: other})))
 
         proxy.faults["PUT"] = [change]

@@ -88,7 +88,7 @@ _FRAME = "he_server/services/frames.py: Frame"
 _CHOOSE = "he_party/tasks.py: choose"
 _ADMIT = "he_server/store/updates.py: admit"
 _UNVERIFIED = "from he_protocol.identity.jws import read_unverified; "
-_REVOKED = "check_key(await server.revocations(), party.name, party.public)"
+_REVOKED = "check_key(await server.revocations.current(), party.name, party.public)"
 
 _JUDGED = (
     "await holder.ledger.informed(request); from he_holder.rules import check_all;"
@@ -324,7 +324,7 @@ EDITS = (
     _never(_SHARE, "share.round != record.number", "an old round's share"),
     _never(_SHARE, "share.manifest.hex() != record.manifest_hash", "an old round's share"),
     _never(_SHARE, "got != [(bucket, subshare) for bucket in opened for subshare in known]", "a share without"),
-    _never("he_server/store/rounds.py: _same_share", "payload_hash(before) != payload_hash(token)"),
+    _never("he_server/store/shares.py: _same_share", "payload_hash(before) != payload_hash(token)"),
     Edit("he_server/rules/rounds.py: combining_due", "shares >= committee.threshold", "shares > committee.threshold"),
     Edit("he_server/rules/manifests.py: excluded_by_holders", "len(by_holder) >= needed", "by_holder"),
     Edit("he_server/services/shares.py: accept_share", "< task.committee.agreement", "< 0"),
@@ -388,7 +388,7 @@ EDITS = (
     *_returns("he_server/rules/updates.py", "check_lasting"),
     Edit("he_server/http/pacing.py: minimum_rate", "if too_slow(", "if False and too_slow("),
     *_returns("he_server/rules/uploads.py", "check_cap"),
-    _never("he_server/store/uploads.py: upload", "row.expires <= now"),
+    _never("he_server/store/uploads.py: get", "row.expires <= now"),
     Edit("he_server/services/backpressure.py: AdmissionController", "await self._wait_until_admitted(size)", "pass"),
     Edit(
         "he_protocol/errors.py: printable",
@@ -417,27 +417,29 @@ EDITS = (
     *_returns("he_server/rules/bodies.py", "check_codings"),
     *_returns("he_server/http/params.py", "check_empty"),
     Edit("he_server/http/middleware.py: _read_no_more", "request.transport.pause_reading()", "pass"),
-    Edit("he_server/services/door.py: _shut_out", "if idle is None:", "if True:"),
+    Edit("he_server/services/connections.py: _shut_out", "if idle is None:", "if True:"),
     _never(
-        "he_server/services/door.py: enter",
-        "len(self._all) >= self._places.in_all and not self._shut_out(self._strangers)",
+        "he_server/services/connections.py: enter",
+        "len(self._all) >= self._limits.in_all and not self._shut_out(self._strangers)",
     ),
-    _never("he_server/services/door.py: enter", "len(same) >= self._places.address and not self._shut_out(same)"),
-    Edit("he_server/services/door.py: received", "while self._held > HELD_BYTES:", "while False:"),
-    _never("he_server/services/door.py: received", "connection.held > ONE_HOLDS"),
+    _never(
+        "he_server/services/connections.py: enter", "len(same) >= self._limits.address and not self._shut_out(same)"
+    ),
+    Edit("he_server/services/connections.py: received", "while self._held > HELD_BYTES:", "while False:"),
+    _never("he_server/services/connections.py: received", "connection.held > ONE_HOLDS"),
     *_returns("he_server/services/strangers.py", "take"),
-    *_returns("he_server/services/door.py", "doubt"),
+    *_returns("he_server/services/connections.py", "doubt"),
     Edit(
-        "he_server/services/revocations.py: accept_revocations",
+        "he_server/services/revocations.py: accept",
         "if token and token == ",
         "if not token and token == ",
     ),
     Edit(
-        "he_server/services/revocations.py: accept_revocations",
-        "check_newer(await server.revocations(), offered)",
+        "he_server/services/revocations.py: accept",
+        "check_newer(await self.current(), offered)",
         "pass",
     ),
-    Edit("he_server/services/seldom.py: Seldom", "if not self._found or ", "if True or "),
+    Edit("he_server/services/cached.py: Cached", "if not self._found or ", "if True or "),
     Edit("he_server/http/logging.py: emit", "error is None or isinstance(error, HttpProcessingError)", "error is None"),
     Edit("he_server/http/process.py: make_runner", "auto_decompress=False", "auto_decompress=True"),
     Edit(
@@ -446,8 +448,8 @@ EDITS = (
         "asyncio.Semaphore(99)",
     ),
     _never(
-        "he_server/services/door.py: prove",
-        "connection.open and len(self._parties.get(party, ())) >= self._places.party",
+        "he_server/services/connections.py: prove",
+        "connection.open and len(self._parties.get(party, ())) >= self._limits.party",
     ),
     *_returns("he_server/services/streams.py", "check_streams"),
     Edit("he_server/services/streams.py: listening", "if watch.looking is None or watch.looking.done():", "if True:"),

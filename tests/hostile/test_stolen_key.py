@@ -18,7 +18,7 @@ from he_protocol.identity.jws import SigningKey, read_unverified
 from he_protocol.identity.revocation import Revocations
 from he_protocol.messages import Credential, RevocationList, Screening, Share
 from he_protocol.task import TensorSpec
-from he_server.services.context import REVOCATIONS_SECONDS
+from he_server.services.revocations import REVOCATIONS_SECONDS
 from tests.keys.holders import QUICK, holder_of, line_to, open_round
 from tests.server.conftest import both
 from tests.server.world import Person, World
@@ -139,7 +139,7 @@ async def test_lists_never_go_back(world: World) -> None:
         answer = await world.call(None, "PUT", paths.REVOCATIONS, data=older.token.encode())
         assert await world.problem(answer) == problems.OLD_REVOCATIONS
     assert (await world.get(None, paths.REVOCATIONS, documents.Revoked)).revocations == newest.token
-    entries = await world.server.store.audit_entries()
+    entries = await world.server.store.audit.entries()
     assert [(entry.event, entry.detail) for entry in entries][1:] == [("keys-revoked", '{"number":5,"keys":1}')]
 
 
@@ -162,7 +162,7 @@ async def test_what_another_process_learnt_is_soon_known(world: World) -> None:
     ada = world.person("ada", "client")
     assert (await world.put(ada, world.upload(ada))).status == 201
     known = revoked(world.authority, ada.credential, now=world.clock())
-    await world.server.store.learn_revocations(known, world.clock())
+    await world.server.store.revocations.learn(known, world.clock())
     world.clock.now += REVOCATIONS_SECONDS
     assert await world.problem(await world.put(ada, world.upload(ada))) == problems.REVOKED_KEY
 

@@ -156,7 +156,7 @@ async def test_a_straggler_that_became_too_old_while_its_round_waited(service: S
 async def test_a_client_that_was_revoked_while_its_round_waited(service: Service, clients: Clients) -> None:
     await clients.send(*REST, 6)
     known = revoked(authority_of(service), service.identity(6).credential, now=service.clock())
-    await service.server.store.learn_revocations(known, service.clock())
+    await service.server.store.revocations.learn(known, service.clock())
     service.clock.ahead += 10
     async with service.committee():
         await clients.published(*REST)
@@ -181,7 +181,7 @@ async def test_a_credential_that_expired_while_its_round_waited(service: Service
         with refused(EXPIRED_CREDENTIAL):  # its own request too
             await clients.version_of(6)
     store = service.server.store
-    found = (await store.round(service.task.id, clients.sent[6].round)).excluded
+    found = (await store.rounds.get(service.task.id, clients.sent[6].round)).excluded
     assert [(one.update, one.failure.type) for one in found] == [(clients.sent[6].update_id, EXPIRED_CREDENTIAL.urn)]
 
 
@@ -227,8 +227,8 @@ async def test_an_envelope_that_one_holder_cannot_open_costs_nothing(
 async def damage(service: Service, sent: Submission, how: str) -> None:
     """One update's key part on the server's disk is changed, or cut off with all that follows it, or gone."""
     store, task = service.server.store, service.task
-    record = await store.round(task.id, sent.round)
-    update = next(u for u in await store.updates_of(record.id) if u.update_id == sent.update_id)
+    record = await store.rounds.get(task.id, sent.round)
+    update = next(u for u in await store.updates.of_round(record.id) if u.update_id == sent.update_id)
     path, at = service.server.blobs.path(key_blob(update.blob)), update.position * task.section("key").size
     if how == "gone":
         path.unlink()
@@ -256,9 +256,9 @@ async def test_what_cannot_be_taken_out_of_the_sum_again_takes_its_bucket_with_i
     await clients.send(*REST, 6)
     await damage(service, clients.sent[6], "changed")
     store = service.server.store
-    record = await store.round(service.task.id, clients.sent[6].round)
-    bad = next(u for u in await store.updates_of(record.id) if u.update_id == clients.sent[6].update_id)
-    while not (await store.round(service.task.id, record.number)).opening:
+    record = await store.rounds.get(service.task.id, clients.sent[6].round)
+    bad = next(u for u in await store.updates.of_round(record.id) if u.update_id == clients.sent[6].update_id)
+    while not (await store.rounds.get(service.task.id, record.number)).opening:
         await asyncio.sleep(0.02)
     service.server.blobs.path(update_blob(bad.blob)).unlink()
     async with service.committee():
@@ -316,5 +316,5 @@ async def test_one_lying_holder_of_four_holds_nothing_up_and_keeps_nothing_out(
             await clients.published(*REST, 6)
     if lie == "objection":
         store = service.server.store
-        record = await store.round(service.task.id, 1)
-        assert [a.detail for a in await store.answers_of(record.id) if a.holder == LIAR] == ["I do not like it"]
+        record = await store.rounds.get(service.task.id, 1)
+        assert [a.detail for a in await store.answers.of_round(record.id) if a.holder == LIAR] == ["I do not like it"]

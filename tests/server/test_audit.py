@@ -92,7 +92,7 @@ async def test_what_happens_to_rounds_is_written(world: World) -> None:
     await world.fill(1, first=7, base_version=1)
     world.clock.now += 60
     await world.work()
-    entries = await world.server.store.audit_entries()
+    entries = await world.server.store.audit.entries()
     assert [(entry.event, entry.round) for entry in entries] == [
         ("task-added", 0),
         ("round-closed", 1),
@@ -109,9 +109,9 @@ async def test_what_happens_to_rounds_is_written(world: World) -> None:
     details = [json.loads(entry.detail) for entry in entries]
     assert details[1] == {"updates": 3}
     for said in details[2:6]:
-        assert said["manifest"] == (await world.server.store.round(world.task.id, 1)).manifest_hash
+        assert said["manifest"] == (await world.server.store.rounds.get(world.task.id, 1)).manifest_hash
     assert [said["holder"] for said in details[4:6]] == ["holder-0", "holder-1"]
-    assert details[9]["model"] == (await world.server.store.model(world.task.id, 1)).sha256
+    assert details[9]["model"] == (await world.server.store.models.get(world.task.id, 1)).sha256
     assert details[10]["problem"] == problems.TOO_FEW_CLIENTS.urn
     assert manifest
     answer = await world.get(None, paths.AUDIT_HEAD, documents.AuditStatus)
@@ -125,16 +125,16 @@ async def test_what_happens_to_rounds_is_written(world: World) -> None:
 async def test_simultaneous_changes_make_one_chain(world: World) -> None:
     names = [f"task-{number}" for number in range(8)]
     await asyncio.gather(*(world.add_task(name=name) for name in names))
-    entries = await world.server.store.audit_entries()
+    entries = await world.server.store.audit.entries()
     assert verify_chain(entries)[0] == len(entries) == 9
 
 
 async def test_a_change_that_did_not_happen_is_not_in_the_log(world: World) -> None:
     await world.add_task(name="second")
-    before = await world.server.store.audit_head()
+    before = await world.server.store.audit.head()
     with pytest.raises(ProblemError):
-        await world.server.store.add_task(world.task, "0" * 64, world.clock())  # another initial model
-    assert await world.server.store.audit_head() == before
+        await world.server.store.tasks.add(world.task, "0" * 64, world.clock())  # another initial model
+    assert await world.server.store.audit.head() == before
 
 
 async def test_the_command(world: World, tmp_path: Path) -> None:

@@ -166,7 +166,7 @@ async def test_one_party_leaves_slots_and_bytes_to_others() -> None:
 
 def _limit(world: World, **changes: int) -> None:
     limits = Limits(64 << 20, 0, 256, 4, 0.0)
-    world.server.admission = AdmissionController(replace(limits, **changes), world.server.measure)
+    world.server.admission = AdmissionController(replace(limits, **changes), world.server.admission._measure)
 
 
 async def _stalled(world: World, who: Person, upload: Upload) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -206,7 +206,7 @@ async def test_without_back_pressure_everything_comes_in_at_once(world: World) -
     _limit(world, ingest_bytes=1 << 40)
     for client in (ada, bob):
         assert (await world.put(client, world.upload(client))).status == 201
-    assert (await world.server.measure()).unfolded == 2 * world.task.section("sum").size
+    assert (await world.server.admission._measure()).unfolded == 2 * world.task.section("sum").size
 
 
 async def test_uploads_at_once_are_counted_before_they_are_believed(world: World) -> None:

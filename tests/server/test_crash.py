@@ -23,9 +23,11 @@ from he_server.jobs.garbage import collect_garbage
 from he_server.jobs.worker import Worker
 from he_server.rules.manifests import Plan
 from he_server.rules.records import RoundRecord
-from he_server.store import Store
-from he_server.store.rounds import Lease
-from he_server.store.updates import NewUpdate
+from he_server.store.engine import Database
+from he_server.store.folding import FoldingStore
+from he_server.store.rounds import Lease, RoundStore
+from he_server.store.shares import ShareStore
+from he_server.store.updates import NewUpdate, UpdateStore
 
 from .conftest import both
 from .world import World
@@ -53,11 +55,11 @@ def _kill(monkeypatch: pytest.MonkeyPatch, method: str) -> None:
     async def killed(*_args: object, **_kwargs: object) -> None:
         raise Killed
 
-    monkeypatch.setattr(Store, method, killed)
+    monkeypatch.setattr(RoundStore, method, killed)
 
 
 @both
-@pytest.mark.parametrize("method", ["begin_opening", "publish_round"])
+@pytest.mark.parametrize("method", ["begin_opening", "publish"])
 async def test_a_worker_killed_between_blobs_and_row(
     world: World, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
@@ -132,7 +134,7 @@ async def test_a_sweep_waits_for_those_who_are_about_to_refer_to_bytes(
 ) -> None:
     """A transaction that was held up for an hour: between its bytes and its commit, a sweep takes place elsewhere."""
     server, sweeps = world.server, list[asyncio.Task[None]]()
-    keep, root = server.accept._write_blobs, server.settings.data_dir / "blobs"
+    keep, root = server.committer._write_blobs, server.settings.data_dir / "blobs"
 
     async def held_up(offers: Sequence[NewUpdate]) -> str:
         name = await keep(offers)
@@ -141,35 +143,39 @@ async def test_a_sweep_waits_for_those_who_are_about_to_refer_to_bytes(
         await asyncio.sleep(0.3)
         return name
 
-    monkeypatch.setattr(server.accept, "_write_blobs", held_up)
+    monkeypatch.setattr(server.committer, "_write_blobs", held_up)
     if not guarded:
-        monkeypatch.setattr(Store, "alone", _together)
+        monkeypatch.setattr(Database, "alone", _together)
     await world.fill(1, 200)
     await asyncio.gather(*sweeps)
     assert [len(list((root / folder).iterdir())) for folder in ("updates", "keys")] == [int(guarded)] * 2
 
 
 @asynccontextmanager
-async def _together(_store: Store) -> AsyncIterator[None]:
+async def _together(_database: Database) -> AsyncIterator[None]:
     yield
 
 
 @both
-@pytest.mark.parametrize("method", ["accept_updates", "checkpoint", "add_share"])
+@pytest.mark.parametrize(
+    ("owner", "method"),
+    [(UpdateStore, "accept"), (FoldingStore, "checkpoint"), (ShareStore, "add")],
+    ids=["update", "sum", "share"],
+)
 async def test_bytes_that_were_swept_before_their_row_are_asked_for_again(
-    world: World, monkeypatch: pytest.MonkeyPatch, method: str
+    world: World, monkeypatch: pytest.MonkeyPatch, owner: type, method: str
 ) -> None:
     """Held up for an hour between the bytes and the transaction."""
-    commit, swept = getattr(Store, method), list[str]()
+    commit, swept = getattr(owner, method), list[str]()
 
-    async def held_up(self: Store, *args: Any) -> Any:
+    async def held_up(self: Any, *args: Any) -> Any:
         if not swept:
             swept.append(method)
             _age(world.server.settings.data_dir / "blobs")
             await collect_garbage(world.server, 3600)
         return await commit(self, *args)
 
-    monkeypatch.setattr(Store, method, held_up)
+    monkeypatch.setattr(owner, method, held_up)
     for number in range(3):
         client = world.person(f"client-{number}", "client")
         upload = world.upload(client, 200)
@@ -205,7 +211,7 @@ async def test_an_upload_cut_between_bytes_and_row_is_simply_sent_again(
         async def lost(*_args: object) -> None:
             raise ProblemError(problems.DATABASE_UNAVAILABLE, "lost")
 
-        patch.setattr(Store, "accept_updates", lost)
+        patch.setattr(UpdateStore, "accept", lost)
         assert await world.problem(await world.put(ada, upload)) == problems.DATABASE_UNAVAILABLE
     assert (await world.put(ada, upload)).status == 201
     assert (await world.round(1)).updates == 1
@@ -215,14 +221,14 @@ async def test_an_upload_cut_between_bytes_and_row_is_simply_sent_again(
 async def test_an_answer_that_was_lost(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     ada = world.person("ada", "client")
     upload = world.upload(ada)
-    accept = Store.accept_updates
+    accept = UpdateStore.accept
     with monkeypatch.context() as patch:
 
-        async def accepted_then_lost(self: Store, *args: Any) -> None:
+        async def accepted_then_lost(self: UpdateStore, *args: Any) -> None:
             await accept(self, *args)
             raise ProblemError(problems.DATABASE_UNAVAILABLE, "the connection broke after COMMIT")
 
-        patch.setattr(Store, "accept_updates", accepted_then_lost)
+        patch.setattr(UpdateStore, "accept", accepted_then_lost)
         assert (await world.put(ada, upload)).status == 503
     assert (await world.put(ada, upload)).status == 200
     await world.fill(2)
@@ -235,22 +241,24 @@ async def test_an_answer_that_was_lost(world: World, monkeypatch: pytest.MonkeyP
 async def test_a_lease_keeps_others_out_and_a_lost_one_changes_nothing(world: World) -> None:
     await world.fill(3, 200)
     store = world.server.store
-    (closed,) = [record for record in await store.live_rounds() if record.state == "closed"]
+    (closed,) = [record for record in await store.rounds.live() if record.state == "closed"]
     now = world.clock()
-    first = await store.lease(closed, now, 60)
+    first = await store.rounds.lease(closed, now, 60)
     assert first is not None
-    assert await store.lease(closed, now + 59, 60) is None
-    assert await store.renew(first, now + 30, 60)
-    assert await store.lease(closed, now + 61, 60) is None
-    second = await store.lease(closed, now + 90, 60)
+    assert await store.rounds.lease(closed, now + 59, 60) is None
+    assert await store.rounds.renew(first, now + 30, 60)
+    assert await store.rounds.lease(closed, now + 61, 60) is None
+    second = await store.rounds.lease(closed, now + 90, 60)
     assert second is not None
-    assert not await store.renew(first, now + 91, 60)
+    assert not await store.rounds.renew(first, now + 91, 60)
     with pytest.raises(ProblemError) as caught:
-        await store.begin_opening(first, world.server_key.signing.sign(world.config()), Plan({0: 0}, {}), now, {})
+        await store.rounds.begin_opening(
+            first, world.server_key.signing.sign(world.config()), Plan({0: 0}, {}), now, {}
+        )
     assert caught.value.problem == problems.WRONG_STATE
-    await store.release(first, 0)
-    assert await store.lease(closed, now + 92, 60) is None  # a lost lease releases nothing
-    await store.release(second, 0)
+    await store.rounds.release(first, 0)
+    assert await store.rounds.lease(closed, now + 92, 60) is None  # a lost lease releases nothing
+    await store.rounds.release(second, 0)
     await world.work()
     await world.open(1)
     await _published_once(world)
@@ -282,14 +290,14 @@ async def test_a_version_is_published_once(world: World) -> None:
     async def lease_of(number: int) -> Lease:
         await world.fill(3, first=3 * number, base_version=number - 1)
         await world.form(number)
-        lease = await store.lease(await store.round(world.task.id, number), world.clock(), 60)
+        lease = await store.rounds.lease(await store.rounds.get(world.task.id, number), world.clock(), 60)
         assert lease is not None
         return lease
 
-    await store.publish_round(await lease_of(1), 1, "0" * 64, world.clock(), {})
+    await store.rounds.publish(await lease_of(1), 1, "0" * 64, world.clock(), {})
     second = await lease_of(2)
     with pytest.raises(ProblemError) as caught:
-        await store.publish_round(second, 1, "1" * 64, world.clock(), {})
+        await store.rounds.publish(second, 1, "1" * 64, world.clock(), {})
     assert caught.value.problem == problems.WRONG_STATE
     assert (await world.round(2)).state == "opening"
 
@@ -307,11 +315,11 @@ async def test_bytes_that_vanished_fail_their_round(world: World) -> None:
 async def test_illegal_moves_change_nothing(world: World) -> None:
     await world.fill(3)
     store = world.server.store
-    (closed,) = [record for record in await store.live_rounds() if record.state == "closed"]
-    lease = await store.lease(closed, world.clock(), 60)
+    (closed,) = [record for record in await store.rounds.live() if record.state == "closed"]
+    lease = await store.rounds.lease(closed, world.clock(), 60)
     assert lease is not None
     with pytest.raises(ProblemError) as caught:
-        await store.publish_round(lease, 1, "0" * 64, world.clock(), {})
+        await store.rounds.publish(lease, 1, "0" * 64, world.clock(), {})
     assert caught.value.problem == problems.WRONG_STATE
-    record: RoundRecord = await store.round(world.task.id, 1)
-    assert (record.state, (await store.model(world.task.id)).version) == ("closed", 0)
+    record: RoundRecord = await store.rounds.get(world.task.id, 1)
+    assert (record.state, (await store.models.get(world.task.id)).version) == ("closed", 0)

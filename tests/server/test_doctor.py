@@ -58,7 +58,7 @@ async def test_files(world: World) -> None:
 @pytest.mark.parametrize(("days", "level"), [(30, "ok"), (6, "warning"), (-1, "wrong")])
 async def test_a_revocation_list_is_renewed_in_time(world: World, days: int, level: str) -> None:
     known = revoked(world.authority, now=time.time(), seconds=days * 86400)
-    await world.server.store.learn_revocations(known, time.time())
+    await world.server.store.revocations.learn(known, time.time())
     assert (await _found(world.server.settings))["revocations"].level == level
 
 

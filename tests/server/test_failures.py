@@ -15,8 +15,9 @@ from he_protocol.errors import ProblemError
 from he_protocol.messages import Contribution
 from he_server.blobs.local import BlobWriter
 from he_server.services.context import ServerContext
-from he_server.store import Store
-from he_server.store.engine import make_engine, sqlite_url
+from he_server.store.engine import sqlite_url
+from he_server.store.rounds import RoundStore
+from he_server.store.tasks import TaskStore
 
 from .world import World, initial_model
 
@@ -89,34 +90,28 @@ async def test_a_full_disk_puts_a_round_off(world: World, monkeypatch: pytest.Mo
 async def test_a_database_that_is_gone_and_comes_back(world: World, url: str) -> None:
     ada = world.person("ada", "client")
     upload = world.upload(ada)
-    good = world.server.store
-    world.server.store = Store(make_engine(url))
-    response = await world.put(ada, upload)
-    assert response.headers["Retry-After"] == "1"
-    assert await world.problem(response) == problems.DATABASE_UNAVAILABLE
-    assert await world.problem(await world.call(None, "GET", "/readyz")) == problems.DATABASE_UNAVAILABLE
-    assert (await world.call(None, "GET", "/healthz")).status == 200
-    await world.server.store.close()
-    world.server.store = good
+    async with world.other_database(url):
+        response = await world.put(ada, upload)
+        assert response.headers["Retry-After"] == "1"
+        assert await world.problem(response) == problems.DATABASE_UNAVAILABLE
+        assert await world.problem(await world.call(None, "GET", "/readyz")) == problems.DATABASE_UNAVAILABLE
+        assert (await world.call(None, "GET", "/healthz")).status == 200
     assert (await world.put(ada, upload)).status == 201
 
 
 async def test_a_database_without_a_schema(world: World) -> None:
-    good = world.server.store
-    world.server.store = Store(make_engine(sqlite_url(world.server.settings.data_dir / "empty.db")))
-    assert await world.problem(await world.call(None, "GET", paths.TASKS)) == problems.DATABASE_UNAVAILABLE
-    await world.server.store.close()
-    world.server.store = good
+    async with world.other_database(sqlite_url(world.server.settings.data_dir / "empty.db")):
+        assert await world.problem(await world.call(None, "GET", paths.TASKS)) == problems.DATABASE_UNAVAILABLE
 
 
 async def test_a_bug_is_logged_and_not_told(
     world: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    async def broken(_self: Store) -> None:
+    async def broken(_self: TaskStore) -> None:
         raise ZeroDivisionError("the secret reason")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Store, "tasks", broken)
+        patch.setattr(TaskStore, "all", broken)
         response = await world.call(None, "GET", paths.TASKS)
         assert "secret reason" not in await response.text()
         assert await world.problem(response) == problems.INTERNAL
@@ -141,8 +136,8 @@ async def test_a_client_that_hangs_up_leaves_nothing(world: World) -> None:
     writer.close()
     await writer.wait_closed()
     async with asyncio.timeout(20):
-        await world.server.idle.wait()
-        while world.server.in_flight or list((world.server.settings.data_dir / "blobs" / "partial").iterdir()):
+        await world.server.drain.idle.wait()
+        while world.server.drain.in_flight or list((world.server.settings.data_dir / "blobs" / "partial").iterdir()):
             await asyncio.sleep(0.01)
     assert (await world.round(1)).updates == 0
     assert (await world.put(ada, upload)).status == 201
@@ -156,7 +151,7 @@ async def test_the_worker_survives_errors_and_readiness_watches_it(
     monkeypatch.setattr(worker, "ERROR_PAUSE_SECONDS", 0.01)
     calls = 0
 
-    async def flaky(_self: Store) -> tuple[()]:
+    async def flaky(_self: RoundStore) -> tuple[()]:
         nonlocal calls
         calls += 1
         if calls == 1:
@@ -165,7 +160,7 @@ async def test_the_worker_survives_errors_and_readiness_watches_it(
             raise ProblemError(problems.DATABASE_UNAVAILABLE, "gone")
         return ()
 
-    monkeypatch.setattr(Store, "live_rounds", flaky)
+    monkeypatch.setattr(RoundStore, "live", flaky)
     server: ServerContext = world.server
     stop = asyncio.Event()
     server.worker = asyncio.create_task(world.worker.run(stop))

@@ -105,7 +105,7 @@ async def test_a_repeat_after_the_round_closed_gets_the_same_receipt(world: Worl
     again = await world.put(client, upload)
     assert again.status == 200
     assert await again.read() == await first.read()
-    assert len(await world.server.store.updates_of(2)) == 0
+    assert len(await world.server.store.updates.of_round(2)) == 0
 
 
 async def test_where_an_update_is(world: World) -> None:

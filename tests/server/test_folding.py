@@ -29,8 +29,9 @@ from he_server.jobs import forming
 from he_server.jobs.worker import Worker
 from he_server.rules.rounds import FOLD_BATCH
 from he_server.services.context import open_server
-from he_server.store import Store, folding
-from he_server.store.folding import Fold
+from he_server.store import folding
+from he_server.store.folding import Fold, FoldingStore
+from he_server.store.rounds import RoundStore
 from he_server.store.schema import accumulators
 
 from .conftest import both
@@ -98,15 +99,15 @@ def _kill(patch: pytest.MonkeyPatch, owner: Any, name: str, when: str) -> None:
 @pytest.mark.parametrize(
     ("owner", "step"),
     [
-        (Store, "begin_fold"),
+        (FoldingStore, "begin"),
         (folding_module, "fold_updates"),
         (BlobWriter, "commit"),
-        (Store, "checkpoint"),
+        (FoldingStore, "checkpoint"),
         (Blobs, "delete"),
         (folding_module, "delete_blobs"),
-        (Store, "begin_screening"),
+        (RoundStore, "begin_screening"),
         (forming, "merge_sums"),
-        (Store, "begin_opening"),
+        (RoundStore, "begin_opening"),
         (forming, "delete_blobs"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -159,7 +160,7 @@ async def test_two_workers_fold_at_the_same_time(empty_world: World, monkeypatch
     assert not await other.step()  # the first batch is the other's
     go_on.set()
     assert await first
-    sums = await world.server.store.accumulators_of((await world.server.store.round(world.task.id, 1)).id)
+    sums = await world.server.store.folding.accumulators((await world.server.store.rounds.get(world.task.id, 1)).id)
     assert [item.updates for item in sums] == [FOLD_BATCH, FOLD_BATCH]
     await _send(world, clients - 1, 1)
     for _ in range(4):
@@ -182,26 +183,28 @@ async def test_a_worker_that_lost_its_accumulator_changes_nothing(
     await _task(world, clients)
     server, store = world.server, world.server.store
     await _send(world, 0, FOLD_BATCH)
-    current = await store.round(world.task.id, 1)
-    late = await store.begin_fold(current.id, 0, world.clock(), 60)
+    current = await store.rounds.get(world.task.id, 1)
+    late = await store.folding.begin(current.id, 0, world.clock(), 60)
     assert late is not None
     terms = [(update_blob(claim.blob), claim.position) for claim in late.updates]
     fold_updates(world.task, server.blobs, None, terms, accumulator_blob("late"))
     world.clock.now += 60
     assert await world.work() == 1
-    assert not await store.renew_fold(late, world.clock(), 60)
+    assert not await store.folding.renew(late, world.clock(), 60)
     await _send(world, FOLD_BATCH, clients - FOLD_BATCH)
-    assert await store.begin_fold(current.id, 0, world.clock(), 60) is not None  # somebody folds the next batch
+    assert await store.folding.begin(current.id, 0, world.clock(), 60) is not None  # somebody folds the next batch
     world.clock.now += 60
-    progress = await folding_module.fold(world.server, world.task, await store.round(world.task.id, 1), world.clock())
+    progress = await folding_module.fold(
+        world.server, world.task, await store.rounds.get(world.task.id, 1), world.clock()
+    )
     assert progress == "folded"
     if guarded:
         with pytest.raises(ProblemError) as caught:
-            await store.checkpoint(late, "late", _kept)
+            await store.folding.checkpoint(late, "late", _kept)
         assert caught.value.problem == problems.WRONG_STATE
     else:
         monkeypatch.setattr(folding, "held", _unguarded)
-        await store.checkpoint(late, "late", _kept)
+        await store.folding.checkpoint(late, "late", _kept)
     await world.work()
     honest, wiped = [1] * clients, [1] * FOLD_BATCH + [0] * FOLD_BATCH
     assert await _counted(world, clients) == (honest if guarded else wiped)
@@ -248,13 +251,13 @@ async def test_the_disk_holds_a_few_updates_and_accumulators(
     world, clients, seen = empty_world, 60, []
     _keep_nothing(world)
     await world.add_task(max_clients=clients, collect_seconds=LONG)
-    checkpoint = Store.checkpoint
+    checkpoint = FoldingStore.checkpoint
 
-    async def measured(self: Store, *args: Any) -> None:
+    async def measured(self: FoldingStore, *args: Any) -> None:
         seen.append(sum(sum(_sizes(world, folder)) for folder in ("updates", "accumulators", "totals", "partial")))
         await checkpoint(self, *args)
 
-    monkeypatch.setattr(Store, "checkpoint", measured)  # old and new are both there: the fullest moment
+    monkeypatch.setattr(FoldingStore, "checkpoint", measured)  # old and new are both there: the fullest moment
     for i in range(clients):
         await world.fill(1, first=i)
         await world.work()
@@ -288,12 +291,12 @@ async def test_updates_are_kept_to_be_taken_out_again_while_there_is_room(
     await world.work()
     assert sum(_sizes(world, "updates")) == FOLD_BATCH * size  # the second batch is not kept
     free = shutil.disk_usage(world.server.settings.data_dir).free
-    assert not await world.server.retains()
+    assert not await folding_module.retains(world.server)
     more = {"retain_bytes": 2**40}
     world.server.settings = world.server.settings.model_copy(update=more)
-    assert await world.server.retains()
+    assert await folding_module.retains(world.server)
     world.server.settings = world.server.settings.model_copy(update=more | {"min_free_bytes": free})
-    assert not await world.server.retains()
+    assert not await folding_module.retains(world.server)
 
 
 @both
@@ -309,8 +312,8 @@ async def test_buckets_are_merged_at_the_deadline(empty_world: World) -> None:
     assert {entry.client: entry.bucket for entry in manifest.updates} == {
         f"client-{i}": bucket for i, bucket in enumerate([0, 1, 0, 0, 1])
     }
-    current = await world.server.store.round(world.task.id, 1)
-    assert {update.client: update.bucket for update in await world.server.store.updates_of(current.id)} == {
+    current = await world.server.store.rounds.get(world.task.id, 1)
+    assert {update.client: update.bucket for update in await world.server.store.updates.of_round(current.id)} == {
         entry.client: entry.bucket for entry in manifest.updates
     }
     layout = sum_layout(world.task)

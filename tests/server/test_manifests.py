@@ -98,7 +98,7 @@ def test_more_holders_must_say_it_than_may_lie() -> None:
 @pytest.mark.parametrize("what", ["", "stale", "old", "expired", "revoked"])
 async def test_what_the_server_sees_for_itself(world: World, what: str) -> None:
     (upload,) = await world.fill(1)
-    (update,) = await world.server.store.updates_of((await world.server.store.round(world.task.id, 1)).id)
+    (update,) = await world.server.store.updates.of_round((await world.server.store.rounds.get(world.task.id, 1)).id)
     now = Circumstances(int(world.clock()), 0)
     expected = {
         "": (now, None),
@@ -241,7 +241,7 @@ async def test_a_server_goes_on_after_what_holders_have_seen(world: World) -> No
     await world.work()
     for holder in (0, 1):
         await objects(world, holder, problems.STALE_UPDATE.slug, "the model went back", (7, 5))
-    assert await world.server.store.seen_by_holders(world.task) == (7, 5)
+    assert await world.server.store.answers.seen_by_holders(world.task) == (7, 5)
     folder, url = world.server.settings.data_dir, world.server.settings.url
 
     def run() -> str:
@@ -253,10 +253,10 @@ async def test_a_server_goes_on_after_what_holders_have_seen(world: World) -> No
 
     assert "next opening is 8, the newest model version 7" in await asyncio.to_thread(run)
     assert (
-        await world.server.store.model(world.task.id)
+        await world.server.store.models.get(world.task.id)
     ).version == 7  # on 5 they may have voted already, and 6 may have been published
     with pytest.raises(ProblemError):
-        await world.server.store.recover(world.task.id, 6, 6, 0.0)
+        await world.server.store.rounds.recover(world.task.id, 6, 6, 0.0)
     await world.fill(3, first=3, base_version=7)
     await world.work()
     await world.work()

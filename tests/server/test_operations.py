@@ -13,8 +13,6 @@ from he_protocol import paths, problems
 from he_server.http.app import begin_draining
 from he_server.jobs import folding, worker
 from he_server.services.context import METRICS_SECONDS
-from he_server.store import Store
-from he_server.store.engine import make_engine
 from tests.support.revocations import revoked
 
 from .conftest import both
@@ -55,12 +53,9 @@ async def test_the_end_of_the_revocation_list_is_shown(world: World) -> None:
 
 
 async def test_metrics_answer_while_the_database_is_down(world: World) -> None:
-    good = world.server.store
-    world.server.store = Store(make_engine("postgresql+asyncpg://nobody@127.0.0.1:1/none"))
-    text = await (await world.call(None, "GET", "/metrics")).text()
-    assert "hushsum_database_up 0.0" in text
-    await world.server.store.close()
-    world.server.store = good
+    async with world.other_database("postgresql+asyncpg://nobody@127.0.0.1:1/none"):
+        text = await (await world.call(None, "GET", "/metrics")).text()
+        assert "hushsum_database_up 0.0" in text
     await asyncio.sleep(METRICS_SECONDS)
     assert "hushsum_database_up 1.0" in await (await world.call(None, "GET", "/metrics")).text()
 
@@ -77,19 +72,19 @@ async def test_a_worker_that_is_stopped_gives_its_lease_back(world: World, monke
 
     with monkeypatch.context() as patch:
         patch.setattr(folding, "fold_in", endless)
-        first = asyncio.create_task(world.worker.run(world.server.stopping))
+        first = asyncio.create_task(world.worker.run(world.server.drain.stopping))
         await reached.wait()
         assert await worker.Worker(world.server).step() is False  # the lease holds
         begin_draining(world.server)
         first.cancel()
         await asyncio.gather(first, return_exceptions=True)
-    world.server.stopping.clear()
+    world.server.drain.stopping.clear()
     assert await world.work() > 0
     assert (await world.round(1)).opening == 1
 
 
 async def test_a_worker_stops_after_its_step(world: World) -> None:
-    running = asyncio.create_task(world.worker.run(world.server.stopping))
+    running = asyncio.create_task(world.worker.run(world.server.drain.stopping))
     begin_draining(world.server)
     async with asyncio.timeout(20):
         await running

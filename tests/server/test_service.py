@@ -122,10 +122,10 @@ async def test_events_tell_every_change_of_state(world: World) -> None:
     response.close()
 
 
-async def test_events_of_another_process_come_by_polling(world: World) -> None:
+async def test_events_of_another_process_come_by_polling(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     response = await world.call(world.holders[0], "GET", f"{paths.task_path(world.task.id)}/events")
     await _event(response)
-    world.server.notifier.notify = lambda task: None  # type: ignore[method-assign]
+    monkeypatch.setattr(world.server.news, "notify", lambda _task: None)
     await world.fill(3)
     assert (await _event(response)).state == "closed"
     response.close()
@@ -145,7 +145,7 @@ async def test_draining_refuses_new_work_and_finishes_what_has_begun(world: Worl
     path = paths.update_path(world.task.id, upload.id.hex())
     sending = asyncio.create_task(world.call(ada, "PUT", path, data=body()))
     await arrived.wait()
-    while not world.server.in_flight:
+    while not world.server.drain.in_flight:
         await asyncio.sleep(0.01)
     draining = asyncio.create_task(drain(world.server))
     await asyncio.sleep(0.05)
@@ -161,10 +161,10 @@ async def test_draining_refuses_new_work_and_finishes_what_has_begun(world: Worl
 
 async def test_draining_waits_no_longer_than_it_may(world: World) -> None:
     world.server.settings = world.server.settings.model_copy(update={"drain_seconds": 0.05})
-    world.server.enter()
+    world.server.drain.enter()
     async with asyncio.timeout(20):
         await drain(world.server)
-    world.server.leave()
+    world.server.drain.leave()
 
 
 async def test_draining_ends_event_streams(world: World) -> None:

@@ -17,8 +17,9 @@ from he_server.rules.admission import Limits
 from he_server.rules.bodies import check_codings, check_declared, update_frame
 from he_server.services import strangers
 from he_server.services.backpressure import AdmissionController
-from he_server.services.strangers import Bodies, Turnstile, has_slot
-from he_server.store import Store
+from he_server.services.strangers import BodyBudget, RateLimiter, has_slot
+from he_server.store.revocations import RevocationStore
+from he_server.store.tasks import TaskStore
 from tests.support.revocations import revoked
 
 from .world import World, initial_model
@@ -31,12 +32,12 @@ def files(world: World) -> set[Path]:
 
 async def _trickle(world: World, stack: AsyncExitStack, sent: bytes) -> asyncio.StreamReader:
     """A request that has begun, and of which no more comes."""
-    before = world.server.in_flight
+    before = world.server.drain.in_flight
     reader, writer = await asyncio.open_connection(world.http.host, world.http.port)
     stack.callback(writer.close)
     writer.write(sent)
     async with asyncio.timeout(20):
-        while world.server.in_flight == before:
+        while world.server.drain.in_flight == before:
             await asyncio.sleep(0.01)
     return reader
 
@@ -114,7 +115,7 @@ async def test_a_head_that_does_not_come_ends_soon(world: World, monkeypatch: py
 
 async def test_strangers_share_a_few_slots(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(strangers, "TURN_SECONDS", 0.05)
-    bodies = Bodies()
+    bodies = BodyBudget()
     async with AsyncExitStack() as stack:
         for _ in range(strangers.SLOTS_OF_ADDRESS):
             await stack.enter_async_context(bodies.admit("a", 1))
@@ -156,7 +157,7 @@ async def test_a_new_task_that_is_refused_leaves_no_file(world: World, monkeypat
     async def refused(*_: object) -> bool:
         raise ProblemError(problems.BAD_TENSORS, "somebody was first")
 
-    monkeypatch.setattr(Store, "add_task", refused)
+    monkeypatch.setattr(TaskStore, "add", refused)
     assert (await world.call(None, "POST", paths.TASKS, data=head + model)).status == 400
     assert files(world) == before
 
@@ -164,7 +165,7 @@ async def test_a_new_task_that_is_refused_leaves_no_file(world: World, monkeypat
 async def test_a_new_tasks_model_is_taken_when_the_disk_has_room(world: World) -> None:
     config = world.config(name="second")
     head, model = frames.start(world.authority.sign(config).encode()), initial_model(config)
-    world.server.admission = AdmissionController(Limits(1 << 20, 1 << 60, 2, 2, 0.0), world.server.measure)
+    world.server.admission = AdmissionController(Limits(1 << 20, 1 << 60, 2, 2, 0.0), world.server.admission._measure)
     assert await world.problem(await world.call(None, "POST", paths.TASKS, data=head + model)) == problems.OVERLOADED
 
 
@@ -196,8 +197,8 @@ async def test_the_list_that_is_known_costs_no_transaction(world: World, monkeyp
     eve = world.person("eve", "client").credential
     older, token = (revoked(world.authority, eve, number=n, now=world.clock()).token for n in (1, 2))
     assert (await world.call(None, "PUT", paths.REVOCATIONS, data=token)).status == 201
-    await world.server.revocations()
-    monkeypatch.setattr(Store, "learn_revocations", None)
+    await world.server.revocations.current()
+    monkeypatch.setattr(RevocationStore, "learn", None)
     assert (await world.call(None, "PUT", paths.REVOCATIONS, data=token)).status == 200
     assert await world.problem(await world.call(None, "PUT", paths.REVOCATIONS, data=older)) == problems.OLD_REVOCATIONS
 
@@ -212,28 +213,28 @@ async def test_readiness_looks_at_the_disk_now_and_then(world: World, monkeypatc
 
 async def test_strangers_wait_for_their_turn_and_newcomers_go_first(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
-    turnstile = Turnstile(20.0, lambda: now)
+    limiter = RateLimiter(20.0, lambda: now)
     for _ in range(int(20.0 * strangers.BURST_SECONDS)):
-        await turnstile.take(0)
+        await limiter.take(0)
     order = []
 
     async def ask(asked: int) -> None:
-        await turnstile.take(asked)
+        await limiter.take(asked)
         order.append(asked)
 
     waiting = [asyncio.create_task(ask(asked)) for asked in (5, 3, 0)]
     await asyncio.sleep(0.1)
     assert order == []
     for _ in waiting:
-        turnstile.give_back()  # as if a client had turned out to be one
+        limiter.give_back()  # as if a client had turned out to be one
     await asyncio.gather(*waiting)
     assert order == [0, 3, 5]
     monkeypatch.setattr(strangers, "TURN_SECONDS", 0.05)
     with pytest.raises(ProblemError) as caught:
-        await turnstile.take(0)
+        await limiter.take(0)
     assert caught.value.problem == problems.OVERLOADED
     now = 1.0
-    await turnstile.take(0)
+    await limiter.take(0)
 
 
 async def test_a_client_never_waits_for_strangers(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -241,7 +242,7 @@ async def test_a_client_never_waits_for_strangers(world: World, monkeypatch: pyt
     ada = world.person("ada", "client")
     path = f"{paths.task_path(world.task.id)}/rounds"
     assert (await world.call(ada, "GET", path)).status == 200
-    world.server.turnstile = Turnstile(0.001)  # one request, and the next in an hour
+    world.server.stranger_requests = RateLimiter(0.001)  # one request, and the next in an hour
     known = [(await world.call(ada, "GET", path)).status for _ in range(5)]  # its connection has proved who it is
     assert known == [200] * 5
     async with AsyncExitStack() as stack:
@@ -260,10 +261,10 @@ async def test_a_wrong_proof_makes_a_stranger_of_a_client(world: World) -> None:
     ada = world.person("ada", "client")
     path = f"{paths.task_path(world.task.id)}/rounds"
     assert (await world.call(ada, "GET", path)).status == 200
-    assert len(world.server.door._strangers) == 0
+    assert len(world.server.connections._strangers) == 0
     ada.key = world.person("eve", "client").key
     assert (await world.call(ada, "GET", path)).status == 401
-    assert len(world.server.door._strangers) == 1
+    assert len(world.server.connections._strangers) == 1
 
 
 async def test_a_large_refused_body_is_not_read(world: World) -> None:

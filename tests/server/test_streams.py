@@ -36,7 +36,7 @@ def _grow_model(world: World) -> None:
 async def _ended(world: World) -> str:
     """The metrics, once nothing is under way."""
     async with asyncio.timeout(20):
-        await world.server.idle.wait()
+        await world.server.drain.idle.wait()
     return await (await world.call(None, "GET", "/metrics")).text()
 
 

@@ -30,7 +30,8 @@ from he_server.rules.admission import Limits
 from he_server.services import uploads as services
 from he_server.services.backpressure import AdmissionController
 from he_server.services.context import open_server
-from he_server.store import Store
+from he_server.store.updates import UpdateStore
+from he_server.store.uploads import UploadStore
 
 from .conftest import both
 from .tus import append, ask, begin, begun, offset
@@ -74,7 +75,7 @@ async def test_what_is_spoken(world: World) -> None:
 async def test_an_update_in_three_pieces_counts_once(world: World, ada: Person) -> None:
     upload = world.upload(ada, 200)
     path = await begun(world, ada, upload)
-    assert await world.server.store.unfinished_upload_bytes() == len(upload.frame)
+    assert await world.server.store.uploads.unfinished_bytes() == len(upload.frame)
     at = 0
     for piece in (upload.frame[:100], upload.frame[100:5000], upload.frame[5000:]):
         answer = await append(world, path, at, piece)
@@ -87,7 +88,7 @@ async def test_an_update_in_three_pieces_counts_once(world: World, ada: Person) 
         assert (await receipt(world, path)).update_id == upload.id
     assert (await append(world, path, at, b"")).status == 204
     assert files(world) == []
-    assert await world.server.store.unfinished_upload_bytes() == 0
+    assert await world.server.store.uploads.unfinished_bytes() == 0
     assert (await world.put(ada, upload)).status == 200
     await world.fill(2, 200)
     await world.work()
@@ -147,8 +148,8 @@ async def test_bytes_past_the_end_are_refused_and_nothing_is_kept_of_them(world:
         yield bytes(5)
         yield bytes(6)
 
-    settle(world, ingest_bytes=1 << 24)  # a chunked body counts as if it filled all of that
-    world.server.__post_init__()
+    limits = Limits(1 << 24, 0, 256, 4, 10.0)  # a chunked body counts as if it filled all of its upload
+    world.server.admission = AdmissionController(limits, world.server.admission._measure)
     for data in (bytes(11), chunked()):
         assert await world.problem(await append(world, path, stands, data)) == problems.TOO_LARGE
         assert await offset(world, path) == stands
@@ -307,7 +308,7 @@ async def broken_off(
         while at + len(data) not in taken:
             await asyncio.sleep(0.005)
         writer.close()
-        await world.server.idle.wait()
+        await world.server.drain.idle.wait()
 
 
 @pytest.mark.parametrize("checked", [False, True], ids=["plain", "with checksum"])
@@ -499,10 +500,10 @@ async def test_bytes_are_kept_where_they_may_pass_later_and_freed_after_any_othe
 
 
 @both
-@pytest.mark.parametrize("method", ["accept_updates", "end_upload"])
+@pytest.mark.parametrize(("owner", "method"), [(UpdateStore, "accept"), (UploadStore, "end")], ids=["update", "upload"])
 @pytest.mark.parametrize("asked", ["GET", "HEAD", "PATCH"])
 async def test_a_crash_between_the_last_byte_and_the_receipt(
-    world: World, ada: Person, monkeypatch: pytest.MonkeyPatch, method: str, asked: str
+    world: World, ada: Person, monkeypatch: pytest.MonkeyPatch, owner: type, method: str, asked: str
 ) -> None:
     upload = world.upload(ada)
     path = await begun(world, ada, upload)
@@ -511,9 +512,9 @@ async def test_a_crash_between_the_last_byte_and_the_receipt(
         async def killed(*_: object) -> None:
             raise ProblemError(problems.DATABASE_UNAVAILABLE, "as if killed")
 
-        patch.setattr(Store, method, killed)
+        patch.setattr(owner, method, killed)
         assert (await append(world, path, 0, upload.frame)).status == 503
-    assert (await world.round(1)).updates == (1 if method == "end_upload" else 0)
+    assert (await world.round(1)).updates == (1 if owner is UploadStore else 0)
     if asked == "PATCH":
         assert (await append(world, path, len(upload.frame), b"")).status == 204
     else:
@@ -540,7 +541,7 @@ async def test_an_upload_expires_and_is_swept(world: World, ada: Person) -> None
     await collect_garbage(world.server, 3600)
     assert files(world) == []
     assert await world.problem(await append(world, path, 100, b"x")) == problems.NOT_FOUND
-    assert await world.server.store.unfinished_upload_bytes() == 0
+    assert await world.server.store.uploads.unfinished_bytes() == 0
 
 
 async def test_an_upload_is_given_up(world: World, ada: Person) -> None:
@@ -616,7 +617,8 @@ async def test_uploads_are_begun_only_while_the_disk_has_room_for_all(
     world: World, ada: Person, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, second, free = world.upload(ada), world.upload(ada), 1 << 30
-    monkeypatch.setattr("he_server.services.context.free_bytes", lambda _: free)  # others write to the real disk, too
+    # Others write to the real disk, too.
+    monkeypatch.setattr("he_server.services.backpressure.free_bytes", lambda _: free)
     world.server.admission.invalidate()  # it has looked at the real one
     settle(world, min_free_bytes=free - len(first.frame) - 1000)
     path = await begun(world, ada, first)
@@ -630,7 +632,8 @@ async def test_a_chunk_waits_for_room_like_an_update(world: World, ada: Person) 
     upload = world.upload(ada)
     path = await begun(world, ada, upload)
     relaxed = world.server.admission
-    world.server.admission = AdmissionController(Limits(1 << 30, 0, 0, 4, 0.0), world.server.measure)  # no slot at all
+    no_slot = Limits(1 << 30, 0, 0, 4, 0.0)
+    world.server.admission = AdmissionController(no_slot, world.server.admission._measure)
     assert await world.problem(await append(world, path, 0, upload.frame)) == problems.OVERLOADED
     assert await offset(world, path) == 0
     world.server.admission = relaxed

@@ -25,10 +25,10 @@ async def _ask(world: World, known: documents.PendingOpenings, wait: int, holder
 
 async def _waiting(world: World, known: documents.PendingOpenings) -> asyncio.Task[ClientResponse]:
     """A holder that waits by now."""
-    before = world.server.waiting._parties.total()
+    before = world.server.news.waiting._parties.total()
     asking = asyncio.create_task(_ask(world, known, 30))
     async with asyncio.timeout(20):
-        while world.server.waiting._parties.total() == before:
+        while world.server.news.waiting._parties.total() == before:
             await asyncio.sleep(0.01)
     return asking
 
@@ -60,7 +60,7 @@ async def test_without_news_it_is_told_so_when_its_time_is_over(world: World) ->
     await world.fill(1)
     response = await _ask(world, NOTHING, 1)
     assert (response.status, response.headers["ETag"], await response.read()) == (304, NOTHING.etag, b"")
-    assert world.server.waiting._watched == {}
+    assert world.server.news.waiting._watched == {}
 
 
 async def test_what_is_news_or_wanted_now_is_told_now(world: World) -> None:
@@ -71,8 +71,8 @@ async def test_what_is_news_or_wanted_now_is_told_now(world: World) -> None:
 
 async def test_news_that_another_process_made_is_heard_too(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(streams, "POLL_SECONDS", 0.05)
-    monkeypatch.setattr(world.server, "heard", lambda _task: None)
-    monkeypatch.setattr(world.server.notifier, "notify", lambda _task: None)
+    monkeypatch.setattr(world.server.news, "heard", lambda _task: None)
+    monkeypatch.setattr(world.server.news, "notify", lambda _task: None)
     asking = await _waiting(world, NOTHING)
     await world.fill(3)
     await world.work()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from io import BytesIO
 from typing import Any
@@ -48,6 +50,7 @@ from he_server.http.listening import Listener
 from he_server.http.process import make_listener, make_runner
 from he_server.jobs.worker import Worker
 from he_server.services.context import ServerContext
+from he_server.store.engine import make_engine
 from tests.unit.parties import hpke_key
 
 START = 1_900_000_000.0
@@ -89,7 +92,7 @@ class Upload:
 
 
 class Front(TestServer):
-    """The application behind the server's own listener and door, as `he-server serve` has it."""
+    """The application behind the server's own listener, with its limits, as `he-server serve` has it."""
 
     def __init__(self, server: ServerContext) -> None:
         super().__init__(make_app(server, work=False))
@@ -100,7 +103,7 @@ class Front(TestServer):
         if self.runner is None:
             self.runner = make_runner(self.app)
             await self.runner.setup()
-            self._listener = make_listener(self.runner, self._shown)
+            self._listener = make_listener(self.runner, self._shown.connections)
             self.host, self.scheme = "127.0.0.1", "http"
             self.port = await self._listener.start(self.host, 0)
             self._root = URL.build(scheme=self.scheme, host=self.host, port=self.port)
@@ -132,6 +135,17 @@ class World:
 
     async def stop(self) -> None:
         await self.http.close()
+
+    @asynccontextmanager
+    async def other_database(self, url: str) -> AsyncIterator[None]:
+        """While the server's database is another one."""
+        database = self.server.store.database
+        good, database._engine = database._engine, make_engine(url)
+        try:
+            yield
+        finally:
+            await database.close()
+            database._engine = good
 
     def person(self, name: str, role: Role, *, authority: SigningKey | None = None, expired: bool = False) -> Person:
         person = Person(name, role)

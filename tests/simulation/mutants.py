@@ -41,8 +41,11 @@ from he_server.jobs.garbage import drop_round
 from he_server.rules import updates as updates_rules
 from he_server.rules.records import Accepted, RoundRecord
 from he_server.services.commit_updates import UpdateCommitter
-from he_server.store import Store
+from he_server.store.folding import FoldingStore
+from he_server.store.references import ReferenceStore
+from he_server.store.rounds import RoundStore
 from he_server.store.schema import accumulators, models, rounds, updates
+from he_server.store.updates import UpdateStore
 
 from .invariants import Violation
 from .operations import run
@@ -77,7 +80,7 @@ def early_receipt(patch: Patch) -> None:
             await asyncio.sleep(0.5)
             return await call(self, task, offered)
 
-        number = (await self._store.recent_rounds(task.id))[0].number
+        number = (await RoundStore(self._store.database).recent(task.id))[0].number
         background.append(asyncio.create_task(later()))
         return Accepted(offered.receipt, number, created=True)
 
@@ -85,11 +88,11 @@ def early_receipt(patch: Patch) -> None:
 
 
 def repeated_enters(patch: Patch) -> None:
-    accept = Store.accept_updates
+    accept = UpdateStore.accept
 
-    async def accepted(self: Store, task: Any, offers: Any, keep: Any) -> Any:
+    async def accepted(self: UpdateStore, task: Any, offers: Any, keep: Any) -> Any:
         outcomes = await accept(self, task, offers, keep)
-        async with self._write() as connection:
+        async with self.database.write() as connection:
             newest = select(func.max(rounds.c.id)).where(rounds.c.task_hash == task.id, rounds.c.state == "open")
             current = (await connection.execute(newest)).scalar_one()
             for (offered, _), outcome in zip(offers, outcomes, strict=False):
@@ -101,21 +104,21 @@ def repeated_enters(patch: Patch) -> None:
                         await connection.execute(update(updates).where(again).values(round_id=current))
         return outcomes
 
-    patch.setattr(Store, "accept_updates", accepted)
+    patch.setattr(UpdateStore, "accept", accepted)
 
 
 def greedy_sweep(patch: Patch) -> None:
-    async def needed_blobs(self: Store) -> frozenset[str]:
+    async def of_rounds(self: ReferenceStore) -> frozenset[str]:
         return frozenset()
 
-    patch.setattr(Store, "needed_blobs", needed_blobs)
+    patch.setattr(ReferenceStore, "of_rounds", of_rounds)
 
 
 def shared_bytes_go(patch: Patch) -> None:
-    async def folded_blobs(self: Store, blobs: Iterable[str]) -> frozenset[str]:
+    async def folded_blobs(self: FoldingStore, blobs: Iterable[str]) -> frozenset[str]:
         return frozenset(blobs)
 
-    patch.setattr(Store, "folded_blobs", folded_blobs)
+    patch.setattr(FoldingStore, "folded_blobs", folded_blobs)
 
 
 def dropped_early(patch: Patch) -> None:
@@ -130,9 +133,9 @@ def dropped_early(patch: Patch) -> None:
 
 
 def published_twice(patch: Patch) -> None:
-    async def publish(self: Store, lease: Any, version: int, sha256: str, now: float, *_: Any) -> None:
+    async def publish(self: RoundStore, lease: Any, version: int, sha256: str, now: float, *_: Any) -> None:
         task = lease.round.task
-        async with self._write() as connection:
+        async with self.database.write() as connection:
             newest = select(func.max(models.c.version)).where(models.c.task_hash == task)
             version = (await connection.execute(newest)).scalar_one() + 1
             done = update(rounds).where(rounds.c.id == lease.round.id)
@@ -140,20 +143,20 @@ def published_twice(patch: Patch) -> None:
             values = {"task_hash": task, "version": version, "round_id": None, "sha256": sha256, "created": now}
             await connection.execute(insert(models).values(values))
 
-    patch.setattr(Store, "publish_round", publish)
+    patch.setattr(RoundStore, "publish", publish)
 
 
 def folded_twice(patch: Patch) -> None:
-    checkpoint = Store.checkpoint
+    checkpoint = FoldingStore.checkpoint
 
-    async def careless(self: Store, fold: Any, *rest: Any) -> None:
+    async def careless(self: FoldingStore, fold: Any, *rest: Any) -> None:
         await checkpoint(self, replace(fold, updates=fold.updates[:1]), *rest)
-        async with self._write() as connection:
+        async with self.database.write() as connection:
             mine = accumulators.c.id == fold.accumulator
             count = accumulators.c.updates + len(fold.updates) - 1
             await connection.execute(update(accumulators).where(mine).values(updates=count))
 
-    patch.setattr(Store, "checkpoint", careless)
+    patch.setattr(FoldingStore, "checkpoint", careless)
 
 
 def sealed_again(patch: Patch) -> None:
@@ -261,13 +264,13 @@ def binding_screening(patch: Patch) -> None:
 
 
 def number_again(patch: Patch) -> None:
-    next_opening = Store.next_opening
+    next_opening = RoundStore.next_opening
 
-    async def numbered(self: Store, record: Any) -> Any:
+    async def numbered(self: RoundStore, record: Any) -> Any:
         found = await next_opening(self, record)
         return found and (max(1, found[0] - 1), found[1])
 
-    patch.setattr(Store, "next_opening", numbered)
+    patch.setattr(RoundStore, "next_opening", numbered)
 
 
 def one_word(patch: Patch) -> None:

@@ -173,7 +173,7 @@ async def _provision(home: Path, ledger: Path, tasks: list[Task], model: bytes) 
     await upgrade("server", sqlite_url(home / "server.db"))
     server = open_server(Settings(data_dir=home), lambda: START)
     sha256 = keep_model(server.blobs, tasks[0], model)
-    await server.store.add_task(tasks[0], sha256, START)
+    await server.store.tasks.add(tasks[0], sha256, START)
     await server.store.close()
     opened = await Ledger.open(ledger)
     for task in tasks:
@@ -489,8 +489,8 @@ class World:
         await self.boot()
         enter(self.server)
         task = self.cast.tasks[epoch]
-        sha256 = await self.running.thread(keep_model, self.running.blobs, task, self.cast.model)
-        await self.running.store.add_task(task, sha256, self.clock())
+        sha256 = await self.running.threads.run(keep_model, self.running.blobs, task, self.cast.model)
+        await self.running.store.tasks.add(task, sha256, self.clock())
         self.epoch = max(self.epoch, epoch)  # somebody may have done it meanwhile
         return "rotated"
 
@@ -505,8 +505,8 @@ class World:
         keys = sorted(key_digest(self.cast.clients[client].key.public) for client in self.record.revoked)
         signed = RevocationList(len(keys), int(START), int(START) + LIST_SECONDS, tuple(keys))
         found = Revocations.read(self.cast.authority.key.sign(signed), self.cast.authority.key.public)
-        await self.running.store.learn_revocations(found, self.clock())
-        self.running.revocations_due = 0.0
+        await self.running.store.revocations.learn(found, self.clock())
+        self.running.revocations.invalidate()
         return f"client-{client}"
 
     async def abandon(self, task: Task, number: int) -> str:

@@ -29,26 +29,26 @@ def phase_of(request: web.Request) -> Phase:
 
 
 async def list_posts(server: ServerContext, request: web.Request) -> web.StreamResponse:
-    task = await task_of(server, request)
+    task = await task_of(server.tasks, request)
     phase = phase_of(request)
-    posts = await server.store.posts(task.id, phase)
+    posts = await server.store.board.posts(task.id, phase)
     return answer(Board(phase, tuple(BoardEntry(post.holder, post.message, post.size) for post in posts)))
 
 
 async def get_post(server: ServerContext, request: web.Request) -> web.StreamResponse:
-    task = await task_of(server, request)
-    post = await server.store.post(task.id, phase_of(request), request.match_info["holder"])
+    task = await task_of(server.tasks, request)
+    post = await server.store.board.post(task.id, phase_of(request), request.match_info["holder"])
     return await stream_blob(server, request, post_blob(task.id, post.blob))
 
 
 async def sender_of_post(server: ServerContext, request: web.Request) -> Sender:
     party = party_of(request)
-    check_member(await task_of(server, request), party)
+    check_member(await task_of(server.tasks, request), party)
     return Sender(party.public, FRAME_HEAD_BYTES + POST_LIMIT)
 
 
 async def put_post(server: ServerContext, request: web.Request) -> web.StreamResponse:
-    task = await task_of(server, request)
+    task = await task_of(server.tasks, request)
     phase = phase_of(request)
     party = party_of(request)
     check_member(task, party)

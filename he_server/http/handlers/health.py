@@ -13,6 +13,8 @@ from he_server.http.responses import answer
 from he_server.services.context import ServerContext
 
 EXPOSITION = "text/plain; version=0.0.4; charset=utf-8"
+OPENAPI = web.AppKey("openapi", bytes)
+"""The application's description of itself."""
 
 
 class Health(Document, frozen=True):
@@ -26,12 +28,12 @@ async def get_health(_server: ServerContext, _request: web.Request) -> web.Strea
 
 
 async def get_ready(server: ServerContext, _request: web.Request) -> web.StreamResponse:
-    if server.draining:
+    if server.drain.stopping.is_set():
         raise ProblemError(SHUTTING_DOWN, "requests in flight are being finished")
-    await server.store.ping()
+    await server.store.database.ping()
     await server.admission.check_disk()
     await server.probe()
-    if not server.working():
+    if server.worker is not None and server.worker.done():
         raise ProblemError(INTERNAL, "the worker has stopped")
     return answer(Health("ready"))
 
@@ -41,10 +43,10 @@ async def get_metrics(server: ServerContext, _request: web.Request) -> web.Strea
 
 
 async def get_audit_head(server: ServerContext, _request: web.Request) -> web.StreamResponse:
-    seq, digest = await server.store.audit_head()
-    head = AuditHead(server.key.name, seq, digest, int(server.clock()))
-    return answer(AuditStatus(await server.thread(server.key.signing.sign, head)))
+    seq, digest = await server.store.audit.head()
+    head = AuditHead(server.keys.own.name, seq, digest, int(server.clock()))
+    return answer(AuditStatus(await server.threads.run(server.keys.own.signing.sign, head)))
 
 
-async def get_openapi(server: ServerContext, _request: web.Request) -> web.StreamResponse:
-    return answer(msgspec.Raw(server.openapi))
+async def get_openapi(_server: ServerContext, request: web.Request) -> web.StreamResponse:
+    return answer(msgspec.Raw(request.app[OPENAPI]))

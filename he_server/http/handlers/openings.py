@@ -32,7 +32,7 @@ MAX_WAIT = 60
 
 async def list_openings(server: ServerContext, request: web.Request) -> web.StreamResponse:
     """What waits for a holder; as soon as that is something else than it knows, if it prefers so (RFC 7240)."""
-    task, party = await task_of(server, request), party_of(request)
+    task, party = await task_of(server.tasks, request), party_of(request)
     name = check_member(task, party).entry.name
     tags = {f'"{tag.value}"' for tag in request.if_none_match or ()}
 
@@ -40,14 +40,14 @@ async def list_openings(server: ServerContext, request: web.Request) -> web.Stre
         return PendingOpenings(waiting[name])
 
     async def read() -> PendingOpenings:
-        return mine(await server.store.waiting(task))
+        return mine(await server.store.answers.waiting(task))
 
     def known(pending: PendingOpenings) -> bool:
         return pending.etag in tags
 
     pending, seconds = await read(), preferred_wait(request.headers.get("Prefer", ""))
     if known(pending) and seconds:
-        with server.waiting.listening(task.id, task.hash + party.public) as watch:
+        with server.news.waiting.listening(task.id, task.hash + party.public) as watch:
             pending = await news(watch, mine, read, known, seconds)
     headers = {"ETag": pending.etag, "Cache-Control": "no-store"}
     return web.Response(status=304, headers=headers) if known(pending) else answer(pending, headers=headers)
@@ -61,37 +61,38 @@ def preferred_wait(prefer: str) -> int:
 
 async def get_opening(server: ServerContext, request: web.Request) -> web.StreamResponse:
     task, record = await _waiting(server, request)
-    votes = await votes_for(server, record)
+    votes = await votes_for(server.store.answers, record)
     stage = stage_of(record.state, len(votes), task.committee.agreement)
-    return answer(Opening(stage, record.manifest, votes, (await server.revocations()).token))
+    return answer(Opening(stage, record.manifest, votes, (await server.revocations.current()).token))
 
 
 async def get_heads(server: ServerContext, request: web.Request) -> web.StreamResponse:
     _, record = await _waiting(server, request)
-    return answer(Heads(tuple(SignedUpdate(u.header, u.credential) for u in await listed_updates(server, record))))
+    listed = await listed_updates(server.store.updates, record)
+    return answer(Heads(tuple(SignedUpdate(u.header, u.credential) for u in listed)))
 
 
 async def get_key_sections(server: ServerContext, request: web.Request) -> web.StreamResponse:
     task, record = await _waiting(server, request)
     section = task.section("key")
-    listed = await listed_updates(server, record)
+    listed = await listed_updates(server.store.updates, record)
     pieces = [Piece(key_blob(update.blob), update.position * section.size, section.size) for update in listed]
     return await stream_pieces(server, request, pieces, zeros=True)  # holders leave out what is not as it was signed
 
 
 async def sender_of_answer(server: ServerContext, request: web.Request) -> Sender:
-    task, party = await task_of(server, request), party_of(request)
+    task, party = await task_of(server.tasks, request), party_of(request)
     check_member(task, party)
     return Sender(party.public, TOKEN_LIMIT)
 
 
 async def put_answer(server: ServerContext, request: web.Request) -> web.StreamResponse:
     """A holder's screening, vote or objection: the message's type says which."""
-    task = await task_of(server, request)
+    task = await task_of(server.tasks, request)
     party = party_of(request)
     check_member(task, party)
     check_self(party, request.match_info["holder"])
-    record = await server.store.round(task.id, round_number(request))
+    record = await server.store.rounds.get(task.id, round_number(request))
     body = await Frame(request.content, TOKEN_LIMIT, request.content_length).body(TOKEN_LIMIT)
     try:
         token = body.decode("ascii")
@@ -103,26 +104,26 @@ async def put_answer(server: ServerContext, request: web.Request) -> web.StreamR
 
 async def _waiting(server: ServerContext, request: web.Request) -> tuple[Task, RoundRecord]:
     """Task and round, where that waits for key holders."""
-    task = await task_of(server, request)
+    task = await task_of(server.tasks, request)
     check_member(task, party_of(request))
-    record = await server.store.round(task.id, round_number(request))
+    record = await server.store.rounds.get(task.id, round_number(request))
     if not record.manifest or record.state not in {"closed", "opening"}:
         raise ProblemError(WRONG_STATE, "the round does not wait for key holders", got=record.state)
     return task, record
 
 
 async def sender_of_share(server: ServerContext, request: web.Request) -> Sender:
-    task, party = await task_of(server, request), party_of(request)
+    task, party = await task_of(server.tasks, request), party_of(request)
     known = task.sharing.subshares_of(check_member(task, party).index)
     return Sender(party.public, share_frame(task, len(known)))
 
 
 async def put_share(server: ServerContext, request: web.Request) -> web.StreamResponse:
-    task = await task_of(server, request)
+    task = await task_of(server.tasks, request)
     party = party_of(request)
     member = check_member(task, party)
     check_self(party, request.match_info["holder"])
-    record = await server.store.round(task.id, round_number(request))
+    record = await server.store.rounds.get(task.id, round_number(request))
     frame = Frame(request.content, server.settings.max_update_bytes, request.content_length)
     created = await accept_share(server, task, record, member, party, frame)
-    return answer((await server.store.round(task.id, record.number)).status(), 201 if created else 200)
+    return answer((await server.store.rounds.get(task.id, record.number)).status(), 201 if created else 200)

@@ -11,12 +11,11 @@ from he_protocol.problems import MALFORMED
 from he_server.http.responses import answer
 from he_server.services.context import ServerContext
 from he_server.services.frames import Frame
-from he_server.services.revocations import accept_revocations
 from he_server.services.strangers import in_time
 
 
 async def get_revocations(server: ServerContext, _request: web.Request) -> web.StreamResponse:
-    return answer(Revoked((await server.revocations()).token))
+    return answer(Revoked((await server.revocations.current()).token))
 
 
 async def put_revocations(server: ServerContext, request: web.Request) -> web.StreamResponse:
@@ -26,5 +25,5 @@ async def put_revocations(server: ServerContext, request: web.Request) -> web.St
         token = body.decode("ascii").strip()
     except UnicodeDecodeError:
         raise ProblemError(MALFORMED, "the revocation list is not ASCII") from None
-    created = await accept_revocations(server, token)
+    created = await server.revocations.accept(token)
     return answer(Revoked(token), 201 if created else 200)

@@ -15,19 +15,21 @@ from he_server.services.streams import texts
 
 
 async def list_rounds(server: ServerContext, request: web.Request) -> web.StreamResponse:
-    task = await task_of(server, request)
-    return answer(await server.store.statuses(task, await server.store.recent_rounds(task.id)))
+    task = await task_of(server.tasks, request)
+    return answer(await server.store.answers.statuses(task, await server.store.rounds.recent(task.id)))
 
 
 async def get_round(server: ServerContext, request: web.Request) -> web.StreamResponse:
-    task = await task_of(server, request)
-    (status,) = await server.store.statuses(task, [await server.store.round(task.id, round_number(request))])
+    task = await task_of(server.tasks, request)
+    (status,) = await server.store.answers.statuses(
+        task, [await server.store.rounds.get(task.id, round_number(request))]
+    )
     return answer(status)
 
 
 async def get_sum(server: ServerContext, request: web.Request) -> web.StreamResponse:
-    task = await task_of(server, request)
-    record = await server.store.round(task.id, round_number(request))
+    task = await task_of(server.tasks, request)
+    record = await server.store.rounds.get(task.id, round_number(request))
     if record.state != "published":
         raise ProblemError(WRONG_STATE, "the round has no opened sum", expected="published", got=record.state)
     return await stream_blob(server, request, sum_blob(task.id, record.id))
@@ -35,8 +37,8 @@ async def get_sum(server: ServerContext, request: web.Request) -> web.StreamResp
 
 async def get_events(server: ServerContext, request: web.Request) -> web.StreamResponse:
     """Server-sent events (WHATWG HTML section 9.2): the newest round first, then every change of state."""
-    task = await task_of(server, request)
-    with server.streams.listening(task.id, party_of(request).public) as watch:
+    task = await task_of(server.tasks, request)
+    with server.news.events.listening(task.id, party_of(request).public) as watch:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache"})
         request[STREAMING] = response
         await response.prepare(request)

@@ -18,27 +18,27 @@ MODEL_VERSION = "HushSum-Model-Version"
 
 
 async def list_tasks(server: ServerContext, _request: web.Request) -> web.StreamResponse:
-    records = await server.store.tasks()
-    return answer(TaskList(tuple([await task_status(server, record) for record in records])))
+    records = await server.store.tasks.all()
+    return answer(TaskList(tuple([await task_status(server.tasks, record) for record in records])))
 
 
 async def get_task(server: ServerContext, request: web.Request) -> web.StreamResponse:
-    task = await task_of(server, request)
-    return answer(await task_status(server, await server.store.task(task.id)))
+    task = await task_of(server.tasks, request)
+    return answer(await task_status(server.tasks, await server.store.tasks.get(task.id)))
 
 
 async def post_task(server: ServerContext, request: web.Request) -> web.StreamResponse:
     frame = Frame(request.content, server.settings.max_update_bytes, request.content_length)
     task, created = await accept_task(server, frame, request.content_length)
-    return answer(await task_status(server, await server.store.task(task.id)), 201 if created else 200)
+    return answer(await task_status(server.tasks, await server.store.tasks.get(task.id)), 201 if created else 200)
 
 
 async def get_model(server: ServerContext, request: web.Request) -> web.StreamResponse:
-    task = await task_of(server, request)
+    task = await task_of(server.tasks, request)
     wanted = request.query.get("version")
     if wanted is not None and not (wanted.isascii() and wanted.isdigit() and len(wanted) <= 15):
         raise ProblemError(NOT_FOUND, "no such model version", got=wanted[:80])
-    model = await server.store.model(task.id, None if wanted is None else int(wanted))
+    model = await server.store.models.get(task.id, None if wanted is None else int(wanted))
     headers = {"ETag": f'"{model.sha256}"', MODEL_VERSION: str(model.version), "Cache-Control": "no-cache"}
     if any(tag.value in {model.sha256, "*"} for tag in request.if_none_match or ()):
         return web.Response(status=304, headers=headers)

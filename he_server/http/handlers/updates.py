@@ -15,7 +15,7 @@ from he_server.services.submit import accept
 
 
 async def put_update(server: ServerContext, request: web.Request) -> web.StreamResponse:
-    task = await task_of(server, request)
+    task = await task_of(server.tasks, request)
     update_id = hex_id(request.match_info["update"], 16, "update")
     frame = Frame(request.content, server.settings.max_update_bytes, request.content_length)
     accepted = await accept(server, task, update_id, party_of(request), frame)
@@ -23,12 +23,12 @@ async def put_update(server: ServerContext, request: web.Request) -> web.StreamR
 
 
 async def sender_of_update(server: ServerContext, request: web.Request) -> Sender:
-    return Sender(party_of(request).public, update_frame(await task_of(server, request)))
+    return Sender(party_of(request).public, update_frame(await task_of(server.tasks, request)))
 
 
 async def get_update(server: ServerContext, request: web.Request) -> web.StreamResponse:
-    task = await task_of(server, request)
+    task = await task_of(server.tasks, request)
     update_id = hex_id(request.match_info["update"], 16, "update").hex()
-    update, current = await server.store.update_status(task.id, update_id, party_of(request).name)
+    update, current = await server.store.updates.status(task.id, update_id, party_of(request).name)
     failure = current.failure_of(update)
     return answer(UpdateStatus(update.update_id, current.number, current.state, current.version, failure))

@@ -56,7 +56,7 @@ async def options_uploads(server: ServerContext, _request: web.Request) -> web.S
 
 async def post_upload(server: ServerContext, request: web.Request) -> web.StreamResponse:
     _check_version(request)
-    task = await task_of(server, request)
+    task = await task_of(server.tasks, request)
     party = party_of(request)
     length = tus.number(request.headers.get("Upload-Length", ""), "Upload-Length")
     check_length(task, length, server.settings.max_update_bytes)
@@ -86,8 +86,8 @@ async def get_upload(server: ServerContext, request: web.Request) -> web.StreamR
 async def sender_of_chunk(server: ServerContext, request: web.Request) -> Sender:
     """A request that knows an upload's URL comes from the client that began it."""
     _check_version(request)
-    upload = await server.store.upload(hex_id(request.match_info["upload"], 16, "upload").hex(), server.clock())
-    server.door.prove(request[CONNECTION], upload.party.public)
+    upload = await server.store.uploads.get(hex_id(request.match_info["upload"], 16, "upload").hex(), server.clock())
+    server.connections.prove(request[CONNECTION], upload.party.public)
     return Sender(upload.party.public, upload.length)
 
 
@@ -101,7 +101,7 @@ async def patch_upload(server: ServerContext, request: web.Request) -> web.Strea
         check_fits(upload.length, named, request.content_length or 0)
         ended = upload
         if file is not None:
-            await append_chunk(server, upload, file, request.content.iter_any(), wanted)
+            await append_chunk(server.threads, upload, file, request.content.iter_any(), wanted)
             if file.size == upload.length:
                 ended = await complete_upload(server, upload, file)
         if ended.ended:
@@ -142,7 +142,7 @@ async def _opened(server: ServerContext, request: web.Request) -> AsyncIterator[
     and `tus-version`."""
     _check_version(request)
     async with opened_upload(server, hex_id(request.match_info["upload"], 16, "upload").hex()) as (upload, file):
-        server.door.prove(request[CONNECTION], upload.party.public)
+        server.connections.prove(request[CONNECTION], upload.party.public)
         yield upload, file
 
 

@@ -20,7 +20,7 @@ ONE_HOLDS = 3 * 512 * 1024
 
 
 @dataclass(frozen=True)
-class Places:
+class ConnectionLimits:
     """Connections at once: in all, of the strangers at one address, and of one party."""
 
     in_all: int
@@ -50,11 +50,11 @@ class Connection:
         return not self.party
 
 
-class Door:
-    """The connections of one process."""
+class ConnectionLimiter:
+    """Counts the connections of one process, and ends them."""
 
-    def __init__(self, places: Places) -> None:
-        self._places = places
+    def __init__(self, limits: ConnectionLimits) -> None:
+        self._limits = limits
         self._all: set[Connection] = set()
         self._strangers: dict[Connection, None] = {}  # in the order in which they came
         self._addresses: dict[str, dict[Connection, None]] = {}
@@ -67,10 +67,10 @@ class Door:
     def enter(self, connection: Connection) -> None:
         """A new connection, by a stranger. Raises `too-many-connections` when no idle stranger can be disconnected."""
         same = self._addresses.get(connection.address, {})
-        if len(same) >= self._places.address and not self._shut_out(same):
-            raise _too_many("of strangers at this address", self._places.address)
-        if len(self._all) >= self._places.in_all and not self._shut_out(self._strangers):
-            raise _too_many("at once", self._places.in_all)
+        if len(same) >= self._limits.address and not self._shut_out(same):
+            raise _too_many("of strangers at this address", self._limits.address)
+        if len(self._all) >= self._limits.in_all and not self._shut_out(self._strangers):
+            raise _too_many("at once", self._limits.in_all)
         connection.open = True
         self._all.add(connection)
         self._join(connection)
@@ -86,8 +86,8 @@ class Door:
         """The sender proved that it is `party`. Raises `too-many-connections` when that party has as many as it may."""
         if connection.party == party:
             return
-        if connection.open and len(self._parties.get(party, ())) >= self._places.party:
-            raise _too_many("of one party", self._places.party)
+        if connection.open and len(self._parties.get(party, ())) >= self._limits.party:
+            raise _too_many("of one party", self._limits.party)
         self._detach(connection)
         connection.party = party
         self._join(connection)
@@ -155,12 +155,12 @@ def _too_many(which: str, most: int) -> ProblemError:
     return ProblemError(TOO_MANY_CONNECTIONS, f"connections {which}", expected=f"at most {most}")
 
 
-class Guarded(asyncio.Protocol):
-    """HTTP's protocol behind the door: it hears of every byte first."""
+class LimitedProtocol(asyncio.Protocol):
+    """HTTP's protocol behind the limiter, which hears of every byte first."""
 
-    def __init__(self, inner: asyncio.Protocol, door: Door, connection: Connection) -> None:
+    def __init__(self, inner: asyncio.Protocol, limiter: ConnectionLimiter, connection: Connection) -> None:
         self._inner = inner
-        self._door = door
+        self._limiter = limiter
         self.connection = connection
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -171,11 +171,11 @@ class Guarded(asyncio.Protocol):
             transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._door.leave(self.connection)
+        self._limiter.leave(self.connection)
         self._inner.connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        self._door.received(self.connection, len(data))
+        self._limiter.received(self.connection, len(data))
         if self.connection.open:
             self._inner.data_received(data)
 

@@ -1,4 +1,4 @@
-"""A cache for answers that are costly and open to strangers: each is computed at most once in a given time."""
+"""A cache for an answer that is costly and open to strangers: it is computed at most once in a given time."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 R = TypeVar("R")
 
 
-class Seldom(Generic[R]):
+class Cached(Generic[R]):
     """The result of `work`, at most `seconds` old. One call runs at a time; errors are not cached."""
 
     def __init__(
