@@ -10,7 +10,6 @@ KEYS = "keys"
 ACCUMULATORS = "accumulators"
 SHARES = "shares"
 TOTALS = "totals"
-UPLOADS = "uploads"
 MODELS = "models"
 BOARD = "board"
 
@@ -41,11 +40,6 @@ def share_blob(blob: str) -> str:
 def total_blob(round_id: int, bucket: int) -> str:
     """The folded sum of one bucket of a round that is being opened."""
     return f"{TOTALS}/{round_id}-{bucket}"
-
-
-def upload_blob(upload: str) -> str:
-    """A frame that arrives in pieces."""
-    return f"{UPLOADS}/{upload}"
 
 
 def post_blob(task: str, blob: str) -> str:

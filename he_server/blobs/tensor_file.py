@@ -22,7 +22,7 @@ from he_protocol.problems import BAD_TENSORS, DIGEST_MISMATCH, MALFORMED
 from he_protocol.task import Task, TensorSpec
 from he_protocol.tensors import header
 from he_server.blobs.keys import model_blob
-from he_server.blobs.local import Blobs, BlobWriter
+from he_server.blobs.store import BlobStore, BlobWriter
 from he_server.rules.aggregation import check_tensors
 
 
@@ -36,7 +36,7 @@ def read_tensors(data: bytes, specs: Sequence[TensorSpec]) -> dict[str, Floats]:
     return dict(tensors)
 
 
-def keep_model(blobs: Blobs, task: Task, data: bytes) -> str:
+def keep_model(blobs: BlobStore, task: Task, data: bytes) -> str:
     """Check a task's initial model and make it durable; the SHA-256 of its bytes as stored.
 
     Raises `malformed`, `bad-tensors`, `disk-full`, or `digest-mismatch` for another model than the authority signed.
@@ -78,6 +78,14 @@ def check_header(got: bytes, task: Task) -> None:
     raise ProblemError(BAD_TENSORS, detail, expected="the task's tensors, sorted by their names, and no metadata")
 
 
+def file_sha256(file: BinaryIO) -> str:
+    """SHA-256 in hex of the bytes up to the end of a file. Blocks."""
+    digest = hashlib.sha256()
+    while block := file.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()
+
+
 def check_finite(file: BinaryIO) -> None:
     """Raises `bad-tensors` when one of the float32 values up to the end of a file is not finite. Blocks."""
     while block := file.read(1 << 20):
@@ -104,12 +112,12 @@ class TensorFile:
         self._offsets = [len(self.header) + offsets[name] for name in shapes]
         self._starts = [0, *accumulate(prod(shape) for shape in shapes.values())]
 
-    def check(self, blobs: Blobs, name: str) -> None:
+    def check(self, blobs: BlobStore, name: str) -> None:
         """Raises FileNotFoundError, or `malformed` for a blob that is not such a file; its values are not looked at."""
         if blobs.size(name) != self.size or blobs.piece(name, 0, len(self.header)) != self.header:
             raise ProblemError(MALFORMED, f"the stored file {name} is damaged")
 
-    def read(self, blobs: Blobs, name: str, first: int, count: int) -> npt.NDArray[Any]:
+    def read(self, blobs: BlobStore, name: str, first: int, count: int) -> npt.NDArray[Any]:
         """A flat array of elements of a blob that passed `check`. Raises FileNotFoundError or `wrong-size`."""
         pieces = (blobs.piece(name, at, n * self._type.itemsize) for at, n in self._runs(first, count))
         return np.frombuffer(b"".join(pieces), dtype=self._type)

@@ -1,7 +1,7 @@
-"""The file that a resumable upload grows in.
+"""Resumable uploads as files in one local directory.
 
-Its size is the upload's offset. A request that appends to it, or takes the finished frame from it, holds its
-lock, which works between threads and between processes.
+A request that appends to one, or takes the finished frame from it, holds its lock, which works between threads and
+between processes.
 """
 
 from __future__ import annotations
@@ -17,16 +17,32 @@ from he_party.files import private_directory, sync
 from he_protocol.errors import ProblemError
 from he_protocol.problems import UPLOAD_LOCKED
 from he_server.blobs.local import disk_full_as_problem
+from he_server.blobs.store import Upload, UploadStore
 
 BLOCK_BYTES = 1 << 20
 
 
-class UploadFile:
-    """The file of one upload, locked while it is open. All methods block.
+class LocalUploads(UploadStore):
+    """An upload's id is the name of its file below `root`."""
 
-    A request may be cancelled while a thread of it is in here: `close` waits for that thread, so that neither
-    the lock nor the descriptor outlives the request.
-    """
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def create(self, upload_id: str) -> None:
+        with disk_full_as_problem():
+            private_directory(self._root)
+            (self._root / upload_id).touch(mode=0o600)
+            sync(self._root)
+
+    def upload(self, upload_id: str) -> UploadFile:
+        return UploadFile(self._root / upload_id)
+
+    def delete(self, upload_id: str) -> None:
+        (self._root / upload_id).unlink(missing_ok=True)
+
+
+class UploadFile(Upload):
+    """The file of one upload, locked while it is open: neither lock nor descriptor outlives the request."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -34,16 +50,7 @@ class UploadFile:
         self._descriptor = -1
         self.size = 0
 
-    @staticmethod
-    def create(path: Path) -> None:
-        """Make the empty file, durably; one that is there already stays as it is. Raises `disk-full`."""
-        with disk_full_as_problem():
-            private_directory(path.parent)
-            path.touch(mode=0o600)
-            sync(path.parent)
-
     def open(self) -> bool:
-        """Whether there is such a file. Raises `upload-locked` while another request holds it."""
         with self._busy:
             try:
                 self._descriptor = os.open(self._path, os.O_RDWR | os.O_APPEND)
@@ -56,7 +63,6 @@ class UploadFile:
             return True
 
     def append(self, data: bytes) -> None:
-        """Raises `disk-full`; some of the bytes may be there then."""
         left = memoryview(data)
         with self._busy, disk_full_as_problem():
             while left:
@@ -65,33 +71,29 @@ class UploadFile:
                 left = left[written:]
 
     def truncate(self, size: int) -> None:
-        """Drop what is behind `size`."""
         with self._busy:
             os.ftruncate(self._descriptor, size)
             self.size = size
 
     def sync(self) -> None:
-        """Make everything durable. Raises `disk-full`."""
         with self._busy, disk_full_as_problem():
             os.fsync(self._descriptor)
 
     def read(self, offset: int, size: int) -> bytes:
-        """Up to `size` bytes from `offset` on; none at the end."""
         return os.pread(self._descriptor, size, offset)
 
     def close(self) -> None:
-        """Release the file and its lock, if it is open."""
         with self._busy:
             if self._descriptor >= 0:
                 os.close(self._descriptor)
                 self._descriptor = -1
 
 
-class FileSource:
+class UploadSource:
     """A finished upload, read as the frame that it is."""
 
-    def __init__(self, file: UploadFile) -> None:
-        self._file = file
+    def __init__(self, upload: Upload) -> None:
+        self._upload = upload
         self._at = 0
 
     async def readexactly(self, n: int) -> bytes:
@@ -107,6 +109,6 @@ class FileSource:
             yield block
 
     async def _read(self, size: int) -> bytes:
-        data = await asyncio.to_thread(self._file.read, self._at, size)
+        data = await asyncio.to_thread(self._upload.read, self._at, size)
         self._at += len(data)
         return data

@@ -22,7 +22,7 @@ from he_protocol.schemes.scheme import ReadBlock
 from he_protocol.sharing import Resolution
 from he_protocol.task import Task
 from he_server.blobs.keys import share_blob
-from he_server.blobs.local import Blobs
+from he_server.blobs.store import BlobStore
 
 BLOCK_BYTES = 1024 * 1024
 Term: TypeAlias = tuple[str, int]
@@ -99,7 +99,7 @@ def load_kernels(layout: ResidueLayout) -> None:
     fold(np.zeros((1, layout.degree), dtype=np.uint64), row, layout)
 
 
-def fold_updates(task: Task, blobs: Blobs, before: str | None, sections: Sequence[Term], into: str) -> None:
+def fold_updates(task: Task, blobs: BlobStore, before: str | None, sections: Sequence[Term], into: str) -> None:
     """Store as `into` the sum of the accumulator `before` (None: zero) and of updates' "sum" sections.
 
     Block by block: memory holds a block of the sum and one of an update, whatever the model's size.
@@ -111,21 +111,21 @@ def fold_updates(task: Task, blobs: Blobs, before: str | None, sections: Sequenc
         terms = [
             row_blocks(stack.enter_context(_opened_at(blobs, *section, layout.size)), layout) for section in sections
         ]
-        writer = stack.enter_context(blobs.writer(into))
+        writer = stack.enter_context(blobs.writer())
         for first, total in sums:
             for term in terms:
                 fold(total, next(term)[1], layout, first)
             writer.write(total.astype(stored_type(layout)).data)
-        writer.commit()
+        writer.commit(into)
 
 
-def _opened_at(blobs: Blobs, name: str, position: int, size: int) -> BinaryIO:
+def _opened_at(blobs: BlobStore, name: str, position: int, size: int) -> BinaryIO:
     file = blobs.open(name)
     file.seek(position * size)
     return file
 
 
-def is_intact(task: Task, blobs: Blobs, name: str, position: int, sha256: bytes) -> bool:
+def is_intact(task: Task, blobs: BlobStore, name: str, position: int, sha256: bytes) -> bool:
     """Whether an update's "sum" section is still stored as it was signed."""
     layout, hasher = sum_layout(task), hashlib.sha256()
     try:
@@ -137,7 +137,7 @@ def is_intact(task: Task, blobs: Blobs, name: str, position: int, sha256: bytes)
     return hasher.digest() == sha256
 
 
-def merge_sums(task: Task, blobs: Blobs, names: Sequence[str], into: str, without: Sequence[Term] = ()) -> None:
+def merge_sums(task: Task, blobs: BlobStore, names: Sequence[str], into: str, without: Sequence[Term] = ()) -> None:
     """Store as `into` the sum of accumulators, less the updates that are to be taken out of it again.
 
     Memory and refusals are as for `fold_updates`.
@@ -146,7 +146,7 @@ def merge_sums(task: Task, blobs: Blobs, names: Sequence[str], into: str, withou
     with ExitStack() as stack:
         terms = [stored_blocks(stack.enter_context(blobs.open(name)), layout) for name in names]
         out = [row_blocks(stack.enter_context(_opened_at(blobs, *section, layout.size)), layout) for section in without]
-        writer = stack.enter_context(blobs.writer(into))
+        writer = stack.enter_context(blobs.writer())
         for first, total in terms[0]:
             moduli = row_moduli(layout, first, len(total))[:, None]
             for term in terms[1:]:
@@ -158,10 +158,10 @@ def merge_sums(task: Task, blobs: Blobs, names: Sequence[str], into: str, withou
                 np.add(total, moduli - minus, out=total)
                 np.minimum(total, total - moduli, out=total)
             writer.write(total.astype(stored_type(layout)).data)
-        writer.commit()
+        writer.commit(into)
 
 
-def read_total(task: Task, blobs: Blobs, name: str, first: int, count: int) -> Residues:
+def read_total(task: Task, blobs: BlobStore, name: str, first: int, count: int) -> Residues:
     """Polynomials of a stored sum, uint64, shape (count, limbs, degree). Raises FileNotFoundError or `wrong-size`."""
     layout = sum_layout(task)
     kind, shape = stored_type(layout), (count, *layout.shape[1:])
@@ -182,7 +182,7 @@ def claims_of(released: Sequence[Released], bucket: int) -> dict[int, dict[int, 
 
 
 def share_readers(
-    task: Task, blobs: Blobs, released: Sequence[Released], bucket: int, choice: Resolution
+    task: Task, blobs: BlobStore, released: Sequence[Released], bucket: int, choice: Resolution
 ) -> list[ReadBlock]:
     """For every subshare what reads the vector that a choice takes."""
     claims, readers = claims_of(released, bucket), []
@@ -193,7 +193,7 @@ def share_readers(
     return readers
 
 
-def share_reader(task: Task, blobs: Blobs, released: Released, position: int) -> ReadBlock:
+def share_reader(task: Task, blobs: BlobStore, released: Released, position: int) -> ReadBlock:
     """What reads one vector of a stored share. It raises FileNotFoundError, `wrong-size` or `residue-out-of-range`."""
     layout, name = task.scheme.share_layout(task.length), share_blob(released.blob)
     size = layout.size // layout.polynomials

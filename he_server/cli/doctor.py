@@ -14,11 +14,10 @@ from he_party.kernels import warm
 from he_protocol.errors import ProblemError
 from he_protocol.identity.revocation import Revocations
 from he_protocol.task import Task
-from he_server.blobs.local import Blobs
 from he_server.jobs.garbage import ROUND_FOLDERS, TASK_FOLDERS, orphans
 from he_server.rules.audit_chain import verify_chain
 from he_server.rules.records import waiting_for
-from he_server.services.backpressure import free_bytes
+from he_server.services.context import open_blobs
 from he_server.services.kernels import kernel_steps
 from he_server.settings import Settings
 from he_server.store import Store
@@ -97,7 +96,7 @@ async def _clock(_settings: Settings, store: Store) -> Finding:
 
 
 async def _blobs(settings: Settings, _store: Store) -> Finding:
-    blobs = Blobs(settings.data_dir / "blobs")
+    blobs = open_blobs(settings)
     start = time.monotonic()
     await asyncio.to_thread(blobs.prepare)
     await asyncio.to_thread(blobs.put, _PROBE, b"ok")
@@ -110,7 +109,7 @@ async def _blobs(settings: Settings, _store: Store) -> Finding:
 
 
 async def _space(settings: Settings, _store: Store) -> Finding:
-    free = await asyncio.to_thread(free_bytes, settings.data_dir)
+    free = await asyncio.to_thread(open_blobs(settings).free)
     found, least = f"{free / 2**20:.0f} MiB free", settings.min_free_bytes
     if free < least:
         advice = f"uploads are refused below {least / 2**20:.0f} MiB (min_free_bytes): make room in {settings.data_dir}"
@@ -135,7 +134,7 @@ async def _revocations(settings: Settings, store: Store) -> Finding:
 
 
 async def _orphans(settings: Settings, store: Store) -> Finding:
-    found = await orphans(Blobs(settings.data_dir / "blobs"), store, ORPHAN_SECONDS)
+    found = await orphans(open_blobs(settings), store, ORPHAN_SECONDS)
     if found:
         advice = "a running worker removes them every hour: is one running? They hold nothing that is needed"
         return Finding("orphans", "warning", f"{len(found)} blobs without a row, {found[0]} for one", advice)

@@ -11,7 +11,7 @@ from aiohttp import web
 
 from he_protocol.errors import ProblemError
 from he_protocol.problems import NOT_FOUND
-from he_server.blobs.local import Blobs
+from he_server.blobs.store import BlobStore
 from he_server.services.context import ServerContext
 
 BLOCK_BYTES = 1024 * 1024
@@ -72,7 +72,7 @@ async def stream_pieces(
     return response
 
 
-def _blocks(blobs: Blobs, pieces: Sequence[Piece], *, zeros: bool) -> Iterator[bytes]:
+def _blocks(blobs: BlobStore, pieces: Sequence[Piece], *, zeros: bool) -> Iterator[bytes]:
     """The pieces' bytes, about a block at a time: small pieces share one. Raises `not-found` when the first is gone,
     EOFError when another is, or is shorter than it was."""
     gathered = bytearray()

@@ -12,7 +12,7 @@ from he_protocol.messages import Manifest, Screening, UpdateHeader
 from he_protocol.problems import BUDGET_EXHAUSTED, TOO_FEW_CLIENTS
 from he_protocol.task import Task
 from he_server.blobs import keys
-from he_server.blobs.local import Blobs
+from he_server.blobs.store import BlobStore
 from he_server.blobs.vectors import Term, is_intact, merge_sums
 from he_server.jobs.outcomes import fail
 from he_server.rules.manifests import Circumstances, Plan, excluded_by_holders, faults, form, plan_round
@@ -116,7 +116,7 @@ async def _plan(
     return plan_round(task, updates, excluded, lost)
 
 
-def _lost(blobs: Blobs, task: Task, updates: Sequence[UpdateRecord]) -> list[str]:
+def _lost(blobs: BlobStore, task: Task, updates: Sequence[UpdateRecord]) -> list[str]:
     """Those whose bytes are not there, or not what was added up."""
     return [u.update_id for u in updates if not is_intact(task, blobs, *_term(u), _signed(task, u))]
 

@@ -17,9 +17,8 @@ from he_server.blobs.keys import (
     share_blob,
     total_blob,
     update_blob,
-    upload_blob,
 )
-from he_server.blobs.local import Blobs
+from he_server.blobs.store import BlobStore
 from he_server.services.context import ServerContext
 from he_server.services.receive import delete_blobs
 from he_server.store import Store
@@ -45,7 +44,7 @@ async def collect_garbage(server: ServerContext, older_than: float) -> None:
     a row of a round that still needs them. Resumable uploads go when they expire."""
     await server.threads.run(server.blobs.drop_partials, older_than)
     for upload in await server.store.uploads.expired(server.clock()):
-        await server.threads.run(server.blobs.delete, upload_blob(upload))
+        await server.threads.run(server.uploads.delete, upload)
         await server.store.uploads.drop(upload)
     if not await orphans(server.blobs, server.store, older_than):
         return
@@ -54,8 +53,8 @@ async def collect_garbage(server: ServerContext, older_than: float) -> None:
             await server.threads.run(server.blobs.delete, name)
 
 
-async def orphans(blobs: Blobs, store: Store, older_than: float) -> list[str]:
-    """Blobs last written more than `older_than` seconds ago that no round, or no task, needs (any longer)."""
+async def orphans(blobs: BlobStore, store: Store, older_than: float) -> list[str]:
+    """BlobStore last written more than `older_than` seconds ago that no round, or no task, needs (any longer)."""
     found: list[str] = []
     for folder in ROUND_FOLDERS:
         found += await asyncio.to_thread(blobs.names, folder, older_than)

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial, reduce
-from hashlib import file_digest, sha256
+from hashlib import sha256
 
 import numpy as np
 import structlog
@@ -24,9 +24,9 @@ from he_protocol.problems import COMBINE_REFUSED
 from he_protocol.schemes.scheme import DecryptBlock, blocks
 from he_protocol.sharing import Resolution, choices
 from he_protocol.task import Task, sum_plan
-from he_server.blobs.keys import fresh, model_blob, sum_blob, total_blob, velocity_blob
-from he_server.blobs.local import Blobs, BlobWriter
-from he_server.blobs.tensor_file import TensorFile, model_file, sum_file, velocity_file
+from he_server.blobs.keys import model_blob, sum_blob, total_blob, velocity_blob
+from he_server.blobs.store import BlobStore, BlobWriter
+from he_server.blobs.tensor_file import TensorFile, file_sha256, model_file, sum_file, velocity_file
 from he_server.blobs.vectors import Released, claims_of, read_total, share_readers, sum_layout
 from he_server.rules.aggregation import check_range, mean_of, step, weight_of
 from he_server.rules.choosing import Candidate, Settled, Unsettled, settle
@@ -104,7 +104,7 @@ async def decrypt_sum(
 
 
 def check_buckets(
-    task: Task, blobs: Blobs, round_id: int, manifest: Manifest, released: Sequence[Released], *, last: bool
+    task: Task, blobs: BlobStore, round_id: int, manifest: Manifest, released: Sequence[Released], *, last: bool
 ) -> Checked | Waiting:
     """Open one bucket after the other and keep nothing: those that open, and those that do not.
 
@@ -145,7 +145,7 @@ class Contested:
     """One bucket's sum and the shares that may open it: `count` of the round's `of` updates."""
 
     task: Task
-    blobs: Blobs
+    blobs: BlobStore
     total: str
     released: Sequence[Released]
     bucket: int
@@ -175,7 +175,7 @@ class Contested:
         return Candidate(decrypt_block, weight_of(task.config, final, self.count, self.of), digest.digest())
 
 
-def write_version(task: Task, blobs: Blobs, round_id: int, kept: Sequence[Bucket], base: ModelRecord) -> str:
+def write_version(task: Task, blobs: BlobStore, round_id: int, kept: Sequence[Bucket], base: ModelRecord) -> str:
     """Store the opened sum of these buckets, the model after `base`, and its velocity; the model's SHA-256.
 
     Blocks. Raises `combine-refused` when the model would leave the range of float32, and `disk-full`.
@@ -189,14 +189,12 @@ def write_version(task: Task, blobs: Blobs, round_id: int, kept: Sequence[Bucket
     weights = [bucket.weight for bucket in kept]
     with ExitStack() as stack:
 
-        def begin(name: str, file: TensorFile) -> BlobWriter:
-            writer = stack.enter_context(blobs.writer(name))
+        def begin(file: TensorFile) -> BlobWriter:
+            writer = stack.enter_context(blobs.writer())
             writer.write(file.header)
             return writer
 
-        new_sum = begin(sum_blob(task.id, round_id), sums)
-        new_velocity = begin(velocity_blob(task.id, fresh()), velocities)  # until the model's hash is known
-        new_model = begin(model_blob(task.id, fresh()), models)
+        new_sum, new_velocity, new_model = begin(sums), begin(velocities), begin(models)
         for first, opened in _opened(task, blobs, [(bucket.total, bucket.decrypt_block) for bucket in kept]):
             sums.write(new_sum, first, reduce(np.add, opened))
             values = [piece[: task.parameters - first] for piece in opened]  # without the weight that rode along
@@ -210,15 +208,16 @@ def write_version(task: Task, blobs: Blobs, round_id: int, kept: Sequence[Bucket
             models.write(new_model, first, model)
             velocities.write(new_velocity, first, velocity)
         sums.write(new_sum, task.length, np.array([sum(bucket.updates for bucket in kept)]))
-        digest = file_digest(new_model.reread(0), "sha256").hexdigest()
-        new_velocity.rename(blobs.path(velocity_blob(task.id, digest)))
-        new_model.rename(blobs.path(model_blob(task.id, digest)))
-        for writer in (new_velocity, new_sum, new_model):
-            writer.commit()
+        digest = file_sha256(new_model.reread(0))
+        new_velocity.commit(velocity_blob(task.id, digest))
+        new_sum.commit(sum_blob(task.id, round_id))
+        new_model.commit(model_blob(task.id, digest))
     return digest
 
 
-def _opened(task: Task, blobs: Blobs, sums: Sequence[tuple[str, DecryptBlock]]) -> Iterator[tuple[int, list[Integers]]]:
+def _opened(
+    task: Task, blobs: BlobStore, sums: Sequence[tuple[str, DecryptBlock]]
+) -> Iterator[tuple[int, list[Integers]]]:
     """The same block of every sum after the other, each with the number of its first integer."""
     at = 0
     for first, count in blocks(sum_layout(task).shape, len(sums)):

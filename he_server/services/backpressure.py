@@ -8,14 +8,13 @@ finds no free slot waits a little, its body unread and, with "Expect: 100-contin
 from __future__ import annotations
 
 import asyncio
-import shutil
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from pathlib import Path
 
 from he_protocol.errors import ProblemError
 from he_protocol.problems import OVERLOADED
+from he_server.blobs.store import BlobStore
 from he_server.rules.admission import Limits, Load, Measured, check_load
 from he_server.services.task_cache import TaskCache
 from he_server.store.status import StatusStore
@@ -25,14 +24,9 @@ LOOK_SECONDS = 0.005
 """How often the first waiting upload checks the load."""
 
 
-def free_bytes(directory: Path) -> int:
-    """Bytes that can still be written below `directory`. Blocks."""
-    return shutil.disk_usage(directory).free
-
-
-async def measure(store: StatusStore, tasks: TaskCache, directory: Path) -> Measured:
-    """Bytes not folded yet, and bytes free below `directory`. Raises `database-unavailable`."""
-    free = await asyncio.to_thread(free_bytes, directory)
+async def measure(store: StatusStore, tasks: TaskCache, blobs: BlobStore) -> Measured:
+    """Bytes not folded yet, and bytes free for blobs. Raises `database-unavailable`."""
+    free = await asyncio.to_thread(blobs.free)
     waiting = await store.unfolded()
     sizes = {task: (await tasks.get(task)).section("sum").size for task in waiting}
     return Measured(sum(count * sizes[task] for task, count in waiting.items()), free)

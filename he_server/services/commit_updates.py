@@ -13,7 +13,7 @@ from he_protocol.errors import ProblemError
 from he_protocol.problems import REQUEST_TIMEOUT
 from he_protocol.task import Task
 from he_server.blobs.keys import fresh, key_blob, update_blob
-from he_server.blobs.local import Blobs
+from he_server.blobs.store import BlobStore
 from he_server.rules.records import Accepted
 from he_server.services.group_commit import GroupCommit
 from he_server.services.threads import Threads
@@ -23,7 +23,7 @@ from he_server.store.updates import NewUpdate, UpdateStore
 class UpdateCommitter:
     """Commits accepted updates in groups. `clock` gives Unix seconds."""
 
-    def __init__(self, store: UpdateStore, blobs: Blobs, threads: Threads, clock: Callable[[], float]) -> None:
+    def __init__(self, store: UpdateStore, blobs: BlobStore, threads: Threads, clock: Callable[[], float]) -> None:
         self._store = store
         self._blobs = blobs
         self._threads = threads
@@ -43,7 +43,7 @@ class UpdateCommitter:
         return await self._threads.run(write_shared_blobs, self._blobs, offers)
 
 
-def write_shared_blobs(blobs: Blobs, offers: Sequence[NewUpdate]) -> str:
+def write_shared_blobs(blobs: BlobStore, offers: Sequence[NewUpdate]) -> str:
     """Write the sections of offers without a blob into one for each role; durable when it returns their name. Blocks.
 
     Raises `request-timeout` when the blob of another one is gone.
@@ -53,10 +53,10 @@ def write_shared_blobs(blobs: Blobs, offers: Sequence[NewUpdate]) -> str:
     blobs.check_kept([role(blob) for blob in alone for role in (update_blob, key_blob)], REQUEST_TIMEOUT)
     if not small:
         return ""
-    with blobs.writer(update_blob(name)) as sums, blobs.writer(key_blob(name)) as keys:
+    with blobs.writer() as sums, blobs.writer() as keys:
         for offered in small:
             sums.write(offered.sections["sum"])
             keys.write(offered.sections["key"])
-        sums.commit()
-        keys.commit()
+        sums.commit(update_blob(name))
+        keys.commit(key_blob(name))
     return name

@@ -11,7 +11,9 @@ from functools import partial
 from he_party.keyfile import KeyRecord
 from he_protocol.errors import ProblemError
 from he_protocol.problems import BAD_SETTINGS
-from he_server.blobs.local import Blobs
+from he_server.blobs.local import LocalBlobs
+from he_server.blobs.store import BlobStore, UploadStore
+from he_server.blobs.upload_file import LocalUploads
 from he_server.rules.admission import Limits
 from he_server.services.backpressure import AdmissionController, measure
 from he_server.services.cached import Cached
@@ -48,11 +50,18 @@ class ServerContext:
     """
 
     def __init__(
-        self, settings: Settings, store: Store, blobs: Blobs, keys: ServerKeys, clock: Callable[[], float]
+        self,
+        settings: Settings,
+        store: Store,
+        blobs: BlobStore,
+        uploads: UploadStore,
+        keys: ServerKeys,
+        clock: Callable[[], float],
     ) -> None:
         self.settings = settings
         self.store = store
         self.blobs = blobs
+        self.uploads = uploads
         self.keys = keys
         self.clock = clock
         self.threads = threads = Threads()
@@ -69,7 +78,7 @@ class ServerContext:
                 settings.max_uploads_per_client,
                 settings.max_wait,
             ),
-            partial(measure, store.status, tasks, settings.data_dir),
+            partial(measure, store.status, tasks, blobs),
         )
         self.connections = ConnectionLimiter(
             ConnectionLimits(
@@ -93,10 +102,15 @@ def open_server(settings: Settings, clock: Callable[[], float] = time.time) -> S
 
     Raises `bad-settings`, `bad-key-file` or `disk-full`.
     """
-    keys = ServerKeys(settings.read_key(), settings.read_authority())
-    blobs = Blobs(settings.data_dir / "blobs")
+    keys, blobs = ServerKeys(settings.read_key(), settings.read_authority()), open_blobs(settings)
     try:
         blobs.prepare()
     except OSError as error:
         raise ProblemError(BAD_SETTINGS, f"data_dir cannot be used: {error}") from None
-    return ServerContext(settings, Store(make_engine(settings.url)), blobs, keys, clock)
+    uploads = LocalUploads(settings.data_dir / "uploads")
+    return ServerContext(settings, Store(make_engine(settings.url)), blobs, uploads, keys, clock)
+
+
+def open_blobs(settings: Settings) -> BlobStore:
+    """Where this server's blobs lie; not prepared yet."""
+    return LocalBlobs(settings.data_dir / "blobs")

@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from he_protocol.errors import ProblemError
 from he_protocol.problems import DIGEST_MISMATCH, OVERLOADED
 from he_protocol.task import MODEL_HEADER_BYTES, Task
-from he_server.blobs.keys import fresh, model_blob
-from he_server.blobs.local import Blobs, BlobWriter
+from he_server.blobs.keys import model_blob
+from he_server.blobs.store import BlobWriter
 from he_server.blobs.tensor_file import check_finite, check_header, header_size, model_file
 from he_server.services.context import ServerContext
 from he_server.services.frames import Frame
@@ -55,7 +55,7 @@ async def keep_incoming(server: ServerContext, frame: Frame, task: Task) -> str:
     """
     await server.admission.check_disk(model_file(task).size)
     made = hashlib.sha256()
-    writer = await server.threads.run(server.blobs.writer, fresh())  # until its hash is known
+    writer = await server.threads.run(server.blobs.writer)
 
     def write(block: bytes) -> None:
         writer.write(block)
@@ -64,17 +64,16 @@ async def keep_incoming(server: ServerContext, frame: Frame, task: Task) -> str:
     try:
         async for block in gathered(_blocks(frame, task)):
             await server.threads.run(write, block)
-        await server.threads.run(_finish, server.blobs, task, writer, made.hexdigest())
+        await server.threads.run(_finish, task, writer, made.hexdigest())
     finally:
         await server.threads.run(writer.close)
     return made.hexdigest()
 
 
-def _finish(blobs: Blobs, task: Task, writer: BlobWriter, sha256: str) -> None:
+def _finish(task: Task, writer: BlobWriter, sha256: str) -> None:
     check_model(task, sha256)
     check_finite(writer.reread(len(model_file(task).header)))
-    writer.rename(blobs.place(model_blob(task.id, sha256)))
-    writer.commit()
+    writer.commit(model_blob(task.id, sha256))
 
 
 async def _blocks(frame: Frame, task: Task) -> AsyncIterator[bytes]:

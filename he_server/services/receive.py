@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from he_protocol.arithmetic.residues import ResidueLayout, check
 from he_protocol.errors import ProblemError
 from he_protocol.problems import DATABASE_UNAVAILABLE, DIGEST_MISMATCH, DISK_FULL
-from he_server.blobs.local import Blobs, BlobWriter
+from he_server.blobs.store import BlobStore, BlobWriter
 from he_server.blobs.vectors import check_vector
 from he_server.services.context import ServerContext
 from he_server.services.frames import Frame
@@ -46,7 +46,7 @@ async def gathered(blocks: AsyncIterable[bytes]) -> AsyncIterator[bytes]:
 class BodyWriter:
     """Writes a body's sections into their blobs and hashes them while they arrive."""
 
-    def __init__(self, blobs: Blobs, sections: Sequence[BodySection]) -> None:
+    def __init__(self, blobs: BlobStore, sections: Sequence[BodySection]) -> None:
         self._blobs = blobs
         self._sections = sections
         self._hashes = [hashlib.sha256() for _ in sections]
@@ -59,7 +59,7 @@ class BodyWriter:
         """Take the next bytes; the caller has checked that they are not too many."""
         if not self._writers:
             for name in dict.fromkeys(section.blob for section in self._sections):
-                self._writers[name] = self._opened.enter_context(self._blobs.writer(name))
+                self._writers[name] = self._opened.enter_context(self._blobs.writer())
         view = memoryview(block)
         while view:
             while not self._left:
@@ -83,8 +83,8 @@ class BodyWriter:
             if section.layout is not None:
                 check_vector(self._writers[section.blob].reread(offsets[section.blob]), section.layout)
             offsets[section.blob] += section.size
-        for writer in self._writers.values():
-            writer.commit()
+        for name, writer in self._writers.items():
+            writer.commit(name)
         self.close()
 
     def close(self) -> None:
@@ -132,7 +132,7 @@ async def delete_blobs(server: ServerContext, blobs: Iterable[str]) -> None:
     await server.threads.run(delete_all, server.blobs, tuple(blobs))
 
 
-def delete_all(blobs: Blobs, names: Iterable[str]) -> None:
+def delete_all(blobs: BlobStore, names: Iterable[str]) -> None:
     """Delete several blobs in one hop to a thread."""
     for name in names:
         blobs.delete(name)
@@ -143,13 +143,13 @@ async def keep_body(server: ServerContext, frame: Frame, name: str, limit: int) 
 
     Raises `too-large` or `disk-full`.
     """
-    writer, size = await server.threads.run(server.blobs.writer, name), 0
+    writer, size = await server.threads.run(server.blobs.writer), 0
     try:
         async for block in gathered(frame.pieces(limit)):
             server.metrics.received.inc(len(block))
             size += len(block)
             await server.threads.run(writer.write, block)
-        await server.threads.run(writer.commit)
+        await server.threads.run(writer.commit, name)
     finally:
         await server.threads.run(writer.close)
     return size

@@ -11,8 +11,9 @@ from he_protocol.errors import ProblemError
 from he_protocol.identity.credentials import Party
 from he_protocol.problems import NOT_FOUND
 from he_protocol.task import Task
-from he_server.blobs.keys import fresh, upload_blob
-from he_server.blobs.upload_file import BLOCK_BYTES, FileSource, UploadFile
+from he_server.blobs.keys import fresh
+from he_server.blobs.store import Upload
+from he_server.blobs.upload_file import BLOCK_BYTES, UploadSource
 from he_server.rules.uploads import check_chunk, check_fits
 from he_server.services.context import ServerContext
 from he_server.services.frames import Frame
@@ -40,17 +41,17 @@ async def begin_upload(server: ServerContext, task: Task, party: Party, update_i
     free_bytes = (await server.admission.load()).free - server.settings.min_free_bytes
     upload = await server.store.uploads.begin(new, server.settings.max_uploads_per_client, free_bytes)
     if not upload.ended:
-        await server.threads.run(UploadFile.create, server.blobs.path(upload_blob(upload.id)))
+        await server.threads.run(server.uploads.create, upload.id)
     return upload
 
 
 @asynccontextmanager
-async def opened_upload(server: ServerContext, upload_id: str) -> AsyncIterator[tuple[UploadRecord, UploadFile | None]]:
+async def opened_upload(server: ServerContext, upload_id: str) -> AsyncIterator[tuple[UploadRecord, Upload | None]]:
     """An upload with its file and the file's lock; without them when it has ended.
 
     Raises `not-found`, `upload-expired` or `upload-locked`.
     """
-    file = UploadFile(server.blobs.path(upload_blob(upload_id)))
+    file = server.uploads.upload(upload_id)
     try:
         found = await server.threads.run(file.open)
         # Nothing else can end it while we hold the lock.
@@ -65,7 +66,7 @@ async def opened_upload(server: ServerContext, upload_id: str) -> AsyncIterator[
 async def append_chunk(
     threads: Threads,
     upload: UploadRecord,
-    file: UploadFile,
+    file: Upload,
     body: AsyncIterable[bytes],
     wanted: tuple[str, bytes] | None,
 ) -> None:
@@ -106,13 +107,13 @@ async def append_chunk(
             await threads.run(file.sync)
 
 
-async def complete_upload(server: ServerContext, upload: UploadRecord, file: UploadFile) -> UploadRecord:
+async def complete_upload(server: ServerContext, upload: UploadRecord, file: Upload) -> UploadRecord:
     """Offer a frame whose bytes are all there as the PUT of an update would; how that ended is kept.
 
     Raises the refusals after which the same bytes may pass; then they stay, for the next request to try.
     """
     task = await server.tasks.get(upload.task_hash)
-    frame = Frame(FileSource(file), server.settings.max_update_bytes, upload.length)
+    frame = Frame(UploadSource(file), server.settings.max_update_bytes, upload.length)
     try:
         accepted = await accept(server, task, bytes.fromhex(upload.update_id), upload.party, frame)
         ended = replace(upload, receipt=accepted.receipt, round=accepted.round)
@@ -121,11 +122,11 @@ async def complete_upload(server: ServerContext, upload: UploadRecord, file: Upl
             raise
         ended = replace(upload, problem=refusal.document().decode())
     await server.store.uploads.end(ended)
-    await server.threads.run(server.blobs.delete, upload_blob(upload.id))
+    await server.threads.run(server.uploads.delete, upload.id)
     return ended
 
 
 async def forget_upload(server: ServerContext, upload: UploadRecord) -> None:
     """Drop an upload and its bytes."""
-    await server.threads.run(server.blobs.delete, upload_blob(upload.id))
+    await server.threads.run(server.uploads.delete, upload.id)
     await server.store.uploads.drop(upload.id)

@@ -19,7 +19,7 @@ from he_migrations.run import upgrade
 from he_party.files import close_database, close_to_others, private_directory, private_opener, write_durably
 from he_party.transport import RetryPolicy
 from he_protocol.task import Task
-from he_server.blobs.upload_file import UploadFile
+from he_server.blobs.upload_file import LocalUploads
 from he_server.services.context import open_server
 from he_server.services.migration import migrate
 from he_server.settings import Settings
@@ -91,8 +91,8 @@ async def test_a_holders_folder_and_its_backup(tmp_path: Path) -> None:
 async def test_a_servers_folder(service: Service) -> None:
     data = service.settings.data_dir
     service.server.blobs.put("models/x", b"x")
-    UploadFile.create(data / "blobs" / "uploads" / "one")
-    made = [data / "blobs", data / "blobs" / "uploads"]
+    LocalUploads(data / "uploads").create("one")
+    made = [data / "blobs", data / "uploads"]
     assert [line for folder in made for line in open_to_others(folder)] == []
     loosen(data)
     settings = Settings(data_dir=data)

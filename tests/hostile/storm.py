@@ -32,7 +32,7 @@ from tests.hostile.abuse import Abuse
 
 PROFILE, PARAMETERS = "kahe-30", 20_000
 PATIENCE = RetryPolicy(first=0.1, longest=1.0, give_up=60.0)
-STRANGERS_PLACES = ("models", "partial", "uploads", "board")
+STRANGERS_PLACES = ("blobs/models", "blobs/partial", "uploads", "blobs/board")
 """Folders in which honest updates leave nothing."""
 LEAST_RATE, MOST_MEMORY = 0.8, 500 * 1000 * 1000
 
@@ -160,8 +160,7 @@ async def _abuse(folder: Path, abuse: Abuse):  # type: ignore[no-untyped-def]
 
 
 def _disk(deployment: Deployment) -> int:
-    blobs = deployment.data_dir / "blobs"
-    files = (path for place in STRANGERS_PLACES for path in (blobs / place).rglob("*") if path.is_file())
+    files = (path for place in STRANGERS_PLACES for path in (deployment.data_dir / place).rglob("*") if path.is_file())
     return sum(path.stat().st_size for path in files)
 
 

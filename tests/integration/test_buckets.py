@@ -20,7 +20,8 @@ from he_protocol.messages import FailedBucket, Share
 from he_protocol.problems import COMBINE_REFUSED
 from he_protocol.task import TensorSpec
 from he_server.blobs.keys import model_blob, share_blob, sum_blob, total_blob, update_blob
-from he_server.blobs.local import Blobs
+from he_server.blobs.local import LocalBlobs
+from he_server.blobs.store import BlobStore
 from he_server.blobs.tensor_file import keep_model
 from he_server.blobs.vectors import Released, fold_updates
 from he_server.jobs.opening import Checked, check_buckets, write_version
@@ -60,7 +61,7 @@ class Played:
 
     made: World
     sent: Sequence[Sent]
-    blobs: Blobs
+    blobs: BlobStore
 
     def __post_init__(self) -> None:
         task = self.made.task
@@ -109,8 +110,8 @@ def relabelled(share: Share, vectors: Mapping[tuple[int, int], bytes]) -> Share:
 
 
 @pytest.fixture
-def blobs(tmp_path: Path) -> Blobs:
-    return Blobs(tmp_path)
+def blobs(tmp_path: Path) -> LocalBlobs:
+    return LocalBlobs(tmp_path)
 
 
 def bucket_of(opened: Opened) -> DroppedBucket:
@@ -118,7 +119,7 @@ def bucket_of(opened: Opened) -> DroppedBucket:
     return dropped
 
 
-def test_without_an_attack_every_bucket_is_in_the_sum(blobs: Blobs) -> None:
+def test_without_an_attack_every_bucket_is_in_the_sum(blobs: BlobStore) -> None:
     made = world()
     round_ = Played(made, clients(made), blobs)
     opened = round_.opened_by(0, 2)
@@ -128,7 +129,7 @@ def test_without_an_attack_every_bucket_is_in_the_sum(blobs: Blobs) -> None:
 
 
 @pytest.mark.parametrize("place", [0, 1, 2, 3])
-def test_wrong_key_shares_cost_their_bucket_and_the_others_publish(blobs: Blobs, place: int) -> None:
+def test_wrong_key_shares_cost_their_bucket_and_the_others_publish(blobs: BlobStore, place: int) -> None:
     """Seeds that do not add up to the client's key: every holder agrees on them, only the range check can tell."""
     made = world()
     sent = clients(made)
@@ -145,7 +146,7 @@ def test_wrong_key_shares_cost_their_bucket_and_the_others_publish(blobs: Blobs,
     np.testing.assert_allclose(opened.model["w"], opened.total / SCALE / 6, rtol=1e-6)
 
 
-def test_in_one_bucket_wrong_key_shares_cost_the_round(blobs: Blobs) -> None:
+def test_in_one_bucket_wrong_key_shares_cost_the_round(blobs: BlobStore) -> None:
     """The defence off: the same poisoned update where the task has no buckets."""
     made = world(buckets=1, min_clients=8)
     sent = clients(made)
@@ -164,7 +165,7 @@ def test_in_one_bucket_wrong_key_shares_cost_the_round(blobs: Blobs) -> None:
         check_buckets(made.task, blobs, 1, request.manifest, released, last=True)
 
 
-def test_an_envelope_that_nobody_can_open_costs_its_bucket(blobs: Blobs) -> None:
+def test_an_envelope_that_nobody_can_open_costs_its_bucket(blobs: BlobStore) -> None:
     made = world()
     sent = clients(made)
     sent[1] = unopenable(made, sent[1], 0, 1, 2)
@@ -180,7 +181,7 @@ def test_an_envelope_that_nobody_can_open_costs_its_bucket(blobs: Blobs) -> None
     assert np.abs(opened.total - round_.of(0, 2, 3)).max() < ERROR
 
 
-def test_an_envelope_that_one_holder_cannot_open_costs_nothing(blobs: Blobs) -> None:
+def test_an_envelope_that_one_holder_cannot_open_costs_nothing(blobs: BlobStore) -> None:
     """The other two are a quorum for the bucket: only until they have both answered is it missing."""
     made = world()
     sent = clients(made)
@@ -194,7 +195,7 @@ def test_an_envelope_that_one_holder_cannot_open_costs_nothing(blobs: Blobs) -> 
     assert np.abs(opened.total - round_.of(0, 1, 2, 3)).max() < ERROR
 
 
-def test_a_holder_says_the_same_twice(blobs: Blobs) -> None:
+def test_a_holder_says_the_same_twice(blobs: BlobStore) -> None:
     made = world()
     sent = clients(made)
     sent[3] = unopenable(made, sent[3], 0)
@@ -203,7 +204,7 @@ def test_a_holder_says_the_same_twice(blobs: Blobs) -> None:
     assert answer(made, 0, round_.request, bodies) == answer(made, 0, round_.request, bodies)
 
 
-def test_two_bad_updates_of_a_bucket_are_one_failure_of_it(blobs: Blobs) -> None:
+def test_two_bad_updates_of_a_bucket_are_one_failure_of_it(blobs: BlobStore) -> None:
     """The first in the manifest's order is named: a share's head stays as small as it has buckets."""
     made = world()
     sent = clients(made)
@@ -214,7 +215,7 @@ def test_two_bad_updates_of_a_bucket_are_one_failure_of_it(blobs: Blobs) -> None
 
 
 def test_different_seeds_for_different_holders_frame_nobody_in_other_buckets(
-    blobs: Blobs, capsys: pytest.CaptureFixture[str]
+    blobs: BlobStore, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """2-of-3: each part is known to two, who contradict each other in one bucket. What opens to a sum is right."""
     made = world()
@@ -231,7 +232,7 @@ def test_different_seeds_for_different_holders_frame_nobody_in_other_buckets(
 
 
 def test_a_lying_holder_is_overruled_in_its_bucket_and_believed_in_the_others(
-    blobs: Blobs, capsys: pytest.CaptureFixture[str]
+    blobs: BlobStore, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """3-of-5: three know each part. Holder 4's lie about bucket 1 leaves its other buckets as they are."""
     made = world(5, 3)
@@ -249,7 +250,7 @@ def test_a_lying_holder_is_overruled_in_its_bucket_and_believed_in_the_others(
     assert "bucket=1" in told
 
 
-def test_a_lie_that_nobody_contradicts_costs_its_bucket(blobs: Blobs) -> None:
+def test_a_lie_that_nobody_contradicts_costs_its_bucket(blobs: BlobStore) -> None:
     """2-of-3: of the two that answer, only holder 2 knows this part."""
     made = world()
     round_ = Played(made, clients(made), blobs)
@@ -269,10 +270,10 @@ def test_a_huge_update_in_range_moves_the_mean_and_not_the_median(tmp_path: Path
     """Nobody can see one client's values: what it can do to the model is bounded by the combination."""
     made = world(combination=combination, value_range=4.0)
     honest = clients(made)
-    harmless = Played(made, honest, Blobs(tmp_path / "harmless")).opened_by(0, 1).model["w"]
+    harmless = Played(made, honest, LocalBlobs(tmp_path / "harmless")).opened_by(0, 1).model["w"]
     largest = np.full(D, int(4.0 * SCALE))
     sent = [send_kahe(made, "client-0", largest), *honest[1:]]
-    opened = Played(made, sent, Blobs(tmp_path / "attacked")).opened_by(0, 1)
+    opened = Played(made, sent, LocalBlobs(tmp_path / "attacked")).opened_by(0, 1)
     assert opened.dropped == []
     moved = np.abs(opened.model["w"] - harmless)
     means = np.stack([np.mean([one.integers for one in honest[b::BUCKETS]], axis=0) for b in range(1, BUCKETS)]) / SCALE

@@ -229,13 +229,13 @@ async def damage(service: Service, sent: Submission, how: str) -> None:
     store, task = service.server.store, service.task
     record = await store.rounds.get(task.id, sent.round)
     update = next(u for u in await store.updates.of_round(record.id) if u.update_id == sent.update_id)
-    path, at = service.server.blobs.path(key_blob(update.blob)), update.position * task.section("key").size
+    blobs, name, at = service.server.blobs, key_blob(update.blob), update.position * task.section("key").size
     if how == "gone":
-        path.unlink()
+        blobs.delete(name)
         return
-    data = bytearray(path.read_bytes())
+    data = bytearray(blobs.read(name))
     data[at] ^= 1
-    path.write_bytes(data[: at + 1] if how == "cut" else data)
+    blobs.put(name, bytes(data[: at + 1] if how == "cut" else data))
 
 
 @pytest.mark.parametrize("how", ["changed", "cut", "gone"])
@@ -260,7 +260,7 @@ async def test_what_cannot_be_taken_out_of_the_sum_again_takes_its_bucket_with_i
     bad = next(u for u in await store.updates.of_round(record.id) if u.update_id == clients.sent[6].update_id)
     while not (await store.rounds.get(service.task.id, record.number)).opening:
         await asyncio.sleep(0.02)
-    service.server.blobs.path(update_blob(bad.blob)).unlink()
+    service.server.blobs.delete(update_blob(bad.blob))
     async with service.committee():
         await clients.told(6, TOO_FEW_CLIENTS, DIGEST_MISMATCH.title)
         await clients.told(1, TOO_FEW_CLIENTS)

@@ -16,7 +16,8 @@ from he_protocol.arithmetic.residues import pack, unpack
 from he_protocol.problems import COMBINE_REFUSED
 from he_protocol.schemes import kahe
 from he_protocol.task import Task
-from he_server.blobs.local import Blobs
+from he_server.blobs.local import LocalBlobs
+from he_server.blobs.store import BlobStore
 from he_server.blobs.vectors import Released
 from he_server.jobs import opening
 from he_server.jobs.opening import Checked, Waiting, check_buckets
@@ -52,8 +53,8 @@ def only_known_to(made: Any, holder: int, other: int) -> int:
 
 
 @pytest.fixture
-def blobs(tmp_path: Path) -> Blobs:
-    return Blobs(tmp_path)
+def blobs(tmp_path: Path) -> LocalBlobs:
+    return LocalBlobs(tmp_path)
 
 
 def checked(played: Played, released: list[Released], *, last: bool = False) -> Checked | Waiting:
@@ -62,7 +63,7 @@ def checked(played: Played, released: list[Released], *, last: bool = False) -> 
 
 @pytest.mark.parametrize("off", ["", "padding"])
 def test_a_holder_that_adds_one_to_a_coefficient(
-    blobs: Blobs, off: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    blobs: BlobStore, off: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Holder 2 is one of the first two: the round waits, and the third shows who lied. Off: its noise is published."""
     made = world()
@@ -96,7 +97,7 @@ def test_a_model_without_padding_is_checked_by_its_range(
     monkeypatch.setattr("tests.integration.test_buckets.D", 2048)
     made = world()
     sent = [send_kahe(made, f"client-{i}", np.full(2048, 100)) for i in range(8)]
-    round_ = Played(made, sent, Blobs(tmp_path))
+    round_ = Played(made, sent, LocalBlobs(tmp_path))
     if off:
         monkeypatch.setattr(opening, "check_range", lambda *_: None)
     liar = round_.released(2, one_more(made.task, 1, only_known_to(made, 2, 0)))
@@ -107,7 +108,9 @@ def test_a_model_without_padding_is_checked_by_its_range(
 
 
 @pytest.mark.parametrize("lie", ["one", "garbage", "every part"])
-def test_in_two_of_three_one_liar_stops_no_opening(blobs: Blobs, lie: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_in_two_of_three_one_liar_stops_no_opening(
+    blobs: BlobStore, lie: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     """One against one on every part that it lies about: what opens to a sum is right (the review's p23)."""
     made = world()
     round_ = Played(made, clients(made), blobs)
@@ -123,7 +126,7 @@ def test_in_two_of_three_one_liar_stops_no_opening(blobs: Blobs, lie: str, capsy
     assert "suspects=['holder-1']" in capsys.readouterr().out
 
 
-def test_a_liar_and_a_client_that_seals_different_seeds(blobs: Blobs, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_liar_and_a_client_that_seals_different_seeds(blobs: BlobStore, capsys: pytest.CaptureFixture[str]) -> None:
     """3-of-5, in one bucket: holder 0 lies, holder 4 was given other seeds, the other three open it."""
     made = world(5, 3)
     sent = clients(made)
@@ -136,7 +139,7 @@ def test_a_liar_and_a_client_that_seals_different_seeds(blobs: Blobs, capsys: py
     assert "suspects=['holder-0', 'holder-4']" in capsys.readouterr().out
 
 
-def test_nobody_waits_for_a_holder_that_cannot_know_better(blobs: Blobs) -> None:
+def test_nobody_waits_for_a_holder_that_cannot_know_better(blobs: BlobStore) -> None:
     """Three holders of 2-of-3 agree on a sum that is none: its client lied. So the bucket is dropped at once."""
     made = world()
     sent = clients(made)
@@ -149,7 +152,9 @@ def test_nobody_waits_for_a_holder_that_cannot_know_better(blobs: Blobs) -> None
 
 
 @pytest.mark.parametrize("off", [False, True])
-def test_a_client_beyond_its_range_costs_its_bucket(blobs: Blobs, off: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_client_beyond_its_range_costs_its_bucket(
+    blobs: BlobStore, off: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Nothing bounds what a client encrypts but the modulus. Off: one of eight moves the mean past value_range."""
     made = world(combination="mean", value_range=1.0)
     honest = clients(made)
@@ -168,7 +173,7 @@ def test_a_client_beyond_its_range_costs_its_bucket(blobs: Blobs, off: bool, mon
 
 
 @pytest.mark.parametrize("off", [False, True])
-def test_a_client_that_takes_the_weight_away(blobs: Blobs, off: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_client_that_takes_the_weight_away(blobs: BlobStore, off: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Weighting "examples": a client subtracts the other's weight. What is left is none that two updates can have."""
     one = 1 << 20
     made = world(weighting="examples", weight_cap=10.0, value_range=1.0, scale=float(one))

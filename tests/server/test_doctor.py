@@ -13,7 +13,7 @@ from sqlalchemy import text
 from typer.testing import CliRunner
 
 from he_party.kernels import Warmed
-from he_server.blobs.local import Blobs
+from he_server.blobs.local import LocalBlobs
 from he_server.cli import doctor
 from he_server.cli.doctor import CHECKS, Finding, examine
 from he_server.cli.main import app
@@ -92,7 +92,7 @@ async def test_the_disk(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def test_orphans(world: World) -> None:
-    blobs = Blobs(world.server.settings.data_dir / "blobs")
+    blobs = LocalBlobs(world.server.settings.data_dir / "blobs")
     blobs.put("updates/left", b"x")
     assert (await _found(world.server.settings))["orphans"].level == "ok"  # young: it may get its row yet
     old = time.time() - 2 * doctor.ORPHAN_SECONDS

@@ -13,7 +13,7 @@ from aiohttp import ClientResponse
 from he_protocol import frames, paths, problems
 from he_protocol.errors import ProblemError
 from he_protocol.messages import Contribution
-from he_server.blobs.local import BlobWriter
+from he_server.blobs.local import LocalWriter
 from he_server.services.context import ServerContext
 from he_server.store.engine import sqlite_url
 from he_server.store.rounds import RoundStore
@@ -53,15 +53,15 @@ async def test_a_full_disk_during_writes(world: World, monkeypatch: pytest.Monke
         def close(self) -> None:
             self._file.close()
 
-    original = BlobWriter.__init__
+    original = LocalWriter.__init__
 
-    def replaced(self: BlobWriter, *args: Any) -> None:
+    def replaced(self: LocalWriter, *args: Any) -> None:
         original(self, *args)
         self._file = Full(self._file)  # type: ignore[assignment]
 
     ada = world.person("ada", "client")
     with monkeypatch.context() as patch:
-        patch.setattr(BlobWriter, "__init__", replaced)
+        patch.setattr(LocalWriter, "__init__", replaced)
         assert await world.problem(await world.put(ada, world.upload(ada))) == problems.DISK_FULL
         assert await world.problem(await world.call(None, "GET", "/readyz")) == problems.DISK_FULL
     assert (await world.call(None, "GET", "/readyz")).status == 200
@@ -178,16 +178,16 @@ async def test_a_full_disk_at_every_durable_write(world: World, monkeypatch: pyt
     """Of an update and of its fold: nothing is acknowledged or lost, and the next try succeeds."""
     people = [world.person(name, "client") for name in ("dan", "eve", "fay")]
     uploads = [world.upload(person) for person in people]
-    original, calls = BlobWriter.commit, 0
+    original, calls = LocalWriter.commit, 0
 
-    def commit(self: BlobWriter) -> None:
+    def commit(self: LocalWriter, name: str) -> None:
         nonlocal calls
         calls += 1
         if calls % 4 == fails_at:
             raise ProblemError(problems.DISK_FULL, "nothing was stored") from OSError(errno.ENOSPC, "full")
-        original(self)
+        original(self, name)
 
-    monkeypatch.setattr(BlobWriter, "commit", commit)
+    monkeypatch.setattr(LocalWriter, "commit", commit)
     for person, upload in zip(people, uploads, strict=True):
         while (answer := await world.put(person, upload)).status != 201:
             assert await world.problem(answer) == problems.DISK_FULL

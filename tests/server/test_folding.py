@@ -22,7 +22,7 @@ from he_protocol.errors import ProblemError
 from he_protocol.schemes.registry import load_scheme
 from he_protocol.task import Task, TensorSpec
 from he_server.blobs.keys import accumulator_blob, total_blob, update_blob
-from he_server.blobs.local import Blobs, BlobWriter
+from he_server.blobs.local import LocalBlobs, LocalWriter
 from he_server.blobs.vectors import fold_updates, read_total, stored_type, sum_layout
 from he_server.jobs import folding as folding_module
 from he_server.jobs import forming
@@ -101,9 +101,9 @@ def _kill(patch: pytest.MonkeyPatch, owner: Any, name: str, when: str) -> None:
     [
         (FoldingStore, "begin"),
         (folding_module, "fold_updates"),
-        (BlobWriter, "commit"),
+        (LocalWriter, "commit"),
         (FoldingStore, "checkpoint"),
-        (Blobs, "delete"),
+        (LocalBlobs, "delete"),
         (folding_module, "delete_blobs"),
         (RoundStore, "begin_screening"),
         (forming, "merge_sums"),
@@ -116,7 +116,7 @@ async def test_a_crash_at_every_step(
     empty_world: World, monkeypatch: pytest.MonkeyPatch, owner: Any, step: str, when: str
 ) -> None:
     world, clients = empty_world, 10
-    if owner is Blobs:
+    if owner is LocalBlobs:
         _keep_nothing(world)
     await _task(world, clients)
     await _send(world, 0, FOLD_BATCH)
@@ -349,7 +349,7 @@ def _large_task(world: World, parameters: int) -> Task:
 
 async def test_folding_holds_blocks_only(empty_world: World, tmp_path: Path) -> None:
     """Five million parameters, forty updates: the sum alone is 40 MB in the kernel's words."""
-    task, blobs = _large_task(empty_world, 5_000_000), Blobs(tmp_path / "large")
+    task, blobs = _large_task(empty_world, 5_000_000), LocalBlobs(tmp_path / "large")
     blobs.prepare()
     layout = sum_layout(task)
     blobs.put("update", pack(np.ones(layout.shape, dtype=np.uint64), layout))

@@ -18,7 +18,7 @@ from he_protocol.documents import Failure
 from he_protocol.errors import ProblemError
 from he_protocol.identity.jws import read_unverified
 from he_protocol.messages import Credential, Exclusion, Objection, Screening
-from he_server.blobs.local import Blobs
+from he_server.blobs.local import LocalBlobs
 from he_server.blobs.vectors import fold_updates, is_intact, merge_sums, read_total, sum_layout
 from he_server.cli.main import app
 from he_server.rules.manifests import Circumstances, check_update, excluded_by_holders, plan_round
@@ -125,7 +125,7 @@ async def test_what_the_server_sees_for_itself(world: World, what: str) -> None:
 @pytest.mark.parametrize(("scheme", "profile"), [("kahe", "kahe-30"), ("kahe", "kahe-14"), ("ckks", "ckks-8192")])
 def test_what_is_taken_out_of_a_sum_leaves_exactly_the_others(tmp_path: Path, scheme: str, profile: str) -> None:
     task = parties.World(3, {"scheme": scheme, "profile": profile, "scale": 16.0}).task
-    layout, blobs, random = sum_layout(task), Blobs(tmp_path), np.random.default_rng(1)
+    layout, blobs, random = sum_layout(task), LocalBlobs(tmp_path), np.random.default_rng(1)
     blobs.prepare()
     moduli = np.array(layout.moduli, dtype=np.uint64)[:, None]
     vectors = [random.integers(0, moduli, layout.shape, dtype=np.uint64) for _ in range(5)]
@@ -144,7 +144,7 @@ def test_bytes_that_are_not_what_was_signed_are_not_taken_out(tmp_path: Path) ->
     import hashlib
 
     task = small().task
-    blobs, data = Blobs(tmp_path), bytes(sum_layout(task).size)
+    blobs, data = LocalBlobs(tmp_path), bytes(sum_layout(task).size)
     blobs.prepare()
     digest = hashlib.sha256(data).digest()
     blobs.put("good", data)

@@ -177,11 +177,11 @@ def test_files_are_those_of_the_safetensors_library(tensors: dict[str, tuple[int
 def test_any_run_of_elements_is_read_where_it_was_written(tmp_path: Path) -> None:
     closed = ClosedRound(tmp_path, (TensorSpec("b", (3,)), TensorSpec("c", (1,)), TensorSpec("a", (2, 2))), 1)
     file, values = model_file(closed.task), np.arange(8, dtype=np.float32)
-    with closed.blobs.writer("whole") as writer:
+    with closed.blobs.writer() as writer:
         writer.write(file.header)
         for first in (5, 2, 0):
             file.write(writer, first, values[first : first + 3])
-        writer.commit()
+        writer.commit("whole")
     file.check(closed.blobs, "whole")
     for first in range(8):
         for count in range(8 - first):

@@ -23,7 +23,7 @@ from he_protocol.errors import ProblemError
 from he_protocol.identity.credentials import check_credential, check_signed
 from he_protocol.identity.jws import verify
 from he_protocol.messages import Receipt, UpdateHeader
-from he_server.blobs.upload_file import UploadFile
+from he_server.blobs.upload_file import LocalUploads, UploadFile
 from he_server.http.handlers import uploads
 from he_server.jobs.garbage import collect_garbage
 from he_server.rules.admission import Limits
@@ -48,7 +48,7 @@ def settle(world: World, **changes: Any) -> None:
 
 
 def files(world: World) -> list[Path]:
-    folder = world.server.settings.data_dir / "blobs" / "uploads"
+    folder = world.server.settings.data_dir / "uploads"
     return list(folder.iterdir()) if folder.exists() else []
 
 
@@ -404,22 +404,22 @@ def test_another_process_is_kept_out_and_a_dead_one_is_not_waited_for(tmp_path: 
     import subprocess
     import sys
 
-    path = tmp_path / "upload"
-    UploadFile.create(path)
+    uploads, path = LocalUploads(tmp_path), tmp_path / "upload"
+    uploads.create("upload")
     hold = f"import fcntl; file = open({str(path)!r}); fcntl.flock(file, fcntl.LOCK_EX); print(1, flush=True); input()"
     with subprocess.Popen(
         [sys.executable, "-c", hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "1\n"
-        refused = UploadFile(path)
+        refused = uploads.upload("upload")
         with pytest.raises(ProblemError) as caught:
             refused.open()
         refused.close()
         assert caught.value.problem == problems.UPLOAD_LOCKED
         other.kill()
         other.wait()
-    file = UploadFile(path)
+    file = uploads.upload("upload")
     assert file.open()
     file.close()
 
@@ -618,7 +618,7 @@ async def test_uploads_are_begun_only_while_the_disk_has_room_for_all(
 ) -> None:
     first, second, free = world.upload(ada), world.upload(ada), 1 << 30
     # Others write to the real disk, too.
-    monkeypatch.setattr("he_server.services.backpressure.free_bytes", lambda _: free)
+    monkeypatch.setattr(world.server.blobs, "free", lambda: free)
     world.server.admission.invalidate()  # it has looked at the real one
     settle(world, min_free_bytes=free - len(first.frame) - 1000)
     path = await begun(world, ada, first)

@@ -34,7 +34,7 @@ from he_protocol.identity.jws import read_unverified, verify
 from he_protocol.messages import Vote
 from he_protocol.problems import NOT_CERTIFIED
 from he_protocol.schemes import kahe
-from he_server.blobs.local import BlobWriter
+from he_server.blobs.local import LocalWriter
 from he_server.blobs.vectors import merge_sums
 from he_server.jobs import forming, opening, publishing
 from he_server.jobs.garbage import drop_round
@@ -64,12 +64,12 @@ class Mutant:
 
 
 def unsynced(patch: Patch) -> None:
-    def commit(self: BlobWriter) -> None:
+    def commit(self: LocalWriter, name: str) -> None:
         self._file.flush()
-        self._partial.replace(self._final)
+        self._partial.replace(self._store.place(name))
         self._committed = True
 
-    patch.setattr(BlobWriter, "commit", commit)
+    patch.setattr(LocalWriter, "commit", commit)
 
 
 def early_receipt(patch: Patch) -> None:

@@ -20,7 +20,7 @@ from he_protocol.schemes.ckks import CkksProfile
 from he_protocol.schemes.kahe import common_key
 from he_protocol.task import Optimiser, TensorSpec
 from he_server.blobs.keys import model_blob, share_blob, total_blob, velocity_blob
-from he_server.blobs.local import Blobs
+from he_server.blobs.local import LocalBlobs
 from he_server.blobs.tensor_file import write_tensors
 from he_server.blobs.vectors import Released, read_total, stored_type, sum_layout
 from he_server.jobs.opening import Checked, check_buckets, write_version
@@ -44,7 +44,7 @@ class ClosedRound:
         self.model = {spec.name: self._rng.standard_normal(spec.shape, dtype=np.float32) for spec in specs}
         initial = {} if version else {"initial_model": sha256(write_tensors(self.model)).digest()}
         self.task = World(1, shape | sizes | optimiser | initial | plan, specs).task
-        self.blobs = Blobs(root)
+        self.blobs = LocalBlobs(root)
         self.blobs.prepare()
         self.buckets = buckets
         self._store_sums()

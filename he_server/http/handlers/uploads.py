@@ -18,7 +18,7 @@ from he_protocol.documents import UpdateReceipt
 from he_protocol.errors import ProblemError
 from he_protocol.paths import upload_path
 from he_protocol.problems import METHOD_NOT_ALLOWED
-from he_server.blobs.upload_file import UploadFile
+from he_server.blobs.store import Upload
 from he_server.http.auth import CONNECTION, party_of
 from he_server.http.params import hex_id, task_of
 from he_server.http.responses import answer
@@ -137,7 +137,7 @@ async def mark(request: web.Request, response: web.StreamResponse) -> None:
 
 
 @asynccontextmanager
-async def _opened(server: ServerContext, request: web.Request) -> AsyncIterator[tuple[UploadRecord, UploadFile | None]]:
+async def _opened(server: ServerContext, request: web.Request) -> AsyncIterator[tuple[UploadRecord, Upload | None]]:
     """The upload that the path names; its client has proved itself by naming it. Raises what `opened_upload` raises,
     and `tus-version`."""
     _check_version(request)
@@ -153,7 +153,7 @@ def _receipt(ended: UploadRecord) -> UpdateReceipt:
     return UpdateReceipt(ended.receipt, ended.round)
 
 
-def _offset(upload: UploadRecord, file: UploadFile | None) -> int:
+def _offset(upload: UploadRecord, file: Upload | None) -> int:
     return upload.length if file is None else file.size
 
 
