@@ -14,15 +14,13 @@ from he_party.console import OutputFormat
 from he_protocol.errors import ProblemError
 from he_protocol.messages import AuditHead
 from he_protocol.problems import BAD_SETTINGS
+from he_server.cli.options import Config, DatabaseUrl, DataDir
 
 if TYPE_CHECKING:
     from he_server.cli.doctor import Finding
     from he_server.rules.audit_chain import Entry
     from he_server.settings import Settings
 
-Config = Annotated[Path | None, typer.Option("--config", help="TOML file with settings.", show_default=False)]
-DataDir = Annotated[Path | None, typer.Option(help="Where blobs, key and SQLite file live.", show_default=False)]
-DatabaseUrl = Annotated[str | None, typer.Option(help="The database's SQLAlchemy URL.", show_default=False)]
 COLOURS = {"ok": "green", "warning": "yellow", "wrong": "red"}
 
 

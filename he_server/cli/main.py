@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-import sys
 import time
-from collections.abc import Coroutine, Generator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 import typer
 
-from he_party.console import OutputFormat
+from he_party.console import OutputFormat, command, run_async
 from he_party.kernels import Steps, Warm, offer_to_warm
 from he_party.program import add_version
 from he_protocol.errors import ProblemError
 from he_protocol.messages import EnrollRequest, Name
 from he_protocol.problems import BAD_SETTINGS
 from he_server.cli.inspect import audit, doctor
+from he_server.cli.options import Config, DatabaseUrl, DataDir
 from he_server.cli.plan import plan
 
 if TYPE_CHECKING:
     from he_server.settings import Settings
-
-T = TypeVar("T")
 
 app = typer.Typer(
     help="The aggregation server: it sums what it cannot read.\n\n"
@@ -40,28 +36,12 @@ app.add_typer(task_app, name="task")
 add_version(app)
 
 
-@contextmanager
-def refusing() -> Generator[None, None, None]:
-    """Turns refusals into one line on standard error and exit code 2: no traceback reaches a user."""
-    try:
-        yield
-    except ProblemError as refusal:
-        typer.echo(f"he-server: {refusal}", err=True)
-        sys.exit(2)
-
-
-for command in (plan, doctor, audit):
-    app.command(command.__name__)(refusing()(command))
-
-Config = Annotated[Path | None, typer.Option("--config", help="TOML file with settings.", show_default=False)]
-DataDir = Annotated[Path | None, typer.Option(help="Where blobs, key and SQLite file live.", show_default=False)]
-DatabaseUrl = Annotated[
-    str | None,
-    typer.Option(help="sqlite+aiosqlite:///FILE, postgresql+asyncpg://USER@HOST/DB.", show_default=False),
-]
+for shown in (plan, doctor, audit):
+    app.command(shown.__name__)(command(shown))
 
 
 @app.command()
+@command
 def init(
     data_dir: Annotated[Path, typer.Option(help="Directory to make the server's files in.")],
     name: Annotated[str, typer.Option(help="The server's name, as clients will address it.")],
@@ -76,31 +56,32 @@ def init(
 
     key = SigningKey.generate()
     request = data_dir / "enroll-request.jws"
-    with refusing():
-        try:
-            checked = msgspec.convert(name, Name)
-            record = KeyRecord(checked, key.public, key.private)
-            write_private(data_dir / "server.key", record, environment_passphrase())
-            request.write_text(key.sign(EnrollRequest(checked, "server", key.public, int(time.time()))) + "\n")
-        except msgspec.ValidationError as error:
-            raise ProblemError(BAD_SETTINGS, f"name: {error}") from None
-        except OSError as error:
-            raise ProblemError(BAD_SETTINGS, f"cannot write to {data_dir}: {error.strerror}") from None
+    try:
+        checked = msgspec.convert(name, Name)
+        record = KeyRecord(checked, key.public, key.private)
+        write_private(data_dir / "server.key", record, environment_passphrase())
+        request.write_text(key.sign(EnrollRequest(checked, "server", key.public, int(time.time()))) + "\n")
+    except msgspec.ValidationError as error:
+        raise ProblemError(BAD_SETTINGS, f"name: {error}") from None
+    except OSError as error:
+        raise ProblemError(BAD_SETTINGS, f"cannot write to {data_dir}: {error.strerror}") from None
     typer.echo(f"key      {data_dir / 'server.key'}\nrequest  {request}\npublic   {jwk_x(key.public)}")
     offer_to_warm(warm, _kernels)
 
 
 @app.command()
+@command
 def migrate(config: Config = None, data_dir: DataDir = None, database_url: DatabaseUrl = None) -> None:
     """Bring the database to this version's schema."""
     from he_server.services.migration import migrate as migrate_database
 
     settings = _settings(config, data_dir=data_dir, database_url=database_url)
-    _run(migrate_database(settings))
+    run_async(migrate_database(settings))
     typer.echo("the database is up to date")
 
 
 @app.command()
+@command
 def serve(
     config: Config = None,
     data_dir: DataDir = None,
@@ -135,10 +116,11 @@ def serve(
         log_format=log_format,
         log_level=log_level,
     )
-    _run(run(settings, port_file))
+    run_async(run(settings, port_file))
 
 
 @task_app.command("add")
+@command
 def task_add(
     task: Annotated[Path, typer.Argument(help="The TaskConfig that the authority signed (JWS).")],
     model: Annotated[Path, typer.Option(help="The initial model: safetensors, float32.")],
@@ -150,10 +132,11 @@ def task_add(
     from he_server.cli import stored
 
     settings = _settings(config, data_dir=data_dir, database_url=database_url)
-    typer.echo(_run(stored.add_task(settings, task, model)))
+    typer.echo(run_async(stored.add_task(settings, task, model)))
 
 
 @app.command()
+@command
 def revoke(
     revocations: Annotated[Path, typer.Argument(help="The RevocationList that the authority signed (JWS).")],
     config: Config = None,
@@ -164,11 +147,12 @@ def revoke(
     from he_server.cli import stored
 
     settings = _settings(config, data_dir=data_dir, database_url=database_url)
-    known = _run(stored.revoke(settings, revocations))
+    known = run_async(stored.revoke(settings, revocations))
     typer.echo(f"list {known.number}, {len(known.keys)} revoked keys")
 
 
 @task_app.command("list")
+@command
 def task_list(
     config: Config = None, data_dir: DataDir = None, database_url: DatabaseUrl = None, form: OutputFormat = "text"
 ) -> None:
@@ -176,11 +160,12 @@ def task_list(
     from he_server.cli import stored
 
     settings = _settings(config, data_dir=data_dir, database_url=database_url)
-    found = _run(stored.read(settings))
+    found = run_async(stored.read(settings))
     stored.show([(task, []) for task, _ in found], form)
 
 
 @app.command()
+@command
 def status(
     config: Config = None, data_dir: DataDir = None, database_url: DatabaseUrl = None, form: OutputFormat = "text"
 ) -> None:
@@ -188,10 +173,11 @@ def status(
     from he_server.cli import stored
 
     settings = _settings(config, data_dir=data_dir, database_url=database_url)
-    stored.show(_run(stored.read(settings)), form)
+    stored.show(run_async(stored.read(settings)), form)
 
 
 @app.command()
+@command
 def abandon(
     task: Annotated[str, typer.Argument(help="The task's hash, or its beginning.")],
     number: Annotated[int, typer.Argument(help="The round.")],
@@ -210,11 +196,12 @@ def abandon(
     settings = _settings(config, data_dir=data_dir, database_url=database_url)
     if not yes:
         typer.confirm(f"Round {number} fails, and its updates are spent. Go on?", abort=True, err=True)
-    _run(stored.abandon(settings, task, number))
+    run_async(stored.abandon(settings, task, number))
     typer.echo(f"round {number} is given up")
 
 
 @app.command()
+@command
 def recover(
     task: Annotated[str, typer.Argument(help="The task's hash, or its beginning.")],
     opening: Annotated[
@@ -236,7 +223,7 @@ def recover(
     from he_server.cli import stored
 
     settings = _settings(config, data_dir=data_dir, database_url=database_url)
-    went_on = _run(stored.recover(settings, task, opening, version))
+    went_on = run_async(stored.recover(settings, task, opening, version))
     typer.echo(f"the next opening is {went_on[0] + 1}, the newest model version {went_on[1]}")
 
 
@@ -250,14 +237,6 @@ def _settings(config: Path | None, **flags: str | int | float | Path | None) -> 
     from he_server.http import logging
     from he_server.settings import load_settings
 
-    with refusing():
-        settings = load_settings(config, **flags)
+    settings = load_settings(config, **flags)
     logging.configure(settings.log_format, settings.log_level)
     return settings
-
-
-def _run(work: Coroutine[Any, Any, T]) -> T:
-    import asyncio
-
-    with refusing():
-        return asyncio.run(work)
