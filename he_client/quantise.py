@@ -53,9 +53,9 @@ class UpdateQuantiser:
             raise ProblemError(
                 BAD_TENSORS, "the update has another shape", expected=(task.parameters,), got=update.shape
             )
-        if examples is not None and config.weighting != "examples":
+        if examples is not None and config.aggregation.weighting != "examples":
             raise ProblemError(
-                BAD_PLAN, "a number of examples goes with weighting 'examples' only", got=config.weighting
+                BAD_PLAN, "a number of examples goes with weighting 'examples' only", got=config.aggregation.weighting
             )
         self._config = config
         self._update = update
@@ -72,10 +72,10 @@ class UpdateQuantiser:
         """
         config = self._config
         block = shrink(self._update[start:stop], self._factor)
-        if stop > self._update.size and config.weighting == "examples":
-            block = np.append(block, np.float32(self._weight * config.value_range))
+        if stop > self._update.size and config.aggregation.weighting == "examples":
+            block = np.append(block, np.float32(self._weight * config.aggregation.value_range))
         words = self._words((block.size + 1) // 2).view("<u4")[: block.size]
-        integers = quantise(block, config.scale, config.value_range, words)
+        integers = quantise(block, config.encryption.scale, config.aggregation.value_range, words)
         if self._noise is not None:
             self._noise.add(integers, self._words(self._noise.words(block.size)))
         return integers
@@ -98,7 +98,7 @@ def load_kernels() -> None:
 
 def _checked(task: Task, update: Floats, examples: float | None) -> tuple[float, float]:
     """Without DP: the weight as a fraction of the largest, and what to multiply the update by. Raises for nonsense."""
-    if task.config.weighting == "examples" and examples is None:
+    if task.config.aggregation.weighting == "examples" and examples is None:
         raise ProblemError(BAD_PLAN, "a number of examples goes with weighting 'examples'")
     if examples is not None and not examples > 0:
         raise ProblemError(BAD_PLAN, "the number of examples must be positive", got=examples)
@@ -124,10 +124,10 @@ def _total(task: Task, update: Floats, examples: float | None) -> tuple[float, f
 def _fraction(task: Task, examples: float | None) -> float:
     """The weight as a fraction of the largest: 1 where the task does not weight, 0 where there is no number above 0."""
     config = task.config
-    if config.weighting != "examples":
+    if config.aggregation.weighting != "examples":
         return 1.0
     try:
-        given = 0.0 if examples is None else float(min(examples, config.weight_cap))
+        given = 0.0 if examples is None else float(min(examples, config.aggregation.weight_cap))
     except (TypeError, ValueError, OverflowError, ArithmeticError):  # what a training function gave may be anything
         return 0.0
-    return given / config.weight_cap if given > 0 else 0.0
+    return given / config.aggregation.weight_cap if given > 0 else 0.0

@@ -86,14 +86,15 @@ class SumPlan:
         if not needed <= self.scheme.capacity:
             raise ProblemError(
                 SUM_COULD_WRAP,
-                "lower scale, value_range or max_clients",
+                "lower encryption.scale, aggregation.value_range or rounds.max_clients",
                 expected=f"sums up to {self.scheme.capacity}",
                 got=f"{needed:.0f}",
             )
         if (bits := self.scheme.garbage_bits(needed, self.length, self.max_clients)) < GARBAGE_BITS:
             raise ProblemError(
                 SUM_COULD_WRAP,
-                "honest sums fill the modulus, so that a wrong one could pass; lower scale, value_range or max_clients",
+                "honest sums fill the modulus, so that a wrong one could pass; lower encryption.scale,"
+                " aggregation.value_range or rounds.max_clients",
                 expected=f"a chance of at most 2^-{GARBAGE_BITS:.0f}",
                 got=f"2^-{bits:.1f}",
             )
@@ -108,7 +109,7 @@ class SumPlan:
         if one < LEAST_WEIGHT * error:
             raise ProblemError(
                 BAD_PLAN,
-                "the weight of one example drowns in rounding and the scheme's error; lower weight_cap",
+                "the weight of one example drowns in rounding and the scheme's error; lower aggregation.weight_cap",
                 expected=f"weight_cap up to {scale * self.value_range / (LEAST_WEIGHT * error):.4g}",
                 got=f"{weight_cap:.4g}",
             )

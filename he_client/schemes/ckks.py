@@ -56,7 +56,7 @@ async def make_encryptor(task: Task, transport: Transport, cache: Path) -> CkksE
     digest = check_confirmations(task, {post.holder: post.message for post in board.posts})
     path = cache / f"{digest.hex()}.context"
     if not path.exists():
-        first = task.config.holders[0].name
+        first = task.config.committee.holders[0].name
         answer = await transport.request(
             "GET", paths.post_path(task.id, "confirmation", first), audience=audience, limit=scheme.key_layout().size
         )
@@ -80,7 +80,7 @@ def check_confirmations(task: Task, confirmations: dict[str, str]) -> bytes:
     Raises `keys-not-ready`, `bad-signature`, `wrong-task`, `wrong-epoch` or `ceremony-conflict`.
     """
     read = []
-    for holder in task.config.holders:
+    for holder in task.config.committee.holders:
         if holder.name not in confirmations:
             raise ProblemError(KEYS_NOT_READY, f"holder {holder.name!r} has not confirmed the joint key yet")
         message = verify(confirmations[holder.name], Confirmation, holder.key)

@@ -12,10 +12,10 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from he_protocol.config import Optimiser, TaskConfig, TensorSpec
 from he_protocol.errors import ProblemError
 from he_protocol.privacy.quantise import Floats, Integers, dequantise
 from he_protocol.problems import BAD_TENSORS, COMBINE_REFUSED
-from he_protocol.task import Optimiser, TaskConfig, TensorSpec, sum_plan
 
 Mean: TypeAlias = npt.NDArray[np.float64]
 
@@ -54,8 +54,8 @@ def weight_of(config: TaskConfig, final: int, count: int, of: int) -> float:
     Raises `combine-refused` when the weight is not positive, or impossible for `count` updates.
     """
     weight = float(count)
-    if config.weighting == "examples":
-        least, most = sum_plan(config).weights(config.scale, count, config.weight_cap)
+    if config.aggregation.weighting == "examples":
+        least, most = config.sum_plan.weights(config.encryption.scale, count, config.aggregation.weight_cap)
         if not max(least, 0.0) < final <= most:
             raise ProblemError(
                 COMBINE_REFUSED,
@@ -63,9 +63,9 @@ def weight_of(config: TaskConfig, final: int, count: int, of: int) -> float:
                 expected=f"positive, {least:.6g} to {most:.6g}",
                 got=final,
             )
-        weight = final / config.scale / config.value_range
-    elif config.weighting == "fixed":
-        weight = config.weight_cap * count / of
+        weight = final / config.encryption.scale / config.aggregation.value_range
+    elif config.aggregation.weighting == "fixed":
+        weight = config.aggregation.weight_cap * count / of
     return weight
 
 
@@ -75,7 +75,9 @@ def largest_mean(config: TaskConfig) -> float:
     A client's coordinate is at most `value_range`, so an average is. With "fixed" the sum is divided by another number
     than that of the updates, of which there are at most `max_clients` for the whole of `weight_cap`.
     """
-    return config.value_range * (config.max_clients / config.weight_cap if config.weighting == "fixed" else 1.0)
+    return config.aggregation.value_range * (
+        config.rounds.max_clients / config.aggregation.weight_cap if config.aggregation.weighting == "fixed" else 1.0
+    )
 
 
 def mean_of(sums: Sequence[Integers], weights: Sequence[float], config: TaskConfig) -> Mean:
@@ -87,15 +89,15 @@ def mean_of(sums: Sequence[Integers], weights: Sequence[float], config: TaskConf
     only brings the result closer to it.
     """
     largest = largest_mean(config)
-    if config.combination == "mean":
-        return np.clip(dequantise(reduce(np.add, sums), config.scale) / sum(weights), -largest, largest)
+    if config.aggregation.combination == "mean":
+        return np.clip(dequantise(reduce(np.add, sums), config.encryption.scale) / sum(weights), -largest, largest)
     means = np.empty((len(sums), sums[0].size), dtype=np.float64)
     for mean, total, weight in zip(means, sums, weights, strict=True):
-        np.divide(dequantise(total, config.scale), weight, out=mean)
+        np.divide(dequantise(total, config.encryption.scale), weight, out=mean)
     np.clip(means, -largest, largest, out=means)
     means.sort(axis=0)
     middle = (len(means) - 1) // 2
-    trim = middle if config.combination == "median" else min(max(1, len(means) // 4), middle)
+    trim = middle if config.aggregation.combination == "median" else min(max(1, len(means) // 4), middle)
     kept = means[trim : len(means) - trim]
     return np.asarray(reduce(np.add, kept) / len(kept))
 

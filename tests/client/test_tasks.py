@@ -18,7 +18,7 @@ from he_party.transport import RetryPolicy, Transport
 from he_protocol import documents
 from he_protocol.identity.jws import SigningKey
 from he_protocol.problems import AMBIGUOUS_TASK, BAD_PLAN, BAD_SIGNATURE, MALFORMED, NOT_FOUND, OLD_EPOCH
-from he_protocol.task import Task, check_config
+from he_protocol.task import Task
 from tests.support.fake_server import FakeServer, answer
 from tests.support.parties import NOW, World
 from tests.unit.refusals import refused
@@ -129,7 +129,7 @@ def test_a_name_that_looks_like_a_hash(world: World) -> None:
     """The authority signs no such name; were there one, 64 hex digits would still mean the hash."""
     task = world.task
     with refused(BAD_PLAN, "hash"):
-        check_config(replace(task.config, name="a" * 64))
+        replace(task.config, name="a" * 64).check()
     decoy = Task(replace(task.config, name=task.id), "token", bytes(32))
     both = Listed((decoy, task), ())
     assert choose(both, task.id) is task

@@ -222,7 +222,7 @@ async def test_a_lying_holder_behind_a_real_server(
         one, two = [await stack.enter_async_context(service.client(n)) for n in (1, 2)]
         before = await one.pull_model(task)
         sent, _ = await asyncio.gather(*(client.submit(task, update, base_version=0) for client in (one, two)))
-        while (await one.round(task, sent.round)).shares < task.config.threshold:
+        while (await one.round(task, sent.round)).shares < task.config.committee.threshold:
             await asyncio.sleep(0.02)
         runs.append(asyncio.create_task(agents[-1].run()))
         assert await one.wait(task, sent, within=20) == 1
@@ -232,5 +232,5 @@ async def test_a_lying_holder_behind_a_real_server(
         await asyncio.gather(*runs, return_exceptions=True)
     np.testing.assert_allclose(after.tensors["w"] - before.tensors["w"], 0.25, atol=1e-4)
     np.testing.assert_allclose(after.tensors["b"], 0.0, atol=1e-4)
-    if task.config.threshold == HOLDERS - 1:  # the liar was needed at first
+    if task.config.committee.threshold == HOLDERS - 1:  # the liar was needed at first
         assert "suspects=['holder-1']" in capsys.readouterr().out

@@ -15,6 +15,7 @@ from he_client.quantise import UpdateQuantiser
 from he_client.schemes.kahe import KaheEncryptor
 from he_holder.schemes import make_share_maker
 from he_protocol.arithmetic import residues
+from he_protocol.config import TensorSpec
 from he_protocol.identity.jws import read_unverified
 from he_protocol.messages import UpdateHeader
 from he_protocol.privacy.plan import PrivacyPlan
@@ -23,7 +24,6 @@ from he_protocol.schemes.registry import load_scheme
 from he_protocol.schemes.scheme import combine
 from he_protocol.sharing import Sharing
 from he_protocol.sum_bounds import plan_sums
-from he_protocol.task import TensorSpec
 from tests.support.parties import World
 
 
@@ -99,7 +99,7 @@ from pathlib import Path
 import numpy as np
 from he_client.quantise import UpdateQuantiser
 from he_client.schemes.kahe import KaheEncryptor
-from he_protocol.task import TensorSpec
+from he_protocol.config import TensorSpec
 from tests.support.parties import World
 
 def memory(name):

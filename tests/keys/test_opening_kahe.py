@@ -12,10 +12,10 @@ import pytest
 from he_client.schemes.kahe import JOB, KaheEncryptor
 from he_holder.schemes import make_share_maker
 from he_protocol.arithmetic.residues import unpack
+from he_protocol.config import TensorSpec
 from he_protocol.problems import COMBINE_REFUSED
 from he_protocol.schemes import scheme
 from he_protocol.schemes.kahe import PROFILES, Kahe
-from he_protocol.task import TensorSpec
 from tests.support.kahe import FixedWords
 from tests.support.openings import Sent, ask, combine, decrypt_sum, folded, send_kahe, shares
 from tests.support.parties import World, random_integers

@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from msgspec.structs import replace
 from safetensors.numpy import save
 
 from he_protocol import documents, frames, paths, problems
+from he_protocol.config import ServerEntry, TaskConfig, TensorSpec
 from he_protocol.identity.jws import SigningKey
 from he_protocol.messages import Message
 from he_protocol.problems import ProblemType
-from he_protocol.task import ServerEntry, TaskConfig, TensorSpec
+from tests.support.plans import changed
 from tests.unit.parties import ALICE
 
 from .conftest import both
@@ -96,6 +96,6 @@ async def test_tensors_that_are_not_the_tasks(empty_world: World, what: str) -> 
         "more": {"w": value, "v": value},
     }[what]
     model = bytes(save(tensors))
-    signed = replace(config, initial_model=hashlib.sha256(model).digest())  # the authority says so itself
+    signed = changed(config, initial_model=hashlib.sha256(model).digest())  # the authority says so itself
     status = await _post(empty_world, empty_world.authority.sign(signed), model)
     assert status == (400, problems.BAD_TENSORS)

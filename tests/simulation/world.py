@@ -37,6 +37,7 @@ from he_migrations.run import upgrade
 from he_party.keyfile import KeyRecord
 from he_party.transport import RetryPolicy, Transport
 from he_protocol import documents, paths
+from he_protocol.config import ModelSpec, TensorSpec
 from he_protocol.errors import ProblemError
 from he_protocol.identity.jws import fingerprint, jwk_x, verify
 from he_protocol.identity.revocation import Revocations, key_digest
@@ -44,7 +45,7 @@ from he_protocol.messages import Receipt, RevocationList, SignedUpdate, from_jso
 from he_protocol.problems import REVOKED_KEY
 from he_protocol.schemes import kahe, registry
 from he_protocol.schemes.kahe import box_bytes
-from he_protocol.task import Task, TensorSpec
+from he_protocol.task import Task
 from he_server.blobs.tensor_file import keep_model, write_tensors
 from he_server.cli.stored import abandon, recover
 from he_server.http.app import make_app
@@ -53,6 +54,7 @@ from he_server.services.context import ServerContext, open_server
 from he_server.settings import Settings
 from he_server.store.engine import sqlite_url
 from tests.support.parties import Authority, zeros_digest
+from tests.support.plans import tables
 
 from .disk import Disk
 from .machine import ACTIVITY, START, Activity, Crashed, Fate, Machine, VirtualLoop, enter
@@ -149,8 +151,8 @@ def cast() -> Cast:
     public = authority.key.public
     tasks = []
     for epoch, special in enumerate(PLANS, start=1):
-        plan = PLAN | special | {"epoch": epoch, "initial_model": zeros_digest(tensors)}
-        config = build_config(plan, tensors, server.credential, credentials, public)
+        plan = tables(PLAN | special | {"epoch": epoch})
+        config = build_config(plan, ModelSpec(tensors, zeros_digest(tensors)), server.credential, credentials, public)
         tasks.append(Task.from_token(authority.key.sign(config), public))
     model = write_tensors({"w": np.zeros(COORDINATES, dtype=np.float32)})
     with tempfile.TemporaryDirectory(prefix="hushsum-simulation-") as folder:

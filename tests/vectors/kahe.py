@@ -81,7 +81,8 @@ def kahe_updates(profile: str) -> tuple[Task, list[Case], list[dict[str, bytes]]
                 "values_key": sha(f"values {client}").hex(),
                 "seeds": [seed.hex() for seed in words.seeds(task.sharing.subshares)],
                 "envelope_info": [
-                    envelope_info(task.epoch_id, client, update_id, holder.name).hex() for holder in config.holders
+                    envelope_info(task.epoch_id, client, update_id, holder.name).hex()
+                    for holder in config.committee.holders
                 ],
                 "sizes": {part.name: part.size for part in task.body},
                 "b_first": body["b"][:32].hex(),

@@ -115,7 +115,7 @@ class Ceremony:
 
     async def _collect(self, phase: documents.Phase, kind: type[M]) -> tuple[list[str], list[M]]:
         """Every holder's post of a phase in holder order: as signed, and verified."""
-        holders = self._task.config.holders
+        holders = self._task.config.committee.holders
         self._progress(f"{phase}: waiting for {len(holders)} holders")
         board: dict[str, str] = {}
         try:
@@ -139,12 +139,12 @@ class Ceremony:
         board = await self._transport.document(
             "GET", path, documents.Board, audience=server, limit=limits.board(self._task)
         )
-        committee = {holder.name for holder in self._task.config.holders}
+        committee = {holder.name for holder in self._task.config.committee.holders}
         return {post.holder: post.message for post in board.posts if post.holder in committee}
 
     async def _bodies(self) -> list[bytes]:
         bodies = []
-        for index, holder in enumerate(self._task.config.holders):
+        for index, holder in enumerate(self._task.config.committee.holders):
             size = self._dealer.layout.size * len(ceremony.revealed_shares(self._task.sharing, index))
             path = paths.post_path(self._task.id, "reveal", holder.name)
             audience = self._task.config.server.name

@@ -60,13 +60,13 @@ def kernel_steps() -> Steps:
 
 def make_share_maker(task: Task, index: int, hpke: HpkeKey, seeds: Mapping[int, bytes]) -> ShareMaker:
     """The share maker of a task's scheme for holder number `index`; `seeds` are the ceremony's, by subshare."""
-    module = import_module(f"{__name__}.{task.config.scheme}")
+    module = import_module(f"{__name__}.{task.config.encryption.scheme}")
     made: ShareMaker = module.make_share_maker(task, index, hpke, seeds)
     return made
 
 
 def make_dealer(task: Task) -> Dealer:
     """The dealer of a task's scheme."""
-    module = import_module(f"{__name__}.{task.config.scheme}")
+    module = import_module(f"{__name__}.{task.config.encryption.scheme}")
     made: Dealer = module.make_dealer(task)
     return made
