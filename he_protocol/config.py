@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import prod
-from typing import Annotated, Literal
+from typing import Annotated
 
 from msgspec import Meta
 
 from he_protocol import envelope
+from he_protocol.aggregation.combination import COMBINATIONS, Combination, CombinationName
+from he_protocol.aggregation.weighting import Weighting, WeightingName, load_weighting
 from he_protocol.committee import Committee, check_collusion
 from he_protocol.errors import ProblemError
 from he_protocol.identity.jws import check_public
@@ -24,8 +26,6 @@ MAX_LENGTH = 1 << 30
 MAX_VECTORS = 1024
 """Of one holder's share: their digests must fit into the head of a frame."""
 HASH_DIGITS = 64
-ROBUST_BUCKETS = 3
-"""With fewer, a median is a mean."""
 
 
 class TensorSpec(Message, frozen=True):
@@ -123,10 +123,16 @@ class Aggregation(Message, frozen=True):
     """
 
     value_range: PositiveFloat
-    weighting: Literal["uniform", "examples", "fixed"] = "uniform"
+    weighting: WeightingName = "uniform"
     weight_cap: PositiveFloat = 1.0
-    combination: Literal["mean", "median", "trimmed-mean"] = "mean"
+    combination: CombinationName = "mean"
     optimiser: Optimiser = Optimiser()
+
+    def load_weighting(self) -> Weighting:
+        return load_weighting(self.weighting, self.value_range, self.weight_cap)
+
+    def load_combination(self) -> Combination:
+        return COMBINATIONS[self.combination]
 
     def check(self) -> None:
         """Raises `bad-plan`."""
@@ -195,8 +201,8 @@ class TaskConfig(Message, frozen=True):
 
     @property
     def length(self) -> int:
-        """Coordinates that travel: d, and one more where a weight is appended."""
-        return self.model.parameters + (self.aggregation.weighting == "examples")
+        """Coordinates that travel: d, and those that the weighting appends."""
+        return self.model.parameters + self.aggregation.load_weighting().appended
 
     @property
     def sum_plan(self) -> SumPlan:
@@ -208,7 +214,7 @@ class TaskConfig(Message, frozen=True):
             min_clients=self.rounds.min_clients,
             max_clients=self.rounds.max_clients,
             value_range=self.aggregation.value_range,
-            weighted=self.aggregation.weighting == "examples",
+            appended_range=self.aggregation.load_weighting().appended_range,
         )
 
     def check(self) -> None:
@@ -233,20 +239,15 @@ def _check_together(config: TaskConfig) -> None:
         )
     if (length := config.length) > MAX_LENGTH:
         raise ProblemError(BAD_PLAN, "the model is too large", expected=f"at most {MAX_LENGTH} parameters", got=length)
-    if aggregation.combination != "mean" and rounds.buckets < ROBUST_BUCKETS:
+    if rounds.buckets < (least := aggregation.load_combination().least_buckets):
         raise ProblemError(
             BAD_PLAN,
             f"aggregation.combination {aggregation.combination!r} has nothing to choose from",
-            expected=f"at least {ROBUST_BUCKETS} buckets",
+            expected=f"at least {least} buckets",
             got=rounds.buckets,
         )
-    if config.privacy.unit == "record" and aggregation.weighting == "examples":
-        raise ProblemError(
-            BAD_PLAN, "record-level privacy hides how many records a client has", expected="weighting 'fixed'"
-        )
     config.sum_plan.check(scale)
-    if aggregation.weighting == "examples":
-        config.sum_plan.check_weight(scale, aggregation.weight_cap)
+    aggregation.load_weighting().check(config.sum_plan, scale)
     config.encryption.load().check_openings(rounds.max_openings * rounds.buckets, rounds.max_clients, length)
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
+from he_protocol.aggregation.weighting import Weighting
 from he_protocol.committee import Committee
 from he_protocol.config import TaskConfig
 from he_protocol.identity.jws import payload_hash, verify
@@ -44,6 +45,10 @@ class Task:
     @cached_property
     def scheme(self) -> Scheme:
         return self.config.encryption.load()
+
+    @cached_property
+    def weighting(self) -> Weighting:
+        return self.config.aggregation.load_weighting()
 
     @cached_property
     def sharing(self) -> Sharing:

@@ -83,7 +83,8 @@ _REQUEST = "he_protocol/identity/requests.py: check_request"
 _SHARE = "he_server/rules/shares.py: check_share"
 _CHOICES = "he_protocol/sharing.py: choices"
 _SETTLE = "he_server/rules/choosing.py: settle"
-_MEAN = "he_server/rules/aggregation.py: mean_of"
+_MEAN = "he_protocol/aggregation/combination.py: MeanOfAll"
+_MIDDLE = "he_protocol/aggregation/combination.py: MiddleOfBuckets"
 _FRAME = "he_server/services/frames.py: Frame"
 _CHOOSE = "he_party/tasks.py: choose"
 _ADMIT = "he_server/store/updates.py: admit"
@@ -363,16 +364,16 @@ EDITS = (
     Edit(
         _CHOICES, "combinations(sorted(heard), sharing.threshold)", "[tuple(heard)[: sharing.threshold]]", "different"
     ),
-    Edit(_MEAN, 'if config.aggregation.combination == "mean":', "if True:", "a huge update, in range"),
+    Edit(_MIDDLE, "trim = self.left_out(len(means))", "trim = 0", "a huge update, in range"),
     Edit(
         _MEAN,
-        "np.clip(dequantise(reduce(np.add, sums), config.encryption.scale) / sum(weights), -largest, largest)",
-        "dequantise(reduce(np.add, sums), config.encryption.scale) / sum(weights)",
+        "np.clip(dequantise(reduce(np.add, sums), scale) / sum(weights), -largest, largest)",
+        "dequantise(reduce(np.add, sums), scale) / sum(weights)",
         "moving the mean",
     ),
-    Edit(_MEAN, "np.clip(means, -largest, largest, out=means)", "pass", "moving the mean"),
-    _never("he_server/rules/aggregation.py: weight_of", "not max(least, 0.0) < final <= most"),
-    *_returns("he_protocol/sum_bounds.py", "check_weight"),
+    Edit(_MIDDLE, "np.clip(means, -largest, largest, out=means)", "pass", "moving the mean"),
+    _never("he_protocol/aggregation/weighting.py: check_summed", "not max(least, 0.0) < final <= most"),
+    *_returns("he_protocol/aggregation/weighting.py", "check_cap"),
     *_returns("he_server/blobs/vectors.py", "check_vector"),
     _never("he_server/services/receive.py: check_body", "section.layout is not None"),
     _never(_FRAME, "size is not None and size > limit"),

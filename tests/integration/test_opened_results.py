@@ -177,7 +177,7 @@ def test_a_client_that_takes_the_weight_away(blobs: Blobs, off: bool, monkeypatc
     values = [honest, evil, *[honest] * (2 * BUCKETS - 2)]
     round_ = Played(made, [send_kahe(made, f"client-{i}", value) for i, value in enumerate(values)], blobs)
     if off:  # 1000 units of weight: the sum of the honest coordinates by it is 10.5, where the mean is 0.01
-        monkeypatch.setattr("he_protocol.sum_bounds.SumPlan.weights", lambda *_: (0.0, np.inf))
+        monkeypatch.setattr("he_protocol.aggregation.weighting.Examples.summed", lambda *_: (0.0, np.inf))
     outcome = checked(round_, [round_.released(holder) for holder in range(3)])
     assert isinstance(outcome, Checked)
     assert len(outcome.dropped) == (0 if off else 1)

@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 
 from he_party.keyfile import KeyRecord
 from he_protocol import problems
+from he_protocol.aggregation.combination import Mean
 from he_protocol.config import Optimiser, TaskConfig, TensorSpec
 from he_protocol.errors import ProblemError
 from he_protocol.identity.jws import SigningKey
 from he_protocol.privacy.quantise import Integers
-from he_server.rules.aggregation import Mean, mean_of, step, weight_of
+from he_server.rules.aggregation import mean_of, step, weight_of
 
 from .world import Clock, World
 

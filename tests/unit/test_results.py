@@ -8,6 +8,7 @@ from math import hypot, log2, sqrt
 import numpy as np
 import pytest
 
+from he_protocol.aggregation.weighting import Examples
 from he_protocol.problems import BAD_PLAN, COMBINE_REFUSED, SUM_COULD_WRAP
 from he_protocol.schemes.registry import load_scheme
 from he_server.rules import aggregation
@@ -104,7 +105,7 @@ def test_a_summed_weight_must_be_one_that_updates_can_have():
 def test_under_dp_noise_any_positive_weight_can_be():
     """Noise hides one client's weight, so the sum of a few may be noise for the most part."""
     noisy = changed(WEIGHTED, privacy=CLIENT, scale=2.0**16, weight_cap=50.0, min_clients=3)
-    assert noisy.sum_plan.weights(noisy.encryption.scale, 3, 50.0)[0] < 0
+    assert Examples(1.0, 50.0).summed(noisy.sum_plan, noisy.encryption.scale, 3)[0] < 0
     assert weight_of(noisy, 1, 3, 3) > 0
     with refused(COMBINE_REFUSED, "summed weight"):
         weight_of(noisy, 0, 3, 3)
