@@ -17,7 +17,7 @@ from he_protocol.identity.jws import check_public
 from he_protocol.messages import Count, Digest, HpkeKey, Key32, Message, Name, Positive, PositiveFloat
 from he_protocol.privacy.plan import PrivacyPlan, check_ordinary
 from he_protocol.problems import BAD_PLAN, FINGERPRINT_MISMATCH
-from he_protocol.schemes.registry import load_scheme
+from he_protocol.schemes.registry import check_secure, load_scheme
 from he_protocol.schemes.scheme import Scheme
 from he_protocol.sharing import Sharing
 from he_protocol.sum_bounds import SumPlan
@@ -67,7 +67,9 @@ class Encryption(Message, frozen=True):
 
     def check(self) -> None:
         """Raises `wrong-scheme`, `fingerprint-mismatch` or `bad-plan`."""
-        if self.fingerprint != (known := self.load().profile.fingerprint):
+        profile = self.load().profile
+        check_secure(profile)
+        if self.fingerprint != (known := profile.fingerprint):
             raise ProblemError(
                 FINGERPRINT_MISMATCH,
                 f"profile {self.profile} has other parameters here",

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import pkgutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 from importlib import import_module
 
@@ -13,6 +16,7 @@ from he_protocol.schemes.scheme import Profile, Scheme
 
 NO_SCHEMES = frozenset({"registry", "scheme", "seal_codec"})
 """Modules here that are none."""
+_INSECURE: ContextVar[bool] = ContextVar("insecure profiles", default=False)
 
 
 @cache
@@ -30,10 +34,29 @@ def load_scheme(scheme: str, profile: str) -> Scheme:
 
 @cache
 def all_profiles() -> tuple[Profile, ...]:
-    """Every profile of every scheme."""
+    """Every profile of every scheme that may be used."""
     return tuple(
-        profile for name in scheme_names() for profile in import_module(f"{__package__}.{name}").PROFILES.values()
+        profile
+        for name in scheme_names()
+        for profile in import_module(f"{__package__}.{name}").PROFILES.values()
+        if not profile.insecure_for_tests
     )
+
+
+@contextmanager
+def insecure_profiles() -> Iterator[None]:
+    """Within it, tasks with profiles for tests are taken. Nothing that is installed enters it (a test looks)."""
+    token = _INSECURE.set(True)
+    try:
+        yield
+    finally:
+        _INSECURE.reset(token)
+
+
+def check_secure(profile: Profile) -> None:
+    """Raises `wrong-scheme` for a profile that protects nothing, but within `insecure_profiles`."""
+    if profile.insecure_for_tests and not _INSECURE.get():
+        raise ProblemError(WRONG_SCHEME, f"profile {profile.name!r} is insecure: it is for tests only")
 
 
 @cache

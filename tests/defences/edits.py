@@ -230,6 +230,7 @@ EDITS = (
     _never(_CHOOSE, "looks_like_hash(wanted)", "a name that looks"),
     _never("he_protocol/config.py: check_name", "looks_like_hash(name)"),
     Edit("he_party/tasks.py: read", "except ProblemError as refusal:", "except KeyboardInterrupt as refusal:"),
+    *_returns("he_protocol/schemes/registry.py", "check_secure"),
     *_returns("he_client/floors.py", "check_floors"),
     Edit("he_client/client.py: encrypt", "await asyncio.to_thread(check_floors, task, self._floors)", "pass"),
     _never("he_client/published.py: check_version", "int(version) == 0 and etag != signed"),

@@ -22,6 +22,7 @@ from he_protocol.problems import (
     WRONG_SCHEME,
     ProblemType,
 )
+from tests.support.kahe import INSECURE_TASK
 from tests.support.parties import NOW, Authority, World
 from tests.support.parties import PLAN as SHAPE
 from tests.support.plans import tables
@@ -96,6 +97,7 @@ def test_a_scale_that_is_left_out_is_the_largest_that_cannot_wrap(world: World) 
     [
         ({"scheme": "none"}, WRONG_SCHEME),
         ({"profile": "ckks-16"}, WRONG_SCHEME),
+        (INSECURE_TASK, WRONG_SCHEME),
         ({"min_clients": 0}, BAD_PLAN),
         ({"min_clients": 9}, BAD_PLAN),
         ({"privacy": {"unit": "hope"}}, BAD_PLAN),

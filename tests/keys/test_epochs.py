@@ -17,7 +17,7 @@ from he_authority.enrollment import issue_credential
 from he_authority.tasks import build_config, next_epoch
 from he_holder import epochs, rules
 from he_holder.agent import Agent
-from he_holder.epochs import check_finished, destroy, due, secrets_of, state_of
+from he_holder.epochs import check_finished, destroy, due, joined_tasks, secrets_of, state_of
 from he_holder.holder import KeyHolder
 from he_holder.hpke_key import HpkeKey
 from he_holder.keyring import HpkeRecord, Keyring, check_ledger
@@ -33,11 +33,14 @@ from he_protocol.problems import (
     INTERNAL,
     LEDGER_MISMATCH,
     UNREACHABLE,
+    WRONG_SCHEME,
     WRONG_STATE,
 )
+from he_protocol.schemes.registry import insecure_profiles
 from he_protocol.task import Task
 from tests.keys.holders import give_key, holder_of, line_to, open_round
 from tests.support.fake_server import FakeServer, key_bodies, problem
+from tests.support.kahe import INSECURE_TASK
 from tests.support.openings import Sent, ask, combine, send_kahe
 from tests.support.parties import NOW, PLAN, World, enrol_request, random_integers
 from tests.support.plans import tables
@@ -338,6 +341,17 @@ def test_the_next_epoch_is_the_same_plan_with_other_keys() -> None:
         next_epoch(before, old, world.authority.key.public, before.model.initial_model)
     plan = tables(PLAN | world.plan | {"epoch": 2, "agreement": 3})
     build_config(plan, before.model, world.server.credential, old, world.authority.key.public)
+
+
+async def test_a_joined_task_with_a_profile_for_tests_is_refused(scene: Scene) -> None:
+    """Also when it stands in the ledger already."""
+    holder = scene.holders[0]
+    with insecure_profiles():
+        weak = scene.world.signed(scene.world.task.config, name="weak", **INSECURE_TASK)
+        await holder.join(weak, scene.server.url)
+        assert weak.token in {task.token for task, _ in await joined_tasks(holder)}
+    with refused(WRONG_SCHEME, "for tests only"):
+        await joined_tasks(holder)
 
 
 async def test_after_the_rotation_a_round_of_the_next_epoch_opens_and_the_old_one_stays_closed(scene: Scene) -> None:

@@ -24,6 +24,7 @@ from he_protocol.schemes.registry import load_scheme
 from he_protocol.schemes.scheme import combine
 from he_protocol.sharing import Sharing
 from he_protocol.sum_bounds import plan_sums
+from tests.support.kahe import SECURE
 from tests.support.parties import World
 
 
@@ -70,7 +71,7 @@ def test_the_mean_of_a_thousand_clients_is_right_to_seven_digits() -> None:
 
 
 @pytest.mark.parametrize("clients", [4, 40])
-@pytest.mark.parametrize("profile", sorted(PROFILES))
+@pytest.mark.parametrize("profile", sorted(SECURE))
 def test_the_planner_predicts_the_error_of_every_profile(profile: str, clients: int) -> None:
     """At the scale that the planner itself offers."""
     length = 40_000

@@ -15,6 +15,7 @@ from he_protocol.config import ServerEntry, TaskConfig, TensorSpec
 from he_protocol.identity.jws import SigningKey
 from he_protocol.messages import Message
 from he_protocol.problems import ProblemType
+from tests.support.kahe import INSECURE_TASK
 from tests.support.plans import changed
 from tests.unit.parties import ALICE
 
@@ -43,6 +44,7 @@ async def test_the_same_task_again(empty_world: World) -> None:
     [
         ({"scheme": "none"}, problems.WRONG_SCHEME),
         ({"profile": "none"}, problems.WRONG_SCHEME),
+        (INSECURE_TASK, problems.WRONG_SCHEME),
         ({"fingerprint": bytes(32)}, problems.FINGERPRINT_MISMATCH),
         ({"threshold": 4}, problems.BAD_COMMITTEE),
         ({"agreement": 1}, problems.BAD_COMMITTEE),
@@ -51,7 +53,7 @@ async def test_the_same_task_again(empty_world: World) -> None:
         ({"scale": 1e30}, problems.SUM_COULD_WRAP),
         ({"server": ServerEntry("aggregator", ALICE.public)}, problems.NOT_ADDRESSED),
     ],
-    ids=lambda value: value.slug if isinstance(value, ProblemType) else next(iter(value)),
+    ids=lambda value: value.slug if isinstance(value, ProblemType) else "_".join(value),
 )
 async def test_a_task_that_is_refused(empty_world: World, changes: dict[str, Any], expected: ProblemType) -> None:
     config = empty_world.config(**changes)

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 from aiohttp import web
 
 from he_authority.tasks import build_config
@@ -43,7 +42,6 @@ from he_protocol.identity.jws import fingerprint, jwk_x, verify
 from he_protocol.identity.revocation import Revocations, key_digest
 from he_protocol.messages import Receipt, RevocationList, SignedUpdate, from_json, to_json
 from he_protocol.problems import REVOKED_KEY
-from he_protocol.schemes import kahe, registry
 from he_protocol.schemes.kahe import box_bytes
 from he_protocol.task import Task
 from he_server.blobs.tensor_file import keep_model, write_tensors
@@ -87,9 +85,7 @@ RESUMING = 0
 PAGE_BYTES = 1024
 """Of the databases: a schedule's rows are few, and every crash copies them."""
 NAME = "simulated"
-PROFILE = "kahe-simulated"
-SMALL = kahe.KaheProfile(PROFILE, "kahe", 64, 1073741441, 30, 6.4, 8.0, 0.0, "none")
-"""Insecure: a ring so small that a schedule takes milliseconds."""
+PROFILE = "kahe-insecure"
 QUICK = RetryPolicy(first=0.5, longest=1.0, give_up=3.0)
 SERVER = "server"
 
@@ -138,9 +134,6 @@ class Cast:
 @cache
 def cast() -> Cast:
     """Enrols everybody, signs the epochs of the task, and migrates the databases."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(kahe.PROFILES, PROFILE, SMALL)
-        registry.load_scheme("kahe", PROFILE)  # from here on it is known, to whom asks for it by name
     now = START - 60
     authority = Authority()
     server = authority.party("aggregator", "server", now=now)

@@ -15,10 +15,10 @@ from he_protocol.arithmetic.ntt_lanes import CommonProduct
 from he_protocol.arithmetic.residues import fold, pack, unpack
 from he_protocol.messages import to_json
 from he_protocol.privacy.gaussian import Gaussian
-from he_protocol.schemes.kahe import PROFILES as KAHE
 from he_protocol.schemes.kahe import KaheProfile, combined_key, common_key, envelope_info
 from he_protocol.schemes.scheme import combine
 from he_protocol.task import Task
+from tests.support.kahe import SECURE as KAHE
 from tests.support.kahe import FixedWords
 from tests.vectors.parties import EPOCH_ID, NOW, Case, hpke_key, kahe_config, sha
 

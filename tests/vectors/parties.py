@@ -14,8 +14,8 @@ from he_protocol.arithmetic.keystream import expand_words
 from he_protocol.config import HolderEntry, ServerEntry, TaskConfig, TensorSpec
 from he_protocol.identity.jws import SigningKey, fingerprint, jwk_x
 from he_protocol.privacy.plan import PrivacyPlan
-from he_protocol.schemes.kahe import PROFILES as KAHE
 from he_protocol.schemes.registry import load_scheme
+from tests.support.kahe import SECURE as KAHE
 from tests.support.plans import changed, made
 
 NOW = 1_800_000_000
