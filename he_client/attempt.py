@@ -42,5 +42,5 @@ def attempt(
     update, examples = result if isinstance(result, tuple) and len(result) == 2 else (result, None)
     if task.config.privacy.noisy and not raise_errors and not (isinstance(update, Mapping) and update):
         log.warning("training gave no update: a zero update takes its place")
-        return {spec.name: np.zeros(spec.shape, dtype=np.float32) for spec in task.config.tensors}, None
+        return {spec.name: np.zeros(spec.shape, dtype=np.float32) for spec in task.config.model.tensors}, None
     return update, examples

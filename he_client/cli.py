@@ -201,7 +201,7 @@ async def _status(settings: ClientSettings) -> dict[str, object]:
         model = await client.pull_model(task)
         return {
             "task": task.config.name,
-            "scheme": f"{task.config.scheme}/{task.config.profile}",
+            "scheme": f"{task.config.encryption.scheme}/{task.config.encryption.profile}",
             "parameters": task.parameters,
             "model_version": model.version,
             **_spent(client, task),
@@ -235,7 +235,7 @@ def _warn(client: HushSumClient, task: Task) -> None:
     if plan.noisy:
         console.err.print(
             f"{task.config.name}: {plan.unit}-level epsilon {client.privacy_planned(task):.3f} at delta {plan.delta:g}"
-            f" if all {task.config.max_openings} openings are used; neighbours: {plan.neighbours}"
+            f" if all {task.config.rounds.max_openings} openings are used; neighbours: {plan.neighbours}"
         )
     else:
         console.err.print(f"{task.config.name}: sums are opened [bold]without[/bold] differential privacy")

@@ -308,7 +308,7 @@ class HushSumClient:
 
     def privacy_planned(self, task: Task) -> float:
         """Epsilon if the task uses its whole budget of openings: known before training starts."""
-        return epsilon(task.config.privacy, task.config.max_openings)
+        return epsilon(task.config.privacy, task.config.rounds.max_openings)
 
     async def _upload(self, task: Task, encrypted: EncryptedUpdate, within: float) -> documents.UpdateReceipt:
         deadline = time.monotonic() + within

@@ -41,9 +41,9 @@ class Floors:
 
 def check_floors(task: Task, floors: Floors) -> None:
     """Refuse a task that promises less than this device asks for. Raises `below-floor`."""
-    config, plan = task.config, task.config.privacy
-    if config.min_clients < floors.min_clients:
-        raise _below(task, "min_clients", f"at least {floors.min_clients}", config.min_clients)
+    rounds, plan = task.config.rounds, task.config.privacy
+    if rounds.min_clients < floors.min_clients:
+        raise _below(task, "rounds.min_clients", f"at least {floors.min_clients}", rounds.min_clients)
     if UNITS.index(plan.unit) < UNITS.index(floors.unit):
         raise _below(task, "the unit of privacy", floors.unit, plan.unit)
     if (f := task.committee.colluders) < floors.collusion:
@@ -52,8 +52,8 @@ def check_floors(task: Task, floors: Floors) -> None:
         return
     if plan.noisy and plan.delta > floors.delta:
         raise _below(task, "delta", f"at most {floors.delta}", plan.delta)
-    if (cost := epsilon(plan, config.max_openings)) > floors.epsilon:
-        raise _below(task, f"epsilon of {config.max_openings} openings", f"at most {floors.epsilon}", f"{cost:.4f}")
+    if (cost := epsilon(plan, rounds.max_openings)) > floors.epsilon:
+        raise _below(task, f"epsilon of {rounds.max_openings} openings", f"at most {floors.epsilon}", f"{cost:.4f}")
 
 
 def _below(task: Task, what: str, expected: str, got: object) -> ProblemError:

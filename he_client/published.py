@@ -91,7 +91,7 @@ def check_version(task: Task, version: str, etag: str) -> None:
     """
     if not (version.isascii() and version.isdigit() and len(version) <= VERSION_DIGITS):
         raise ProblemError(UNEXPECTED_ANSWER, VERSION_HEADER, expected="a number", got=version[:80])
-    signed = f'"{task.config.initial_model.hex()}"'
+    signed = f'"{task.config.model.initial_model.hex()}"'
     if int(version) == 0 and etag != signed:
         raise ProblemError(DIGEST_MISMATCH, "the initial model", expected=signed, got=etag)
 

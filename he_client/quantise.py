@@ -17,7 +17,7 @@ from he_protocol.arithmetic.keystream import KEY_BYTES, expand_words
 from he_protocol.errors import ProblemError
 from he_protocol.privacy.gaussian import Gaussian
 from he_protocol.privacy.quantise import Floats, Integers, clip_factor, l2_norm, quantise, shrink
-from he_protocol.problems import BAD_PLAN, BAD_TENSORS
+from he_protocol.problems import BAD_TENSORS
 from he_protocol.task import Task
 
 log = logging.getLogger("he-client")
@@ -48,34 +48,28 @@ class UpdateQuantiser:
     """
 
     def __init__(self, task: Task, update: Floats, examples: float | None, words: Words = secret_words) -> None:
-        config = task.config
         if update.shape != (task.parameters,):
             raise ProblemError(
                 BAD_TENSORS, "the update has another shape", expected=(task.parameters,), got=update.shape
             )
-        if examples is not None and config.weighting != "examples":
-            raise ProblemError(
-                BAD_PLAN, "a number of examples goes with weighting 'examples' only", got=config.weighting
-            )
-        self._config = config
+        self._config = task.config
         self._update = update
-        self._weight, self._factor = (
-            _total(task, update, examples) if config.privacy.noisy else (_checked(task, update, examples))
-        )
+        weight, self._factor = (_total if task.config.privacy.noisy else _checked)(task, update, examples)
+        self._tail = task.weighting.tail(weight)
         self._noise = Gaussian(task.noise_std) if task.noise_std > 0 else None
         self._words = words
 
     def block(self, start: int, stop: int) -> Integers:
         """Coordinates start to stop: clipped, weighted, quantised, with noise; int64.
 
-        Nothing is made for the whole update at once. The last coordinate is the weight, where one rides along.
+        Nothing is made for the whole update at once. What the weighting appends comes after the model's coordinates.
         """
-        config = self._config
+        config, size = self._config, self._update.size
         block = shrink(self._update[start:stop], self._factor)
-        if stop > self._update.size and config.weighting == "examples":
-            block = np.append(block, np.float32(self._weight * config.value_range))
+        if stop > size:
+            block = np.append(block, self._tail[max(start - size, 0) : stop - size])
         words = self._words((block.size + 1) // 2).view("<u4")[: block.size]
-        integers = quantise(block, config.scale, config.value_range, words)
+        integers = quantise(block, config.encryption.scale, config.aggregation.value_range, words)
         if self._noise is not None:
             self._noise.add(integers, self._words(self._noise.words(block.size)))
         return integers
@@ -98,20 +92,17 @@ def load_kernels() -> None:
 
 def _checked(task: Task, update: Floats, examples: float | None) -> tuple[float, float]:
     """Without DP: the weight as a fraction of the largest, and what to multiply the update by. Raises for nonsense."""
-    if task.config.weighting == "examples" and examples is None:
-        raise ProblemError(BAD_PLAN, "a number of examples goes with weighting 'examples'")
-    if examples is not None and not examples > 0:
-        raise ProblemError(BAD_PLAN, "the number of examples must be positive", got=examples)
+    task.weighting.check_examples(examples)
     if not isfinite(l2_norm(update)):
         raise ProblemError(BAD_TENSORS, "the update has a value that is not finite")
-    weight = _fraction(task, examples)
+    weight = task.weighting.fraction(examples)
     return weight, weight
 
 
 def _total(task: Task, update: Floats, examples: float | None) -> tuple[float, float]:
     """Under DP: the same, for anything. An update or a weight that cannot be used makes both zero."""
     plan, length = task.config.privacy, l2_norm(update)
-    weight = _fraction(task, examples)
+    weight = task.weighting.fraction(examples)
     if not isfinite(length):
         log.warning("the update has a value that is not finite: a zero update takes its place")
         weight = 0.0
@@ -119,15 +110,3 @@ def _total(task: Task, update: Floats, examples: float | None) -> tuple[float, f
         log.warning("the update has no usable number of examples: a zero update takes its place")
     clip = clip_factor(length, plan.clip_norm) if plan.unit == "client" and isfinite(length) else 1.0
     return weight, clip * weight
-
-
-def _fraction(task: Task, examples: float | None) -> float:
-    """The weight as a fraction of the largest: 1 where the task does not weight, 0 where there is no number above 0."""
-    config = task.config
-    if config.weighting != "examples":
-        return 1.0
-    try:
-        given = 0.0 if examples is None else float(min(examples, config.weight_cap))
-    except (TypeError, ValueError, OverflowError, ArithmeticError):  # what a training function gave may be anything
-        return 0.0
-    return given / config.weight_cap if given > 0 else 0.0

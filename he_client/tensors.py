@@ -21,14 +21,14 @@ def flatten(task: Task, tensors: Tensors) -> Floats:
     Raises `bad-tensors` when names or shapes are not the task's.
     """
     check_shapes(task, tensors)
-    specs = task.config.tensors
+    specs = task.config.model.tensors
     with np.errstate(all="ignore"):  # what does not fit into float32 becomes infinite, and is judged with the rest
         return np.concatenate([np.asarray(tensors[spec.name], dtype=np.float32).reshape(-1) for spec in specs])
 
 
 def check_shapes(task: Task, tensors: Tensors) -> None:
     """Raises `bad-tensors` when names or shapes are not the task's."""
-    specs = task.config.tensors
+    specs = task.config.model.tensors
     expected = {spec.name: spec.shape for spec in specs}
     got = {name: tuple(value.shape) for name, value in tensors.items()}
     if got != expected:
@@ -39,7 +39,7 @@ def check_shapes(task: Task, tensors: Tensors) -> None:
 def unflatten(task: Task, vector: Floats) -> dict[str, npt.NDArray[np.float32]]:
     """Inverse of `flatten`."""
     out, at = {}, 0
-    for spec in task.config.tensors:
+    for spec in task.config.model.tensors:
         out[spec.name] = vector[at : at + spec.size].reshape(spec.shape)
         at += spec.size
     return out

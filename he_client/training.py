@@ -14,7 +14,7 @@ import torch
 from torch.func import functional_call, grad, vmap
 
 from he_client.quantise import Words, secret_words
-from he_protocol.task import TensorSpec
+from he_protocol.config import TensorSpec
 
 log = logging.getLogger("he-client")
 

@@ -38,7 +38,7 @@ class ServerBoard:
         board = await self._transport.document(
             "GET", path, documents.Board, audience=self._server, limit=limits.board(self._task)
         )
-        committee = {holder.name for holder in self._task.config.holders}
+        committee = {holder.name for holder in self._task.config.committee.holders}
         return {post.holder: post.message for post in board.posts if post.holder in committee}
 
     async def body(self, phase: documents.Phase, holder: str, limit: int) -> bytes:

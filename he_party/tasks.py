@@ -14,11 +14,12 @@ from types import MappingProxyType
 
 from he_party.files import private_directory, private_opener, write_durably
 from he_protocol import documents
+from he_protocol.config import looks_like_hash
 from he_protocol.errors import ProblemError
 from he_protocol.identity.jws import fingerprint
 from he_protocol.messages import Count, Digest, Message, Name, from_json, to_json
 from he_protocol.problems import AMBIGUOUS_TASK, NOT_FOUND, OLD_EPOCH
-from he_protocol.task import Task, looks_like_hash
+from he_protocol.task import Task
 
 MEMORY_FILE = "epochs.json"
 MEMORY_LIMIT = 1 << 20

@@ -32,21 +32,23 @@ def revocations() -> int:
 def round_status(task: Task) -> int:
     """Of one round: updates that are in no sum are listed, and what every key holder said."""
     config = task.config
-    return DOCUMENT + config.max_clients * (_UPDATE_ID + _TEXT) + (config.buckets + len(config.holders)) * _TEXT
+    rounds, holders = config.rounds, len(config.committee.holders)
+    return DOCUMENT + rounds.max_clients * (_UPDATE_ID + _TEXT) + (rounds.buckets + holders) * _TEXT
 
 
 def opening(task: Task) -> int:
     """Of a manifest, the votes for it, and a revocation list."""
-    return revocations() + task.config.max_clients * _MANIFEST_ENTRY + len(task.config.holders) * _SIGNED_UPDATE
+    entries = task.config.rounds.max_clients * _MANIFEST_ENTRY
+    return revocations() + entries + len(task.config.committee.holders) * _SIGNED_UPDATE
 
 
 def heads(task: Task) -> int:
     """Of all updates' signed heads."""
-    return DOCUMENT + task.config.max_clients * _SIGNED_UPDATE
+    return DOCUMENT + task.config.rounds.max_clients * _SIGNED_UPDATE
 
 
 def board(task: Task) -> int:
     """Of one phase of the key ceremony: a post of every holder, with boxes of seeds for the others, or digests."""
-    holders, others = len(task.config.holders), task.config.threshold - 1
+    holders, others = len(task.config.committee.holders), task.config.committee.threshold - 1
     boxes = (holders - 1) * (_SEALED_BOX + comb(max(holders - 2, 0), others) * _SEED)
     return DOCUMENT + holders * (boxes + comb(holders - 1, others) * _DIGEST)

@@ -18,8 +18,6 @@ TYPICAL_RANGE = 16.0
 """Default value_range, in typical coordinates clip_norm / sqrt(d) of a clipped update."""
 GARBAGE_BITS = 64.0
 """A wrong share may open to what could be a sum with probability 2^-64."""
-LEAST_WEIGHT = 32.0
-"""The least weight of one example, in standard deviations of the rounding and the scheme's error of its update."""
 SILENT_SHARE = 0.1
 """Where no accuracy is asked for, the scheme's error may be this share of the DP noise."""
 DEFAULT_ERROR = 1e-4
@@ -30,7 +28,8 @@ DEFAULT_ERROR = 1e-4
 class SumPlan:
     """One sum: how many integers, of how many clients, under which profile.
 
-    value_range: largest absolute value of a coordinate. weighted: one coordinate carries the weight.
+    value_range: largest absolute value of a coordinate. appended_range: what the weighting's coordinates add to an
+    update's norm.
     """
 
     scheme: Scheme
@@ -39,7 +38,7 @@ class SumPlan:
     min_clients: int
     max_clients: int
     value_range: float
-    weighted: bool = False
+    appended_range: float = 0.0
 
     def noise_std(self, scale: float) -> float:
         """Standard deviation of the integer noise that each client adds."""
@@ -48,26 +47,17 @@ class SumPlan:
             scale=scale,
             length=self.length,
             min_clients=self.min_clients,
-            weight_range=self.value_range if self.weighted else 0.0,
+            weight_range=self.appended_range,
         )
 
     def largest(self, scale: float, count: int | None = None) -> float:
         """The largest absolute value that the sum of `count` (by default `max_clients`) honest updates can reach."""
         count = count or self.max_clients
-        return count * (scale * self.value_range + 1) + NOISE_TAIL * self._sum_std(scale, count)
+        return count * (scale * self.value_range + 1) + self.tail(scale, count)
 
-    def weights(self, scale: float, count: int, weight_cap: float) -> tuple[float, float]:
-        """Between which integers the summed weight of `count` honest updates lies, where a weight is appended.
-
-        An update weighs at most 1, which is value_range * scale; all of them together at least half of one example,
-        less what DP noise may take away (then the lower end may be negative).
-        """
-        one, tail = scale * self.value_range, NOISE_TAIL * self._sum_std(scale, count)
-        return one / weight_cap / 2 - (tail if self.privacy.noisy else 0.0), count * (one + 1) + tail
-
-    def _sum_std(self, scale: float, count: int) -> float:
-        """Standard deviation of the DP noise and the scheme's error of a sum, in integer units."""
-        return sqrt(count) * hypot(self.noise_std(scale), self.scheme.error_std)
+    def tail(self, scale: float, count: int) -> float:
+        """The most that DP noise and the scheme's error move a sum of `count` updates by, in integer units."""
+        return NOISE_TAIL * sqrt(count) * hypot(self.noise_std(scale), self.scheme.error_std)
 
     def check(self, scale: float) -> None:
         """Refuse a scale at which sums do not hold what they must, or clients' noise is too narrow.
@@ -86,31 +76,17 @@ class SumPlan:
         if not needed <= self.scheme.capacity:
             raise ProblemError(
                 SUM_COULD_WRAP,
-                "lower scale, value_range or max_clients",
+                "lower encryption.scale, aggregation.value_range or rounds.max_clients",
                 expected=f"sums up to {self.scheme.capacity}",
                 got=f"{needed:.0f}",
             )
         if (bits := self.scheme.garbage_bits(needed, self.length, self.max_clients)) < GARBAGE_BITS:
             raise ProblemError(
                 SUM_COULD_WRAP,
-                "honest sums fill the modulus, so that a wrong one could pass; lower scale, value_range or max_clients",
+                "honest sums fill the modulus, so that a wrong one could pass; lower encryption.scale,"
+                " aggregation.value_range or rounds.max_clients",
                 expected=f"a chance of at most 2^-{GARBAGE_BITS:.0f}",
                 got=f"2^-{bits:.1f}",
-            )
-
-    def check_weight(self, scale: float, weight_cap: float) -> None:
-        """Refuse a cap under which the weight of one example drowns in rounding and the scheme's error.
-
-        Not in DP noise: that hides any one client's weight, as it must. Raises `bad-plan`.
-        """
-        error = hypot(self.scheme.error_std, 0.5)
-        one = scale * self.value_range / weight_cap
-        if one < LEAST_WEIGHT * error:
-            raise ProblemError(
-                BAD_PLAN,
-                "the weight of one example drowns in rounding and the scheme's error; lower weight_cap",
-                expected=f"weight_cap up to {scale * self.value_range / (LEAST_WEIGHT * error):.4g}",
-                got=f"{weight_cap:.4g}",
             )
 
     def largest_scale(self) -> float:

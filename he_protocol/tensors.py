@@ -32,7 +32,7 @@ def header(shapes: Mapping[str, tuple[int, ...]], kind: np.dtype[Any]) -> tuple[
 
 
 def model_digest(tensors: Mapping[str, npt.NDArray[np.float32]]) -> bytes:
-    """`TaskConfig.initial_model`: SHA-256 of these tensors as servers publish them. Needs no second copy of them."""
+    """`ModelSpec.initial_model`: SHA-256 of these tensors as servers publish them. Needs no second copy of them."""
     start, offsets = header({name: value.shape for name, value in tensors.items()}, np.dtype("<f4"))
     digest = hashlib.sha256(start)
     for name in offsets:

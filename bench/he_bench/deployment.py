@@ -58,7 +58,7 @@ class Deployment:
         for _ in range(count):
             urls.append(await self.listen("he-server", "serve", *flags))
             self.servers.append(self.processes[-1])
-        zeros = {spec.name: np.zeros(spec.shape, dtype=np.float32) for spec in task.config.tensors}
+        zeros = {spec.name: np.zeros(spec.shape, dtype=np.float32) for spec in task.config.model.tensors}
         async with Transport(urls[0], self.world.parties.server) as transport:
             await transport.request("POST", paths.TASKS, pieces=[frames.start(task.token.encode()), save(zeros)])
         return urls

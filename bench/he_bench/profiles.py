@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from functools import cache
-from importlib import import_module
 
-from he_protocol import schemes
 from he_protocol.errors import ProblemError
 from he_protocol.problems import WRONG_SCHEME
-from he_protocol.schemes import registry
+from he_protocol.schemes.registry import all_profiles
 from he_protocol.schemes.scheme import Profile
 
 FLAGSHIP = "kahe-30"
@@ -18,8 +16,7 @@ FLAGSHIP = "kahe-30"
 @cache
 def profiles() -> dict[str, Profile]:
     """Every profile of every scheme, by name."""
-    modules = [import_module(f"{schemes.__name__}.{name}") for name in registry.scheme_names()]
-    return {name: profile for module in modules for name, profile in module.PROFILES.items()}
+    return {profile.name: profile for profile in all_profiles()}
 
 
 def profile(name: str) -> Profile:

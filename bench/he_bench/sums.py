@@ -21,7 +21,7 @@ def sum_layout(task: Task) -> ResidueLayout:
     """Layout of the section that the server sums."""
     layout = task.section("sum").layout
     if layout is None:
-        raise TypeError(f"scheme {task.config.scheme} declares a sum part without a layout")
+        raise TypeError(f"scheme {task.config.encryption.scheme} declares a sum part without a layout")
     return layout
 
 

@@ -30,10 +30,11 @@ from he_holder.schemes import ShareMaker, make_dealer, make_share_maker
 from he_protocol import frames
 from he_protocol.arithmetic import residues
 from he_protocol.arithmetic.residues import Residues
+from he_protocol.config import ModelSpec, TensorSpec
 from he_protocol.messages import SectionEntry, SignedUpdate, UpdateHeader, to_json
 from he_protocol.privacy.plan import PrivacyPlan
 from he_protocol.privacy.quantise import Floats
-from he_protocol.task import Task, TensorSpec
+from he_protocol.task import Task
 from he_protocol.tensors import model_digest
 from he_testing.board import MemoryBoard
 
@@ -77,26 +78,25 @@ class World:
 
     @cached_property
     def task(self) -> Task:
-        tensors = [TensorSpec("parameters", (self.parameters,))]
+        zeros = {"parameters": np.broadcast_to(np.float32(0), (self.parameters,))}
         config = build_config(
             {
                 "name": TASK_NAME,
-                "scheme": profiles.profile(self.profile).scheme,
-                "profile": self.profile,
                 "epoch": 1,
-                "value_range": VALUE_RANGE,
+                "encryption": {"scheme": profiles.profile(self.profile).scheme, "profile": self.profile},
                 "privacy": msgspec.to_builtins(self.privacy),
-                "min_clients": min(2, self.clients),
-                "max_clients": self.clients,
-                "collect_seconds": 3600,
-                "opening_seconds": 3600,
-                "staleness": MAX_OPENINGS,
-                "max_openings": MAX_OPENINGS,
-                "threshold": THRESHOLD,
-                "agreement": AGREEMENT,
-                "initial_model": model_digest({"parameters": np.broadcast_to(np.float32(0), (self.parameters,))}),
+                "rounds": {
+                    "min_clients": min(2, self.clients),
+                    "max_clients": self.clients,
+                    "collect_seconds": 3600,
+                    "opening_seconds": 3600,
+                    "staleness": MAX_OPENINGS,
+                    "max_openings": MAX_OPENINGS,
+                },
+                "aggregation": {"value_range": VALUE_RANGE},
+                "committee": {"threshold": THRESHOLD, "agreement": AGREEMENT},
             },
-            tensors,
+            ModelSpec((TensorSpec("parameters", (self.parameters,)),), model_digest(zeros)),
             self.parties.server.credential,
             [holder.credential for holder in self.parties.holders],
             self.parties.authority.public,

@@ -44,10 +44,8 @@ def plan(scheme: str, rounds: int, clients: int, records: int, spare: int, commi
     sampling_rate, noise_multiplier = SHORT_RUN if rounds <= LONG else LONG_RUN
     return {
         "name": TASK,
-        "scheme": scheme,
-        "profile": PROFILES[scheme],
         "epoch": 1,
-        "value_range": 16.0,
+        "encryption": {"scheme": scheme, "profile": PROFILES[scheme]},
         "privacy": {
             "unit": "record",
             "clip_norm": 1.0,
@@ -56,18 +54,25 @@ def plan(scheme: str, rounds: int, clients: int, records: int, spare: int, commi
             "delta": DELTA,
             "epsilon_budget": 8.0,
         },
-        "weighting": "fixed",
-        "weight_cap": sampling_rate * records,
-        "optimiser": {"learning_rate": 0.4, "momentum": 0.9},
-        "min_clients": clients,
-        "max_clients": clients,
-        "collect_seconds": 120,
-        "opening_seconds": 30,
-        "staleness": 1,
-        "max_openings": rounds + spare,
-        "threshold": committee.threshold,
-        "agreement": committee.agreement,
-        "allow_no_collusion": committee.colluders < 1,
+        "rounds": {
+            "min_clients": clients,
+            "max_clients": clients,
+            "collect_seconds": 120,
+            "opening_seconds": 30,
+            "staleness": 1,
+            "max_openings": rounds + spare,
+        },
+        "aggregation": {
+            "value_range": 16.0,
+            "weighting": "fixed",
+            "weight_cap": sampling_rate * records,
+            "optimiser": {"learning_rate": 0.4, "momentum": 0.9},
+        },
+        "committee": {
+            "threshold": committee.threshold,
+            "agreement": committee.agreement,
+            "allow_no_collusion": committee.colluders < 1,
+        },
     }
 
 
@@ -126,7 +131,7 @@ async def run(rounds: int, scheme: str, directory: Path, report_file: Path, outa
             members = list(zip(clients, phones.values(), strict=True))
             console.print(
                 f"planned epsilon {clients[0].privacy_planned(task):.2f} at delta {DELTA:g}, should all"
-                f" {task.config.max_openings} openings be used"
+                f" {task.config.rounds.max_openings} openings be used"
             )
             results = await train(deployment, Phones(task, members, unseen), task, rounds, outage)
     finally:

@@ -22,11 +22,11 @@ from he_authority.tasks import build_config
 from he_holder.keyring import new_holder
 from he_party.identity import AUTHORITY_FILE, CREDENTIAL_FILE, KEY_FILE, Identity, create
 from he_party.keyfile import KeyRecord, write_private
+from he_protocol.config import ModelSpec, TensorSpec
 from he_protocol.errors import ProblemError
 from he_protocol.identity.jws import SigningKey, jwk_x
 from he_protocol.messages import Role
 from he_protocol.problems import UNREACHABLE
-from he_protocol.task import TensorSpec
 from he_protocol.tensors import model_digest
 
 VALID_DAYS = 7
@@ -61,10 +61,9 @@ class Deployment:
             self._enroll(name, "holder")
         self._enroll("server", "server")
         (self.root / "server" / KEY_FILE).rename(self.root / "server" / "server.key")
-        tensors = [TensorSpec(name, value.shape) for name, value in model.items()]
+        tensors = tuple(TensorSpec(name, value.shape) for name, value in model.items())
         server, *holders = (self._credential(name) for name in ("server", *self.holder_names))
-        plan = plan | {"initial_model": model_digest(model)}
-        config = build_config(plan, tensors, server, holders, self.authority.public)
+        config = build_config(plan, ModelSpec(tensors, model_digest(model)), server, holders, self.authority.public)
         (self.root / "task.jws").write_text(self.authority.sign(config))
         save_file(model, self.root / "initial.safetensors")
 

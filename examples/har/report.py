@@ -22,10 +22,11 @@ SHOWN = 12
 
 def table(task: Task, results: list[RoundResult]) -> Table:
     """The newest rounds as a table; seconds by stage."""
-    config = task.config
+    config, encryption = task.config, task.config.encryption
     out = Table(
-        title=f"{config.scheme}/{config.profile}: {task.parameters:,} parameters, {config.max_clients} phones, "
-        f"key holders {task.committee} (threshold/holders/agreement); seconds by stage",
+        title=f"{encryption.scheme}/{encryption.profile}: {task.parameters:,} parameters, "
+        f"{config.rounds.max_clients} phones, key holders {task.committee} (threshold/holders/agreement);"
+        " seconds by stage",
         box=box.SIMPLE,
         padding=(0, 1, 0, 0),
     )
@@ -44,17 +45,17 @@ def table(task: Task, results: list[RoundResult]) -> Table:
 def write_json(path: Path, task: Task, results: list[RoundResult], total_seconds: float) -> dict[str, object]:
     """Write and return the report."""
     done = [row for row in results if not row.failure]
-    config = task.config
+    config, encryption = task.config, task.config.encryption
     report: dict[str, object] = {
-        "scheme": config.scheme,
-        "profile": config.profile,
+        "scheme": encryption.scheme,
+        "profile": encryption.profile,
         "rounds": len(done),
         "failed_rounds": [{"round": row.number, "why": row.failure} for row in results if row.failure],
-        "clients": config.max_clients,
+        "clients": config.rounds.max_clients,
         "committee": {
-            "holders": len(config.holders),
-            "threshold": config.threshold,
-            "agreement": config.agreement,
+            "holders": len(config.committee.holders),
+            "threshold": config.committee.threshold,
+            "agreement": config.committee.agreement,
             "f": task.committee.colluders,
         },
         "parameters": task.parameters,
@@ -95,6 +96,7 @@ def plot(path: Path, task: Task, results: list[RoundResult]) -> None:
     right.set(ylabel=f"epsilon at delta = {task.config.privacy.delta:g}")
     right.set_ylim(bottom=0)
     left.legend(handles=[line, other], loc="lower right")
-    left.set_title(f"{task.config.max_clients} phones, scheme {task.config.scheme}, record-level privacy")
+    phones, scheme = task.config.rounds.max_clients, task.config.encryption.scheme
+    left.set_title(f"{phones} phones, scheme {scheme}, record-level privacy")
     figure.savefig(path, dpi=120)
     pyplot.close(figure)

@@ -51,7 +51,7 @@ async def make_encryptor(task: Task, client: str, board: Board, cache: Path) -> 
     digest = check_confirmations(task, await board.posts("confirmation"))
     path = cache / f"{digest.hex()}.context"
     if not path.exists():
-        first = task.config.holders[0].name
+        first = task.config.committee.holders[0].name
         key = await board.body("confirmation", first, scheme.key_layout().size)
         context = await asyncio.to_thread(joint_context, task, scheme, digest, key)
         private_directory(path.parent)
@@ -73,7 +73,7 @@ def check_confirmations(task: Task, confirmations: dict[str, str]) -> bytes:
     Raises `keys-not-ready`, `bad-signature`, `wrong-task`, `wrong-epoch` or `ceremony-conflict`.
     """
     read = []
-    for holder in task.config.holders:
+    for holder in task.config.committee.holders:
         if holder.name not in confirmations:
             raise ProblemError(KEYS_NOT_READY, f"holder {holder.name!r} has not confirmed the joint key yet")
         message = verify(confirmations[holder.name], Confirmation, holder.key)

@@ -142,7 +142,7 @@ class KaheEncryptor:
             seal_envelope(
                 b"".join(seeds[subshare] for subshare in sharing.subshares_of(index)), holder.hpke, info(holder.name)
             )
-            for index, holder in enumerate(task.config.holders)
+            for index, holder in enumerate(task.config.committee.holders)
         ]
         return sealed + b"".join(boxes)
 

@@ -56,25 +56,25 @@ class PrivacyPlan(Message, frozen=True):
         """What the promise hides: the neighbouring relation, by name."""
         return NEIGHBOURS[self.unit]
 
+    def check(self) -> None:
+        """Refuse a plan that promises DP without the numbers for it. Raises `bad-plan`."""
+        if not self.noisy:
+            return
+        for field in ("clip_norm", "noise_multiplier", "sampling_rate", "delta", "epsilon_budget"):
+            check_ordinary(f"privacy.{field} of unit {self.unit!r}", getattr(self, field))
+        if not (self.sampling_rate <= 1 and self.delta < 1):
+            raise ProblemError(BAD_PLAN, "privacy.sampling_rate is at most 1, and privacy.delta below it")
+        if self.unit == "client" and self.sampling_rate != 1.0:
+            raise ProblemError(
+                BAD_PLAN, "no subsampling amplification is claimed for unit 'client'", expected="sampling_rate 1"
+            )
 
-def ordinary(value: float) -> bool:
-    """Positive, finite, and not so small that arithmetic loses its digits (a subnormal number)."""
-    return isfinite(value) and value >= sys.float_info.min
 
-
-def check_plan(plan: PrivacyPlan) -> None:
-    """Refuse a plan that promises DP without the numbers for it."""
-    if not plan.noisy:
-        return
-    for field in ("clip_norm", "noise_multiplier", "sampling_rate", "delta", "epsilon_budget"):
-        if not ordinary(value := getattr(plan, field)):
-            raise ProblemError(BAD_PLAN, f"privacy.{field} of unit {plan.unit!r}", expected="> 0 and finite", got=value)
-    if not (plan.sampling_rate <= 1 and plan.delta < 1):
-        raise ProblemError(BAD_PLAN, "privacy.sampling_rate is at most 1, and privacy.delta below it")
-    if plan.unit == "client" and plan.sampling_rate != 1.0:
-        raise ProblemError(
-            BAD_PLAN, "no subsampling amplification is claimed for unit 'client'", expected="sampling_rate 1"
-        )
+def check_ordinary(name: str, value: float) -> None:
+    """Refuse a number of a plan that is not positive, not finite, or so small that arithmetic loses its digits (a
+    subnormal one)."""
+    if not (isfinite(value) and value >= sys.float_info.min):
+        raise ProblemError(BAD_PLAN, name, expected="> 0 and finite", got=value)
 
 
 def sensitivity(plan: PrivacyPlan, *, scale: float, length: int, weight_range: float = 0.0) -> float:
@@ -93,7 +93,9 @@ def noise_std(plan: PrivacyPlan, *, scale: float, length: int, min_clients: int,
         return 0.0
     honest = min_clients - plan.max_corrupt
     if honest < 1:
-        raise ProblemError(BAD_PLAN, "min_clients must exceed max_corrupt", got=f"{min_clients} - {plan.max_corrupt}")
+        raise ProblemError(
+            BAD_PLAN, "rounds.min_clients must exceed privacy.max_corrupt", got=f"{min_clients} - {plan.max_corrupt}"
+        )
     bound = sensitivity(plan, scale=scale, length=length, weight_range=weight_range)
     return hypot(plan.noise_multiplier * bound, SMOOTHING_STD) / sqrt(honest)
 
@@ -106,7 +108,8 @@ def check_noise(plan: PrivacyPlan, std: float) -> None:
     if plan.noisy and not LEAST_STD <= std < inf:
         raise ProblemError(
             BAD_PLAN,
-            "each client's integer noise is too narrow; raise scale or noise_multiplier, or lower min_clients",
+            "each client's integer noise is too narrow; raise encryption.scale or privacy.noise_multiplier, or lower"
+            " rounds.min_clients",
             expected=f"a standard deviation of at least {LEAST_STD}",
             got=f"{std:.4g}",
         )

@@ -60,6 +60,10 @@ PROFILES = {
     "kahe-30": KaheProfile("kahe-30", "kahe", 2048, 1073692673, 30, 6.4, 8.0, 260.0, "usvp"),
     "kahe-20": KaheProfile("kahe-20", "kahe", 1024, 1038337, 20, 6.4, 8.0, 194.8, "bdd"),
     "kahe-14": KaheProfile("kahe-14", "kahe", 512, 12289, 14, 6.4, 8.0, 149.9, "bdd"),
+    # A ring so small that a simulated schedule takes milliseconds.
+    "kahe-insecure": KaheProfile(
+        "kahe-insecure", "kahe", 64, 1073741441, 30, 6.4, 8.0, 0.0, "none", insecure_for_tests=True
+    ),
 }
 
 

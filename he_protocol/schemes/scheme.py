@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Literal, Protocol, TypeAlias
 
 import msgspec
@@ -31,6 +31,8 @@ class Profile:
 
     name: str
     scheme: str
+    insecure_for_tests: bool = field(default=False, kw_only=True)
+    """Protects nothing: no party takes a task of it but within `registry.insecure_profiles`."""
 
     @property
     def fingerprint(self) -> bytes:

@@ -16,10 +16,11 @@ import numpy.typing as npt
 from safetensors import SafetensorError
 from safetensors.numpy import load
 
+from he_protocol.config import TensorSpec
 from he_protocol.errors import ProblemError
 from he_protocol.privacy.quantise import Floats
 from he_protocol.problems import BAD_TENSORS, DIGEST_MISMATCH, MALFORMED
-from he_protocol.task import Task, TensorSpec
+from he_protocol.task import Task
 from he_protocol.tensors import header
 from he_server.blobs.keys import model_blob
 from he_server.blobs.store import BlobStore, BlobWriter
@@ -41,10 +42,10 @@ def keep_model(blobs: BlobStore, task: Task, data: bytes) -> str:
 
     Raises `malformed`, `bad-tensors`, `disk-full`, or `digest-mismatch` for another model than the authority signed.
     """
-    model = write_tensors(read_tensors(data, task.config.tensors))
+    model = write_tensors(read_tensors(data, task.config.model.tensors))
     sha256 = hashlib.sha256(model).hexdigest()
-    if sha256 != task.config.initial_model.hex():
-        raise ProblemError(DIGEST_MISMATCH, "the initial model", expected=task.config.initial_model.hex(), got=sha256)
+    if sha256 != (expected := task.config.model.initial_model.hex()):
+        raise ProblemError(DIGEST_MISMATCH, "the initial model", expected=expected, got=sha256)
     blobs.put(model_blob(task.id, sha256), model)
     return sha256
 
@@ -142,7 +143,7 @@ class TensorFile:
 
 def model_file(task: Task) -> TensorFile:
     """A model: the task's tensors."""
-    return TensorFile({spec.name: spec.shape for spec in task.config.tensors}, np.float32)
+    return TensorFile({spec.name: spec.shape for spec in task.config.model.tensors}, np.float32)
 
 
 def velocity_file(task: Task) -> TensorFile:

@@ -80,7 +80,7 @@ def sum_layout(task: Task) -> ResidueLayout:
     """Layout of the section of an update that the server sums."""
     layout = task.section("sum").layout
     if layout is None:
-        raise TypeError(f"scheme {task.config.scheme} declares a sum section without a layout")
+        raise TypeError(f"scheme {task.config.encryption.scheme} declares a sum section without a layout")
     return layout
 
 

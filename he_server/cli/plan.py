@@ -43,14 +43,14 @@ def plan(
 ) -> None:
     """Recommend a profile, scale and value range; refuse what would wrap."""
     from he_protocol.committee import parse_committee
-    from he_protocol.privacy.plan import PrivacyPlan, check_plan, spent
+    from he_protocol.privacy.plan import PrivacyPlan, spent
     from he_protocol.sharing import Sharing
     from he_protocol.sum_bounds import plan_sums
 
     privacy = PrivacyPlan("none", clip_norm)
     if unit != "none":
         privacy = PrivacyPlan(unit, clip_norm, noise, sampling_rate, delta, epsilon_budget=sys.float_info.max)
-    check_plan(privacy)
+    privacy.check()
     fewest = min_clients or clients // buckets
     if buckets * fewest > clients:
         raise ProblemError(BAD_PLAN, "buckets * min_clients exceeds clients", got=f"{buckets * fewest} > {clients}")

@@ -11,7 +11,7 @@ from he_server.services.context import ServerContext
 
 async def close(server: ServerContext, task: Task, record: RoundRecord, now: float) -> bool:
     """Close an open round, or fail it, at its deadline; False before."""
-    if at_deadline(record.updates, task.config.min_clients, record.deadline, now) == "wait":
+    if at_deadline(record.updates, task.config.rounds.min_clients, record.deadline, now) == "wait":
         return False
     moved = await server.store.rounds.close_due(task, record, now)
     if moved is None:

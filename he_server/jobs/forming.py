@@ -25,7 +25,7 @@ from he_server.store.rounds import Lease
 def too_old(task: Task, record: RoundRecord, now: float) -> bool:
     """Whether a manifest that is only being screened should be formed again: holders may find it too old."""
     formed = read_unverified(record.manifest, Manifest).formed
-    return now - formed > task.config.update_lifetime / 2
+    return now - formed > task.config.rounds.update_lifetime / 2
 
 
 def screened(task: Task, record: RoundRecord, answers: Sequence[AnswerRecord]) -> bool:
@@ -56,7 +56,7 @@ async def begin_screening(server: ServerContext, task: Task, lease: Lease) -> No
         await server.store.rounds.release(lease, lease.round.tried)
         return
     opening, after = numbered
-    if opening > (most := task.config.max_openings):
+    if opening > (most := task.config.rounds.max_openings):
         spent = "every opening of the epoch has been used; the authority starts a new one"
         raise ProblemError(BUDGET_EXHAUSTED, spent, expected=f"opening {most} at most", got=opening)
     now = await _circumstances(server, task, after)
@@ -64,7 +64,7 @@ async def begin_screening(server: ServerContext, task: Task, lease: Lease) -> No
     plan = await _plan(server, task, updates, found)
     manifest = form(task, lease.round.number, opening, now, plan, updates)
     token = await server.threads.run(server.keys.own.signing.sign, manifest)
-    deadline = lease.round.opening_deadline or server.clock() + task.config.opening_seconds
+    deadline = lease.round.opening_deadline or server.clock() + task.config.rounds.opening_seconds
     await server.store.rounds.begin_screening(lease, opening, token, plan, deadline)
     server.news.heard(task.id)
 
@@ -94,7 +94,9 @@ async def begin_opening(server: ServerContext, task: Task, lease: Lease) -> dict
         await server.threads.run(merge_sums, task, server.blobs, terms, keys.total_blob(record.id, bucket), out)
     spent = time.monotonic() - start
     seconds = {"screen": max(0.0, server.clock() - record.closed_at - spent), "sum": spent}
-    await server.store.rounds.begin_opening(lease, token, plan, server.clock() + task.config.opening_seconds, seconds)
+    await server.store.rounds.begin_opening(
+        lease, token, plan, server.clock() + task.config.rounds.opening_seconds, seconds
+    )
     server.news.heard(task.id)
     gone = {keys.update_blob(update.blob) for update in updates}
     await delete_blobs(server, [*(keys.accumulator_blob(item.blob) for item in sums), *gone])

@@ -23,7 +23,7 @@ from he_protocol.privacy.quantise import Integers
 from he_protocol.problems import COMBINE_REFUSED
 from he_protocol.schemes.scheme import DecryptBlock, blocks
 from he_protocol.sharing import Resolution, choices
-from he_protocol.task import Task, sum_plan
+from he_protocol.task import Task
 from he_server.blobs.keys import model_blob, sum_blob, total_blob, velocity_blob
 from he_server.blobs.store import BlobStore, BlobWriter
 from he_server.blobs.tensor_file import TensorFile, file_sha256, model_file, sum_file, velocity_file
@@ -72,7 +72,7 @@ class Waiting:
 
 def released_shares(task: Task, shares: Sequence[ShareRecord]) -> list[Released]:
     """Stored shares (verified when they came), by the holder's number."""
-    numbers = {holder.name: index for index, holder in enumerate(task.config.holders)}
+    numbers = {holder.name: index for index, holder in enumerate(task.config.committee.holders)}
     found = [Released(numbers[s.holder], read_unverified(s.token, Share), s.blob) for s in shares]
     return sorted(found, key=lambda item: item.holder)
 
@@ -122,7 +122,7 @@ def check_buckets(
             candidate = outcome.candidate
             kept.append(Bucket(sums.total, candidate.decrypt_block, len(ids), candidate.weight))
             if suspects := outcome.choice.suspects:  # or a client of this bucket sealed different keys to them
-                names = [task.config.holders[i].name for i in sorted(suspects)]
+                names = [task.config.committee.holders[i].name for i in sorted(suspects)]
                 log.warning(
                     "the opened sum contradicts key holders",
                     task=task.id,
@@ -166,7 +166,7 @@ class Contested:
         task = self.task
         readers = share_readers(task, self.blobs, self.released, self.bucket, choice)
         decrypt_block = task.scheme.decryptor(readers, task.length, self.count, task.epoch_id)
-        largest, final, digest = sum_plan(task.config).largest(task.config.scale, self.count), 0, sha256()
+        largest, final, digest = task.config.sum_plan.largest(task.config.encryption.scale, self.count), 0, sha256()
         for _, (opened,) in _opened(task, self.blobs, [(self.total, decrypt_block)]):
             check_range(opened, largest)
             final = int(opened[-1])
@@ -183,10 +183,10 @@ def write_version(task: Task, blobs: BlobStore, round_id: int, kept: Sequence[Bu
     models, velocities, sums = model_file(task), velocity_file(task), sum_file(task)
     old_model, old_velocity = model_blob(task.id, base.sha256), velocity_blob(task.id, base.sha256)
     models.check(blobs, old_model)
-    moved = base.sha256 != task.config.initial_model.hex()  # whatever its version is: see `RoundStore.recover`
+    moved = base.sha256 != task.config.model.initial_model.hex()  # whatever its version is: see `RoundStore.recover`
     if moved:
         velocities.check(blobs, old_velocity)
-    weights = [bucket.weight for bucket in kept]
+    weights, optimiser = [bucket.weight for bucket in kept], task.config.aggregation.optimiser
     with ExitStack() as stack:
 
         def begin(file: TensorFile) -> BlobWriter:
@@ -204,7 +204,7 @@ def write_version(task: Task, blobs: BlobStore, round_id: int, kept: Sequence[Bu
             velocity = np.zeros(count, dtype=np.float32)
             if moved:
                 velocity = velocities.read(blobs, old_velocity, first, count)
-            model, velocity = step(model, velocity, mean_of(values, weights, task.config), task.config.optimiser)
+            model, velocity = step(model, velocity, mean_of(values, weights, task.config), optimiser)
             models.write(new_model, first, model)
             velocities.write(new_velocity, first, velocity)
         sums.write(new_sum, task.length, np.array([sum(bucket.updates for bucket in kept)]))

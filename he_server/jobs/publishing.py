@@ -22,7 +22,7 @@ async def publish(server: ServerContext, task: Task, lease: Lease) -> None:
     current = lease.round
     start = time.monotonic()
     now = server.clock()
-    waited = now - (current.opening_deadline - task.config.opening_seconds)
+    waited = now - (current.opening_deadline - task.config.rounds.opening_seconds)
     released = released_shares(task, await server.store.shares.of_round(current.id))
     base = await server.store.models.get(task.id)
     whole, late = sum(not item.share.failed for item in released), now >= current.opening_deadline

@@ -6,18 +6,15 @@ FedAvgM (Hsu, Qi, Brown 2019): velocity = momentum * velocity + mean; model += l
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import reduce
-from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+from he_protocol.aggregation.combination import Mean
+from he_protocol.config import Optimiser, TaskConfig, TensorSpec
 from he_protocol.errors import ProblemError
-from he_protocol.privacy.quantise import Floats, Integers, dequantise
+from he_protocol.privacy.quantise import Floats, Integers
 from he_protocol.problems import BAD_TENSORS, COMBINE_REFUSED
-from he_protocol.task import Optimiser, TaskConfig, TensorSpec, sum_plan
-
-Mean: TypeAlias = npt.NDArray[np.float64]
 
 
 def check_tensors(tensors: Mapping[str, npt.NDArray[np.generic]], specs: Sequence[TensorSpec]) -> None:
@@ -49,55 +46,20 @@ def check_range(opened: Integers, largest: float) -> None:
 def weight_of(config: TaskConfig, final: int, count: int, of: int) -> float:
     """What the opened sum of a bucket of `count` of a round's `of` updates is divided by; `final` is its last integer.
 
-    A bucket's part of a "fixed" weight is its part of the round's updates. With weighting "examples" every client
-    sent w*x and, last, w*value_range with w = min(examples, cap)/cap.
-    Raises `combine-refused` when the weight is not positive, or impossible for `count` updates.
+    Raises `combine-refused` for what `count` honest updates cannot come to.
     """
-    weight = float(count)
-    if config.weighting == "examples":
-        least, most = sum_plan(config).weights(config.scale, count, config.weight_cap)
-        if not max(least, 0.0) < final <= most:
-            raise ProblemError(
-                COMBINE_REFUSED,
-                f"{count} updates cannot have this summed weight; a share, or a client's weight, is wrong",
-                expected=f"positive, {least:.6g} to {most:.6g}",
-                got=final,
-            )
-        weight = final / config.scale / config.value_range
-    elif config.weighting == "fixed":
-        weight = config.weight_cap * count / of
-    return weight
+    return config.aggregation.load_weighting().weight(config.sum_plan, config.encryption.scale, final, count, of)
 
 
 def largest_mean(config: TaskConfig) -> float:
-    """The largest coordinate that the mean of honest updates can have, noise aside.
-
-    A client's coordinate is at most `value_range`, so an average is. With "fixed" the sum is divided by another number
-    than that of the updates, of which there are at most `max_clients` for the whole of `weight_cap`.
-    """
-    return config.value_range * (config.max_clients / config.weight_cap if config.weighting == "fixed" else 1.0)
+    """The largest coordinate that the mean of honest updates can have, noise aside."""
+    return config.aggregation.load_weighting().largest_mean(config.rounds.max_clients)
 
 
 def mean_of(sums: Sequence[Integers], weights: Sequence[float], config: TaskConfig) -> Mean:
-    """The round's mean from its buckets' sums and weights: of all updates, or robustly of the buckets' means.
-
-    Coordinate-wise median and trimmed mean (Yin, Chen, Ramchandran, Bartlett 2018) of k means: sorted, the
-    smallest and largest left out. With fewer than three means nothing can be left out.
-    Whatever was sent, no coordinate exceeds ±`largest_mean`: the honest mean is in that box, so noise that is cut off
-    only brings the result closer to it.
-    """
-    largest = largest_mean(config)
-    if config.combination == "mean":
-        return np.clip(dequantise(reduce(np.add, sums), config.scale) / sum(weights), -largest, largest)
-    means = np.empty((len(sums), sums[0].size), dtype=np.float64)
-    for mean, total, weight in zip(means, sums, weights, strict=True):
-        np.divide(dequantise(total, config.scale), weight, out=mean)
-    np.clip(means, -largest, largest, out=means)
-    means.sort(axis=0)
-    middle = (len(means) - 1) // 2
-    trim = middle if config.combination == "median" else min(max(1, len(means) // 4), middle)
-    kept = means[trim : len(means) - trim]
-    return np.asarray(reduce(np.add, kept) / len(kept))
+    """The round's mean from its buckets' sums and weights, as the task combines them; see `Combination`."""
+    combination = config.aggregation.load_combination()
+    return combination.combine(sums, weights, config.encryption.scale, largest_mean(config))
 
 
 def step(model: Floats, velocity: Floats, mean: Mean, optimiser: Optimiser) -> tuple[Floats, Floats]:

@@ -46,4 +46,4 @@ def update_frame(task: Task) -> int:
 
 def share_frame(task: Task, known_subshares: int) -> int:
     """The longest frame of a key holder's share: a vector for each subshare that it knows, of every bucket."""
-    return FRAME_HEAD_BYTES + known_subshares * task.config.buckets * task.scheme.share_layout(task.length).size
+    return FRAME_HEAD_BYTES + known_subshares * task.config.rounds.buckets * task.scheme.share_layout(task.length).size

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from he_protocol.config import HolderEntry
 from he_protocol.errors import ProblemError
 from he_protocol.identity.credentials import Party
 from he_protocol.problems import NOT_ADDRESSED, WRONG_ROLE
-from he_protocol.task import HolderEntry, Task
+from he_protocol.task import Task
 
 
 @dataclass(frozen=True)
@@ -21,11 +22,11 @@ class Member:
 def check_member(task: Task, party: Party) -> Member:
     """The committee's entry of a holder. Raises `wrong-role` for a holder of another committee, or with another key."""
     index = task.holder_index(party.name)
-    if index is None or task.config.holders[index].key != party.public:
+    if index is None or task.config.committee.holders[index].key != party.public:
         raise ProblemError(
             WRONG_ROLE, f"{party.name!r} is not in the task's committee with this key", expected="a committee member"
         )
-    return Member(index, task.config.holders[index])
+    return Member(index, task.config.committee.holders[index])
 
 
 def check_self(party: Party, named: str) -> None:

@@ -40,9 +40,9 @@ def check_update(task: Task, authority: bytes, update: UpdateRecord, now: Circum
     check_credential(update.credential, authority, "client", now.formed)
     key = public_from_jwk(issued_by(authority, update.credential).cnf.jwk.x)
     check_key(now.revocations, update.client, key)
-    check_base_version(update.base_version, now.version, task.config.staleness)
+    check_base_version(update.base_version, now.version, task.config.rounds.staleness)
     created = read_unverified(update.header, UpdateHeader).created
-    if created < (oldest := now.formed - task.config.update_lifetime):
+    if created < (oldest := now.formed - task.config.rounds.update_lifetime):
         raise ProblemError(STALE_UPDATE, "the update is too old", expected=f"created after {oldest}", got=created)
 
 
@@ -111,15 +111,15 @@ def plan_round(
     out = dict(excluded) | {u.update_id: why for u in updates if u.bucket in spoilt and u.update_id not in excluded}
     sizes = Counter(u.bucket for u in updates if u.update_id not in out)
     kept = sorted(sizes)
-    if (left := sum(sizes.values())) < task.config.min_clients:
+    if (left := sum(sizes.values())) < task.config.rounds.min_clients:
         first = "; ".join(f"{failure.detail}" for failure in list(out.values())[:3])
         raise ProblemError(
             TOO_FEW_CLIENTS,
             f"{len(out)} updates had to be left out ({first})",
-            expected=f"at least {task.config.min_clients}",
+            expected=f"at least {task.config.rounds.min_clients}",
             got=left,
         )
-    count = merge_buckets([sizes[bucket] for bucket in kept], task.config.min_clients)
+    count = merge_buckets([sizes[bucket] for bucket in kept], task.config.rounds.min_clients)
     return Plan({bucket: number % count for number, bucket in enumerate(kept)}, out)
 
 

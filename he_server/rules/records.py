@@ -172,7 +172,7 @@ def committee_status(
     """
     released = {share.holder: share.received for share in shares}
     found = []
-    for holder in task.config.holders:
+    for holder in task.config.committee.holders:
         mine = [a for a in answers if a.holder == holder.name and a.manifest_hash == record.manifest_hash]
         if holder.name in released:
             found.append(HolderStatus(holder.name, "released", at=released[holder.name]))

@@ -39,7 +39,7 @@ def check_header(task: Task, header: UpdateHeader, update_id: bytes, now: float)
         )
     if header.created > now + CLOCK_SKEW_SECONDS:
         raise ProblemError(CLOCK_SKEW, "check the client's clock", expected=f"at most {int(now)}", got=header.created)
-    if header.created < (oldest := int(now) - task.config.update_lifetime):
+    if header.created < (oldest := int(now) - task.config.rounds.update_lifetime):
         raise ProblemError(
             STALE_UPDATE, "the update is too old", expected=f"created after {oldest}", got=header.created
         )
@@ -54,7 +54,7 @@ def check_header(task: Task, header: UpdateHeader, update_id: bytes, now: float)
 def check_lasting(task: Task, expires: int, now: float) -> None:
     """Raises `expired-credential` when an update's credential could expire before key holders see it: they refuse
     the whole manifest then, and one client could fail round after round."""
-    until = int(now) + task.config.collect_seconds + task.config.opening_seconds
+    until = int(now) + task.config.rounds.collect_seconds + task.config.rounds.opening_seconds
     if expires <= until:
         raise ProblemError(
             EXPIRED_CREDENTIAL, "renew it: the round may outlast it", expected=f"valid after {until}", got=expires

@@ -26,7 +26,7 @@ async def accept_post(
     posted something else before.
     """
     if not task.scheme.ceremony:
-        raise ProblemError(NOT_FOUND, f"scheme {task.config.scheme} has no key ceremony")
+        raise ProblemError(NOT_FOUND, f"scheme {task.config.encryption.scheme} has no key ceremony")
     token = await frame.token()
     message = read_post(phase, token, party)
     check_binding(task, message.task_hash, message.epoch)

@@ -35,7 +35,7 @@ def adding(under_way: set[str], task: Task) -> Iterator[None]:
 
 def check_model(task: Task, got: str) -> None:
     """Raises `digest-mismatch` unless a model has the SHA-256 (here in hex) that the authority signed."""
-    if got != (expected := task.config.initial_model.hex()):
+    if got != (expected := task.config.model.initial_model.hex()):
         raise ProblemError(DIGEST_MISMATCH, "the initial model", expected=expected, got=got)
 
 

@@ -122,7 +122,7 @@ class AnswerStore:
             .where(rounds.c.task_hash == task.id, rounds.c.state.in_(("closed", "opening")), rounds.c.manifest != "")
             .order_by(rounds.c.number)
         )
-        found: dict[str, tuple[Waiting, ...]] = {entry.name: () for entry in task.config.holders}
+        found: dict[str, tuple[Waiting, ...]] = {entry.name: () for entry in task.config.committee.holders}
         async with self.database.read() as connection:
             for live in (await connection.execute(asked)).all():
                 about = (answers.c.round_id == live.id) & (answers.c.manifest_hash == live.manifest_hash)

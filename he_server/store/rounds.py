@@ -78,14 +78,14 @@ class RoundStore:
             if row is None:
                 return None
             current = round_record(row)
-            what = at_deadline(current.updates, task.config.min_clients, current.deadline, now)
+            what = at_deadline(current.updates, task.config.rounds.min_clients, current.deadline, now)
             if what == "wait":
                 return None
-            seconds = {"collect": now + task.config.collect_seconds - current.deadline}
+            seconds = {"collect": now + task.config.rounds.collect_seconds - current.deadline}
             if what == "close":
                 await move_round(connection, current, "closed", closed_at=now, seconds=seconds)
             else:
-                came = f"{current.updates} of at least {task.config.min_clients} clients came"
+                came = f"{current.updates} of at least {task.config.rounds.min_clients} clients came"
                 await move_round(
                     connection,
                     current,
@@ -93,7 +93,7 @@ class RoundStore:
                     closed_at=now,
                     seconds=seconds,
                     failure_type=TOO_FEW_CLIENTS.urn,
-                    failure_detail=f"{came} within {task.config.collect_seconds} s",
+                    failure_detail=f"{came} within {task.config.rounds.collect_seconds} s",
                 )
             await create_round(connection, task.id, current.number + 1, now)
             moved = round_record((await connection.execute(select_rounds().where(rounds.c.id == due.id))).one())

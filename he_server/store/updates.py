@@ -93,7 +93,7 @@ class UpdateStore:
                     known.by_id[offered.update_id] = offered.header_hash, offered.receipt, current.number
                     known.in_round[offered.client] = offered.update_id
                     known.bases.add((offered.client, offered.base_version))
-                full = before is None and current.updates + len(entering) == task.config.max_clients
+                full = before is None and current.updates + len(entering) == task.config.rounds.max_clients
                 outcomes.append(before or Accepted(offered.receipt, current.number, created=True, closed=full))
                 if full:
                     break
@@ -128,7 +128,7 @@ def admit(task: Task, offered: NewUpdate, known: KnownUpdates) -> Accepted | Non
     header_hash, receipt, number = known.by_id.get(offered.update_id, ("", "", 0))
     if header_hash == offered.header_hash:
         return Accepted(receipt, number, created=False)
-    check_base_version(offered.base_version, known.version, task.config.staleness)
+    check_base_version(offered.base_version, known.version, task.config.rounds.staleness)
     if header_hash:
         raise ProblemError(
             UPDATE_ID_REUSED,
@@ -212,12 +212,12 @@ async def _enter(
             "receipt": offered.receipt,
             "blob": offered.blob or shared,
             "position": places.get(offered.update_id, 0),
-            "bucket": (current.updates + number) % task.config.buckets,
+            "bucket": (current.updates + number) % task.config.rounds.buckets,
         }
         for number, (offered, received) in enumerate(entering)
     ]
     await connection.execute(insert(updates), rows)
-    count, deadline = current.updates + len(rows), current.deadline or now + task.config.collect_seconds
+    count, deadline = current.updates + len(rows), current.deadline or now + task.config.rounds.collect_seconds
     counted = await connection.execute(
         update(rounds)
         .where(rounds.c.id == current.id, rounds.c.state == "open", rounds.c.updates == current.updates)
@@ -225,8 +225,8 @@ async def _enter(
     )
     if counted.rowcount != 1:
         raise ProblemError(WRONG_STATE, "the round changed while updates were accepted", expected="open")
-    if count == task.config.max_clients:
-        seconds = {"collect": now + task.config.collect_seconds - deadline}
+    if count == task.config.rounds.max_clients:
+        seconds = {"collect": now + task.config.rounds.collect_seconds - deadline}
         await move_round(connection, current, "closed", closed_at=now, seconds=seconds)
         await create_round(connection, task.id, current.number + 1, now)
         await audit.append(connection, "round-closed", task.id, current.number, updates=count)

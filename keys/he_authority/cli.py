@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from he_protocol.config import TaskConfig
     from he_protocol.identity.jws import SigningKey
-    from he_protocol.task import TaskConfig
 
 app = typer.Typer(
     help="The authority: an offline key that enrolls everybody.",
@@ -100,7 +100,10 @@ def authority_revoke(
 @task_app.command("sign")
 @command
 def task_sign(
-    plan: Annotated[Path, typer.Argument(help="TOML plan: name, scheme, profile, privacy, limits")],
+    plan: Annotated[
+        Path,
+        typer.Argument(help="TOML plan: the task's tables, as docs/how-to.md has them"),
+    ],
     model: Annotated[Path, typer.Option(help="initial model, safetensors: gives the tensors' names and shapes")],
     server: Annotated[Path, typer.Option(help="the server's credential")],
     holder: Annotated[list[Path], typer.Option(help="a key holder's credential; once for each, in order")],
@@ -111,7 +114,7 @@ def task_sign(
     import tomllib
 
     from he_authority.tasks import build_config
-    from he_protocol.task import TensorSpec
+    from he_protocol.config import ModelSpec, TensorSpec
     from he_protocol.tensors import model_digest
 
     key = _key(directory)
@@ -121,9 +124,8 @@ def task_sign(
         raise ProblemError(BAD_PLAN, f"{plan}: {error}") from None
     holders = [_text(path) for path in holder]
     tensors = _tensors(model)
-    fields["initial_model"] = model_digest(tensors)
-    specs = [TensorSpec(name, value.shape) for name, value in tensors.items()]
-    config = build_config(fields, specs, _text(server), holders, key.public)
+    shapes = tuple(TensorSpec(name, value.shape) for name, value in tensors.items())
+    config = build_config(fields, ModelSpec(shapes, model_digest(tensors)), _text(server), holders, key.public)
     _write(out, key.sign(config))
     _describe(config, out)
 
@@ -145,7 +147,8 @@ def task_next(
     key = _key(directory)
     before = Task.from_token(_text(last), key.public).config
     tensors = _tensors(model)
-    if {name: value.shape for name, value in tensors.items()} != {spec.name: spec.shape for spec in before.tensors}:
+    shapes = {spec.name: spec.shape for spec in before.model.tensors}
+    if {name: value.shape for name, value in tensors.items()} != shapes:
         raise ProblemError(BAD_TENSORS, f"{model} does not have the tensors of {before.name!r}")
     config = next_epoch(before, [_text(path) for path in holder], key.public, model_digest(tensors))
     _write(out, key.sign(config))
@@ -161,12 +164,12 @@ def _key(directory: Path) -> SigningKey:
 
 def _describe(config: TaskConfig, out: Path) -> None:
     from he_protocol.committee import describe
-    from he_protocol.task import committee_of
 
+    encryption = config.encryption
     console.out.print(
-        f"task {config.name!r}, epoch {config.epoch}, {config.scheme}/{config.profile},"
-        f" scale 2^{config.scale.hex().split('p')[1]}: {out}\n"
-        f"{describe(committee_of(config))}"
+        f"task {config.name!r}, epoch {config.epoch}, {encryption.scheme}/{encryption.profile},"
+        f" scale 2^{encryption.scale.hex().split('p')[1]}: {out}\n"
+        f"{describe(config.committee.numbers)}"
     )
 
 

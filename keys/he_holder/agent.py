@@ -74,7 +74,7 @@ class Agent:
         holder, task = self._holder, self._task
         if task.hash not in await holder.ledger.destroyed():
             votes = await holder.ledger.votes(task.hash)
-            if not due(votes, task.config.max_openings, self._destroy_after, holder.clock()):
+            if not due(votes, task.config.rounds.max_openings, self._destroy_after, holder.clock()):
                 return False
         await destroy(holder, task)
         if hpke_path(holder, task).exists():

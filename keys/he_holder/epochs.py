@@ -46,7 +46,7 @@ def due(votes: Sequence[VoteRecord], most: int, destroy_after: float, now: float
 
 def hpke_path(holder: KeyHolder, task: Task) -> Path:
     """Where this holder's HPKE key of an epoch is; after `destroy` it is there only if another live task needs it."""
-    return holder.keyring.path(task.config.holders[holder.index(task)].hpke)
+    return holder.keyring.path(task.config.committee.holders[holder.index(task)].hpke)
 
 
 async def secrets_of(holder: KeyHolder, task: Task) -> list[Path]:
@@ -56,11 +56,11 @@ async def secrets_of(holder: KeyHolder, task: Task) -> list[Path]:
         entry.hpke
         for other, _ in await joined_tasks(holder)
         if other.hash not in ended
-        for entry in other.config.holders
+        for entry in other.config.committee.holders
     }
     seeds = holder.secret_path(task, "*")
     found = list(seeds.parent.glob(seeds.name))
-    if task.config.holders[holder.index(task)].hpke not in needed:
+    if task.config.committee.holders[holder.index(task)].hpke not in needed:
         key = hpke_path(holder, task)
         found += key.parent.glob(f"{key.name}*")  # with what an interrupted write left behind
     return sorted(found)

@@ -72,7 +72,7 @@ class KeyHolder:
         index = task.holder_index(self.identity.name)
         if index is None:
             raise ProblemError(BAD_COMMITTEE, f"{self.identity.name!r} is not a holder of task {task.config.name!r}")
-        if task.config.holders[index].key != self.identity.key.public:
+        if task.config.committee.holders[index].key != self.identity.key.public:
             raise ProblemError(BAD_COMMITTEE, f"the task lists another signing key for {self.identity.name!r}")
         return index
 
@@ -82,7 +82,7 @@ class KeyHolder:
 
     def hpke(self, task: Task) -> HpkeKey:
         """The HPKE key that a task lists for us. Raises `bad-committee` or `ledger-mismatch`."""
-        return self.keyring.find(task.config.holders[self.index(task)].hpke, self.ledger.name)
+        return self.keyring.find(task.config.committee.holders[self.index(task)].hpke, self.ledger.name)
 
     async def join(self, task: Task, server_url: str) -> None:
         """Agree to open this task's sums, once its promise is checked.
@@ -100,12 +100,12 @@ class KeyHolder:
                 expected=f"f at least {self.least_f} (least_f)",
                 got=task.committee.colluders,
             )
-        if task.config.min_clients < self.min_clients_floor:
+        if task.config.rounds.min_clients < self.min_clients_floor:
             raise ProblemError(
                 TOO_FEW_CLIENTS,
                 f"task {task.config.name!r} would open sums below our floor",
                 expected=f"min_clients at least {self.min_clients_floor}",
-                got=task.config.min_clients,
+                got=task.config.rounds.min_clients,
             )
         await asyncio.to_thread(check_promise, task)
         await self.ledger.join(task, server_url, self.clock())
@@ -142,7 +142,7 @@ class KeyHolder:
 
 def check_promise(task: Task) -> None:
     """The task's whole budget of openings stays within the epsilon that it promises."""
-    plan, openings = task.config.privacy, task.config.max_openings
+    plan, openings = task.config.privacy, task.config.rounds.max_openings
     if plan.noisy and (cost := epsilon(plan, openings)) > plan.epsilon_budget:
         raise ProblemError(
             BUDGET_EXHAUSTED,

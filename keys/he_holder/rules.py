@@ -77,7 +77,7 @@ def number_in_plan(request: OpeningRequest) -> None:
     Every number names one manifest, so that no more sums are opened, whichever holders see them. `KeyHolder.join` has
     checked that `max_openings` keeps both promises.
     """
-    most, number = request.task.config.max_openings, request.manifest.opening
+    most, number = request.task.config.rounds.max_openings, request.manifest.opening
     if number > most:
         raise ProblemError(
             BUDGET_EXHAUSTED,
@@ -107,7 +107,7 @@ def time_moves_on(request: OpeningRequest) -> None:
     if request.ledger_view.voted == request.manifest_hash:
         return  # a retry, which was in time before
     formed, now = request.manifest.formed, request.now
-    oldest = max(request.ledger_view.formed, int(now) - request.task.config.update_lifetime)
+    oldest = max(request.ledger_view.formed, int(now) - request.task.config.rounds.update_lifetime)
     if not oldest <= formed <= now + CLOCK_SKEW_SECONDS:
         raise ProblemError(
             CLOCK_SKEW, "the time of the manifest", expected=f"from {oldest} to about {int(now)}", got=formed
@@ -164,7 +164,7 @@ def server_not_revoked(request: OpeningRequest) -> None:
 
 def buckets_numbered(request: OpeningRequest) -> None:
     """From 0 on without a gap, and no more than the task has: every bucket is one more sum that is seen."""
-    found, most = sorted({entry.bucket for entry in request.manifest.updates}), request.task.config.buckets
+    found, most = sorted({entry.bucket for entry in request.manifest.updates}), request.task.config.rounds.buckets
     if found != list(range(len(found))) or not 1 <= len(found) <= most:
         raise ProblemError(
             MANIFEST_MISMATCH,
@@ -176,7 +176,7 @@ def buckets_numbered(request: OpeningRequest) -> None:
 
 def buckets_large_enough(request: OpeningRequest) -> None:
     """Every bucket alone has the task's minimum and this holder's own floor: each is a sum that is seen."""
-    needed = max(request.task.config.min_clients, request.min_clients_floor)
+    needed = max(request.task.config.rounds.min_clients, request.min_clients_floor)
     for bucket, count in sorted(Counter(entry.bucket for entry in request.manifest.updates).items()):
         if count < needed:
             where = f"bucket {bucket} of round {request.manifest.round}"
@@ -185,7 +185,7 @@ def buckets_large_enough(request: OpeningRequest) -> None:
 
 def sums_fit(request: OpeningRequest) -> None:
     """No more clients than sums can hold without wrapping."""
-    count, most = len(request.updates), request.task.config.max_clients
+    count, most = len(request.updates), request.task.config.rounds.max_clients
     if count > most:
         raise ProblemError(TOO_MANY_CLIENTS, "the sum could wrap", expected=f"at most {most}", got=count)
 
@@ -208,7 +208,7 @@ def headers_bound(request: OpeningRequest, _update: SignedUpdate, header: Update
     formed = request.manifest.formed
     if header.created > formed + CLOCK_SKEW_SECONDS:
         raise ProblemError(CLOCK_SKEW, what, expected=f"at most {formed}", got=header.created)
-    if header.created < (oldest := formed - request.task.config.update_lifetime):
+    if header.created < (oldest := formed - request.task.config.rounds.update_lifetime):
         raise ProblemError(STALE_UPDATE, f"{what} is too old", expected=f"created after {oldest}", got=header.created)
 
 
@@ -229,7 +229,7 @@ def bases_fresh(request: OpeningRequest, _update: SignedUpdate, header: UpdateHe
 @UpdateRule
 def versions_recent(request: OpeningRequest, _update: SignedUpdate, header: UpdateHeader) -> None:
     """Updates within the staleness limit."""
-    version, limit = request.manifest.model_version, request.task.config.staleness
+    version, limit = request.manifest.model_version, request.task.config.rounds.staleness
     if not version - limit <= header.base_version <= version:
         raise ProblemError(
             STALE_UPDATE,
@@ -262,7 +262,7 @@ def clients_not_revoked(request: OpeningRequest, update: SignedUpdate, header: U
 def certified(request: OpeningRequest) -> None:
     """Enough of the committee have voted for exactly this manifest: so no other has its number or its updates."""
     task, manifest = request.task, request.manifest
-    members = {holder.name: holder.key for holder in task.config.holders}
+    members = {holder.name: holder.key for holder in task.config.committee.holders}
     voters = set()
     for token in request.votes:
         claimed = read_unverified(token, Vote)

@@ -117,6 +117,16 @@ def test_the_public_half_draws_nothing_at_all() -> None:
     )
 
 
+def test_profiles_for_tests_are_for_tests() -> None:
+    allowing = {
+        module.name
+        for package in PACKAGES
+        for module in modules(package)
+        if {"insecure_profiles", "_INSECURE"} & identifiers(module)
+    }
+    assert allowing == {"he_protocol.schemes.registry"}
+
+
 def test_import_contracts_hold() -> None:
     program = Path(sys.executable).with_name("lint-imports")
     done = subprocess.run([program, "--no-cache"], cwd=ROOT, capture_output=True, text=True, check=False)

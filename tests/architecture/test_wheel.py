@@ -76,7 +76,9 @@ def test_every_package_is_typed(wheel: zipfile.ZipFile) -> None:
 def test_it_brings_five_programs(wheel: zipfile.ZipFile) -> None:
     parser = ConfigParser()
     parser.read_string(described(wheel, "entry_points.txt"))
-    assert parser.sections() == ["console_scripts"]
+    groups = {"hushsum.schemes", "hushsum.client_schemes", "hushsum.holder_schemes"}
+    assert set(parser.sections()) == {"console_scripts"} | groups
+    assert all(set(parser[group]) == {"ckks", "kahe"} for group in groups)
     assert set(parser["console_scripts"]) == {"he-server", "he-client", "he-holder", "he-authority", "he-bench"}
 
 

@@ -27,6 +27,7 @@ from he_server.blobs.tensor_file import keep_model
 from he_server.http.app import make_app
 from he_server.services.context import open_server
 from he_server.settings import Settings
+from tests.support.plans import tables
 
 CLIENTS, HOLDERS = 3, 4
 TASK = "client-test"
@@ -85,7 +86,7 @@ class Service:
     async def provision(cls, root: Path, scheme: str, profile: str, clients: int = CLIENTS, **changes: Any) -> None:
         """Fill `root`: identities, the task in the server's database, the committee's keys. `changes` to the plan."""
         deployment = Deployment(root, clients, HOLDERS)
-        deployment.provision(plan(scheme, profile) | changes, dict(MODEL))
+        deployment.provision(tables(plan(scheme, profile) | changes), dict(MODEL))
         service = cls(root)
         await upgrade("server", service.settings.url)
         server = open_server(service.settings)

@@ -118,7 +118,7 @@ async def test_status_for_people_and_for_scripts(service: Service) -> None:
     assert shown.exit_code == 0, shown.output
     (row,) = json.loads(shown.stdout)
     config = service.task.config
-    assert (row["task"], row["scheme"]) == (TASK, f"{config.scheme}/{config.profile}")
+    assert (row["task"], row["scheme"]) == (TASK, f"{config.encryption.scheme}/{config.encryption.profile}")
     assert (row["parameters"], row["model_version"], row["epsilon_spent"]) == (8, 0, 0.0)
     assert row["epsilon_planned"] > 0
     table = await ask(service, "status")

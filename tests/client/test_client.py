@@ -135,7 +135,7 @@ async def test_a_submission_is_encoded_encrypted_counted_and_published(service: 
     expected = 2 * 1024 * np.array([0.5] * 6 + [-0.5] * 2)
     assert np.abs(total - expected).max() < 8 * task.noise_std * np.sqrt(2)
     moved = np.concatenate([(model.tensors[name] - MODEL[name]).reshape(-1) for name in ("w", "b")])
-    most = task.config.value_range  # the noise of few clients is wide: what is published is clipped
+    most = task.config.aggregation.value_range  # the noise of few clients is wide: what is published is clipped
     np.testing.assert_allclose(moved, np.clip(total / 2 / 1024, -most, most), rtol=1e-5, atol=1e-6)
 
 
@@ -180,7 +180,7 @@ async def test_a_round_waits_for_its_key_holders_as_long_as_it_takes(service: Se
         async with asyncio.timeout(20):
             while not (await one.round(service.task, sent.round)).opening:
                 await asyncio.sleep(0.01)
-        service.clock.ahead = 10 * service.task.config.opening_seconds
+        service.clock.ahead = 10 * service.task.config.rounds.opening_seconds
         with refused(UNREACHABLE, "still closed"):
             await one.wait(service.task, sent, within=0.2)
         assert [status.said for status in (await one.round(service.task, sent.round)).committee] == [""] * 4
@@ -220,7 +220,7 @@ async def test_wait_goes_on_through_a_restart_of_the_server(service: Service, pr
 async def test_privacy_is_counted_by_acknowledgement(service: Service) -> None:
     task, plan = service.task, service.task.config.privacy
     async with service.client(1) as client:
-        assert client.privacy_planned(task) == epsilon(plan, task.config.max_openings) > 0
+        assert client.privacy_planned(task) == epsilon(plan, task.config.rounds.max_openings) > 0
         assert client.privacy_spent(task) == 0
         sent = await submit(client, service)
         assert client.privacy_spent(task) == epsilon(plan, 1) > 0

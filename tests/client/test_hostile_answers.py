@@ -30,6 +30,7 @@ from he_protocol.problems import DIGEST_MISMATCH, TOO_LARGE, UNEXPECTED_ANSWER, 
 from he_protocol.task import Task
 from tests.support.fake_server import FakeServer
 from tests.support.parties import NOW, World
+from tests.support.plans import changed
 from tests.unit.refusals import refused
 
 ONCE = RetryPolicy(give_up=0)
@@ -241,7 +242,7 @@ async def test_version_0_is_the_model_that_the_authority_signed(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     honest, other = model_of(world, 0.0), model_of(world, 1.0)
-    assert hashlib.sha256(honest).digest() == world.task.config.initial_model
+    assert hashlib.sha256(honest).digest() == world.task.config.model.initial_model
     async with serving(published(honest, "0")) as url, device(url, world, tmp_path) as client:
         assert (await client.pull_model(world.task)).version == 0
     async with serving(published(other, "0")) as url, device(url, world, tmp_path) as client:
@@ -281,7 +282,7 @@ async def test_a_large_model_is_in_memory_once(tmp_path: Path) -> None:
     """As tensors; before, its bytes stood beside them, twice, and the flat vector too: 67 MB of 17."""
     world = World(plan={"scheme": "kahe", "profile": "kahe-14", "scale": 16.0})
     size = 4 * MIB
-    config = replace(world.task.config, tensors=(replace(world.tensors[0], shape=(size,)),))
+    config = changed(world.task.config, tensors=(replace(world.tensors[0], shape=(size,)),))
     task = Task(config, "", world.task.hash)
     body = save({"w": np.ones(size, dtype=np.float32)})
     async with serving(published(body, "1")) as url, device(url, world, tmp_path) as client:

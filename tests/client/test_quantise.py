@@ -11,8 +11,9 @@ import pytest
 
 from he_client.quantise import BLOCK, UpdateQuantiser, quantise_update, secret_words
 from he_client.tensors import flatten, unflatten
+from he_protocol.config import TensorSpec
 from he_protocol.problems import BAD_PLAN, BAD_TENSORS
-from he_protocol.task import Task, TensorSpec
+from he_protocol.task import Task
 from tests.support.parties import World
 from tests.unit.refusals import refused
 
@@ -92,7 +93,7 @@ def test_the_weight_rides_along_and_scales_the_update(world: World) -> None:
 def test_two_weighted_updates_sum_to_a_weighted_mean(world: World) -> None:
     task = task_of(world, 1, weighting="examples", weight_cap=100.0)
     total = quantise_update(task, floats(1.0), 25, no_words) + quantise_update(task, floats(3.0), 75, no_words)
-    assert total[0] / total[1] * task.config.value_range == pytest.approx((25 * 1 + 75 * 3) / 100)
+    assert total[0] / total[1] * task.config.aggregation.value_range == pytest.approx((25 * 1 + 75 * 3) / 100)
 
 
 def test_a_clipped_update_keeps_its_bound_under_its_weight(world: World) -> None:
@@ -106,7 +107,7 @@ def test_the_noise_is_what_the_task_promises(world: World, unit: str) -> None:
     plan = CLIENT_LEVEL | {"unit": unit, "noise_multiplier": 0.5}
     count = 40_000
     task = task_of(world, count, privacy=plan, weighting="fixed" if unit == "record" else "uniform")
-    promised = hypot(0.5 * (1.0 * 1024 + sqrt(count)), 2) / sqrt(task.config.min_clients)
+    promised = hypot(0.5 * (1.0 * 1024 + sqrt(count)), 2) / sqrt(task.config.rounds.min_clients)
     assert task.noise_std == pytest.approx(promised)
     encoded = quantise_update(task, np.zeros(count, dtype=np.float32), None)
     assert abs(encoded.std() / promised - 1) < 6 / sqrt(2 * count)

@@ -71,7 +71,7 @@ async def test_a_dropped_response_is_answered_by_the_same_bytes_and_counts_once(
         assert await one.wait(service.task, sent) == 1
         opened = await one.opened_sum(service.task, sent.round)
         assert (await one.round(service.task, sent.round)).updates == 2
-    assert_opens_to(service.task.config.scheme, opened, [integers(service, 1), integers(service, 10)])
+    assert_opens_to(service.task.config.encryption.scheme, opened, [integers(service, 1), integers(service, 10)])
 
 
 async def test_a_device_that_dies_after_sealing_resends_what_it_sealed(service: Service, proxy: Proxy) -> None:

@@ -13,10 +13,11 @@ from he_client import HushSumClient
 from he_client.client import SPENDING_FILE
 from he_client.spending import Spending
 from he_party.transport import RetryPolicy
+from he_protocol.config import TensorSpec
 from he_protocol.errors import ProblemError
 from he_protocol.privacy.plan import PrivacyPlan, epsilon, spent_together
 from he_protocol.problems import BUDGET_EXHAUSTED, INTERNAL, MALFORMED, NOT_FOUND, STALE_UPDATE, ProblemType
-from he_protocol.task import Task, TensorSpec
+from he_protocol.task import Task
 from tests.support.fake_server import FakeServer, refusal
 from tests.support.parties import NOW, World
 from tests.unit.refusals import refused

@@ -17,9 +17,11 @@ from he_party.tasks import MEMORY_FILE, Listed, SeenEpoch, TaskMemory, choose, l
 from he_party.transport import RetryPolicy, Transport
 from he_protocol import documents
 from he_protocol.identity.jws import SigningKey
-from he_protocol.problems import AMBIGUOUS_TASK, BAD_PLAN, BAD_SIGNATURE, MALFORMED, NOT_FOUND, OLD_EPOCH
-from he_protocol.task import Task, check_config
+from he_protocol.problems import AMBIGUOUS_TASK, BAD_PLAN, BAD_SIGNATURE, MALFORMED, NOT_FOUND, OLD_EPOCH, WRONG_SCHEME
+from he_protocol.schemes.registry import insecure_profiles
+from he_protocol.task import Task
 from tests.support.fake_server import FakeServer, answer
+from tests.support.kahe import INSECURE_TASK
 from tests.support.parties import NOW, World
 from tests.unit.refusals import refused
 
@@ -80,6 +82,22 @@ async def test_a_server_that_labels_a_weak_task_as_the_one_that_was_asked_for(
                 await transport.task(wanted)
 
 
+async def test_no_client_and_no_key_holder_takes_a_profile_for_tests(world: World, tmp_path: Path) -> None:
+    """Its ring is so small that nothing would be hidden."""
+    with insecure_profiles():
+        weak = world.signed(world.task.config, **INSECURE_TASK)
+    async with FakeServer(weak) as server:
+        identity = world.client("victim")
+        async with HushSumClient(server.url, identity, state_dir=tmp_path, clock=lambda: NOW, retry=ONCE) as client:
+            with refused(WRONG_SCHEME, "for tests only"):
+                await client.task(weak.id)
+            with insecure_profiles():
+                assert (await client.task(weak.id)).token == weak.token
+        async with Transport(server.url, world.committee[0], retry=ONCE) as transport:
+            with refused(WRONG_SCHEME, "for tests only"):
+                await transport.task(weak.id)
+
+
 def test_labels_count_for_nothing(world: World) -> None:
     task = epoch(world, 1)
     assert choose(listed(world, task, name="another", label="0" * 64), "keyboard") == task
@@ -129,7 +147,7 @@ def test_a_name_that_looks_like_a_hash(world: World) -> None:
     """The authority signs no such name; were there one, 64 hex digits would still mean the hash."""
     task = world.task
     with refused(BAD_PLAN, "hash"):
-        check_config(replace(task.config, name="a" * 64))
+        replace(task.config, name="a" * 64).check()
     decoy = Task(replace(task.config, name=task.id), "token", bytes(32))
     both = Listed((decoy, task), ())
     assert choose(both, task.id) is task

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy, mse_loss
 
 from he_client.training import arrays, clipped_gradient_sum, difference, load_arrays, poisson_sample, tensor_specs
-from he_protocol.task import TensorSpec
+from he_protocol.config import TensorSpec
 
 
 class Affine(nn.Module):

@@ -83,7 +83,8 @@ _REQUEST = "he_protocol/identity/requests.py: check_request"
 _SHARE = "he_server/rules/shares.py: check_share"
 _CHOICES = "he_protocol/sharing.py: choices"
 _SETTLE = "he_server/rules/choosing.py: settle"
-_MEAN = "he_server/rules/aggregation.py: mean_of"
+_MEAN = "he_protocol/aggregation/combination.py: MeanOfAll"
+_MIDDLE = "he_protocol/aggregation/combination.py: MiddleOfBuckets"
 _FRAME = "he_server/services/frames.py: Frame"
 _CHOOSE = "he_party/tasks.py: choose"
 _ADMIT = "he_server/store/updates.py: admit"
@@ -152,7 +153,9 @@ EDITS = (
         '"update_id", sa.LargeBinary, primary_key=True),\n        sa.Column("opening", sa.Integer, primary_key=True)',
         at="migrations/he_migrations/ledger/versions/0001_votes.py: upgrade",
     ),
-    _never("keys/he_holder/holder.py: join", "task.config.min_clients < self.min_clients_floor", "a manifest of one"),
+    _never(
+        "keys/he_holder/holder.py: join", "task.config.rounds.min_clients < self.min_clients_floor", "a manifest of one"
+    ),
     _never("keys/he_holder/holder.py: join", "task.committee.colluders < self.least_f", "a committee"),
     *_returns("keys/he_holder/holder.py", "check_promise"),
     Edit(
@@ -225,12 +228,15 @@ EDITS = (
     ),
     Edit("he_party/tasks.py: TaskMemory", "write_durably(self._path,", "(lambda *_: None)(self._path,"),
     _never(_CHOOSE, "looks_like_hash(wanted)", "a name that looks"),
-    _never("he_protocol/task.py: check_config", "looks_like_hash(config.name)"),
+    _never("he_protocol/config.py: check_name", "looks_like_hash(name)"),
     Edit("he_party/tasks.py: read", "except ProblemError as refusal:", "except KeyboardInterrupt as refusal:"),
+    *_returns("he_protocol/schemes/registry.py", "check_secure"),
     *_returns("he_client/floors.py", "check_floors"),
     Edit("he_client/client.py: encrypt", "await asyncio.to_thread(check_floors, task, self._floors)", "pass"),
     _never("he_client/published.py: check_version", "int(version) == 0 and etag != signed"),
-    _never("he_server/blobs/tensor_file.py: keep_model", "sha256 != task.config.initial_model.hex()"),
+    _never(
+        "he_server/blobs/tensor_file.py: keep_model", "sha256 != (expected := task.config.model.initial_model.hex())"
+    ),
     *_returns("he_protocol/envelope.py", "check_key"),
     Edit("he_protocol/identity/jws.py: check_public", "if y in _LOW_ORDER_Y:", "if False:", at=_POINT),
     Edit("he_protocol/identity/jws.py: check_public", "y >= CURVE_PRIME or ", "", at=_POINT),
@@ -332,7 +338,7 @@ EDITS = (
     Edit("he_server/rules/manifests.py: plan_round", "and u.update_id in lost", "and False"),
     Edit(
         "he_server/rules/committee.py: check_member",
-        "if index is None or task.config.holders[index].key != party.public:",
+        "if index is None or task.config.committee.holders[index].key != party.public:",
         "if index is None:",
     ),
     *_returns("he_server/rules/committee.py", "check_self"),
@@ -359,16 +365,16 @@ EDITS = (
     Edit(
         _CHOICES, "combinations(sorted(heard), sharing.threshold)", "[tuple(heard)[: sharing.threshold]]", "different"
     ),
-    Edit(_MEAN, 'if config.combination == "mean":', "if True:", "a huge update, in range"),
+    Edit(_MIDDLE, "trim = self.left_out(len(means))", "trim = 0", "a huge update, in range"),
     Edit(
         _MEAN,
-        "np.clip(dequantise(reduce(np.add, sums), config.scale) / sum(weights), -largest, largest)",
-        "dequantise(reduce(np.add, sums), config.scale) / sum(weights)",
+        "np.clip(dequantise(reduce(np.add, sums), scale) / sum(weights), -largest, largest)",
+        "dequantise(reduce(np.add, sums), scale) / sum(weights)",
         "moving the mean",
     ),
-    Edit(_MEAN, "np.clip(means, -largest, largest, out=means)", "pass", "moving the mean"),
-    _never("he_server/rules/aggregation.py: weight_of", "not max(least, 0.0) < final <= most"),
-    *_returns("he_protocol/sum_bounds.py", "check_weight"),
+    Edit(_MIDDLE, "np.clip(means, -largest, largest, out=means)", "pass", "moving the mean"),
+    _never("he_protocol/aggregation/weighting.py: check_summed", "not max(least, 0.0) < final <= most"),
+    *_returns("he_protocol/aggregation/weighting.py", "check_cap"),
     *_returns("he_server/blobs/vectors.py", "check_vector"),
     _never("he_server/services/receive.py: check_body", "section.layout is not None"),
     _never(_FRAME, "size is not None and size > limit"),
@@ -490,7 +496,7 @@ EDITS = (
     ),
     Edit(
         "he_server/rules/manifests.py: check_update",
-        "check_base_version(update.base_version, now.version, task.config.staleness)",
+        "check_base_version(update.base_version, now.version, task.config.rounds.staleness)",
         "pass",
         "an update that becomes",
     ),

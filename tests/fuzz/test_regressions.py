@@ -11,13 +11,13 @@ from joserfc.util import urlsafe_b64encode
 from msgspec.structs import replace
 
 from he_party.keyfile import KeyRecord, read_private
+from he_protocol.config import TaskConfig
 from he_protocol.documents import TaskStatus
 from he_protocol.errors import TEXT_LIMIT, ProblemError
 from he_protocol.messages import from_json, to_json
 from he_protocol.privacy.plan import PrivacyPlan
 from he_protocol.problems import BAD_KEY_FILE, MALFORMED, UNEXPECTED_ANSWER
 from he_protocol.schemes import seal_codec
-from he_protocol.task import TaskConfig, check_config
 from tests.fuzz.targets.safetensors_file import read
 from tests.unit.refusals import refused
 
@@ -109,4 +109,4 @@ def test_a_plan_with_a_clip_norm_whose_square_is_no_float():
     config = from_json(next(v["payload"] for v in MESSAGES if v["type"] == "TaskConfig").encode(), TaskConfig)
     plan = PrivacyPlan("client", 2.0**600, 1.0, 1.0, 1e-5, 8.0)
     with pytest.raises(ProblemError, match="sum-could-wrap"):
-        check_config(replace(config, privacy=plan))
+        replace(config, privacy=plan).check()

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from he_protocol import messages
+from he_protocol.config import TaskConfig
 from he_protocol.messages import Message
-from he_protocol.task import TaskConfig
 
 _HERE = Path(__file__).parents[1] / "vectors"
 

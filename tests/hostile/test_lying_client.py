@@ -143,7 +143,7 @@ async def test_a_credential_that_runs_out_before_the_round_is_opened(
     """Off: it is in the round, and key holders refuse the whole manifest (below)."""
     if not defence:
         monkeypatch.setattr("he_server.services.submit.check_lasting", lambda *_: None)
-    lasts = int(world.clock()) + world.task.config.collect_seconds + world.task.config.opening_seconds
+    lasts = int(world.clock()) + world.task.config.rounds.collect_seconds + world.task.config.rounds.opening_seconds
     claims = read_unverified(mallory.credential, Credential)
     mallory.credential = world.authority.sign(replace(claims, exp=lasts))
     answer = await world.put(mallory, world.upload(mallory))

@@ -14,9 +14,9 @@ from he_holder.ledger import Ledger
 from he_holder.request import OpeningRequest
 from he_holder.rules import RELEASING, VOTING, Rule
 from he_protocol.committee import parse_committee
+from he_protocol.config import TensorSpec
 from he_protocol.errors import ProblemError
 from he_protocol.problems import NOT_CERTIFIED
-from he_protocol.task import TensorSpec
 from tests.property.quorums import OPENINGS, Asked, Court, Step
 from tests.support.openings import Sent, ask, certify, combine, send_kahe, shares
 from tests.support.parties import World, random_integers

@@ -7,8 +7,8 @@ import pytest
 from msgspec.structs import replace
 
 from he_holder.request import OpeningRequest
+from he_protocol.config import TensorSpec
 from he_protocol.problems import COMBINE_REFUSED, MANIFEST_MISMATCH, WRONG_SHARE
-from he_protocol.task import TensorSpec
 from he_server.rules.committee import Member
 from he_server.rules.records import RoundRecord
 from he_server.rules.shares import check_share
@@ -45,7 +45,7 @@ def test_an_old_share_in_a_new_rounds_place(made: World) -> None:
     """Off: of one holder it costs the round. Of a quorum it is a key of as many clients, and noise opens."""
     (old, before), (new, sent) = played(made, 1), played(made, 2)
     replayed, _ = answer(made, 0, old, key_sections(made, before))
-    member = Member(0, made.task.config.holders[0])
+    member = Member(0, made.task.config.committee.holders[0])
     with refused(MANIFEST_MISMATCH):
         check_share(made.task, record(new), member, replace(replayed, round=2))
     honest = shares(made, 0, new, sent) | shares(made, 1, new, sent)
@@ -60,7 +60,7 @@ def test_an_old_share_in_a_new_rounds_place(made: World) -> None:
 def test_a_share_without_one_of_its_parts(made: World) -> None:
     new, sent = played(made, 3)
     whole, _ = answer(made, 0, new, key_sections(made, sent))
-    member = Member(0, made.task.config.holders[0])
+    member = Member(0, made.task.config.committee.holders[0])
     check_share(made.task, record(new), member, whole)
     with refused(WRONG_SHARE):
         check_share(made.task, record(new), member, replace(whole, vectors=whole.vectors[:-1]))

@@ -10,13 +10,15 @@ from he_holder import rules
 from he_holder.hpke_key import HpkeKey
 from he_holder.rules import Rule, check_all
 from he_protocol.arithmetic.residues import unpack
+from he_protocol.config import TensorSpec
 from he_protocol.identity.jws import SigningKey
 from he_protocol.privacy.quantise import Integers
 from he_protocol.problems import BAD_SIGNATURE, NUMBER_USED, UPDATE_OPENED_BEFORE, ProblemType
 from he_protocol.schemes.kahe import PROFILES
-from he_protocol.task import Task, TensorSpec
+from he_protocol.task import Task
 from tests.support.openings import Sent, after, ask, decrypt_sum, send_kahe
 from tests.support.parties import World, random_integers
+from tests.support.plans import changed
 from tests.support.rules import without
 from tests.unit.refusals import refused
 
@@ -58,8 +60,9 @@ def test_a_manifest_that_shrinks_by_one_gives_the_victim_away(
 def test_a_task_with_the_servers_keys_in_the_holders_place(world: World) -> None:
     """Off, a client that believes the server's signature: the server alone opens its update."""
     liar, own = SigningKey.generate(), [HpkeKey.generate() for _ in range(3)]
-    holders = tuple(replace(h, hpke=key.public) for h, key in zip(world.task.config.holders, own, strict=True))
-    token = liar.sign(replace(world.task.config, holders=holders))
+    honest = world.task.config.committee.holders
+    holders = tuple(replace(h, hpke=key.public) for h, key in zip(honest, own, strict=True))
+    token = liar.sign(changed(world.task.config, holders=holders))
     with refused(BAD_SIGNATURE):
         Task.from_token(token, world.authority.key.public)
     world.__dict__["task"], world.hpke = Task.from_token(token, liar.public), own

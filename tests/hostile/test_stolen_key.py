@@ -14,10 +14,10 @@ from he_holder.holder import KeyHolder
 from he_holder.ledger import Ledger
 from he_party.identity import Identity
 from he_protocol import documents, paths, problems, tus
+from he_protocol.config import TensorSpec
 from he_protocol.identity.jws import SigningKey, read_unverified
 from he_protocol.identity.revocation import Revocations
 from he_protocol.messages import Credential, RevocationList, Screening, Share
-from he_protocol.task import TensorSpec
 from he_server.services.revocations import REVOCATIONS_SECONDS
 from tests.keys.holders import QUICK, holder_of, line_to, open_round
 from tests.server.conftest import both

@@ -22,6 +22,7 @@ from he_client import HushSumClient, Identity, Submission
 from he_party.transport import RetryPolicy
 from he_protocol.task import Task
 from tests.client.schemes import assert_opens_to
+from tests.support.plans import tables
 
 CLIENTS, HOLDERS, THRESHOLD, AGREEMENT = 4, 4, 2, 3
 TASK = "test-task"
@@ -81,7 +82,7 @@ class Processes:
         self.tls = tls
         self._environment = QUIET | {"HUSHSUM_SERVER_LEASE_SECONDS": "1"} | dict(environment or {})
         self._parties = Deployment(root, clients, HOLDERS)
-        self._parties.provision(plan(scheme, profile) | dict(changes or {}), dict(model))
+        self._parties.provision(tables(plan(scheme, profile) | dict(changes or {})), dict(model))
         self.task = Task.from_token((root / "task.jws").read_text(), self._parties.authority.public)
         self.holders = self._parties.holder_names
         self.running: dict[str, subprocess.Popen[bytes]] = {}
@@ -293,7 +294,7 @@ class Round:
         assert len(set(versions)) == 1
         assert len({sent.round for sent in self.sent}) == 1
         opened = await self.clients[0].opened_sum(self.task, self.sent[0].round)
-        assert_opens_to(self.task.config.scheme, opened, self.integers[: len(self.sent)])
+        assert_opens_to(self.task.config.encryption.scheme, opened, self.integers[: len(self.sent)])
         return versions[0]
 
     async def publish(self) -> int:

@@ -15,10 +15,10 @@ from safetensors.numpy import load, save
 
 from he_holder.request import OpeningRequest
 from he_holder.rules import check_all
+from he_protocol.config import TensorSpec
 from he_protocol.documents import DroppedBucket
 from he_protocol.messages import FailedBucket, Share
 from he_protocol.problems import COMBINE_REFUSED
-from he_protocol.task import TensorSpec
 from he_server.blobs.keys import model_blob, share_blob, sum_blob, total_blob, update_blob
 from he_server.blobs.local import LocalBlobs
 from he_server.blobs.store import BlobStore

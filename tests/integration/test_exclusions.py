@@ -102,7 +102,7 @@ class Clients:
     async def send_by_deadline(self, *numbers: int) -> None:
         """The round closes with these, though it could take more."""
         await self.send(*numbers)
-        self.service.clock.ahead += self.service.task.config.collect_seconds
+        self.service.clock.ahead += self.service.task.config.rounds.collect_seconds
         async with asyncio.timeout(SECONDS):
             while await self.state(numbers[0]) == "open":
                 await asyncio.sleep(0.02)
@@ -115,7 +115,9 @@ class Clients:
         (version,) = {await self.version_of(number) for number in numbers}
         (round_,) = {self.sent[number].round for number in numbers}
         opened = await (await self.client(numbers[0])).opened_sum(self.service.task, round_)
-        assert_opens_to(self.service.task.config.scheme, opened, [self.vectors[number] for number in numbers])
+        assert_opens_to(
+            self.service.task.config.encryption.scheme, opened, [self.vectors[number] for number in numbers]
+        )
         return version
 
     async def told(self, number: int, problem: ProblemType, detail: str = "") -> None:
@@ -170,11 +172,11 @@ async def test_a_credential_that_expired_while_its_round_waited(service: Service
     config = service.task.config
     path = service.folder(6) / "credential.jws"
     claims = read_unverified(path.read_text(), Credential)
-    lasts = int(service.clock()) + 2 * config.collect_seconds + config.opening_seconds + 60
+    lasts = int(service.clock()) + 2 * config.rounds.collect_seconds + config.rounds.opening_seconds + 60
     path.write_text(authority_of(service).sign(replace(claims, exp=lasts)))
     await clients.send_by_deadline(7, 8, 9)
     await clients.send(1, 2, 3, 4, 5, 6)
-    service.clock.ahead += config.collect_seconds + config.opening_seconds + 60
+    service.clock.ahead += config.rounds.collect_seconds + config.rounds.opening_seconds + 60
     async with service.committee():
         await clients.published(7, 8, 9)
         await clients.published(*REST)
@@ -188,7 +190,7 @@ async def test_a_credential_that_expired_while_its_round_waited(service: Service
 def sealing_badly(monkeypatch: pytest.MonkeyPatch, service: Service, *numbers: int) -> None:
     """Clients seal envelopes that these holders cannot open."""
     seal = kahe.seal_envelope  # type: ignore[attr-defined]
-    bad = {service.task.config.holders[number - 1].hpke for number in numbers}
+    bad = {service.task.config.committee.holders[number - 1].hpke for number in numbers}
 
     def sealed(plaintext: bytes, public: bytes, info: bytes) -> bytes:
         box = seal(plaintext, public, info)

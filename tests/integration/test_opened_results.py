@@ -182,7 +182,7 @@ def test_a_client_that_takes_the_weight_away(blobs: BlobStore, off: bool, monkey
     values = [honest, evil, *[honest] * (2 * BUCKETS - 2)]
     round_ = Played(made, [send_kahe(made, f"client-{i}", value) for i, value in enumerate(values)], blobs)
     if off:  # 1000 units of weight: the sum of the honest coordinates by it is 10.5, where the mean is 0.01
-        monkeypatch.setattr("he_protocol.sum_bounds.SumPlan.weights", lambda *_: (0.0, np.inf))
+        monkeypatch.setattr("he_protocol.aggregation.weighting.Examples.summed", lambda *_: (0.0, np.inf))
     outcome = checked(round_, [round_.released(holder) for holder in range(3)])
     assert isinstance(outcome, Checked)
     assert len(outcome.dropped) == (0 if off else 1)
@@ -227,7 +227,7 @@ async def test_a_lying_holder_behind_a_real_server(
         one, two = [await stack.enter_async_context(service.client(n)) for n in (1, 2)]
         before = await one.pull_model(task)
         sent, _ = await asyncio.gather(*(client.submit(task, update, base_version=0) for client in (one, two)))
-        while (await one.round(task, sent.round)).shares < task.config.threshold:
+        while (await one.round(task, sent.round)).shares < task.config.committee.threshold:
             await asyncio.sleep(0.02)
         runs.append(asyncio.create_task(agents[-1].run()))
         assert await one.wait(task, sent, within=20) == 1
@@ -237,5 +237,5 @@ async def test_a_lying_holder_behind_a_real_server(
         await asyncio.gather(*runs, return_exceptions=True)
     np.testing.assert_allclose(after.tensors["w"] - before.tensors["w"], 0.25, atol=1e-4)
     np.testing.assert_allclose(after.tensors["b"], 0.0, atol=1e-4)
-    if task.config.threshold == HOLDERS - 1:  # the liar was needed at first
+    if task.config.committee.threshold == HOLDERS - 1:  # the liar was needed at first
         assert "suspects=['holder-1']" in capsys.readouterr().out

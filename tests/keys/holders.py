@@ -17,19 +17,11 @@ from tests.support.parties import NOW, World
 QUICK = RetryPolicy(first=0.01, longest=0.02, give_up=1.0)
 PLAN_FILE = """
 name = "demo"
+epoch = 1
+
+[encryption]
 scheme = "{scheme}"
 profile = "{profile}"
-epoch = 1
-value_range = 4.0
-min_clients = 3
-max_clients = 8
-collect_seconds = 60
-opening_seconds = 60
-staleness = 2
-max_openings = 10
-threshold = 1
-agreement = 1
-allow_no_collusion = true
 
 [privacy]
 unit = "client"
@@ -37,6 +29,22 @@ clip_norm = 1.0
 noise_multiplier = 4.0
 delta = 1e-5
 epsilon_budget = 100.0
+
+[rounds]
+min_clients = 3
+max_clients = 8
+collect_seconds = 60
+opening_seconds = 60
+staleness = 2
+max_openings = 10
+
+[aggregation]
+value_range = 4.0
+
+[committee]
+threshold = 1
+agreement = 1
+allow_no_collusion = true
 """
 
 

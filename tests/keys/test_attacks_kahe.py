@@ -18,6 +18,7 @@ from he_holder.rules import check_all
 from he_holder.schemes import make_share_maker
 from he_protocol.arithmetic.ntt_lanes import CommonProduct
 from he_protocol.arithmetic.residues import unpack
+from he_protocol.config import TensorSpec
 from he_protocol.envelope import seal as seal_envelope
 from he_protocol.problems import COMBINE_REFUSED, DIGEST_MISMATCH, WRONG_SIZE
 from he_protocol.schemes import kahe
@@ -32,7 +33,6 @@ from he_protocol.schemes.kahe import (
     explicit_subshare,
 )
 from he_protocol.sharing import choices
-from he_protocol.task import TensorSpec
 from he_testing.board import MemoryBoard
 from tests.support.kahe import FixedWords
 from tests.support.openings import Sent, ask, combine, decrypt_sum, folded, send_kahe, shares
@@ -96,7 +96,7 @@ def test_another_holders_envelope_does_not_open(made: World, victim: Sent) -> No
     for holder, swapped in ((0, (second, first, third)), (1, (second, first, third)), (2, (first, third, second))):
         with refused(DIGEST_MISMATCH):
             add(made, victim, holder, explicit + b"".join(swapped))
-    update, entries = (made.task.epoch_id, "victim", victim.header.update_id), made.task.config.holders
+    update, entries = (made.task.epoch_id, "victim", victim.header.update_id), made.task.config.committee.holders
     own, others = envelope_info(*update, entries[0].name), envelope_info(*update, entries[1].name)
     seeds = made.hpke[0].open(first, own)
     add(made, victim, 0, explicit + seal_envelope(seeds, entries[0].hpke, own) + second + third)

@@ -8,6 +8,7 @@ import pytest
 
 from he_authority.enrollment import issue_credential
 from he_authority.tasks import build_config
+from he_protocol.config import ModelSpec
 from he_protocol.identity.credentials import check_credential
 from he_protocol.identity.jws import SigningKey, verify
 from he_protocol.messages import Credential, EnrollRequest, Role
@@ -21,10 +22,10 @@ from he_protocol.problems import (
     WRONG_SCHEME,
     ProblemType,
 )
-from he_protocol.schemes.registry import load_scheme
-from he_protocol.task import check_config, sum_plan
+from tests.support.kahe import INSECURE_TASK
 from tests.support.parties import NOW, Authority, World
 from tests.support.parties import PLAN as SHAPE
+from tests.support.plans import tables
 from tests.unit.refusals import refused
 
 KEY = SigningKey.generate()
@@ -66,29 +67,29 @@ def world() -> World:
 
 def build(world: World, plan: dict[str, Any], **changes: Any) -> Any:
     parts = {
-        "tensors": world.tensors,
+        "model": ModelSpec(world.tensors, bytes(32)),
         "server": world.server.credential,
         "holders": [holder.credential for holder in world.committee],
         "authority": world.authority.key.public,
     }
-    return build_config(plan, **{**parts, **changes})
+    return build_config(tables(plan), **{**parts, **changes})
 
 
 def test_a_plan_becomes_a_checked_configuration(world: World) -> None:
     config = build(world, PLAN)
-    check_config(config)
+    config.check()
     assert config.server.key == world.server.key.public
-    assert [(h.name, h.key, h.hpke) for h in config.holders] == [
+    assert [(h.name, h.key, h.hpke) for h in config.committee.holders] == [
         (party.name, party.key.public, key.public) for party, key in zip(world.committee, world.hpke, strict=True)
     ]
-    assert config.fingerprint == load_scheme(config.scheme, config.profile).profile.fingerprint
+    assert config.encryption.fingerprint == config.encryption.load().profile.fingerprint
 
 
 def test_a_scale_that_is_left_out_is_the_largest_that_cannot_wrap(world: World) -> None:
     config = build(world, {name: value for name, value in PLAN.items() if name != "scale"})
-    assert config.scale == sum_plan(config).largest_scale() > 1024
+    assert config.encryption.scale == config.sum_plan.largest_scale() > 1024
     with refused(SUM_COULD_WRAP):
-        build(world, PLAN | {"scale": 2 * config.scale})
+        build(world, PLAN | {"scale": 2 * config.encryption.scale})
 
 
 @pytest.mark.parametrize(
@@ -96,6 +97,7 @@ def test_a_scale_that_is_left_out_is_the_largest_that_cannot_wrap(world: World) 
     [
         ({"scheme": "none"}, WRONG_SCHEME),
         ({"profile": "ckks-16"}, WRONG_SCHEME),
+        (INSECURE_TASK, WRONG_SCHEME),
         ({"min_clients": 0}, BAD_PLAN),
         ({"min_clients": 9}, BAD_PLAN),
         ({"privacy": {"unit": "hope"}}, BAD_PLAN),
@@ -120,7 +122,7 @@ def test_a_committee_that_one_holder_breaks_must_be_asked_for(world: World) -> N
     weak = PLAN | {"agreement": 2}
     with refused(BAD_COMMITTEE, "allow_no_collusion"):
         build(world, weak)
-    assert build(world, weak | {"allow_no_collusion": True}).agreement == 2
+    assert build(world, weak | {"allow_no_collusion": True}).committee.agreement == 2
 
 
 @pytest.mark.parametrize("name", ["scheme", "profile", "min_clients", "threshold", "agreement", "privacy"])

@@ -23,12 +23,12 @@ from he_holder.ledger import Ledger
 from he_party import keyfile
 from he_party.identity import AUTHORITY_FILE, CREDENTIAL_FILE, KEY_FILE, REQUEST_FILE, Identity, create
 from he_party.keyfile import KeyRecord, read_private, write_private
+from he_protocol.config import TensorSpec
 from he_protocol.errors import ProblemError
 from he_protocol.identity.jws import fingerprint, jwk_x, read_unverified
 from he_protocol.messages import Cnf, Credential, EnrollRequest, Jwk
 from he_protocol.privacy.quantise import Integers
 from he_protocol.problems import BAD_COMMITTEE, BAD_KEY_FILE, LEDGER_MISMATCH, NOT_ADDRESSED, UPDATE_OPENED_BEFORE
-from he_protocol.task import TensorSpec
 from tests.keys.holders import line_to, open_round
 from tests.support.fake_server import FakeServer, key_bodies
 from tests.support.openings import Sent, ask, combine, send_kahe

@@ -147,15 +147,15 @@ def test_private_files_are_private(office: Office) -> None:
 
 def test_a_signed_task_is_the_plan_and_the_model(office: Office) -> None:
     config = office.task.config
-    assert {spec.name: spec.shape for spec in config.tensors} == {"w": (5, 2), "b": (3,)}
-    assert (config.name, config.min_clients, config.threshold) == ("demo", 3, 1)
-    assert [holder.name for holder in config.holders] == ["holder-0"]
-    assert config.scale == 2.0 ** int(np.log2(config.scale))
+    assert {spec.name: spec.shape for spec in config.model.tensors} == {"w": (5, 2), "b": (3,)}
+    assert (config.name, config.rounds.min_clients, config.committee.threshold) == ("demo", 3, 1)
+    assert [holder.name for holder in config.committee.holders] == ["holder-0"]
+    assert config.encryption.scale == 2.0 ** int(np.log2(config.encryption.scale))
     said = done(*sign(out="again.jws"))
     assert "task 'demo', epoch 1, ckks/ckks-8192" in said
     assert "1 of 1 key holders open a sum once 1 voted for it" in said
     assert "(f = 0)" in said
-    assert f"scale 2^+{int(np.log2(config.scale))}" in said
+    assert f"scale 2^+{int(np.log2(config.encryption.scale))}" in said
 
 
 def test_keys_are_not_overwritten(office: Office) -> None:
@@ -222,7 +222,7 @@ def test_tasks_that_are_not_signed(office: Office) -> None:
     Path("binary.toml").write_bytes(b"\xff\xfe")
     refuses("bad-plan", *sign(plan="binary.toml"))
     Path("small.toml").write_text(PLAN.replace('scheme = "ckks"\n', ""))
-    assert "'scheme'" in refuses("bad-plan", *sign(plan="small.toml"))
+    assert "`scheme` - at `$.encryption`" in refuses("bad-plan", *sign(plan="small.toml"))
     refuses("bad-plan", *sign(plan="missing.toml"))
     refuses("bad-plan", *sign(model="plan.toml"))
     refuses("bad-plan", *sign(model="missing.safetensors"))
@@ -456,7 +456,7 @@ async def test_rotate_next_epoch_keygen_destroy(office: Office, monkeypatch: pyt
     assert all(word in said for word in ("--renews", "task next", "join", "destroy-epoch"))
     task = await asyncio.to_thread(following, office)
     assert (task.config.epoch, task.config.name) == (2, "demo")
-    assert task.config.holders[0].hpke != office.task.config.holders[0].hpke
+    assert task.config.committee.holders[0].hpke != office.task.config.committee.holders[0].hpke
     async with FakeServer(task) as server:
         await asyncio.to_thread(done, "join", "demo", "--server", server.url, "--data-dir", "holder")
     assert "epoch 1" in await asyncio.to_thread(

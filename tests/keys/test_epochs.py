@@ -17,13 +17,14 @@ from he_authority.enrollment import issue_credential
 from he_authority.tasks import build_config, next_epoch
 from he_holder import epochs, rules
 from he_holder.agent import Agent
-from he_holder.epochs import check_finished, destroy, due, secrets_of, state_of
+from he_holder.epochs import check_finished, destroy, due, joined_tasks, secrets_of, state_of
 from he_holder.holder import KeyHolder
 from he_holder.hpke_key import HpkeKey
 from he_holder.keyring import HpkeRecord, Keyring, check_ledger
 from he_holder.ledger import Ledger, VoteRecord
 from he_holder.request import OpeningRequest
 from he_party.keyfile import read_private
+from he_protocol.config import TensorSpec
 from he_protocol.identity.jws import fingerprint
 from he_protocol.problems import (
     BAD_COMMITTEE,
@@ -32,13 +33,17 @@ from he_protocol.problems import (
     INTERNAL,
     LEDGER_MISMATCH,
     UNREACHABLE,
+    WRONG_SCHEME,
     WRONG_STATE,
 )
-from he_protocol.task import Task, TensorSpec
+from he_protocol.schemes.registry import insecure_profiles
+from he_protocol.task import Task
 from tests.keys.holders import give_key, holder_of, line_to, open_round
 from tests.support.fake_server import FakeServer, key_bodies, problem
+from tests.support.kahe import INSECURE_TASK
 from tests.support.openings import Sent, ask, combine, send_kahe
 from tests.support.parties import NOW, PLAN, World, enrol_request, random_integers
+from tests.support.plans import tables
 from tests.support.rules import without
 from tests.support.seizure import read_one_update
 from tests.unit.refusals import refused
@@ -316,7 +321,8 @@ def renewed(world: World, index: int) -> tuple[HpkeKey, str]:
 def following(world: World) -> tuple[World, Task]:
     """The same parties with the keys of the next epoch."""
     keys, credentials = zip(*(renewed(world, index) for index in range(3)), strict=True)
-    config = next_epoch(world.task.config, credentials, world.authority.key.public, world.task.config.initial_model)
+    before = world.task.config
+    config = next_epoch(before, credentials, world.authority.key.public, before.model.initial_model)
     after = World(plan=world.plan, tensors=world.tensors, authority=world.authority, clients=world.clients)
     after.committee, after.server, after.hpke = world.committee, world.server, list(keys)
     after.task = world.signed(config)  # type: ignore[misc]
@@ -327,14 +333,25 @@ def test_the_next_epoch_is_the_same_plan_with_other_keys() -> None:
     world = kahe()
     _, task = following(world)
     before, after = world.task.config, task.config
-    assert (after.epoch, after.name, after.scale, after.tensors) == (2, before.name, before.scale, before.tensors)
-    assert [h.key for h in after.holders] == [h.key for h in before.holders]
-    assert not {h.hpke for h in after.holders} & {h.hpke for h in before.holders}
+    assert (after.epoch, after.name, after.encryption, after.model) == (2, before.name, before.encryption, before.model)
+    assert [h.key for h in after.committee.holders] == [h.key for h in before.committee.holders]
+    assert not {h.hpke for h in after.committee.holders} & {h.hpke for h in before.committee.holders}
     old = [holder.credential for holder in world.committee]
     with refused(BAD_COMMITTEE, "'holder-0' lists its key of the last epoch"):
-        next_epoch(before, old, world.authority.key.public, before.initial_model)
-    plan = PLAN | world.plan | {"epoch": 2, "agreement": 3}
-    build_config(plan, world.tensors, world.server.credential, old, world.authority.key.public)
+        next_epoch(before, old, world.authority.key.public, before.model.initial_model)
+    plan = tables(PLAN | world.plan | {"epoch": 2, "agreement": 3})
+    build_config(plan, before.model, world.server.credential, old, world.authority.key.public)
+
+
+async def test_a_joined_task_with_a_profile_for_tests_is_refused(scene: Scene) -> None:
+    """Also when it stands in the ledger already."""
+    holder = scene.holders[0]
+    with insecure_profiles():
+        weak = scene.world.signed(scene.world.task.config, name="weak", **INSECURE_TASK)
+        await holder.join(weak, scene.server.url)
+        assert weak.token in {task.token for task, _ in await joined_tasks(holder)}
+    with refused(WRONG_SCHEME, "for tests only"):
+        await joined_tasks(holder)
 
 
 async def test_after_the_rotation_a_round_of_the_next_epoch_opens_and_the_old_one_stays_closed(scene: Scene) -> None:

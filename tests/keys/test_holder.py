@@ -346,7 +346,7 @@ async def test_a_task_that_lists_other_keys_for_us(tmp_path: Path, world: World,
     async with holder_of(world, 0, tmp_path) as holder:
         task = world.task
         if which == "hpke":
-            first, *rest = task.config.holders
+            first, *rest = task.config.committee.holders
             task = world.signed(task.config, holders=(replace(first, hpke=HpkeKey.generate().public), *rest))
         else:
             mine = holder.identity

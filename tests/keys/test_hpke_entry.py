@@ -13,6 +13,7 @@ from he_holder.hpke_key import HpkeKey
 from he_holder.keyring import new_holder, rotate
 from he_holder.schemes import make_share_maker
 from he_protocol import envelope
+from he_protocol.config import ModelSpec, TensorSpec
 from he_protocol.envelope import (
     MLKEM_PUBLIC_BYTES,
     check_distinct,
@@ -24,9 +25,9 @@ from he_protocol.envelope import (
 from he_protocol.identity.jws import CURVE_PRIME, SigningKey, verify
 from he_protocol.messages import Credential, EnrollRequest
 from he_protocol.problems import BAD_COMMITTEE, BAD_SIGNATURE, MALFORMED, ProblemType
-from he_protocol.task import TensorSpec, check_config
 from tests.support.openings import send_kahe
 from tests.support.parties import NOW, PLAN, Authority, World, enrol_request, zeros_digest
+from tests.support.plans import changed, tables
 from tests.unit.refusals import refused
 
 KEY, OTHER = HpkeKey.generate(), HpkeKey.generate()
@@ -91,12 +92,13 @@ def test_one_unusable_key_would_stop_every_client_for_the_epoch(public: bytes, m
     """Off, the authority signs a task whose clients cannot seal; or, for a second spelling, seal to nobody."""
     world = World(plan={"scheme": "kahe", "profile": "kahe-14", "scale": 16.0})
     config = world.task.config
-    broken = replace(config, holders=(replace(config.holders[0], hpke=public), *config.holders[1:]))
+    first, *others = config.committee.holders
+    broken = changed(config, holders=(replace(first, hpke=public), *others))
     with refused(MALFORMED):
-        check_config(broken)
+        broken.check()
     with monkeypatch.context() as off:
         off.setattr(envelope, "check_key", lambda public: None)
-        check_config(broken)
+        broken.check()
 
 
 def committee(world: World, keys: list[bytes]) -> list[str]:
@@ -122,8 +124,8 @@ def test_two_holders_with_one_key_are_one_holder(third, monkeypatch: pytest.Monk
     world = World(plan={"scheme": "kahe", "profile": "kahe-14", "scale": 16.0}, tensors=(TensorSpec("w", (70,)),))
     keys = [key.public for key in world.hpke]
     credentials = committee(world, [keys[0], keys[1], third(keys)])
-    plan = PLAN | world.plan | {"agreement": 3, "initial_model": zeros_digest(world.tensors)}
-    asked = (plan, world.tensors, world.server.credential, credentials, world.authority.key.public)
+    plan, model = tables(PLAN | world.plan | {"agreement": 3}), ModelSpec(world.tensors, zeros_digest(world.tensors))
+    asked = (plan, model, world.server.credential, credentials, world.authority.key.public)
     with refused(BAD_COMMITTEE):
         build_config(*asked)
     with monkeypatch.context() as off:
@@ -152,7 +154,7 @@ def test_the_next_epoch_needs_both_halves_new() -> None:
         with refused(BAD_COMMITTEE, "last epoch"):
             next_epoch(world.task.config, committee(world, [half, *fresh[1:]]), world.authority.key.public, bytes(32))
     config = next_epoch(world.task.config, committee(world, fresh), world.authority.key.public, bytes(range(32)))
-    assert (config.epoch, config.initial_model) == (2, bytes(range(32)))
+    assert (config.epoch, config.model.initial_model) == (2, bytes(range(32)))
 
 
 def test_whoever_enrols_has_its_hpke_key() -> None:

@@ -15,6 +15,7 @@ from he_client.quantise import UpdateQuantiser
 from he_client.schemes.kahe import KaheEncryptor
 from he_holder.schemes import make_share_maker
 from he_protocol.arithmetic import residues
+from he_protocol.config import TensorSpec
 from he_protocol.identity.jws import read_unverified
 from he_protocol.messages import UpdateHeader
 from he_protocol.privacy.plan import PrivacyPlan
@@ -23,7 +24,7 @@ from he_protocol.schemes.registry import load_scheme
 from he_protocol.schemes.scheme import combine
 from he_protocol.sharing import Sharing
 from he_protocol.sum_bounds import plan_sums
-from he_protocol.task import TensorSpec
+from tests.support.kahe import SECURE
 from tests.support.parties import World
 
 
@@ -70,7 +71,7 @@ def test_the_mean_of_a_thousand_clients_is_right_to_seven_digits() -> None:
 
 
 @pytest.mark.parametrize("clients", [4, 40])
-@pytest.mark.parametrize("profile", sorted(PROFILES))
+@pytest.mark.parametrize("profile", sorted(SECURE))
 def test_the_planner_predicts_the_error_of_every_profile(profile: str, clients: int) -> None:
     """At the scale that the planner itself offers."""
     length = 40_000
@@ -99,7 +100,7 @@ from pathlib import Path
 import numpy as np
 from he_client.quantise import UpdateQuantiser
 from he_client.schemes.kahe import KaheEncryptor
-from he_protocol.task import TensorSpec
+from he_protocol.config import TensorSpec
 from tests.support.parties import World
 
 def memory(name):

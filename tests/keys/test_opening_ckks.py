@@ -10,12 +10,12 @@ import pytest
 
 from he_holder.schemes import make_share_maker
 from he_protocol.arithmetic import residues
+from he_protocol.config import TensorSpec
 from he_protocol.errors import ProblemError
 from he_protocol.identity.jws import read_unverified
 from he_protocol.messages import UpdateHeader
 from he_protocol.problems import COMBINE_REFUSED
 from he_protocol.schemes.scheme import combine
-from he_protocol.task import TensorSpec
 from tests.support.parties import World, random_integers
 
 MANIFEST = bytes(range(32))

@@ -17,6 +17,7 @@ from he_holder.holder import KeyHolder
 from he_holder.opening import Openings
 from he_holder.request import OpeningRequest
 from he_protocol import documents, paths
+from he_protocol.config import TensorSpec
 from he_protocol.identity.jws import SigningKey, verify
 from he_protocol.messages import Exclusion, FailedBucket, Message, Objection, Screening, Share, Vote
 from he_protocol.problems import (
@@ -32,7 +33,6 @@ from he_protocol.problems import (
     UPDATE_OPENED_BEFORE,
     WRONG_STATE,
 )
-from he_protocol.task import TensorSpec
 from tests.keys.holders import holder_of, line_to, open_round
 from tests.support.fake_server import FakeServer, key_bodies, problem
 from tests.support.openings import Sent, ask, certify, send_kahe, share

@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 
 from he_party.keyfile import KeyRecord
 from he_protocol import problems
+from he_protocol.aggregation.combination import Mean
+from he_protocol.config import Optimiser, TaskConfig, TensorSpec
 from he_protocol.errors import ProblemError
 from he_protocol.identity.jws import SigningKey
 from he_protocol.privacy.quantise import Integers
-from he_protocol.task import Optimiser, TaskConfig, TensorSpec
-from he_server.rules.aggregation import Mean, mean_of, step, weight_of
+from he_server.rules.aggregation import mean_of, step, weight_of
 
 from .world import Clock, World
 
@@ -49,8 +50,8 @@ def test_examples_give_the_weighted_mean(clients: list[tuple[int, float]]) -> No
     plan = config(weighting="examples", weight_cap=64.0, scale=2.0**24)
     weights = np.array([min(n, 64) / 64 for n, _ in clients])
     values = np.array([[x] * 4 for _, x in clients])
-    sent = np.concatenate([weights[:, None] * values, weights[:, None] * plan.value_range], axis=1)
-    opened = np.rint(sent * plan.scale).astype(np.int64).sum(axis=0)
+    sent = np.concatenate([weights[:, None] * values, weights[:, None] * plan.aggregation.value_range], axis=1)
+    opened = np.rint(sent * plan.encryption.scale).astype(np.int64).sum(axis=0)
     expected = (weights[:, None] * values).sum(axis=0) / weights.sum()
     np.testing.assert_allclose(mean_of_one(opened, len(clients), plan), expected, atol=1e-4)
 
@@ -69,7 +70,7 @@ SUMS = [(np.array([100, 0, 0, -50]), 1), (np.array([600, 40, 0, 50]), 2), (np.ar
 def taken(plan: TaskConfig, sums: list[tuple[np.ndarray, int]], updates: int = 6) -> Mean:
     """Of a round of buckets, each its sum and number of updates."""
     weights = [weight_of(plan, int(opened[-1]), count, updates) for opened, count in sums]
-    values = [opened[:-1] if plan.weighting == "examples" else opened for opened, _ in sums]
+    values = [opened[:-1] if plan.aggregation.weighting == "examples" else opened for opened, _ in sums]
     return mean_of(values, weights, plan)
 
 

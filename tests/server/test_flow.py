@@ -9,9 +9,9 @@ import pytest
 from safetensors.numpy import load
 
 from he_protocol import documents, paths, problems
+from he_protocol.config import Optimiser
 from he_protocol.identity.jws import token_hash, verify
 from he_protocol.messages import FailedBucket, Manifest, Receipt
-from he_protocol.task import Optimiser
 
 from .conftest import both
 from .world import World, half_a_unit
@@ -141,7 +141,7 @@ async def test_a_bucket_that_does_not_open_is_dropped_and_named(empty_world: Wor
     await world.put_share(2, 1, await world.share(2, 1, {(2, 0): half_a_unit(task)}, failed=failed))
     await world.work()
     assert (await world.round(1)).state == "opening"  # and the fourth, about bucket 1: until it is late
-    world.clock.now += task.config.opening_seconds
+    world.clock.now += task.config.rounds.opening_seconds
     await world.work()
     status = await world.round(1)
     assert (status.state, status.failure) == ("published", None)

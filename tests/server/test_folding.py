@@ -12,15 +12,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from msgspec.structs import replace
 from safetensors.numpy import load
 from sqlalchemy import ColumnElement
 
 from he_protocol import paths, problems
 from he_protocol.arithmetic.residues import pack
+from he_protocol.config import TensorSpec
 from he_protocol.errors import ProblemError
 from he_protocol.schemes.registry import load_scheme
-from he_protocol.task import Task, TensorSpec
+from he_protocol.task import Task
 from he_server.blobs.keys import accumulator_blob, total_blob, update_blob
 from he_server.blobs.local import LocalBlobs, LocalWriter
 from he_server.blobs.vectors import fold_updates, read_total, stored_type, sum_layout
@@ -33,6 +33,7 @@ from he_server.store import folding
 from he_server.store.folding import Fold, FoldingStore
 from he_server.store.rounds import RoundStore
 from he_server.store.schema import accumulators
+from tests.support.plans import changed
 
 from .conftest import both
 from .world import UNIT, World
@@ -337,7 +338,7 @@ async def test_damaged_bytes_fail_a_closed_round(world: World) -> None:
 
 def _large_task(world: World, parameters: int) -> Task:
     fingerprint = load_scheme("kahe", "kahe-30").profile.fingerprint
-    config = replace(
+    config = changed(
         world.config(),
         scheme="kahe",
         profile="kahe-30",

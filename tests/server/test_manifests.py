@@ -103,7 +103,7 @@ async def test_what_the_server_sees_for_itself(world: World, what: str) -> None:
     expected = {
         "": (now, None),
         "stale": (Circumstances(now.formed, 2), problems.STALE_UPDATE),
-        "old": (Circumstances(now.formed + world.task.config.update_lifetime + 1, 0), problems.STALE_UPDATE),
+        "old": (Circumstances(now.formed + world.task.config.rounds.update_lifetime + 1, 0), problems.STALE_UPDATE),
         "expired": (
             Circumstances(read_unverified(update.credential, Credential).exp + 1, 0),
             problems.EXPIRED_CREDENTIAL,

@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 from safetensors.numpy import save
 
 from he_protocol.arithmetic.ntt_lanes import LANES
+from he_protocol.config import TensorSpec
 from he_protocol.problems import COMBINE_REFUSED, DISK_FULL, MALFORMED, WRONG_SIZE
 from he_protocol.schemes.scheme import blocks
-from he_protocol.task import TensorSpec
 from he_server.blobs.keys import model_blob, sum_blob, total_blob, velocity_blob
 from he_server.blobs.tensor_file import TensorFile, model_file, write_tensors
 from he_server.jobs.opening import write_version
@@ -39,21 +39,22 @@ def reference(closed: ClosedRound) -> tuple[bytes, bytes, bytes]:
     total = np.sum(sums, axis=0)
     weights = [float(closed.count)] * closed.buckets
     values = sums
-    if config.weighting == "examples":
-        weights = [one[-1] / SCALE / config.value_range for one in sums]
+    if config.aggregation.weighting == "examples":
+        weights = [one[-1] / SCALE / config.aggregation.value_range for one in sums]
         values = [one[:-1] for one in sums]
-    if config.combination == "mean":
+    if config.aggregation.combination == "mean":
         mean = np.clip(np.sum(values, axis=0) / SCALE / sum(weights), -1, 1)
     else:
         means = np.clip([one / SCALE / weight for one, weight in zip(values, weights, strict=True)], -1, 1)
         means.sort(axis=0)
         middle = (closed.buckets - 1) // 2
-        trim = middle if config.combination == "median" else min(max(1, closed.buckets // 4), middle)
+        trim = middle if config.aggregation.combination == "median" else min(max(1, closed.buckets // 4), middle)
         mean = means[trim : closed.buckets - trim].mean(axis=0)
-    velocity = (config.optimiser.momentum * closed.velocity.astype(np.float64) + mean).astype(np.float32)
+    velocity = (config.aggregation.optimiser.momentum * closed.velocity.astype(np.float64) + mean).astype(np.float32)
     after, at = {}, 0
-    for spec in config.tensors:
-        change = np.float32(config.optimiser.learning_rate) * velocity[at : at + spec.size].reshape(spec.shape)
+    rate = np.float32(config.aggregation.optimiser.learning_rate)
+    for spec in config.model.tensors:
+        change = rate * velocity[at : at + spec.size].reshape(spec.shape)
         after[spec.name] = closed.model[spec.name] + change
         at += spec.size
     updates = np.array([closed.buckets * closed.count])
@@ -199,7 +200,7 @@ OPENING = """
 import json, os, sys
 from pathlib import Path
 from he_bench.memory import PeakMemory
-from he_protocol.task import TensorSpec
+from he_protocol.config import TensorSpec
 from tests.support.closed_round import ClosedRound
 
 root, length, plan = Path(sys.argv[1]), int(sys.argv[2]), json.loads(sys.argv[3])

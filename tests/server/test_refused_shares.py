@@ -92,7 +92,7 @@ async def test_a_head_that_is_not_ascii(opening: World) -> None:
 
 async def test_a_share_that_comes_too_late(opening: World) -> None:
     late = await opening.share(2, 1)
-    opening.clock.now += opening.task.config.opening_seconds
+    opening.clock.now += opening.task.config.rounds.opening_seconds
     await opening.open(1, (0, 1))
     assert await opening.problem(await opening.put_share(2, 1, late)) == problems.WRONG_STATE
 
@@ -104,7 +104,7 @@ async def test_without_a_quorum_a_round_waits_and_says_for_whom(opening: World) 
     await world.vote(1)  # the same again: nothing changes
     await world.put_share(1, 1, await world.share(1, 1))
     assert await world.work() == 0
-    world.clock.now += 100 * world.task.config.opening_seconds
+    world.clock.now += 100 * world.task.config.rounds.opening_seconds
     assert await world.work() == 0
     status = await world.round(1)
     assert (status.state, status.failure) == ("opening", None)
@@ -175,7 +175,7 @@ async def test_a_share_that_does_not_open_waits_for_an_honest_one_whatever_the_h
     }
     await world.put_share(0, 1, await world.share(0, 1, lie))
     await world.put_share(1, 1, await world.share(1, 1))
-    world.clock.now += 10 * world.task.config.opening_seconds
+    world.clock.now += 10 * world.task.config.rounds.opening_seconds
     await world.work()
     assert (await world.round(1)).state == "opening"
     await world.open(1, (2, 3))

@@ -167,7 +167,7 @@ async def test_the_first_update_sets_the_deadline_and_the_round_closes_then(worl
     world.clock.now += 1000
     await world.fill(1)
     deadline = (await world.round(1)).deadline
-    assert deadline == world.clock.now + world.task.config.collect_seconds
+    assert deadline == world.clock.now + world.task.config.rounds.collect_seconds
     world.clock.now += 10
     await world.fill(1, first=1)
     assert (await world.round(1)).deadline == deadline
@@ -177,14 +177,14 @@ async def test_the_first_update_sets_the_deadline_and_the_round_closes_then(worl
     await world.form(1)
     status = await world.round(1)
     assert (status.state, status.updates) == ("opening", 2)
-    assert status.seconds["collect"] == world.task.config.collect_seconds
+    assert status.seconds["collect"] == world.task.config.rounds.collect_seconds
     assert (await world.round(2)).state == "open"
 
 
 @both
 async def test_too_few_clients(world: World) -> None:
     await world.fill(1)
-    world.clock.now += world.task.config.collect_seconds
+    world.clock.now += world.task.config.rounds.collect_seconds
     await world.work()
     status = await world.round(1)
     assert status.state == "failed"

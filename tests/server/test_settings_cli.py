@@ -14,7 +14,6 @@ from pathlib import Path
 
 import pytest
 import structlog
-from msgspec.structs import replace
 from sqlalchemy.exc import ProgrammingError
 from typer.testing import CliRunner
 
@@ -25,6 +24,8 @@ from he_protocol.identity.jws import SigningKey, jwk_x, verify
 from he_protocol.messages import EnrollRequest
 from he_server.cli.main import app
 from he_server.settings import load_settings
+from tests.support.kahe import INSECURE_TASK
+from tests.support.plans import changed
 
 from .world import Clock, World, initial_model
 
@@ -146,9 +147,18 @@ def test_tasks_offline(data_dir: Path, authority: SigningKey) -> None:
     assert (refused.exit_code, "[bad-signature]" in refused.stderr) == (2, True)
 
 
+def test_a_profile_for_tests_is_refused_offline(data_dir: Path, authority: SigningKey) -> None:
+    config = World(authority, read_private(data_dir / "server.key", KeyRecord), Clock()).config(**INSECURE_TASK)
+    (data_dir / "task.jws").write_text(authority.sign(config))
+    (data_dir / "initial.safetensors").write_bytes(initial_model(config))
+    add = ["task", "add", str(data_dir / "task.jws"), "--model", str(data_dir / "initial.safetensors")]
+    refused = run(app, [*add, "--data-dir", str(data_dir)])
+    assert (refused.exit_code, "'kahe-insecure' is insecure" in refused.stderr) == (2, True)
+
+
 def test_another_initial_model_is_refused_offline(data_dir: Path, authority: SigningKey) -> None:
     config = World(authority, read_private(data_dir / "server.key", KeyRecord), Clock()).config()
-    (data_dir / "task.jws").write_text(authority.sign(replace(config, initial_model=bytes(32))))
+    (data_dir / "task.jws").write_text(authority.sign(changed(config, initial_model=bytes(32))))
     (data_dir / "initial.safetensors").write_bytes(initial_model(config))
     add = ["task", "add", str(data_dir / "task.jws"), "--model", str(data_dir / "initial.safetensors")]
     refused = run(app, [*add, "--data-dir", str(data_dir)])

@@ -8,14 +8,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from msgspec.structs import replace
 from safetensors.numpy import save
 
 from he_protocol import documents, frames, paths, problems
+from he_protocol.config import ServerEntry, TaskConfig, TensorSpec
 from he_protocol.identity.jws import SigningKey
 from he_protocol.messages import Message
 from he_protocol.problems import ProblemType
-from he_protocol.task import ServerEntry, TaskConfig, TensorSpec
+from tests.support.kahe import INSECURE_TASK
+from tests.support.plans import changed
 from tests.unit.parties import ALICE
 
 from .conftest import both
@@ -43,6 +44,7 @@ async def test_the_same_task_again(empty_world: World) -> None:
     [
         ({"scheme": "none"}, problems.WRONG_SCHEME),
         ({"profile": "none"}, problems.WRONG_SCHEME),
+        (INSECURE_TASK, problems.WRONG_SCHEME),
         ({"fingerprint": bytes(32)}, problems.FINGERPRINT_MISMATCH),
         ({"threshold": 4}, problems.BAD_COMMITTEE),
         ({"agreement": 1}, problems.BAD_COMMITTEE),
@@ -51,7 +53,7 @@ async def test_the_same_task_again(empty_world: World) -> None:
         ({"scale": 1e30}, problems.SUM_COULD_WRAP),
         ({"server": ServerEntry("aggregator", ALICE.public)}, problems.NOT_ADDRESSED),
     ],
-    ids=lambda value: value.slug if isinstance(value, ProblemType) else next(iter(value)),
+    ids=lambda value: value.slug if isinstance(value, ProblemType) else "_".join(value),
 )
 async def test_a_task_that_is_refused(empty_world: World, changes: dict[str, Any], expected: ProblemType) -> None:
     config = empty_world.config(**changes)
@@ -96,6 +98,6 @@ async def test_tensors_that_are_not_the_tasks(empty_world: World, what: str) -> 
         "more": {"w": value, "v": value},
     }[what]
     model = bytes(save(tensors))
-    signed = replace(config, initial_model=hashlib.sha256(model).digest())  # the authority says so itself
+    signed = changed(config, initial_model=hashlib.sha256(model).digest())  # the authority says so itself
     status = await _post(empty_world, empty_world.authority.sign(signed), model)
     assert status == (400, problems.BAD_TENSORS)

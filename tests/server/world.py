@@ -21,6 +21,7 @@ from yarl import URL
 from he_party.keyfile import KeyRecord
 from he_protocol import documents, frames, paths
 from he_protocol.arithmetic.residues import ResidueLayout, pack
+from he_protocol.config import HolderEntry, ServerEntry, TaskConfig, TensorSpec
 from he_protocol.errors import ProblemError
 from he_protocol.identity.jws import SigningKey, fingerprint, jwk_x, payload_hash, read_unverified
 from he_protocol.identity.requests import prove_request
@@ -44,13 +45,14 @@ from he_protocol.messages import (
 from he_protocol.privacy.plan import PrivacyPlan
 from he_protocol.problems import ProblemType
 from he_protocol.schemes.registry import load_scheme
-from he_protocol.task import HolderEntry, ServerEntry, Task, TaskConfig, TensorSpec
+from he_protocol.task import Task
 from he_server.http.app import make_app
 from he_server.http.listening import Listener
 from he_server.http.process import make_listener, make_runner
 from he_server.jobs.worker import Worker
 from he_server.services.context import ServerContext
 from he_server.store.engine import make_engine
+from tests.support.plans import changed, made
 from tests.unit.parties import hpke_key
 
 START = 1_900_000_000.0
@@ -164,7 +166,7 @@ class World:
         return person
 
     def config(self, **changes: Any) -> TaskConfig:
-        config = TaskConfig(
+        config = made(
             name="demo",
             scheme="ckks",
             profile="ckks-8192",
@@ -187,8 +189,8 @@ class World:
             allow_no_collusion=True,
             initial_model=bytes(32),
         )
-        config = replace(config, **changes)
-        return replace(config, **({"initial_model": hashlib.sha256(initial_model(config)).digest()} | changes))
+        config = changed(config, **changes)
+        return changed(config, **({"initial_model": hashlib.sha256(initial_model(config)).digest()} | changes))
 
     async def add_task(self, **changes: Any) -> Task:
         config = self.config(**changes)
@@ -403,4 +405,4 @@ def _plaintext(coefficient: int, layout: ResidueLayout) -> bytes:
 
 
 def initial_model(config: TaskConfig, value: float = 0.0) -> bytes:
-    return bytes(save({t.name: np.full(t.shape, value, dtype=np.float32) for t in config.tensors}))
+    return bytes(save({t.name: np.full(t.shape, value, dtype=np.float32) for t in config.model.tensors}))

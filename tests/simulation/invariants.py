@@ -144,8 +144,8 @@ class Observer:
         opened = [self._manifests[m] for m, by in self._holders_of.items() if len(by) >= self._honest(THRESHOLD)]
         for task in self.world.cast.tasks:
             mine = [manifest.opening for manifest in opened if manifest.task_hash == task.hash]
-            if len(mine) > task.config.max_openings or max(mine, default=0) > task.config.max_openings:
-                self._violate("openings are within the plan", f"{sorted(mine)} of {task.config.max_openings}")
+            if len(mine) > task.config.rounds.max_openings or max(mine, default=0) > task.config.rounds.max_openings:
+                self._violate("openings are within the plan", f"{sorted(mine)} of {task.config.rounds.max_openings}")
         for manifest in opened:
             if min(Counter(entry.bucket for entry in manifest.updates).values()) < MIN_CLIENTS:
                 self._violate("sums are large enough", f"opening {manifest.opening}")
@@ -220,7 +220,7 @@ class Observer:
 
     def openings_left(self, task: str) -> int:
         """So many numbers has the server not used yet."""
-        most = next(t.config.max_openings for t in self.world.cast.tasks if t.id == task)
+        most = next(t.config.rounds.max_openings for t in self.world.cast.tasks if t.id == task)
         used = "SELECT max(opening) FROM rounds WHERE task_hash = ? AND state != 'closed'"
         known = "SELECT opened FROM tasks WHERE task_hash = ?"
         return most - max(self.world.seen(query, task)[0][0] or 0 for query in (used, known))
@@ -235,7 +235,7 @@ class Observer:
         )  # fmt: skip
         for (update,) in rows:
             frame = record.frames[update]
-            stale = frame.base < newest - frame.task.config.staleness
+            stale = frame.base < newest - frame.task.config.rounds.staleness
             found[update in record.spoilt or frame.client in record.revoked or stale].append(update)
         return found
 

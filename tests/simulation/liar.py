@@ -105,7 +105,7 @@ def make_lie(world: World, *, numbering: Numbering, unopened: bool, pick: int) -
         mine = [frame for frame in known if frame.client == client and frame.base == base]
         if pick >> client & 3 and mine:
             chosen.append(mine[-1])
-    least = task.config.min_clients
+    least = task.config.rounds.min_clients
     if len(chosen) < least:
         return None
     world.record.lies += 1
@@ -116,7 +116,7 @@ def make_lie(world: World, *, numbering: Numbering, unopened: bool, pick: int) -
         "few": used + 1,
         "skip": used + 2 + pick % 2,
         "reuse": 1 + pick % max(1, used),
-        "beyond": task.config.max_openings + 1,
+        "beyond": task.config.rounds.max_openings + 1,
     }[numbering]
     chosen = sorted(chosen[: least - 1] if numbering == "few" else chosen, key=lambda frame: frame.update_id)
     number = newest[0] if numbering == "fork" else FAR + world.record.lies

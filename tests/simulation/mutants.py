@@ -223,7 +223,7 @@ def too_few(patch: Patch) -> None:
 
 def counted_twice(patch: Patch) -> None:
     def counted(request: Any) -> None:
-        keys = {holder.name: holder.key for holder in request.task.config.holders}
+        keys = {holder.name: holder.key for holder in request.task.config.committee.holders}
         votes = [verify(token, Vote, keys[read_unverified(token, Vote).holder]) for token in request.votes]
         if sum(vote.manifest == request.manifest_hash for vote in votes) < request.task.committee.agreement:
             raise ProblemError(NOT_CERTIFIED, "too few votes")

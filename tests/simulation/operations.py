@@ -12,6 +12,7 @@ from pathlib import Path
 
 import structlog
 
+from he_protocol.schemes.registry import insecure_profiles
 from he_protocol.task import Task
 from he_server.jobs.garbage import collect_garbage
 
@@ -55,6 +56,7 @@ def _warm_up() -> None:
     gc.freeze()
 
 
+@insecure_profiles()
 def _run_once(schedule: Schedule) -> Record:
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(LOG_LEVEL))
     loop = VirtualLoop()

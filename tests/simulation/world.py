@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 from aiohttp import web
 
 from he_authority.tasks import build_config
@@ -37,14 +36,14 @@ from he_migrations.run import upgrade
 from he_party.keyfile import KeyRecord
 from he_party.transport import RetryPolicy, Transport
 from he_protocol import documents, paths
+from he_protocol.config import ModelSpec, TensorSpec
 from he_protocol.errors import ProblemError
 from he_protocol.identity.jws import fingerprint, jwk_x, verify
 from he_protocol.identity.revocation import Revocations, key_digest
 from he_protocol.messages import Receipt, RevocationList, SignedUpdate, from_json, to_json
 from he_protocol.problems import REVOKED_KEY
-from he_protocol.schemes import kahe, registry
 from he_protocol.schemes.kahe import box_bytes
-from he_protocol.task import Task, TensorSpec
+from he_protocol.task import Task
 from he_server.blobs.tensor_file import keep_model, write_tensors
 from he_server.cli.stored import abandon, recover
 from he_server.http.app import make_app
@@ -53,6 +52,7 @@ from he_server.services.context import ServerContext, open_server
 from he_server.settings import Settings
 from he_server.store.engine import sqlite_url
 from tests.support.parties import Authority, zeros_digest
+from tests.support.plans import tables
 
 from .disk import Disk
 from .machine import ACTIVITY, START, Activity, Crashed, Fate, Machine, VirtualLoop, enter
@@ -85,9 +85,7 @@ RESUMING = 0
 PAGE_BYTES = 1024
 """Of the databases: a schedule's rows are few, and every crash copies them."""
 NAME = "simulated"
-PROFILE = "kahe-simulated"
-SMALL = kahe.KaheProfile(PROFILE, "kahe", 64, 1073741441, 30, 6.4, 8.0, 0.0, "none")
-"""Insecure: a ring so small that a schedule takes milliseconds."""
+PROFILE = "kahe-insecure"
 QUICK = RetryPolicy(first=0.5, longest=1.0, give_up=3.0)
 SERVER = "server"
 
@@ -136,9 +134,6 @@ class Cast:
 @cache
 def cast() -> Cast:
     """Enrols everybody, signs the epochs of the task, and migrates the databases."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(kahe.PROFILES, PROFILE, SMALL)
-        registry.load_scheme("kahe", PROFILE)  # from here on it is known, to whom asks for it by name
     now = START - 60
     authority = Authority()
     server = authority.party("aggregator", "server", now=now)
@@ -149,8 +144,8 @@ def cast() -> Cast:
     public = authority.key.public
     tasks = []
     for epoch, special in enumerate(PLANS, start=1):
-        plan = PLAN | special | {"epoch": epoch, "initial_model": zeros_digest(tensors)}
-        config = build_config(plan, tensors, server.credential, credentials, public)
+        plan = tables(PLAN | special | {"epoch": epoch})
+        config = build_config(plan, ModelSpec(tensors, zeros_digest(tensors)), server.credential, credentials, public)
         tasks.append(Task.from_token(authority.key.sign(config), public))
     model = write_tensors({"w": np.zeros(COORDINATES, dtype=np.float32)})
     with tempfile.TemporaryDirectory(prefix="hushsum-simulation-") as folder:

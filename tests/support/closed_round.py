@@ -13,12 +13,12 @@ from safetensors.numpy import save
 
 from he_protocol.arithmetic.ntt_lanes import LANES, CommonProduct
 from he_protocol.arithmetic.residues import ResidueLayout, Residues, pack, unpack
+from he_protocol.config import Optimiser, TensorSpec
 from he_protocol.messages import Manifest, ManifestEntry, Share, ShareVector
 from he_protocol.privacy.quantise import Integers
 from he_protocol.schemes import scheme
 from he_protocol.schemes.ckks import CkksProfile
 from he_protocol.schemes.kahe import common_key
-from he_protocol.task import Optimiser, TensorSpec
 from he_server.blobs.keys import model_blob, share_blob, total_blob, velocity_blob
 from he_server.blobs.local import LocalBlobs
 from he_server.blobs.tensor_file import write_tensors
@@ -58,7 +58,7 @@ class ClosedRound:
             self.velocity = self._rng.standard_normal(self.task.parameters, dtype=np.float32)
         self.base = ModelRecord(version, 1 if version else None, "")
         self.keep_base()
-        if self.task.config.weighting == "examples":
+        if self.task.config.aggregation.weighting == "examples":
             for bucket in range(buckets):
                 self.weigh(bucket, 700 + bucket)
 

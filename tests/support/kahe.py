@@ -7,7 +7,12 @@ import numpy as np
 from he_client.schemes.kahe import JOB
 from he_protocol.arithmetic.keystream import derive_key, expand_words
 from he_protocol.privacy.gaussian import Gaussian, Samples
-from he_protocol.schemes.kahe import KaheProfile
+from he_protocol.schemes.kahe import PROFILES, KaheProfile
+
+SECURE = {name: profile for name, profile in PROFILES.items() if not profile.insecure_for_tests}
+INSECURE = PROFILES["kahe-insecure"]
+INSECURE_TASK = {"scheme": "kahe", "profile": INSECURE.name, "fingerprint": INSECURE.fingerprint}
+"""What a task says that no party may take."""
 
 
 def public_lanes(key: bytes, degree: int, modulus: int, group: int) -> np.ndarray:

@@ -91,7 +91,7 @@ def vote(
 
 def certify(world: World, request: OpeningRequest, holders: Sequence[int] | None = None) -> OpeningRequest:
     """The request with votes of these holders, by default of the first that are enough."""
-    voters = range(world.task.config.agreement) if holders is None else holders
+    voters = range(world.task.config.committee.agreement) if holders is None else holders
     return replace(request, votes=tuple(vote(world, holder, request) for holder in voters))
 
 
@@ -156,7 +156,7 @@ def decrypt_sum(
     by_id = {one.header.update_id: one for one in sent}
     listed = [by_id[header.update_id] for header in request.headers]  # as often as the manifest lists them
     parts: dict[int, bytes] = {}
-    for holder in quorum if quorum is not None else range(world.task.config.threshold):
+    for holder in quorum if quorum is not None else range(world.task.config.committee.threshold):
         parts |= shares(world, holder, request, listed, bucket)
     entries = zip(request.manifest.updates, listed, strict=True)
     return combine(world, parts, [one for entry, one in entries if entry.bucket == bucket])

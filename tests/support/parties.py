@@ -24,13 +24,15 @@ from he_holder.hpke_key import HpkeKey
 from he_holder.schemes import make_dealer
 from he_party.identity import Identity
 from he_protocol.arithmetic import residues
+from he_protocol.config import ModelSpec, TaskConfig, TensorSpec
 from he_protocol.envelope import possession_message
 from he_protocol.identity.jws import SigningKey, token_hash
 from he_protocol.messages import EnrollRequest, Manifest, ManifestEntry, Role, SectionEntry, SignedUpdate, UpdateHeader
 from he_protocol.privacy.quantise import Integers
 from he_protocol.schemes.ckks import Ckks
-from he_protocol.task import Task, TaskConfig, TensorSpec
+from he_protocol.task import Task
 from he_protocol.tensors import model_digest
+from tests.support.plans import changed, tables
 
 NOW = 1_800_000_000.0
 
@@ -49,7 +51,6 @@ PLAN: dict[str, Any] = {
     "staleness": 2,
     "max_openings": 10,
     "threshold": 2,
-    "initial_model": bytes(32),
 }
 
 
@@ -76,13 +77,16 @@ def enrol_request(name: str, role: Role, key: SigningKey, hpke: HpkeKey | bytes 
 
 
 def zeros_digest(tensors: Sequence[TensorSpec]) -> bytes:
-    """`TaskConfig.initial_model` of a model that is all zeros."""
+    """`ModelSpec.initial_model` of a model that is all zeros."""
     return model_digest({spec.name: np.broadcast_to(np.float32(0), spec.shape) for spec in tensors})
 
 
 @dataclass
 class World:
-    """One task with its parties; `plan` overrides fields of `PLAN`. By default all holders must have voted."""
+    """One task with its parties; `plan` overrides fields of `PLAN`, or says `initial_model`.
+
+    By default all holders must have voted.
+    """
 
     holders: int = 3
     plan: dict[str, Any] = field(default_factory=dict)
@@ -98,9 +102,11 @@ class World:
     @cached_property
     def task(self) -> Task:
         everybody = {"agreement": self.holders, "allow_no_collusion": self.plan.get("threshold") == 1}
+        flat = PLAN | everybody | self.plan
+        initial = flat.pop("initial_model", zeros_digest(self.tensors))
         config = build_config(
-            PLAN | everybody | {"initial_model": zeros_digest(self.tensors)} | self.plan,
-            self.tensors,
+            tables(flat),
+            ModelSpec(self.tensors, initial),
             self.server.credential,
             [holder.credential for holder in self.committee],
             self.authority.key.public,
@@ -109,7 +115,7 @@ class World:
 
     def signed(self, config: TaskConfig, **changes: Any) -> Task:
         """A task as the authority signs it, with fields changed."""
-        return Task.from_token(self.authority.key.sign(replace(config, **changes)), self.authority.key.public)
+        return Task.from_token(self.authority.key.sign(changed(config, **changes)), self.authority.key.public)
 
     def client(self, name: str) -> Identity:
         if name not in self.clients:

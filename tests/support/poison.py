@@ -30,7 +30,7 @@ def poisoned(made: World, name: str, change: Callable[[list[bytes], int], list[b
             holder.hpke,
             envelope_info(made.task.epoch_id, name, sent.header.update_id, holder.name),
         )
-        for index, holder in enumerate(made.task.config.holders)
+        for index, holder in enumerate(made.task.config.committee.holders)
     ]
     return resealed(made, sent, explicit + b"".join(envelopes))
 

@@ -7,11 +7,12 @@ from functools import cache
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from he_holder.hpke_key import HpkeKey
+from he_protocol.config import HolderEntry, ServerEntry, TaskConfig, TensorSpec
 from he_protocol.identity.jws import SigningKey, fingerprint, jwk_x
 from he_protocol.messages import Cnf, Credential, Jwk, Role
 from he_protocol.privacy.plan import PrivacyPlan
 from he_protocol.schemes.registry import load_scheme
-from he_protocol.task import HolderEntry, ServerEntry, TaskConfig, TensorSpec
+from tests.support.plans import made
 
 NOW = 1_800_000_000
 
@@ -45,7 +46,7 @@ def credential(
 
 
 def task_config() -> TaskConfig:
-    return TaskConfig(
+    return made(
         name="har",
         scheme="ckks",
         profile="ckks-8192",

@@ -15,10 +15,10 @@ import pytest
 
 from he_protocol.arithmetic import ntt, residues
 from he_protocol.arithmetic.residues import Residues
+from he_protocol.config import TensorSpec
 from he_protocol.schemes import seal_codec
 from he_protocol.schemes.kahe import PROFILES, KaheProfile, common_key
 from he_protocol.schemes.scheme import combine
-from he_protocol.task import TensorSpec
 from tests.support.kahe import FixedWords, public_lanes
 from tests.support.parties import World, random_integers
 
@@ -93,7 +93,7 @@ def test_seal_knows_no_ring_as_small_as_kahe_14s():
 def test_seal_decrypts_an_update_to_its_values_and_errors(world: World, tmp_path: Path):
     """Residue for residue: b - a*s is v + e, with the errors that the sealer drew."""
     task = world.task
-    profile = PROFILES[task.config.profile]
+    profile = PROFILES[task.config.encryption.profile]
     values, words = random_integers(task.length, 1, 1 << 15), FixedWords(b"one")
     body = world.encrypt_kahe("client", bytes(16), values, words=words)
     b = residues.unpack(body["b"], task.section("sum").layout)  # type: ignore[arg-type]
@@ -111,7 +111,7 @@ def test_seal_decrypts_an_update_to_its_values_and_errors(world: World, tmp_path
 
 def test_seal_decrypts_a_sum_under_the_summed_key_as_combine_opens_it(world: World, tmp_path: Path):
     task = world.task
-    profile, layout = PROFILES[task.config.profile], task.section("sum").layout
+    profile, layout = PROFILES[task.config.encryption.profile], task.section("sum").layout
     total, secret = layout.zeros(), np.zeros(profile.degree, dtype=np.int64)  # type: ignore[union-attr]
     for i in range(3):
         words = FixedWords(bytes([i]))

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from he_protocol.messages import from_json, to_json
 from he_protocol.privacy.gaussian import Gaussian
-from he_protocol.privacy.plan import LEAST_STD, PrivacyPlan, check_noise, check_plan, epsilon, noise_std, sensitivity
+from he_protocol.privacy.plan import LEAST_STD, PrivacyPlan, check_noise, epsilon, noise_std, sensitivity
 from he_protocol.problems import BAD_PLAN, MALFORMED
 from he_protocol.schemes.registry import load_scheme
 from he_protocol.sum_bounds import SumPlan
@@ -49,7 +49,7 @@ def test_no_noise_no_promise():
     assert epsilon(PrivacyPlan("none"), 1) == inf
     assert epsilon(PrivacyPlan("none"), 0) == 0
     assert not PrivacyPlan("none").noisy
-    check_plan(PrivacyPlan("none"))
+    PrivacyPlan("none").check()
     assert noise_std(PrivacyPlan("none"), scale=2.0**20, length=10, min_clients=1) == 0
 
 
@@ -69,7 +69,7 @@ def test_every_openable_sum_carries_the_noise():
 
 @pytest.mark.parametrize("max_corrupt", [10, 11, 1000])
 def test_noise_needs_an_honest_client(max_corrupt):
-    with refused(BAD_PLAN, "must exceed max_corrupt"):
+    with refused(BAD_PLAN, "must exceed privacy.max_corrupt"):
         noise_std(replace(PLAN, max_corrupt=max_corrupt), scale=1.0, length=1, min_clients=10)
 
 
@@ -77,9 +77,9 @@ def test_noise_needs_an_honest_client(max_corrupt):
 @pytest.mark.parametrize("field", ["clip_norm", "noise_multiplier", "delta", "epsilon_budget"])
 def test_a_promise_needs_its_numbers(unit, field):
     plan = replace(PLAN, unit=unit, sampling_rate=0.01 if unit == "record" else 1.0)
-    check_plan(plan)
+    plan.check()
     with refused(BAD_PLAN, f"privacy.{field}"):
-        check_plan(replace(plan, **{field: 0.0}))
+        replace(plan, **{field: 0.0}).check()
 
 
 @pytest.mark.parametrize("defence", [True, False], ids=["on", "off"])
@@ -125,7 +125,7 @@ def test_neighbours_are_named_and_the_promise_is_theirs():
 def test_clients_that_were_not_sampled_amplify_nothing():
     """FIFO rounds take whoever comes: a sampling rate below one would understate epsilon."""
     with refused(BAD_PLAN, "amplification"):
-        check_plan(replace(PLAN, unit="client"))
+        replace(PLAN, unit="client").check()
 
 
 @pytest.mark.parametrize(

@@ -7,13 +7,13 @@ from math import hypot, log2, sqrt
 
 import numpy as np
 import pytest
-from msgspec.structs import replace as changed
 
+from he_protocol.aggregation.weighting import Examples
 from he_protocol.problems import BAD_PLAN, COMBINE_REFUSED, SUM_COULD_WRAP
 from he_protocol.schemes.registry import load_scheme
-from he_protocol.task import check_config, sum_plan
 from he_server.rules import aggregation
 from he_server.rules.aggregation import check_range, mean_of, weight_of
+from tests.support.plans import changed
 
 from .refusals import refused
 from .test_sum_bounds import CLIENT, plan
@@ -68,10 +68,10 @@ def test_a_weight_cap_that_drowns_one_example_is_refused(cap, ok):
     """2^20 by cap must be 32 deviations of an update's own error, hypot(6.4, 0.5): cap is at most 5,104."""
     config = changed(WEIGHTED, weight_cap=cap)
     if ok:
-        check_config(config)
+        config.check()
         return
     with refused(BAD_PLAN, "weight_cap up to 5104"):
-        check_config(config)
+        config.check()
 
 
 def test_what_a_drowned_weight_would_have_published():
@@ -85,7 +85,7 @@ def test_what_a_drowned_weight_would_have_published():
     assert np.mean(np.abs(np.array(found) - 0.25) < 0.1) < 0.2
     config = changed(WEIGHTED, scale=scale, weight_cap=1e8, max_clients=3)
     with refused(BAD_PLAN, "drowns"):
-        check_config(config)
+        config.check()
 
 
 def test_a_summed_weight_must_be_one_that_updates_can_have():
@@ -105,7 +105,7 @@ def test_a_summed_weight_must_be_one_that_updates_can_have():
 def test_under_dp_noise_any_positive_weight_can_be():
     """Noise hides one client's weight, so the sum of a few may be noise for the most part."""
     noisy = changed(WEIGHTED, privacy=CLIENT, scale=2.0**16, weight_cap=50.0, min_clients=3)
-    assert sum_plan(noisy).weights(noisy.scale, 3, 50.0)[0] < 0
+    assert Examples(1.0, 50.0).summed(noisy.sum_plan, noisy.encryption.scale, 3)[0] < 0
     assert weight_of(noisy, 1, 3, 3) > 0
     with refused(COMBINE_REFUSED, "summed weight"):
         weight_of(noisy, 0, 3, 3)

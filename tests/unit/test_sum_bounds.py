@@ -49,7 +49,7 @@ def test_errors_are_the_designs():
     assert sums.mean_error(2.0**19, 1000) == pytest.approx(3.87e-7, rel=1e-3)
     noisy = plan(privacy=CLIENT)
     assert noisy.mean_noise(1024.0, 100) == pytest.approx(hypot(1024 + 100, 2) / sqrt(3) / (10 * 1024))
-    assert plan(privacy=CLIENT, weighted=True).noise_std(1024.0) > noisy.noise_std(1024.0)
+    assert plan(privacy=CLIENT, appended_range=1.0).noise_std(1024.0) > noisy.noise_std(1024.0)
     assert 3.75 < sums.bytes_per_parameter(THREE) < 6
 
 

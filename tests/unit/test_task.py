@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
+from he_protocol.config import MAX_LENGTH, MAX_VECTORS, TaskConfig, TensorSpec
 from he_protocol.frames import HEAD_LIMIT
 from he_protocol.identity.jws import verify
 from he_protocol.messages import FailedBucket, Share, ShareVector, to_json
@@ -25,7 +26,8 @@ from he_protocol.problems import (
     WRONG_SCHEME,
 )
 from he_protocol.schemes.registry import load_scheme
-from he_protocol.task import MAX_LENGTH, MAX_VECTORS, Task, TaskConfig, TensorSpec, check_config, sum_plan
+from he_protocol.task import Task
+from tests.support.plans import changed
 
 from .parties import AUTHORITY, MALLORY, hpke_key, task_config
 from .refusals import refused
@@ -53,9 +55,9 @@ def test_a_signed_task_is_checked_and_named_by_its_hash():
 
 
 def test_the_weight_rides_along_as_one_more_coordinate():
-    task = Task(replace(CONFIG, weighting="examples", privacy=CLIENT), "", bytes(32))
+    task = Task(changed(CONFIG, weighting="examples", privacy=CLIENT), "", bytes(32))
     assert (task.parameters, task.length) == (3100, 3101)
-    heavier = Task(replace(CONFIG, privacy=CLIENT), "", bytes(32))
+    heavier = Task(changed(CONFIG, privacy=CLIENT), "", bytes(32))
     assert task.noise_std > heavier.noise_std > 0
 
 
@@ -67,10 +69,10 @@ def test_only_the_authority_makes_tasks():
 
 def test_a_signed_but_inconsistent_task_is_refused():
     with refused(BAD_COMMITTEE):
-        Task.from_token(AUTHORITY.sign(replace(CONFIG, threshold=1)), AUTHORITY.public)
+        Task.from_token(AUTHORITY.sign(changed(CONFIG, threshold=1)), AUTHORITY.public)
 
 
-FIRST, SECOND, THIRD = CONFIG.holders
+FIRST, SECOND, THIRD = CONFIG.committee.holders
 
 
 @pytest.mark.parametrize(
@@ -89,8 +91,8 @@ FIRST, SECOND, THIRD = CONFIG.holders
         ({"tensors": (TensorSpec("w", (2,)), TensorSpec("w", (3,)))}, BAD_PLAN, "tensor names"),
         ({"tensors": (TensorSpec("w", (MAX_LENGTH + 1,)),)}, BAD_PLAN, "too large"),
         ({"tensors": (TensorSpec("w", (MAX_LENGTH,)),), "weighting": "examples"}, BAD_PLAN, "too large"),
-        ({"min_clients": 101}, BAD_PLAN, "exceeds max_clients"),
-        ({"buckets": 34}, BAD_PLAN, "exceeds max_clients"),
+        ({"min_clients": 101}, BAD_PLAN, "exceeds rounds.max_clients"),
+        ({"buckets": 34}, BAD_PLAN, "exceeds rounds.max_clients"),
         ({"buckets": 513, "min_clients": 1, "max_clients": 1000}, BAD_PLAN, "too many buckets for one share"),
         ({"buckets": 2, "combination": "median"}, BAD_PLAN, "at least 3 buckets"),
         ({"buckets": 2, "combination": "trimmed-mean"}, BAD_PLAN, "at least 3 buckets"),
@@ -103,23 +105,23 @@ FIRST, SECOND, THIRD = CONFIG.holders
         ({"privacy": replace(CLIENT, delta=1e-310)}, BAD_PLAN, "privacy.delta"),
         ({"privacy": replace(CLIENT, epsilon_budget=float("inf"))}, BAD_PLAN, "privacy.epsilon_budget"),
         ({"privacy": replace(RECORD, sampling_rate=5e-324)}, BAD_PLAN, "privacy.sampling_rate"),
-        ({"scale": float("nan")}, BAD_PLAN, "scale"),
-        ({"value_range": float("inf")}, BAD_PLAN, "value_range"),
-        ({"weight_cap": 1e-320}, BAD_PLAN, "weight_cap"),
+        ({"scale": float("nan")}, BAD_PLAN, "encryption.scale"),
+        ({"value_range": float("inf")}, BAD_PLAN, "aggregation.value_range"),
+        ({"weight_cap": 1e-320}, BAD_PLAN, "aggregation.weight_cap"),
         ({"privacy": RECORD, "weighting": "examples"}, BAD_PLAN, "record-level"),
-        ({"scale": 2.0**31}, SUM_COULD_WRAP, "lower scale"),
-        ({"value_range": 2.0**11}, SUM_COULD_WRAP, "lower scale"),
-        ({"max_clients": 1 << 18}, SUM_COULD_WRAP, "lower scale"),
-        ({"scale": 1e308}, SUM_COULD_WRAP, "lower scale"),
-        ({"privacy": replace(CLIENT, clip_norm=1e300)}, SUM_COULD_WRAP, "lower scale"),
-        ({"privacy": replace(CLIENT, noise_multiplier=1e4)}, SUM_COULD_WRAP, "lower scale"),
+        ({"scale": 2.0**31}, SUM_COULD_WRAP, "lower encryption.scale"),
+        ({"value_range": 2.0**11}, SUM_COULD_WRAP, "lower encryption.scale"),
+        ({"max_clients": 1 << 18}, SUM_COULD_WRAP, "lower encryption.scale"),
+        ({"scale": 1e308}, SUM_COULD_WRAP, "lower encryption.scale"),
+        ({"privacy": replace(CLIENT, clip_norm=1e300)}, SUM_COULD_WRAP, "lower encryption.scale"),
+        ({"privacy": replace(CLIENT, noise_multiplier=1e4)}, SUM_COULD_WRAP, "lower encryption.scale"),
         ({"max_openings": 1 << 30}, BAD_PLAN, "flooding"),
     ],
 )
 def test_a_plan_that_does_not_fit_together_is_refused(change, problem, why):
-    check_config(CONFIG)
+    CONFIG.check()
     with refused(problem, why):
-        check_config(replace(CONFIG, **change))
+        changed(CONFIG, **change).check()
 
 
 def test_the_largest_share_of_any_task_fits_into_a_frame():
@@ -134,9 +136,9 @@ def test_the_largest_share_of_any_task_fits_into_a_frame():
 
 def test_two_holders_with_one_key_would_break_the_threshold():
     """The attack behind `holder keys must differ`: one person under two names is a quorum of 2-of-3."""
-    two_faced = replace(CONFIG, holders=(FIRST, replace(FIRST, name="other", hpke=hpke_key(9).public), THIRD))
+    two_faced = changed(CONFIG, holders=(FIRST, replace(FIRST, name="other", hpke=hpke_key(9).public), THIRD))
     with refused(BAD_PLAN, "holder keys"):
-        check_config(two_faced)
+        two_faced.check()
 
 
 @pytest.mark.parametrize(
@@ -162,7 +164,7 @@ def test_two_holders_with_one_key_would_break_the_threshold():
 )
 def test_values_out_of_range_do_not_decode(change):
     with refused(MALFORMED):
-        verify(AUTHORITY.sign(replace(CONFIG, **change)), TaskConfig, AUTHORITY.public)
+        verify(AUTHORITY.sign(changed(CONFIG, **change)), TaskConfig, AUTHORITY.public)
 
 
 def test_a_task_with_an_unknown_field_is_refused():
@@ -179,24 +181,24 @@ def test_a_task_with_an_unknown_field_is_refused():
 def test_the_derived_scale_is_the_largest_power_of_two(privacy, clients, weighting):
     if privacy.unit == "record" and weighting == "examples":
         return
-    config = replace(CONFIG, privacy=privacy, max_clients=clients, weighting=weighting, scale=1.0, max_openings=10)
-    scale = sum_plan(config).largest_scale()
+    config = changed(CONFIG, privacy=privacy, max_clients=clients, weighting=weighting, scale=1.0, max_openings=10)
+    scale = config.sum_plan.largest_scale()
     assert scale == 2.0 ** (scale.as_integer_ratio()[0].bit_length() - 1)
-    check_config(replace(config, scale=scale))
+    changed(config, scale=scale).check()
     with refused(SUM_COULD_WRAP):
-        check_config(replace(config, scale=2 * scale))
+        changed(config, scale=2 * scale).check()
 
 
 def test_no_scale_is_an_answer_too():
     with refused(SUM_COULD_WRAP, "no scale"):
-        sum_plan(replace(CONFIG, value_range=2.0**40)).largest_scale()
+        changed(CONFIG, value_range=2.0**40).sum_plan.largest_scale()
 
 
 def test_the_largest_sum_counts_rounding_and_twelve_deviations():
-    assert sum_plan(CONFIG).largest(CONFIG.scale) == 100 * (2**20 + 1)
-    noisy = replace(CONFIG, privacy=CLIENT)
+    assert CONFIG.sum_plan.largest(CONFIG.encryption.scale) == 100 * (2**20 + 1)
+    noisy = changed(CONFIG, privacy=CLIENT)
     std = Task(noisy, "", b"").noise_std
-    assert sum_plan(noisy).largest(noisy.scale) == pytest.approx(100 * (2**20 + 1) + 12 * 10 * std)
+    assert noisy.sum_plan.largest(noisy.encryption.scale) == pytest.approx(100 * (2**20 + 1) + 12 * 10 * std)
 
 
 @pytest.mark.parametrize("profile", ["kahe-30", "kahe-20", "kahe-14"])
@@ -204,11 +206,11 @@ def test_the_largest_sum_counts_rounding_and_twelve_deviations():
 def test_summed_errors_of_kahe_must_fit_too(profile, clients):
     """6.4 * sqrt(n) at twelve deviations: a sum that wraps is another number and no error would tell."""
     config = kahe_config(profile, max_clients=clients)
-    assert sum_plan(config).largest(1.0) == pytest.approx(clients * 2 + 12 * 6.4 * clients**0.5)
-    scale = sum_plan(config).largest_scale()
-    check_config(replace(config, scale=scale))
+    assert config.sum_plan.largest(1.0) == pytest.approx(clients * 2 + 12 * 6.4 * clients**0.5)
+    scale = config.sum_plan.largest_scale()
+    changed(config, scale=scale).check()
     with refused(SUM_COULD_WRAP):
-        check_config(replace(config, scale=2 * scale))
+        changed(config, scale=2 * scale).check()
 
 
 def test_a_kahe_task_has_no_ceremony_and_small_key_parts():
@@ -221,10 +223,10 @@ def test_a_kahe_task_has_no_ceremony_and_small_key_parts():
 
 def kahe_config(profile: str, **changes: Any) -> TaskConfig:
     numbers = load_scheme("kahe", profile).profile.fingerprint
-    return replace(CONFIG, scheme="kahe", profile=profile, fingerprint=numbers, scale=1.0, **changes)
+    return changed(CONFIG, scheme="kahe", profile=profile, fingerprint=numbers, scale=1.0, **changes)
 
 
 def test_a_profile_with_other_numbers_is_noticed():
     profile = load_scheme("ckks", "ckks-8192").profile
     with refused(FINGERPRINT_MISMATCH, "got " + profile.fingerprint.hex()):
-        check_config(replace(CONFIG, fingerprint=profile_replace(profile, flood_bits=30).fingerprint))
+        changed(CONFIG, fingerprint=profile_replace(profile, flood_bits=30).fingerprint).check()

@@ -15,7 +15,8 @@ from he_protocol.identity.credentials import check_credential
 from he_protocol.identity.jws import CURVE_PRIME, SigningKey, check_public, fingerprint, jwk_x, public_from_jwk, verify
 from he_protocol.messages import Cnf, Credential, EnrollRequest, Jwk
 from he_protocol.problems import BAD_SIGNATURE, MALFORMED
-from he_protocol.task import Task, check_config
+from he_protocol.task import Task
+from tests.support.plans import changed
 from tests.unit.parties import ALICE, AUTHORITY, NOW, task_config
 from tests.unit.refusals import refused
 
@@ -106,9 +107,10 @@ def test_such_keys_are_refused_wherever_one_comes_in(key: bytes) -> None:
         return
     config = task_config()
     with refused(MALFORMED):
-        check_config(replace(config, server=replace(config.server, key=key)))
+        replace(config, server=replace(config.server, key=key)).check()
     with refused(MALFORMED):
-        check_config(replace(config, holders=(replace(config.holders[0], key=key), *config.holders[1:])))
+        first, *others = config.committee.holders
+        changed(config, holders=(replace(first, key=key), *others)).check()
     cnf = Cnf(Jwk(jwk_x(key)))
     with refused(MALFORMED):
         check_credential(

@@ -12,8 +12,8 @@ from he_protocol.arithmetic.residues import ResidueLayout, pack
 from he_protocol.privacy.gaussian import Gaussian
 from he_protocol.privacy.quantise import quantise
 from he_protocol.schemes.ckks import PROFILES, common_polynomial
-from he_protocol.schemes.kahe import PROFILES as KAHE
 from he_protocol.sharing import Sharing
+from tests.support.kahe import SECURE as KAHE
 from tests.vectors.parties import EPOCH_ID, Case, sha, stream
 
 LAYOUT = ResidueLayout(1, (97, 113), 64, 7)

@@ -15,10 +15,10 @@ from he_protocol.arithmetic.ntt_lanes import CommonProduct
 from he_protocol.arithmetic.residues import fold, pack, unpack
 from he_protocol.messages import to_json
 from he_protocol.privacy.gaussian import Gaussian
-from he_protocol.schemes.kahe import PROFILES as KAHE
 from he_protocol.schemes.kahe import KaheProfile, combined_key, common_key, envelope_info
 from he_protocol.schemes.scheme import combine
 from he_protocol.task import Task
+from tests.support.kahe import SECURE as KAHE
 from tests.support.kahe import FixedWords
 from tests.vectors.parties import EPOCH_ID, NOW, Case, hpke_key, kahe_config, sha
 
@@ -81,7 +81,8 @@ def kahe_updates(profile: str) -> tuple[Task, list[Case], list[dict[str, bytes]]
                 "values_key": sha(f"values {client}").hex(),
                 "seeds": [seed.hex() for seed in words.seeds(task.sharing.subshares)],
                 "envelope_info": [
-                    envelope_info(task.epoch_id, client, update_id, holder.name).hex() for holder in config.holders
+                    envelope_info(task.epoch_id, client, update_id, holder.name).hex()
+                    for holder in config.committee.holders
                 ],
                 "sizes": {part.name: part.size for part in task.body},
                 "b_first": body["b"][:32].hex(),

@@ -11,11 +11,12 @@ from msgspec.structs import replace
 from he_holder.hpke_key import HpkeKey
 from he_protocol import messages as m
 from he_protocol.arithmetic.keystream import expand_words
+from he_protocol.config import HolderEntry, ServerEntry, TaskConfig, TensorSpec
 from he_protocol.identity.jws import SigningKey, fingerprint, jwk_x
 from he_protocol.privacy.plan import PrivacyPlan
-from he_protocol.schemes.kahe import PROFILES as KAHE
 from he_protocol.schemes.registry import load_scheme
-from he_protocol.task import HolderEntry, ServerEntry, TaskConfig, TensorSpec
+from tests.support.kahe import SECURE as KAHE
+from tests.support.plans import changed, made
 
 NOW = 1_800_000_000
 Case = dict[str, Any]
@@ -48,7 +49,7 @@ def credential() -> m.Credential:
 
 
 def task_config() -> TaskConfig:
-    return TaskConfig(
+    return made(
         name="har",
         scheme="ckks",
         profile="ckks-8192",
@@ -75,8 +76,8 @@ def task_config() -> TaskConfig:
 def kahe_config(profile: str) -> TaskConfig:
     """The task above under `kahe`, with holders whose HPKE keys exist."""
     config = task_config()
-    holders = [replace(h, hpke=hpke_key(n).public) for n, h in enumerate(config.holders)]
-    return replace(
+    holders = [replace(h, hpke=hpke_key(n).public) for n, h in enumerate(config.committee.holders)]
+    return changed(
         config, scheme="kahe", profile=profile, fingerprint=KAHE[profile].fingerprint, scale=16.0, max_clients=3,
         privacy=PrivacyPlan("none"), holders=tuple(holders),
     )  # fmt: skip

@@ -18,6 +18,7 @@ from he_protocol.arithmetic.keystream import derive_key, expand_words
 from he_protocol.arithmetic.ntt_lanes import CommonProduct
 from he_protocol.arithmetic.residues import ResidueLayout, check, fold, pack, unpack
 from he_protocol.committee import parse_committee
+from he_protocol.config import TaskConfig
 from he_protocol.errors import ProblemError
 from he_protocol.identity.jws import SigningKey, payload_hash, read_unverified, token_hash, verify
 from he_protocol.identity.requests import check_request, prove_request
@@ -28,7 +29,7 @@ from he_protocol.schemes import kahe
 from he_protocol.schemes.ckks import common_polynomial
 from he_protocol.schemes.registry import load_scheme
 from he_protocol.sharing import Sharing
-from he_protocol.task import Task, TaskConfig, check_config
+from he_protocol.task import Task
 from tests.support.kahe import FixedWords
 
 from . import arithmetic, make, parties
@@ -294,7 +295,7 @@ def sha(data: bytes) -> str:
 
 def kahe_task(v: dict[str, Any]) -> Task:
     config = from_json(v["config"].encode(), TaskConfig)
-    check_config(config)
+    config.check()
     return Task(config, "", hashlib.sha256(v["config"].encode()).digest())
 
 
@@ -302,7 +303,7 @@ def kahe_task(v: dict[str, Any]) -> Task:
 def test_good_kahe_update(v):
     """From its parts: b is a*s + e + v, and the explicit part is s less the parts that seeds stand for."""
     task, [update_id] = kahe_task(v), raw(v, "update_id")
-    profile = kahe.PROFILES[task.config.profile]
+    profile = kahe.PROFILES[task.config.encryption.profile]
     assert task.epoch_id.hex() == v["epoch_id"]
     assert {part.name: part.size for part in task.body} == v["sizes"]
     words = FixedWords(v["words"].encode())
@@ -319,7 +320,7 @@ def test_good_kahe_update(v):
     assert sha(b) == v["b_sha256"]
     seeds = [words(4).tobytes() for _ in range(task.sharing.subshares)]
     assert [seed.hex() for seed in seeds] == v["seeds"]
-    names = [holder.name for holder in task.config.holders]
+    names = [holder.name for holder in task.config.committee.holders]
     infos = [kahe.envelope_info(task.epoch_id, v["client"], update_id, name).hex() for name in names]
     assert infos == v["envelope_info"]
     explicit = (secret % (1 << 32)).astype(np.uint32)
@@ -334,7 +335,7 @@ def test_good_kahe_update(v):
 @cases("good_kahe_openings")
 def test_good_kahe_opening(v):
     """Shares and the opened sum from the updates' seeds and values alone, without any envelope."""
-    updates = [u for u in load("good_kahe_updates") if json.loads(u["config"])["profile"] == v["profile"]]
+    updates = [u for u in load("good_kahe_updates") if json.loads(u["config"])["encryption"]["profile"] == v["profile"]]
     assert [u["client"] for u in updates] == v["updates"]
     profile, task = kahe.PROFILES[v["profile"]], kahe_task(updates[0])
     n, q, last = profile.degree, profile.modulus, task.sharing.subshares - 1

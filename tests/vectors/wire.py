@@ -8,12 +8,14 @@ import struct
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from msgspec.structs import replace
 
 from he_protocol import frames
 from he_protocol import messages as m
 from he_protocol.identity.jws import TOKEN_LIMIT, SigningKey, fingerprint, jwk_x, payload_hash, token_hash
 from he_protocol.identity.requests import prove_request
 from he_protocol.messages import MESSAGE_LIMIT, Message, to_json
+from tests.support.plans import changed
 from tests.vectors.parties import (
     AUTHORITY,
     CLIENT,
@@ -119,38 +121,37 @@ def damaged(body: dict[str, Any], kind: str) -> list[tuple[str, bytes, str]]:
             "malformed",
         ),
     ]
+    found += [(what, json.dumps(other), problem) for what, other, problem in altered(body, kind)]
+    return [(what, payload.encode(), problem) for what, payload, problem in found]
+
+
+def altered(body: dict[str, Any], kind: str) -> list[tuple[str, dict[str, Any], str]]:
+    """Damage to single fields of a message, and of the tables in it."""
+    found: list[tuple[str, dict[str, Any], str]] = []
     for field, value in body.items():
+        wrong: list[tuple[str, Any, str]] = []
         if field in FIXED and kind != "SignedUpdate":
             raw = base64.b64decode(value)
-            found += [
-                (
-                    f"{field} one byte short",
-                    json.dumps({**body, field: base64.b64encode(raw[:-1]).decode()}),
-                    "malformed",
-                ),
-                (
-                    f"{field} one byte long",
-                    json.dumps({**body, field: base64.b64encode(raw + b"x").decode()}),
-                    "malformed",
-                ),
-                (f"{field} not base64", json.dumps({**body, field: "*" * len(value)}), "malformed"),
+            wrong += [
+                (f"{field} one byte short", base64.b64encode(raw[:-1]).decode(), "malformed"),
+                (f"{field} one byte long", base64.b64encode(raw + b"x").decode(), "malformed"),
+                (f"{field} not base64", "*" * len(value), "malformed"),
             ]
         if field in WHOLE:
-            found += [
-                (f"{field} {wrong!r}", json.dumps({**body, field: wrong}), "malformed")
-                for wrong in (-1, 2**53 + 1, 1.5, "1", None)
-            ]
+            wrong += [(f"{field} {number!r}", number, "malformed") for number in (-1, 2**53 + 1, 1.5, "1", None)]
         if field in NAMES:
-            found += [
-                (f"{field} {wrong!r}", json.dumps({**body, field: wrong}), "malformed")
-                for wrong in ("", "Phone", "a b", "../a", "a\n", "a" * 65)
-            ]
+            names = ("", "Phone", "a b", "../a", "a\n", "a" * 65)
+            wrong += [(f"{field} {name!r}", name, "malformed") for name in names]
         if field == "role":
-            found.append(("role 'admin'", json.dumps({**body, field: "admin"}), "malformed"))
+            wrong.append(("role 'admin'", "admin", "malformed"))
         if isinstance(value, list) and value and isinstance(value[0], dict):
             inner = [{**value[0], "extra": 1}, *value[1:]]
-            found.append((f"an unknown field in {field}", json.dumps({**body, field: inner}), "unknown-field"))
-    return [(what, payload.encode(), problem) for what, payload, problem in found]
+            wrong.append((f"an unknown field in {field}", inner, "unknown-field"))
+        if isinstance(value, dict):
+            wrong.append((f"an unknown field in {field}", {**value, "extra": 1}, "unknown-field"))
+            wrong += altered(value, kind)
+        found += [(what, {**body, field: instead}, problem) for what, instead, problem in wrong]
+    return found
 
 
 def bad_messages() -> list[Case]:
@@ -237,24 +238,24 @@ def bad_versions() -> list[Case]:
 
 def bad_tasks() -> list[Case]:
     """Well-formed and signed by the authority, but not to be run."""
-    body = json.loads(to_json(task_config()))
-    twice = [body["holders"][0], {**body["holders"][1], "key": body["holders"][0]["key"]}, body["holders"][2]]
+    config = task_config()
+    first, second, third = config.committee.holders
     changes: list[tuple[str, dict[str, Any], str]] = [
         ("unknown scheme", {"scheme": "rot13"}, "wrong-scheme"),
         ("unknown profile", {"profile": "ckks-1"}, "wrong-scheme"),
-        ("other parameters", {"fingerprint": base64.b64encode(bytes(32)).decode()}, "fingerprint-mismatch"),
+        ("other parameters", {"fingerprint": bytes(32)}, "fingerprint-mismatch"),
         ("one colluding holder is too many", {"threshold": 1}, "bad-committee"),
         ("more than all holders", {"threshold": 4}, "bad-committee"),
         ("two sets of voters need not meet", {"threshold": 1, "agreement": 1}, "bad-committee"),
-        ("one holder key twice", {"holders": twice}, "bad-plan"),
-        ("one tensor name twice", {"tensors": [body["tensors"][0]] * 2}, "bad-plan"),
+        ("one holder key twice", {"holders": (first, replace(second, key=first.key), third)}, "bad-plan"),
+        ("one tensor name twice", {"tensors": config.model.tensors[:1] * 2}, "bad-plan"),
         ("min above max", {"min_clients": 101}, "bad-plan"),
         ("buckets that cannot be filled", {"buckets": 34}, "bad-plan"),
         ("buckets whose share has no room", {"buckets": 513, "min_clients": 2, "max_clients": 2000}, "bad-plan"),
         ("a median of two", {"buckets": 2, "combination": "median"}, "bad-plan"),
         ("nobody honest", {"min_clients": 1}, "bad-plan"),
-        ("no delta", {"privacy": {**body["privacy"], "delta": 0.0}}, "bad-plan"),
-        ("amplification at client level", {"privacy": {**body["privacy"], "sampling_rate": 0.5}}, "bad-plan"),
+        ("no delta", {"privacy": replace(config.privacy, delta=0.0)}, "bad-plan"),
+        ("amplification at client level", {"privacy": replace(config.privacy, sampling_rate=0.5)}, "bad-plan"),
         ("sums wrap", {"scale": 2.0**31}, "sum-could-wrap"),
         ("too many openings", {"max_openings": 2**40}, "bad-plan"),
     ]
@@ -262,9 +263,7 @@ def bad_tasks() -> list[Case]:
         {
             "case": what,
             "authority": AUTHORITY.public.hex(),
-            "token": jws(
-                AUTHORITY, json.dumps({**body, **change}).encode(), {"alg": "Ed25519", "typ": typ("TaskConfig")}
-            ),
+            "token": AUTHORITY.sign(changed(config, **change)),
             "problem": problem,
         }
         for what, change, problem in changes

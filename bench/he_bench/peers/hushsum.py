@@ -24,7 +24,8 @@ class HushSum:
         task = self._world.task
         sharing = task.sharing
         self.setting = (
-            f"{profile}, scale 2^{log2(task.config.scale):g}, committee {sharing.threshold} of {sharing.holders}"
+            f"{profile}, scale 2^{log2(task.config.encryption.scale):g},"
+            f" committee {sharing.threshold} of {sharing.holders}"
         )
         self.decrypts = f"{sharing.threshold} of {sharing.holders} key holders, sums only"
         self._update = work.update
@@ -54,7 +55,7 @@ class HushSum:
         task, released = self._world.task, self._world.released(self._sent, self._count)
         total = self._total.reshape(self._layout.shape)
         opened = combine(task.scheme, total, released, task.length, self._count, task.epoch_id)
-        mean: Floats = opened / task.config.scale / self._count
+        mean: Floats = opened / task.config.encryption.scale / self._count
         return mean
 
 

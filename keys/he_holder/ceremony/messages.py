@@ -38,9 +38,9 @@ def draw_seeds(sharing: Sharing, holder: int) -> Seeds:
 
 def contribute(task: Task, holder: int, seeds: Seeds) -> Contribution:
     """Phase 1: seal to each other holder the seeds of the subshares that both know."""
-    own = task.config.holders[holder].name
+    own = task.config.committee.holders[holder].name
     boxes = []
-    for other, entry in enumerate(task.config.holders):
+    for other, entry in enumerate(task.config.committee.holders):
         shared = _common_subshares(task.sharing, holder, other)
         if other != holder and shared:
             plaintext = b"".join(seeds[subshare] for subshare in shared)
@@ -53,7 +53,7 @@ def subshare_seeds(task: Task, holder: int, own: Seeds, contributions: Sequence[
 
     Raises `ceremony-conflict` when a box for us is missing, `digest-mismatch` when one does not open.
     """
-    name = task.config.holders[holder].name
+    name = task.config.committee.holders[holder].name
     received: list[Seeds] = []
     for other, contribution in enumerate(contributions):
         if other == holder:
@@ -88,7 +88,7 @@ def transcript(contributions: Sequence[str]) -> bytes:
 
 def commit(task: Task, holder: int, seen: bytes, packed_shares: Mapping[int, bytes]) -> Commitment:
     """Phase 2's message: digests of the packed public-key shares."""
-    name = task.config.holders[holder].name
+    name = task.config.committee.holders[holder].name
     return Commitment(task.hash, task.config.epoch, name, seen, _digests(packed_shares))
 
 
@@ -119,7 +119,7 @@ def revealed_shares(sharing: Sharing, holder: int) -> tuple[int, ...]:
 def reveal(task: Task, holder: int, seen: bytes, packed_shares: Mapping[int, bytes]) -> tuple[Reveal, bytes]:
     """Phase 3's message and body."""
     mine = {subshare: packed_shares[subshare] for subshare in revealed_shares(task.sharing, holder)}
-    name = task.config.holders[holder].name
+    name = task.config.committee.holders[holder].name
     return Reveal(task.hash, task.config.epoch, name, seen, _digests(mine)), b"".join(mine.values())
 
 
@@ -130,7 +130,7 @@ def check_reveals(task: Task, layout: ResidueLayout, bodies: Sequence[bytes], ag
     """
     for holder, body in enumerate(bodies):
         subshares = revealed_shares(task.sharing, holder)
-        name = task.config.holders[holder].name
+        name = task.config.committee.holders[holder].name
         if len(body) != layout.size * len(subshares):
             raise ProblemError(MALFORMED, f"revealed by {name!r}", expected=layout.size * len(subshares), got=len(body))
         for i, subshare in enumerate(subshares):
@@ -149,7 +149,7 @@ def joint_key(layout: ResidueLayout, bodies: Sequence[bytes]) -> bytes:
 
 def confirm(task: Task, holder: int, seen: bytes, key: bytes) -> Confirmation:
     """Phase 4's message for the packed joint key."""
-    name = task.config.holders[holder].name
+    name = task.config.committee.holders[holder].name
     return Confirmation(task.hash, task.config.epoch, name, seen, hashlib.sha256(key).digest())
 
 

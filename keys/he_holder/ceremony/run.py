@@ -119,7 +119,7 @@ class Ceremony:
 
     async def _collect(self, phase: documents.Phase, kind: type[M]) -> tuple[list[str], list[M]]:
         """Every holder's post of a phase in holder order: as signed, and verified."""
-        holders = self._task.config.holders
+        holders = self._task.config.committee.holders
         self._progress(f"{phase}: waiting for {len(holders)} holders")
         posts: dict[str, str] = {}
         try:
@@ -139,7 +139,7 @@ class Ceremony:
 
     async def _bodies(self) -> list[bytes]:
         bodies = []
-        for index, holder in enumerate(self._task.config.holders):
+        for index, holder in enumerate(self._task.config.committee.holders):
             size = self._dealer.layout.size * len(ceremony.revealed_shares(self._task.sharing, index))
             bodies.append(await self._board.body("reveal", holder.name, size) if size else b"")
         return bodies

@@ -95,7 +95,7 @@ async def status(settings: Settings) -> list[dict[str, object]]:
                 "f": task.committee.colluders,
                 "openings": used,
                 "votes": len(votes),
-                "max_openings": task.config.max_openings,
+                "max_openings": task.config.rounds.max_openings,
                 "model_version": votes[-1].model_version if votes else 0,
                 "epsilon": round(epsilon(task.config.privacy, used), 4),
                 "epsilon_budget": task.config.privacy.epsilon_budget,

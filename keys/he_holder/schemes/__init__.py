@@ -1,22 +1,23 @@
 """A key holder's half of the seam: how each scheme turns updates into shares.
 
-One module per scheme, of the same name as in `he_protocol.schemes`, with a `make_share_maker` and a `load_kernels`; a
-scheme whose committee makes a joint key also has a `make_dealer`.
+What a distribution declares in the group `hushsum.holder_schemes` by the scheme's name has what a `HolderHalf` has; a
+scheme whose committee makes a joint key is a `CeremonyHalf`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from functools import partial
-from importlib import import_module
-from typing import Protocol
+from typing import Any, Protocol
 
 from he_holder.hpke_key import HpkeKey
 from he_party.kernels import Steps
 from he_protocol.arithmetic.residues import ResidueLayout, Residues
 from he_protocol.messages import UpdateHeader
-from he_protocol.schemes.registry import all_profiles
+from he_protocol.schemes.registry import all_profiles, load_half
 from he_protocol.task import Task
+
+GROUP = "hushsum.holder_schemes"
 
 
 class KeySum(Protocol):
@@ -52,21 +53,34 @@ class Dealer(Protocol):
         """The public-key share that follows from a subshare's seed; the same for all who know the seed."""
 
 
+class HolderHalf(Protocol):
+    """A key holder's half of a scheme."""
+
+    def load_kernels(self, profile: Any) -> None:
+        """Call every kernel that a release calls, so that it is compiled."""
+
+    def make_share_maker(self, task: Task, index: int, hpke: HpkeKey, seeds: Mapping[int, bytes]) -> ShareMaker:
+        """The share maker of a task for holder number `index`; `seeds` are the ceremony's, by subshare."""
+
+
+class CeremonyHalf(HolderHalf, Protocol):
+    def make_dealer(self, task: Task) -> Dealer: ...
+
+
 def kernel_steps() -> Steps:
     """What compiles the kernels that a key holder calls, for each profile."""
     for profile in all_profiles():
-        yield profile.name, partial(import_module(f"{__name__}.{profile.scheme}").load_kernels, profile)
+        half: HolderHalf = load_half(GROUP, profile.scheme)
+        yield profile.name, partial(half.load_kernels, profile)
 
 
 def make_share_maker(task: Task, index: int, hpke: HpkeKey, seeds: Mapping[int, bytes]) -> ShareMaker:
-    """The share maker of a task's scheme for holder number `index`; `seeds` are the ceremony's, by subshare."""
-    module = import_module(f"{__name__}.{task.config.scheme}")
-    made: ShareMaker = module.make_share_maker(task, index, hpke, seeds)
-    return made
+    """The share maker of a task's scheme; see `HolderHalf`. Raises `wrong-scheme`."""
+    half: HolderHalf = load_half(GROUP, task.config.encryption.scheme)
+    return half.make_share_maker(task, index, hpke, seeds)
 
 
 def make_dealer(task: Task) -> Dealer:
-    """The dealer of a task's scheme."""
-    module = import_module(f"{__name__}.{task.config.scheme}")
-    made: Dealer = module.make_dealer(task)
-    return made
+    """The dealer of a task's scheme, which has a ceremony. Raises `wrong-scheme`."""
+    half: CeremonyHalf = load_half(GROUP, task.config.encryption.scheme)
+    return half.make_dealer(task)

@@ -68,7 +68,7 @@ class KaheKeySum:
     def add(self, header: UpdateHeader, body: bytes) -> None:
         """Add one update's subshares. Raises `digest-mismatch` when its envelope does not open."""
         task, explicit_bytes, size = self._task, self._scheme.explicit_bytes, box_bytes(self._task.sharing)
-        name = task.config.holders[self._index].name
+        name = task.config.committee.holders[self._index].name
         box = body[explicit_bytes + self._index * size :][:size]
         opened = self._hpke.open(box, envelope_info(task.epoch_id, header.client, header.update_id, name))
         terms = {}

@@ -16,7 +16,7 @@ HEADER = UpdateHeader(
 )
 SIZE = TASK.section("key").size
 _KEY = hpke_key(0)
-_INFO = envelope_info(TASK.epoch_id, HEADER.client, HEADER.update_id, TASK.config.holders[0].name)
+_INFO = envelope_info(TASK.epoch_id, HEADER.client, HEADER.update_id, TASK.config.committee.holders[0].name)
 SEEDS = [b"\x00" + bytes(SIZE), b"\x01" + bytes(64), b"\x01" + bytes(range(200))]
 
 

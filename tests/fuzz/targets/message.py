@@ -5,9 +5,9 @@ from __future__ import annotations
 from contextlib import suppress
 
 from he_protocol import documents
+from he_protocol.config import TaskConfig
 from he_protocol.errors import ProblemError
 from he_protocol.messages import from_json, to_json
-from he_protocol.task import TaskConfig, check_config
 from tests.fuzz.vectors import KINDS, MESSAGES
 
 _READ = [
@@ -26,5 +26,5 @@ def run(data: bytes) -> None:
         message = from_json(data[1:], kind)
         assert from_json(to_json(message), kind) == message
         if isinstance(message, TaskConfig):
-            check_config(message)
+            message.check()
     ProblemError.from_document(data[1:], 400).document()

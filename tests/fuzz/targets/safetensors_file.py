@@ -11,9 +11,9 @@ import numpy as np
 from safetensors.numpy import save
 
 from he_party import tensors as party_tensors
+from he_protocol.config import TensorSpec
 from he_protocol.errors import ProblemError
 from he_protocol.problems import UNEXPECTED_ANSWER
-from he_protocol.task import TensorSpec
 from he_server.blobs.tensor_file import read_tensors, write_tensors
 
 SPECS = (TensorSpec("w", (2, 2)), TensorSpec("b", (2,)))

@@ -1,0 +1,270 @@
+"""What the authority signs of a task: `TaskConfig`, in tables. Each table checks itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+from typing import Annotated
+
+from msgspec import Meta
+
+from he_protocol import envelope
+from he_protocol.aggregation.combination import COMBINATIONS, Combination, CombinationName
+from he_protocol.aggregation.weighting import Weighting, WeightingName, load_weighting
+from he_protocol.committee import Committee, check_collusion
+from he_protocol.errors import ProblemError
+from he_protocol.identity.jws import check_public
+from he_protocol.messages import Count, Digest, HpkeKey, Key32, Message, Name, Positive, PositiveFloat
+from he_protocol.privacy.plan import PrivacyPlan, check_ordinary
+from he_protocol.problems import BAD_PLAN, FINGERPRINT_MISMATCH
+from he_protocol.schemes.registry import check_secure, load_scheme
+from he_protocol.schemes.scheme import Scheme
+from he_protocol.sharing import Sharing
+from he_protocol.sum_bounds import SumPlan
+
+MAX_LENGTH = 1 << 30
+MAX_VECTORS = 1024
+"""Of one holder's share: their digests must fit into the head of a frame."""
+HASH_DIGITS = 64
+
+
+class TensorSpec(Message, frozen=True):
+    name: Annotated[str, Meta(min_length=1, max_length=256)]
+    shape: Annotated[tuple[Positive, ...], Meta(max_length=32)]
+
+    @property
+    def size(self) -> int:
+        return prod(self.shape)
+
+
+class ModelSpec(Message, frozen=True):
+    """What is trained. initial_model: SHA-256 of version 0, as safetensors without metadata."""
+
+    tensors: Annotated[tuple[TensorSpec, ...], Meta(min_length=1)]
+    initial_model: Digest
+
+    @property
+    def parameters(self) -> int:
+        """Model parameters: d."""
+        return sum(spec.size for spec in self.tensors)
+
+    def check(self) -> None:
+        """Raises `bad-plan`."""
+        check_distinct([spec.name for spec in self.tensors], "tensor names")
+
+
+class Encryption(Message, frozen=True):
+    """How updates are encrypted. fingerprint: the profile's. scale: integer units to a float's 1."""
+
+    scheme: Name
+    profile: Name
+    fingerprint: Digest
+    scale: PositiveFloat
+
+    def load(self) -> Scheme:
+        """Raises `wrong-scheme`."""
+        return load_scheme(self.scheme, self.profile)
+
+    def check(self) -> None:
+        """Raises `wrong-scheme`, `fingerprint-mismatch` or `bad-plan`."""
+        profile = self.load().profile
+        check_secure(profile)
+        if self.fingerprint != (known := profile.fingerprint):
+            raise ProblemError(
+                FINGERPRINT_MISMATCH,
+                f"profile {self.profile} has other parameters here",
+                expected=self.fingerprint.hex(),
+                got=known.hex(),
+            )
+        check_ordinary("encryption.scale", self.scale)
+
+
+class Rounds(Message, frozen=True):
+    """When rounds close and what they take.
+
+    buckets: the most disjoint buckets that a round's updates are split into, of at least `min_clients` each,
+    opened apart, so that one poisoned update costs its bucket and not the round.
+    update_lifetime: how old an update, and a manifest, may be at most when key holders vote, in seconds.
+    """
+
+    min_clients: Positive
+    max_clients: Positive
+    collect_seconds: Positive
+    opening_seconds: Positive
+    staleness: Count
+    max_openings: Positive
+    update_lifetime: Positive = 30 * 86_400
+    buckets: Positive = 1
+
+    def check(self) -> None:
+        """Raises `bad-plan`."""
+        if (needed := self.buckets * self.min_clients) > self.max_clients:
+            raise ProblemError(
+                BAD_PLAN,
+                "rounds.buckets * rounds.min_clients exceeds rounds.max_clients",
+                got=f"{needed} > {self.max_clients}",
+            )
+
+
+class Optimiser(Message, frozen=True):
+    """Server-side step: model += learning_rate * velocity, velocity = momentum * velocity + mean."""
+
+    learning_rate: PositiveFloat = 1.0
+    momentum: Annotated[float, Meta(ge=0, lt=1)] = 0.0
+
+
+class Aggregation(Message, frozen=True):
+    """How updates become the next model.
+
+    weighting: "uniform" divides an opened sum by the number of updates; "examples" by the summed
+    weights (each at most `weight_cap` examples), which travel inside the ciphertext; "fixed" by
+    `weight_cap` (for DP-FedSGD: the expected number of sampled records over all clients). No coordinate of a published
+    mean exceeds what honest updates can come to: `value_range`; with "fixed", value_range * max_clients / weight_cap.
+    combination: of the buckets' means, coordinate by coordinate; "mean" is that of all updates, "trimmed-mean" leaves
+    out a quarter of the buckets (rounded down, at least one) at each end.
+    """
+
+    value_range: PositiveFloat
+    weighting: WeightingName = "uniform"
+    weight_cap: PositiveFloat = 1.0
+    combination: CombinationName = "mean"
+    optimiser: Optimiser = Optimiser()
+
+    def load_weighting(self) -> Weighting:
+        return load_weighting(self.weighting, self.value_range, self.weight_cap)
+
+    def load_combination(self) -> Combination:
+        return COMBINATIONS[self.combination]
+
+    def check(self) -> None:
+        """Raises `bad-plan`."""
+        check_ordinary("aggregation.value_range", self.value_range)
+        check_ordinary("aggregation.weight_cap", self.weight_cap)
+
+
+class ServerEntry(Message, frozen=True):
+    name: Name
+    key: Key32
+
+
+class HolderEntry(Message, frozen=True):
+    name: Name
+    key: Key32
+    hpke: HpkeKey
+
+
+class CommitteeSpec(Message, frozen=True):
+    """The key holders.
+
+    threshold, agreement: holders that open a sum, and that must have voted for it before; see `Committee`.
+    allow_no_collusion: the committee may be one that a single colluding holder breaks.
+    """
+
+    holders: Annotated[tuple[HolderEntry, ...], Meta(min_length=1)]
+    threshold: Positive
+    agreement: Positive
+    allow_no_collusion: bool = False
+
+    @property
+    def numbers(self) -> Committee:
+        """Raises `bad-committee`."""
+        return Committee(len(self.holders), self.threshold, self.agreement)
+
+    @property
+    def sharing(self) -> Sharing:
+        return Sharing(len(self.holders), self.threshold)
+
+    def check(self) -> None:
+        """Its numbers, and keys that only their owners can use.
+
+        Raises `bad-committee`, `bad-plan`, or `malformed` for a key that is none.
+        """
+        check_collusion(self.numbers, self.allow_no_collusion)
+        check_distinct([holder.name for holder in self.holders], "holder names")
+        check_distinct([holder.key for holder in self.holders], "holder keys")
+        for holder in self.holders:
+            check_public(holder.key, f"the key of {holder.name!r}")
+            envelope.check_key(holder.hpke)
+        envelope.check_distinct([holder.hpke for holder in self.holders])
+
+
+class TaskConfig(Message, frozen=True):
+    """One federated training job: what it is called, who aggregates it, and a table for each of its sides."""
+
+    name: Name
+    epoch: Count
+    server: ServerEntry
+    model: ModelSpec
+    encryption: Encryption
+    privacy: PrivacyPlan
+    rounds: Rounds
+    aggregation: Aggregation
+    committee: CommitteeSpec
+
+    @property
+    def length(self) -> int:
+        """Coordinates that travel: d, and those that the weighting appends."""
+        return self.model.parameters + self.aggregation.load_weighting().appended
+
+    @property
+    def sum_plan(self) -> SumPlan:
+        """What the task's sums must hold."""
+        return SumPlan(
+            scheme=self.encryption.load(),
+            privacy=self.privacy,
+            length=self.length,
+            min_clients=self.rounds.min_clients,
+            max_clients=self.rounds.max_clients,
+            value_range=self.aggregation.value_range,
+            appended_range=self.aggregation.load_weighting().appended_range,
+        )
+
+    def check(self) -> None:
+        """Refuse a configuration whose parts do not fit together.
+
+        Raises `wrong-scheme`, `fingerprint-mismatch`, `bad-committee`, `bad-plan`, `sum-could-wrap`, or `malformed` for
+        a key that is none.
+        """
+        check_name(self.name)
+        check_public(self.server.key, f"the key of {self.server.name!r}")
+        for table in (self.encryption, self.committee, self.model, self.rounds, self.aggregation, self.privacy):
+            table.check()
+        _check_together(self)
+
+
+def _check_together(config: TaskConfig) -> None:
+    """What spans several tables."""
+    rounds, aggregation, scale = config.rounds, config.aggregation, config.encryption.scale
+    if (vectors := rounds.buckets * len(config.committee.sharing.subshares_of(0))) > MAX_VECTORS:
+        raise ProblemError(
+            BAD_PLAN, "too many buckets for one share", expected=f"at most {MAX_VECTORS} vectors", got=vectors
+        )
+    if (length := config.length) > MAX_LENGTH:
+        raise ProblemError(BAD_PLAN, "the model is too large", expected=f"at most {MAX_LENGTH} parameters", got=length)
+    if rounds.buckets < (least := aggregation.load_combination().least_buckets):
+        raise ProblemError(
+            BAD_PLAN,
+            f"aggregation.combination {aggregation.combination!r} has nothing to choose from",
+            expected=f"at least {least} buckets",
+            got=rounds.buckets,
+        )
+    config.sum_plan.check(scale)
+    aggregation.load_weighting().check(config.sum_plan, scale)
+    config.encryption.load().check_openings(rounds.max_openings * rounds.buckets, rounds.max_clients, length)
+
+
+def check_name(name: str) -> None:
+    """A job's name is not written as a task's hash is. Raises `bad-plan`."""
+    if looks_like_hash(name):
+        raise ProblemError(BAD_PLAN, "the name looks like a task's hash", expected="a name", got=name)
+
+
+def looks_like_hash(text: str) -> bool:
+    """Whether this is written as a task's hash is, and so can be no name."""
+    return len(text) == HASH_DIGITS and set(text) <= set("0123456789abcdef")
+
+
+def check_distinct(values: Sequence[object], what: str) -> None:
+    """Raises `bad-plan`."""
+    if len(set(values)) != len(values):
+        raise ProblemError(BAD_PLAN, f"{what} must differ")
