@@ -66,8 +66,8 @@ class Deployment:
     async def start_holders(self, url: str) -> None:
         """Let every key holder join the task, then start its `he-holder run`."""
         parties = self.world.parties
-        homes = [self.root / holder.name for holder in parties.holders]
-        members = list(zip(homes, parties.holders, parties.hpke, strict=True))
+        homes = [self.root / holder.name for holder in parties.committee]
+        members = list(zip(homes, parties.committee, parties.hpke, strict=True))
         await asyncio.gather(*(self._join(url, *member) for member in members))
         for home, _, _ in members:
             await self._spawn("he-holder", "run", "--data-dir", home, "--poll-seconds", str(POLL_SECONDS))

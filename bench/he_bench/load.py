@@ -112,7 +112,7 @@ async def _measure(point: LoadPoint) -> Load:
 
 def _upload(world: World, update: Update, number: int) -> Upload:
     header, head = world.sign(number, new_update_id(), update.digests)
-    return Upload(world.parties.client(number), header.update_id.hex(), head)
+    return Upload(world.client(number), header.update_id.hex(), head)
 
 
 async def _burst(

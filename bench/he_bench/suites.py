@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from he_bench.cases import DESCRIPTIONS
-from he_bench.parties import HOLDERS, THRESHOLD
 from he_bench.profiles import profile
 from he_bench.results import Point, SuiteName
+from he_bench.world import HOLDERS, THRESHOLD
 from he_protocol.schemes.registry import load_scheme
 from he_protocol.sharing import Sharing
 

@@ -21,12 +21,11 @@ import numpy as np
 
 from he_authority.tasks import build_config
 from he_bench import profiles
-from he_bench.parties import AGREEMENT, THRESHOLD, Parties
 from he_bench.updates import SPREAD
 from he_client.quantise import UpdateQuantiser
-from he_client.schemes import Encryptor, make_encryptor
-from he_holder.ceremony import messages
-from he_holder.schemes import ShareMaker, make_dealer, make_share_maker
+from he_client.schemes import Encryptor
+from he_holder.schemes import ShareMaker
+from he_party.identity import Identity
 from he_protocol import frames
 from he_protocol.arithmetic import residues
 from he_protocol.arithmetic.residues import Residues
@@ -36,8 +35,10 @@ from he_protocol.privacy.plan import PrivacyPlan
 from he_protocol.privacy.quantise import Floats
 from he_protocol.task import Task
 from he_protocol.tensors import model_digest
-from he_testing.board import MemoryBoard
+from he_testing.committee import MemoryCommittee
+from he_testing.parties import Parties
 
+HOLDERS, THRESHOLD, AGREEMENT = 4, 2, 3
 TASK_NAME = "bench"
 MAX_OPENINGS = 64
 NO_PRIVACY = PrivacyPlan("none")
@@ -71,7 +72,7 @@ class World:
     profile: str
     parameters: int
     clients: int
-    parties: Parties = field(default_factory=Parties)
+    parties: Parties = field(default_factory=lambda: Parties(HOLDERS))
     privacy: PrivacyPlan = NO_PRIVACY
     signing: float = 0.0
     """Seconds that digests and signatures took of the last `update`."""
@@ -98,35 +99,22 @@ class World:
             },
             ModelSpec((TensorSpec("parameters", (self.parameters,)),), model_digest(zeros)),
             self.parties.server.credential,
-            [holder.credential for holder in self.parties.holders],
-            self.parties.authority.public,
+            [holder.credential for holder in self.parties.committee],
+            self.parties.authority.key.public,
         )
-        return Task.from_token(self.parties.authority.sign(config), self.parties.authority.public)
+        return Task.from_token(self.parties.authority.key.sign(config), self.parties.authority.key.public)
 
     @cached_property
-    def ceremony(self) -> tuple[list[messages.Seeds], bytes]:
-        """Every holder's subshare seeds and the packed joint key; empty for a scheme without a ceremony."""
-        task, holders = self.task, range(len(self.parties.holders))
-        if not task.scheme.ceremony:
-            return [{} for _ in holders], b""
-        own = [messages.draw_seeds(task.sharing, i) for i in holders]
-        posts = [messages.contribute(task, i, own[i]) for i in holders]
-        seeds = [messages.subshare_seeds(task, i, own[i], posts, self.parties.hpke[i]) for i in holders]
-        dealer = make_dealer(task)
-        packed = [
-            {section: residues.pack(dealer.public_key_share(seed), dealer.layout) for section, seed in s.items()}
-            for s in seeds
-        ]
-        bodies = [messages.reveal(task, i, b"", packed[i])[1] for i in holders]
-        return seeds, messages.joint_key(dealer.layout, bodies)
+    def committee(self) -> MemoryCommittee:
+        return MemoryCommittee(self.task, self.parties)
+
+    def client(self, number: int) -> Identity:
+        """Client `number`, enrolled when first asked for."""
+        return self.parties.client(f"client-{number}")
 
     async def encryptor(self) -> Encryptor:
         """The task's encryptor, as a client makes it from what the committee has posted."""
-        board, key = MemoryBoard(), self.ceremony[1]
-        for index, holder in enumerate(self.parties.holders):
-            message = holder.key.sign(messages.confirm(self.task, index, bytes(32), key))
-            await board.post("confirmation", holder.name, message, key if index == 0 else b"")
-        return await make_encryptor(self.task, self.parties.client(1).name, board, Path(self._folder.name))
+        return await self.committee.encryptor(self.client(1).name, Path(self._folder.name))
 
     @cached_property
     def _folder(self) -> tempfile.TemporaryDirectory[str]:
@@ -154,7 +142,7 @@ class World:
 
     def sign(self, client: int, update_id: bytes, digests: Mapping[str, bytes]) -> tuple[UpdateHeader, bytes]:
         """Header and head of an update of client `client`, whose sections have these SHA-256 digests."""
-        identity = self.parties.client(client)
+        identity = self.client(client)
         header = UpdateHeader(
             task_hash=self.task.hash,
             epoch=self.task.config.epoch,
@@ -170,7 +158,7 @@ class World:
 
     def share_maker(self, holder: int) -> ShareMaker:
         """What one holder opens sums with."""
-        return make_share_maker(self.task, holder, self.parties.hpke[holder], self.ceremony[0][holder])
+        return self.committee.share_maker(holder)
 
     def release(self, holder: int, update: Update, times: int) -> dict[int, bytes]:
         """What one holder releases for a sum of `times` times one update: packed vectors by subshare."""

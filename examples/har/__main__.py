@@ -15,14 +15,13 @@ from rich.console import Console
 from rich.live import Live
 
 from examples.har import data, report
-from examples.har.deployment import Deployment
 from examples.har.model import network
 from examples.har.training_rounds import Phones, RoundResult
-from he_client.client import HushSumClient
 from he_client.training import arrays
 from he_protocol.committee import Committee, describe, parse_committee
 from he_protocol.errors import ProblemError
 from he_protocol.task import Task
+from he_testing.deployment import LocalDeployment
 
 TASK = "har-demo"
 COMMITTEE = "2/4/3"
@@ -109,22 +108,20 @@ async def run(rounds: int, scheme: str, directory: Path, report_file: Path, outa
     started = time.monotonic()
     phones, unseen = data.load()
     shutil.rmtree(directory, ignore_errors=True)
-    deployment = Deployment(directory, len(phones), committee.holders)
     records = sum(len(client) for client in phones.values())
     with console.status("enrolling 24 phones and the key holders, signing the task"):
         wanted = plan(scheme, rounds, len(phones), records, 5, committee)
-        await asyncio.to_thread(deployment.provision, wanted, arrays(network()))
+        deployment = await asyncio.to_thread(
+            LocalDeployment, directory, wanted, arrays(network()), clients=len(phones), holders=committee.holders
+        )
     try:
-        with console.status("starting the server; the key holders make their joint key"):
-            await deployment.start(TASK)
-        pids = ", ".join(f"{name} {process.pid}" for name, process in deployment.processes.items())
+        with console.status("starting the server; the key holders join"):
+            await asyncio.to_thread(deployment.start)
+        pids = ", ".join(f"{name} {process.pid}" for name, process in deployment.running.items())
         console.print(f"server at {deployment.url}; process ids: {pids}; logs in {directory}/")
         async with AsyncExitStack() as stack:
             clients = [
-                await stack.enter_async_context(
-                    HushSumClient(deployment.url, deployment.identity(n + 1), state_dir=directory / f"phone-{n + 1:02}")
-                )
-                for n in range(len(phones))
+                await stack.enter_async_context(deployment.client(number)) for number in range(1, len(phones) + 1)
             ]
             task = await clients[0].task(TASK)
             console.print(describe(task.committee))
@@ -135,19 +132,19 @@ async def run(rounds: int, scheme: str, directory: Path, report_file: Path, outa
             )
             results = await train(deployment, Phones(task, members, unseen), task, rounds, outage)
     finally:
-        await deployment.stop()
+        await asyncio.to_thread(deployment.stop)
     finish(task, results, report_file, time.monotonic() - started)
 
 
-async def train(deployment: Deployment, phones: Phones, task: Task, rounds: int, outage: int) -> list[RoundResult]:
+async def train(deployment: LocalDeployment, phones: Phones, task: Task, rounds: int, outage: int) -> list[RoundResult]:
     """Rounds until enough are published; with `outage`, key holders die on the way and come back."""
     results: list[RoundResult] = []
-    victims = deployment.holder_names[:outage]
+    victims = deployment.holders[:outage]
     with Live(console=console, auto_refresh=False) as live:
         while sum(not row.failure for row in results) < rounds:
             if victims and len(results) == rounds // 3:
                 for name in victims:
-                    await deployment.kill(name)
+                    deployment.kill(name)
                 live.console.print(f"killed {', '.join(victims)}", style="yellow")
             back = victims and len(results) == rounds // 3 + DOWN_ROUNDS
             waits = victims and outage > task.committee.away and len(results) == rounds // 3
@@ -164,13 +161,15 @@ async def train(deployment: Deployment, phones: Phones, task: Task, rounds: int,
     return results
 
 
-async def _start(deployment: Deployment, names: list[str], shown: Console) -> None:
+async def _start(deployment: LocalDeployment, names: list[str], shown: Console) -> None:
     for name in names:
-        await deployment.start_holder(name)
+        await asyncio.to_thread(deployment.start_holder, name)
     shown.print(f"started {', '.join(names)} again", style="yellow")
 
 
-async def _bring_back(deployment: Deployment, phones: Phones, task: Task, names: list[str], shown: Console) -> None:
+async def _bring_back(
+    deployment: LocalDeployment, phones: Phones, task: Task, names: list[str], shown: Console
+) -> None:
     """Too many are gone for a round to go on: say for whom it waits, then start them."""
     await asyncio.sleep(WAIT_SECONDS)
     waiting = await phones.waiting()

@@ -13,7 +13,6 @@ from typing import Any, Self
 import numpy as np
 from aiohttp.test_utils import TestServer
 
-from examples.har.deployment import Deployment
 from he_client import HushSumClient, Identity
 from he_holder.agent import Agent
 from he_holder.ceremony.run import Ceremony
@@ -27,7 +26,8 @@ from he_server.blobs.tensor_file import keep_model
 from he_server.http.app import make_app
 from he_server.services.context import open_server
 from he_server.settings import Settings
-from tests.support.plans import tables
+from he_testing.deployment import client_name, provision
+from he_testing.plans import plan
 
 CLIENTS, HOLDERS = 3, 4
 TASK = "client-test"
@@ -35,31 +35,15 @@ MODEL = {"w": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.zeros(2, dty
 QUICK = RetryPolicy(first=0.01, longest=0.02, give_up=20.0)
 
 
-def plan(scheme: str, profile: str) -> dict[str, Any]:
-    """Two clients make a round; client-level privacy, so that epsilon is finite."""
-    return {
-        "name": TASK,
-        "scheme": scheme,
-        "profile": profile,
-        "epoch": 1,
-        "value_range": 4.0,
-        "scale": 1024.0,
-        "privacy": {
-            "unit": "client",
-            "clip_norm": 2.0,
-            "noise_multiplier": 1.0,
-            "delta": 1e-5,
-            "epsilon_budget": 100.0,
-        },
-        "min_clients": 2,
-        "max_clients": 2,
-        "collect_seconds": 60,
-        "opening_seconds": 60,
-        "staleness": 1,
-        "max_openings": 20,
-        "threshold": 2,
-        "agreement": 3,
-    }
+PLAN: dict[str, Any] = {
+    "name": TASK,
+    "privacy": {"unit": "client", "clip_norm": 2.0, "noise_multiplier": 1.0, "delta": 1e-5, "epsilon_budget": 100.0},
+    "min_clients": 2,
+    "max_clients": 2,
+    "staleness": 1,
+    "max_openings": 20,
+}
+"""Two clients make a round; client-level privacy, so that epsilon is finite."""
 
 
 class Clock:
@@ -73,7 +57,7 @@ class Clock:
 
 
 class Service:
-    """One server with one task. `root` has a folder for every party, as `Deployment` lays them out."""
+    """One server with one task. `root` has a folder for every party: see `he_testing.deployment.provision`."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -85,8 +69,8 @@ class Service:
     @classmethod
     async def provision(cls, root: Path, scheme: str, profile: str, clients: int = CLIENTS, **changes: Any) -> None:
         """Fill `root`: identities, the task in the server's database, the committee's keys. `changes` to the plan."""
-        deployment = Deployment(root, clients, HOLDERS)
-        deployment.provision(tables(plan(scheme, profile) | changes), dict(MODEL))
+        wanted = PLAN | {"scheme": scheme, "profile": profile} | changes
+        provision(root, plan(**wanted), MODEL, clients=clients, holders=HOLDERS)
         service = cls(root)
         await upgrade("server", service.settings.url)
         server = open_server(service.settings)
@@ -109,7 +93,7 @@ class Service:
 
     def folder(self, number: int) -> Path:
         """A client's data directory, counted from 1."""
-        return self.root / f"phone-{number:02}"
+        return self.root / client_name(number)
 
     def identity(self, number: int) -> Identity:
         return Identity.load(self.folder(number))

@@ -33,8 +33,8 @@ from he_protocol.problems import (
     ProblemType,
 )
 from he_protocol.schemes.ckks import Ckks
+from he_testing.problems import expect_problem
 from tests.support.parties import World
-from tests.unit.refusals import refused
 
 
 def scheme_of(world: World) -> Ckks:
@@ -62,7 +62,7 @@ def test_the_pinned_tenseal_is_the_installed_one(world: World) -> None:
 @pytest.mark.parametrize("version", ["0.3.15", "0.3.19", ""])
 def test_another_tenseal_is_refused(world: World, monkeypatch: pytest.MonkeyPatch, version: str) -> None:
     monkeypatch.setattr(tenseal, "__version__", version)
-    with refused(TENSEAL_VERSION, "expected 0.3.18"):
+    with expect_problem(TENSEAL_VERSION, "expected 0.3.18"):
         check_tenseal(scheme_of(world).profile)
 
 
@@ -76,7 +76,7 @@ def test_a_key_that_every_holder_confirmed_is_taken(world: World) -> None:
 def test_a_single_missing_holder_is_enough_to_refuse(world: World, holder: int) -> None:
     tokens = signed(world, confirmations(world))
     del tokens[f"holder-{holder}"]
-    with refused(KEYS_NOT_READY, f"holder-{holder}"):
+    with expect_problem(KEYS_NOT_READY, f"holder-{holder}"):
         check_confirmations(world.task, tokens)
 
 
@@ -96,7 +96,7 @@ def test_one_holder_that_confirms_something_else_is_refused(
 ) -> None:
     said = confirmations(world)
     said[f"holder-{holder}"] = replace(said[f"holder-{holder}"], **changes)
-    with refused(problem):
+    with expect_problem(problem):
         check_confirmations(world.task, signed(world, said))
 
 
@@ -104,13 +104,13 @@ def test_one_holder_that_confirms_something_else_is_refused(
 def test_a_confirmation_under_another_key_is_refused(world: World, holder: int) -> None:
     said = confirmations(world)
     tokens = signed(world, said) | {f"holder-{holder}": SigningKey.generate().sign(said[f"holder-{holder}"])}
-    with refused(BAD_SIGNATURE):
+    with expect_problem(BAD_SIGNATURE):
         check_confirmations(world.task, tokens)
 
 
 def test_one_holder_cannot_confirm_for_another(world: World) -> None:
     tokens = signed(world, confirmations(world))
-    with refused(BAD_SIGNATURE):
+    with expect_problem(BAD_SIGNATURE):
         check_confirmations(world.task, tokens | {"holder-1": tokens["holder-0"]})
 
 
@@ -119,7 +119,7 @@ def test_a_tampered_key_is_refused(world: World, at: int) -> None:
     key = bytearray(world.dealt[1])
     key[at] ^= 1
     digest = hashlib.sha256(world.dealt[1]).digest()
-    with refused(DIGEST_MISMATCH):
+    with expect_problem(DIGEST_MISMATCH):
         joint_context(world.task, scheme_of(world), digest, bytes(key))
 
 
@@ -132,7 +132,7 @@ def test_confirmed_nonsense_is_refused_too(
     world: World, change: Callable[[bytes], bytes], problem: ProblemType
 ) -> None:
     key = change(world.dealt[1])
-    with refused(problem):
+    with expect_problem(problem):
         joint_context(world.task, scheme_of(world), hashlib.sha256(key).digest(), key)
 
 
@@ -149,7 +149,7 @@ def private_context() -> tenseal.Context:
 
 def test_a_private_context_is_refused() -> None:
     context = private_context()
-    with refused(PRIVATE_CONTEXT):
+    with expect_problem(PRIVATE_CONTEXT):
         load_context(context.serialize(save_secret_key=True, save_galois_keys=False, save_relin_keys=False))
     public = context.serialize(save_secret_key=False, save_galois_keys=False, save_relin_keys=False)
     assert not load_context(public).has_secret_key()
@@ -160,13 +160,13 @@ def test_what_tenseal_itself_finds_is_refused_as_well(monkeypatch: pytest.Monkey
     context = private_context()
     data = context.serialize(save_secret_key=True, save_galois_keys=False, save_relin_keys=False)
     monkeypatch.setattr(ckks.seal_codec, "refuse_private", lambda _: None)  # type: ignore[attr-defined]
-    with refused(PRIVATE_CONTEXT, "TenSEAL found"):
+    with expect_problem(PRIVATE_CONTEXT, "TenSEAL found"):
         load_context(data)
 
 
 @pytest.mark.parametrize("data", [b"\xff", b"\x0a\x7f", b"\x0b"])
 def test_what_is_no_context_is_malformed(data: bytes) -> None:
-    with refused(MALFORMED):
+    with expect_problem(MALFORMED):
         load_context(data)
 
 

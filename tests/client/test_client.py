@@ -25,9 +25,9 @@ from he_protocol.problems import (
     UNREACHABLE,
     WRONG_STATE,
 )
+from he_testing.problems import expect_problem
 from tests.client.proxy import Proxy
 from tests.client.service import MODEL, TASK, Service
-from tests.unit.refusals import refused
 
 UPDATE = {"w": np.full((2, 3), 0.5, dtype=np.float32), "b": np.full(2, -0.5, dtype=np.float32)}
 
@@ -93,7 +93,7 @@ async def test_a_kept_model_that_was_damaged_is_pulled_again(service: Service) -
 async def test_a_model_that_is_not_its_etag_is_refused_and_not_kept(service: Service, proxy: Proxy) -> None:
     proxy.faults["GET"] = [lambda body: body[:-1] + bytes([body[-1] ^ 1])]
     async with service.client(1, proxy.url) as client:
-        with refused(DIGEST_MISMATCH):
+        with expect_problem(DIGEST_MISMATCH):
             await client.pull_model(service.task)
         assert (await client.pull_model(service.task)).version == 0
     assert "If-None-Match" not in proxy.seen[1].headers
@@ -115,7 +115,7 @@ OTHER = {"w": MODEL["w"]}
 )
 async def test_a_model_outside_the_protocol_is_a_refusal(service: Service, answer, problem) -> None:
     async with Proxy(service.url, {"GET": [answer()]}) as proxy, service.client(1, proxy.url) as client:
-        with refused(problem):
+        with expect_problem(problem):
             await client.pull_model(service.task)
 
 
@@ -155,9 +155,9 @@ async def test_two_submissions_of_one_update_share_no_bytes(service: Service) ->
 
 async def test_tensors_of_another_model_are_refused_before_anything_is_sealed(service: Service) -> None:
     async with service.client(1) as client:
-        with refused(BAD_TENSORS):
+        with expect_problem(BAD_TENSORS):
             await client.submit(service.task, OTHER, base_version=0)
-        with refused(BAD_PLAN):
+        with expect_problem(BAD_PLAN):
             await client.submit(service.task, UPDATE, base_version=0, examples=3)
     assert not (service.folder(1) / "state" / "updates").exists()
 
@@ -166,10 +166,10 @@ async def test_wait_tells_that_too_few_clients_came(service: Service) -> None:
     async with service.client(1) as client:
         sent = await submit(client, service)
         service.clock.ahead = 61
-        with refused(TOO_FEW_CLIENTS, f"round {sent.round}"):
+        with expect_problem(TOO_FEW_CLIENTS, f"round {sent.round}"):
             await client.wait(service.task, sent)
         assert (await client.round(service.task, sent.round)).state == "failed"
-        with refused(WRONG_STATE):
+        with expect_problem(WRONG_STATE):
             await client.opened_sum(service.task, sent.round)
 
 
@@ -181,7 +181,7 @@ async def test_a_round_waits_for_its_key_holders_as_long_as_it_takes(service: Se
             while not (await one.round(service.task, sent.round)).opening:
                 await asyncio.sleep(0.01)
         service.clock.ahead = 10 * service.task.config.rounds.opening_seconds
-        with refused(UNREACHABLE, "still closed"):
+        with expect_problem(UNREACHABLE, "still closed"):
             await one.wait(service.task, sent, within=0.2)
         assert [status.said for status in (await one.round(service.task, sent.round)).committee] == [""] * 4
         async with service.committee():
@@ -196,14 +196,14 @@ async def test_wait_tells_that_the_updates_bucket_was_dropped_from_a_published_r
         Proxy(service.url, {"GET": [web.Response(body=status)]}) as proxy,
         service.client(1, proxy.url) as client,
     ):
-        with refused(COMBINE_REFUSED, "round 7: the opened key is out of range"):
+        with expect_problem(COMBINE_REFUSED, "round 7: the opened key is out of range"):
             await client.wait(service.task, sent)
 
 
 async def test_wait_gives_up_when_asked_to(service: Service) -> None:
     async with service.client(1) as client:
         sent = await submit(client, service)
-        with refused(UNREACHABLE, f"round {sent.round} is still open after 0.1 s"):
+        with expect_problem(UNREACHABLE, f"round {sent.round} is still open after 0.1 s"):
             await client.wait(service.task, sent, within=0.1)
 
 
@@ -225,7 +225,7 @@ async def test_privacy_is_counted_by_acknowledgement(service: Service) -> None:
         sent = await submit(client, service)
         assert client.privacy_spent(task) == epsilon(plan, 1) > 0
         service.clock.ahead = 61
-        with refused(TOO_FEW_CLIENTS):
+        with expect_problem(TOO_FEW_CLIENTS):
             await client.wait(task, sent)
         assert (await submit(client, service)).round == sent.round + 1
         spent = epsilon(plan, 2)

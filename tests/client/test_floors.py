@@ -18,9 +18,9 @@ from he_client.settings import SETTINGS_FILE, ClientSettings
 from he_party.transport import RetryPolicy
 from he_protocol.problems import BAD_SETTINGS, BELOW_FLOOR
 from he_protocol.task import Task
-from tests.support.fake_server import FakeServer
+from he_testing.fake_server import FakeServer
+from he_testing.problems import expect_problem
 from tests.support.parties import NOW, World
-from tests.unit.refusals import refused
 
 DP = {
     "unit": "client",
@@ -61,7 +61,7 @@ def test_each_floor_refuses_what_is_below_it_and_nothing_else_does(changes: dict
     asked = ASKED if "holders" not in changes else Floors(20, "client", 3.0, 1e-5, 2)
     check_floors(made(), ASKED)
     task = made(**changes)
-    with refused(BELOW_FLOOR):
+    with expect_problem(BELOW_FLOOR):
         check_floors(task, asked)
     check_floors(task, lower)
 
@@ -69,7 +69,7 @@ def test_each_floor_refuses_what_is_below_it_and_nothing_else_does(changes: dict
 def test_more_than_was_asked_for_is_fine() -> None:
     check_floors(made(), Floors(unit="record", epsilon=50.0))
     check_floors(made(privacy={"unit": "none"}), Floors())
-    with refused(BELOW_FLOOR, "inf"):
+    with expect_problem(BELOW_FLOOR, "inf"):
         check_floors(made(privacy={"unit": "none"}), Floors(epsilon=1e9))
 
 
@@ -86,7 +86,7 @@ def test_more_than_was_asked_for_is_fine() -> None:
     ids=lambda wrong: next(iter(wrong)),
 )
 def test_floors_that_are_none(wrong: dict[str, object]) -> None:
-    with refused(BAD_SETTINGS):
+    with expect_problem(BAD_SETTINGS):
         Floors(**wrong)  # type: ignore[arg-type]
 
 
@@ -102,9 +102,9 @@ async def test_nothing_is_sealed_for_a_task_below_our_floor(tmp_path: Path, monk
             )
 
         async with device(Floors(min_clients=50)) as client:
-            with refused(BELOW_FLOOR, "at least 50"):
+            with expect_problem(BELOW_FLOOR, "at least 50"):
                 await client.task(task.id)
-            with refused(BELOW_FLOOR):
+            with expect_problem(BELOW_FLOOR):
                 await client.encrypt(task, lambda a, b: np.zeros(b - a, dtype=np.int64), base_version=0)
             assert not (tmp_path / "updates").exists()
             with monkeypatch.context() as off:

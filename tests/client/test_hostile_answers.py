@@ -28,10 +28,10 @@ from he_protocol.errors import ProblemError
 from he_protocol.messages import Vote, to_json
 from he_protocol.problems import DIGEST_MISMATCH, TOO_LARGE, UNEXPECTED_ANSWER, UNREACHABLE
 from he_protocol.task import Task
-from tests.support.fake_server import FakeServer
+from he_testing.fake_server import FakeServer
+from he_testing.plans import changed
+from he_testing.problems import expect_problem
 from tests.support.parties import NOW, World
-from tests.support.plans import changed
-from tests.unit.refusals import refused
 
 ONCE = RetryPolicy(give_up=0)
 MIB = 1 << 20
@@ -89,9 +89,9 @@ async def test_nobody_is_sent_elsewhere(world: World, status: int, monkeypatch: 
         serving(always(status=status, headers={"Location": internal})) as url,
         Transport(url, world.committee[0], retry=ONCE) as line,
     ):
-        with refused(UNEXPECTED_ANSWER, f"HTTP {status}"):
+        with expect_problem(UNEXPECTED_ANSWER, f"HTTP {status}"):
             await line.request("GET", paths.openings_path(world.task.id), audience="server")
-        with refused(UNEXPECTED_ANSWER):
+        with expect_problem(UNEXPECTED_ANSWER):
             await line.put_frame(paths.share_path(world.task.id, 1, "holder-0"), b"head", [b"share"], "server")
         assert seen == []
         request = line._session.request  # type: ignore[union-attr]
@@ -104,7 +104,7 @@ async def test_nobody_is_sent_elsewhere(world: World, status: int, monkeypatch: 
 @pytest.mark.parametrize("status", [206, 202, 203, 226])
 async def test_other_successes_are_none(world: World, status: int) -> None:
     async with serving(always(status=status, body=b"{}")) as url, Transport(url, world.committee[0]) as line:
-        with refused(UNEXPECTED_ANSWER, f"HTTP {status}"):
+        with expect_problem(UNEXPECTED_ANSWER, f"HTTP {status}"):
             await line.request("GET", "/x")
 
 
@@ -117,9 +117,9 @@ async def test_nothing_is_inflated(world: World, coding: str) -> None:
         return web.Response(body=bomb, headers={"Content-Encoding": coding})
 
     async with serving(handler) as url, Transport(url, world.committee[0], retry=ONCE) as line:
-        with refused(UNEXPECTED_ANSWER, "Content-Encoding"):
+        with expect_problem(UNEXPECTED_ANSWER, "Content-Encoding"):
             await line.request("GET", "/x", limit=1 << 30)
-        with refused(UNEXPECTED_ANSWER):
+        with expect_problem(UNEXPECTED_ANSWER):
             async for _ in line.records("/x", audience="server", size=8, count=MIB):
                 pass
 
@@ -130,7 +130,7 @@ async def test_a_refusal_is_not_inflated_either(world: World) -> None:
     assert len(bomb) < transport.PROBLEM_BYTES
     handler = always(status=400, body=bomb, headers={"Content-Encoding": "gzip"})
     async with serving(handler) as url, Transport(url, world.committee[0], retry=ONCE) as line:
-        with refused(UNEXPECTED_ANSWER), peak_below(8 * MIB):
+        with expect_problem(UNEXPECTED_ANSWER), peak_below(8 * MIB):
             await line.request("GET", "/x")
 
 
@@ -157,7 +157,7 @@ async def test_headers_are_bounded(world: World, headers: dict[str, str]) -> Non
         serving(always(body=b"{}", headers=headers)) as url,
         Transport(url, world.committee[0], retry=ONCE) as line,
     ):
-        with refused(UNREACHABLE):
+        with expect_problem(UNREACHABLE):
             await line.request("GET", "/x")
 
 
@@ -189,29 +189,29 @@ async def test_ten_parameters_take_no_gigabytes(world: World, tmp_path: Path) ->
     assert world.task.parameters == 10
     async with serving(endless) as url, device(url, world, tmp_path) as client:
         with peak_below(16 * MIB):
-            with refused(TOO_LARGE, str(world.task.model_limit)):
+            with expect_problem(TOO_LARGE, str(world.task.model_limit)):
                 await client.pull_model(world.task)
-            with refused(TOO_LARGE, str(world.task.sum_limit)):
+            with expect_problem(TOO_LARGE, str(world.task.sum_limit)):
                 await client.opened_sum(world.task, 1)
-            with refused(TOO_LARGE):
+            with expect_problem(TOO_LARGE):
                 await client.round(world.task, 1)
-            with refused(TOO_LARGE):
+            with expect_problem(TOO_LARGE):
                 await client._transport.document("GET", "/x", documents.UpdateStatus)
-            with refused(TOO_LARGE):
+            with expect_problem(TOO_LARGE):
                 await client._transport.request("PUT", "/x", pieces=[b"x"])
     assert left(tmp_path) == []
 
 
 async def test_a_download_that_is_refused_leaves_no_file(world: World, tmp_path: Path) -> None:
     async with serving(endless) as url, Transport(url, world.committee[0], retry=ONCE) as line:
-        with refused(TOO_LARGE):
+        with expect_problem(TOO_LARGE):
             await line.download("/x", tmp_path / "file", audience="server", limit=2 * MIB)
     assert left(tmp_path) == []
 
 
 async def test_a_list_of_tasks_is_bounded(world: World, tmp_path: Path) -> None:
     async with serving(endless) as url, device(url, world, tmp_path) as client:
-        with refused(TOO_LARGE, str(limits.TASK_LIST)):
+        with expect_problem(TOO_LARGE, str(limits.TASK_LIST)):
             await client.task("keyboard")
 
 
@@ -225,7 +225,7 @@ async def test_a_declared_length_is_refused_before_it_is_read(world: World, tmp_
 
     async with serving(handler) as url, device(url, world, tmp_path) as client:
         async with asyncio.timeout(20):
-            with refused(TOO_LARGE):
+            with expect_problem(TOO_LARGE):
                 await client.pull_model(world.task)
 
 
@@ -246,7 +246,7 @@ async def test_version_0_is_the_model_that_the_authority_signed(
     async with serving(published(honest, "0")) as url, device(url, world, tmp_path) as client:
         assert (await client.pull_model(world.task)).version == 0
     async with serving(published(other, "0")) as url, device(url, world, tmp_path) as client:
-        with refused(DIGEST_MISMATCH, "initial model"):
+        with expect_problem(DIGEST_MISMATCH, "initial model"):
             await client.pull_model(world.task)
         with monkeypatch.context() as off:
             off.setattr(published_module, "check_version", lambda task, version, etag: None)
@@ -256,7 +256,7 @@ async def test_version_0_is_the_model_that_the_authority_signed(
 @pytest.mark.parametrize("version", ["", "-1", "1e3", "x", "\u0661", "1" * 16])
 async def test_a_version_is_a_number(world: World, tmp_path: Path, version: str) -> None:
     async with serving(published(model_of(world, 2.0), version)) as url, device(url, world, tmp_path) as client:
-        with refused(UNEXPECTED_ANSWER):
+        with expect_problem(UNEXPECTED_ANSWER):
             await client.pull_model(world.task)
     assert left(tmp_path) == []
 
@@ -310,8 +310,8 @@ async def test_a_post_of_the_key_ceremony_is_bounded(tmp_path: Path) -> None:
             patch.setattr("he_client.schemes.ckks.check_confirmations", lambda task, posts: bytes(32))
             server.replaced["GET", paths.post_path(task.id, "confirmation", "holder-0")] = endless  # type: ignore[assignment]
             async with Transport(server.url, world.client("device"), retry=ONCE) as line:
-                with refused(TOO_LARGE):
+                with expect_problem(TOO_LARGE):
                     await make_encryptor(task, "device", ServerBoard(line, task), tmp_path)
                 server.replaced["GET", paths.board_path(task.id, "confirmation")] = endless  # type: ignore[assignment]
-                with refused(TOO_LARGE, str(limits.board(task))):
+                with expect_problem(TOO_LARGE, str(limits.board(task))):
                     await make_encryptor(task, "device", ServerBoard(line, task), tmp_path)

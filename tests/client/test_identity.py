@@ -13,8 +13,8 @@ from he_party.identity import AUTHORITY_FILE, CREDENTIAL_FILE, KEY_FILE, REQUEST
 from he_protocol.identity.jws import SigningKey, jwk_x, read_unverified, verify
 from he_protocol.messages import EnrollRequest
 from he_protocol.problems import BAD_KEY_FILE, BAD_SETTINGS, BAD_SIGNATURE, MALFORMED, NOT_ADDRESSED, ProblemType
+from he_testing.problems import expect_problem
 from tests.support.parties import NOW
-from tests.unit.refusals import refused
 
 AUTHORITY = SigningKey.generate()
 PASSPHRASE = "correct horse battery staple"
@@ -40,23 +40,23 @@ def test_what_was_made_is_loaded(tmp_path: Path) -> None:
 def test_a_passphrase_is_needed_again(tmp_path: Path) -> None:
     make(tmp_path, passphrase=PASSPHRASE)
     assert Identity.load(tmp_path, PASSPHRASE).name == "phone"
-    with refused(BAD_KEY_FILE):
+    with expect_problem(BAD_KEY_FILE):
         Identity.load(tmp_path)
-    with refused(BAD_KEY_FILE):
+    with expect_problem(BAD_KEY_FILE):
         Identity.load(tmp_path, PASSPHRASE + "!")
 
 
 def test_a_key_is_never_overwritten(tmp_path: Path) -> None:
     make(tmp_path)
     before = (tmp_path / KEY_FILE).read_bytes()
-    with refused(BAD_KEY_FILE, "exists"):
+    with expect_problem(BAD_KEY_FILE, "exists"):
         make(tmp_path)
     assert (tmp_path / KEY_FILE).read_bytes() == before
 
 
 @pytest.mark.parametrize("name", ["", "Phone", "two words", "a" * 65, "phone\n"])
 def test_a_name_that_no_credential_could_carry_makes_no_key(tmp_path: Path, name: str) -> None:
-    with refused(BAD_SETTINGS, "name"):
+    with expect_problem(BAD_SETTINGS, "name"):
         create(tmp_path, name, "client", NOW)
     assert not (tmp_path / KEY_FILE).exists()
 
@@ -124,7 +124,7 @@ def a_request_for_a_credential(folder: Path) -> None:
 def test_refusals(tmp_path: Path, change: Callable[[Path], object], problem: ProblemType) -> None:
     make(tmp_path)
     change(tmp_path)
-    with refused(problem):
+    with expect_problem(problem):
         Identity.load(tmp_path)
 
 

@@ -14,8 +14,8 @@ from he_client.tensors import flatten, unflatten
 from he_protocol.config import TensorSpec
 from he_protocol.problems import BAD_PLAN, BAD_TENSORS
 from he_protocol.task import Task
+from he_testing.problems import expect_problem
 from tests.support.parties import World
-from tests.unit.refusals import refused
 
 CLIENT_LEVEL = {"unit": "client", "clip_norm": 1.0, "noise_multiplier": 0.006, "delta": 1e-5, "epsilon_budget": 1e12}
 SLIGHT = 45
@@ -153,24 +153,24 @@ def test_blocks_join_to_the_whole_and_each_draws_its_own_words(world: World) -> 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_without_a_dp_plan_what_is_not_finite_is_refused(world: World, bad: float) -> None:
-    with refused(BAD_TENSORS, "finite"):
+    with expect_problem(BAD_TENSORS, "finite"):
         quantise_update(task_of(world, 3), floats(0.0, bad, 1.0), None)
 
 
 def test_another_length_is_refused(world: World) -> None:
-    with refused(BAD_TENSORS, "(3,)"):
+    with expect_problem(BAD_TENSORS, "(3,)"):
         quantise_update(task_of(world, 3), floats(0.0, 1.0), None)
 
 
 @pytest.mark.parametrize("examples", [0.0, -1.0, float("nan")])
 def test_a_number_of_examples_that_is_none_is_refused(world: World, examples: float) -> None:
-    with refused(BAD_PLAN, "positive"):
+    with expect_problem(BAD_PLAN, "positive"):
         quantise_update(task_of(world, 1, weighting="examples"), floats(0.0), examples)
 
 
 @pytest.mark.parametrize(("weighting", "examples"), [("uniform", 3.0), ("fixed", 3.0), ("examples", None)])
 def test_examples_go_with_their_weighting_only(world: World, weighting: str, examples: float | None) -> None:
-    with refused(BAD_PLAN, "weighting 'examples'"):
+    with expect_problem(BAD_PLAN, "weighting 'examples'"):
         quantise_update(task_of(world, 1, weighting=weighting), floats(0.0), examples)
 
 
@@ -195,5 +195,5 @@ def test_tensors_flatten_in_the_tasks_order_and_back() -> None:
     ],
 )
 def test_tensors_of_another_model_are_named(tensors: dict[str, npt.NDArray[np.float32]], named: str) -> None:
-    with refused(BAD_TENSORS, f"these differ: {named} "):
+    with expect_problem(BAD_TENSORS, f"these differ: {named} "):
         flatten(World(tensors=(TensorSpec("w", (2,)),)).task, tensors)

@@ -28,10 +28,10 @@ from he_protocol.problems import (
     UNREACHABLE,
     ProblemType,
 )
+from he_testing.problems import expect_problem
 from tests.client.proxy import Proxy
 from tests.client.schemes import assert_opens_to
 from tests.client.service import Service
-from tests.unit.refusals import refused
 
 ONCE = RetryPolicy(first=0.001, longest=0.001, give_up=0.0)
 
@@ -104,7 +104,7 @@ async def test_a_final_refusal_drops_the_update(service: Service, proxy: Proxy, 
     proxy.faults["PUT"] = [answer_of(problem)]
     async with service.client(1, proxy.url) as client:
         sealed = await seal(client, service)
-        with refused(problem):
+        with expect_problem(problem):
             await client.upload(service.task, sealed)
         assert spooled(service) == []
         assert await client.resume(service.task) == []
@@ -120,7 +120,7 @@ async def test_any_other_refusal_keeps_it(service: Service, proxy: Proxy, proble
     proxy.faults["PUT"] = [answer_of(problem)]
     async with service.client(1, proxy.url, retry=ONCE) as client:
         sealed = await seal(client, service)
-        with refused(problem):
+        with expect_problem(problem):
             await client.upload(service.task, sealed)
         assert spooled(service) == [sealed.update_id]
         (sent,) = await client.resume(service.task)
@@ -130,7 +130,7 @@ async def test_any_other_refusal_keeps_it(service: Service, proxy: Proxy, proble
 async def test_the_servers_own_stale_refusal_drops_it(service: Service) -> None:
     async with service.client(1) as client:
         sealed = await seal(client, service, base_version=7)
-        with refused(STALE_UPDATE):
+        with expect_problem(STALE_UPDATE):
             await client.upload(service.task, sealed)
     assert spooled(service) == []
 
@@ -154,9 +154,9 @@ def forged(content: bytes, **changes: Any) -> bytes:
 async def test_a_receipt_of_another_key_is_refused_and_the_update_kept(service: Service, proxy: Proxy) -> None:
     async with service.client(1, proxy.url) as client:
         sealed = await seal(client, service)
-        receipt = Receipt(service.task.hash, bytes.fromhex(sealed.update_id), "phone-01", bytes(32), 1)
+        receipt = Receipt(service.task.hash, bytes.fromhex(sealed.update_id), "client-01", bytes(32), 1)
         proxy.faults["PUT"] = [partial(forged, receipt=SigningKey.generate().sign(receipt))]
-        with refused(BAD_SIGNATURE):
+        with expect_problem(BAD_SIGNATURE):
             await client.upload(service.task, sealed)
         assert spooled(service) == [sealed.update_id]
         assert client.privacy_spent(service.task) == epsilon(service.task.config.privacy, 1) > 0
@@ -170,7 +170,7 @@ async def test_a_lying_receipt_that_is_believed_loses_the_update(
     async with service.client(1, proxy.url) as client:
         sealed = await seal(client, service)
         header = token_hash(from_json(sealed.head, SignedUpdate).header)
-        receipt = Receipt(service.task.hash, bytes.fromhex(sealed.update_id), "phone-01", header, 1)
+        receipt = Receipt(service.task.hash, bytes.fromhex(sealed.update_id), "client-01", header, 1)
         said = documents.UpdateReceipt(SigningKey.generate().sign(receipt), 1)
         proxy.faults["PUT"] = [web.Response(status=201, body=msgspec.json.encode(said))]
         await client.upload(service.task, sealed)
@@ -194,7 +194,7 @@ async def test_a_receipt_for_another_update_is_refused_and_the_update_kept(
             return forged(content, receipt=signing.sign(msgspec.structs.replace(honest[0], **{field: other})))
 
         proxy.faults["PUT"] = [change]
-        with refused(UNEXPECTED_ANSWER):
+        with expect_problem(UNEXPECTED_ANSWER):
             await client.upload(service.task, sealed)
         assert spooled(service) == [sealed.update_id]
         (sent,) = await client.resume(service.task)

@@ -32,10 +32,10 @@ from he_protocol.problems import (
     WRONG_OFFSET,
     ProblemType,
 )
+from he_testing.problems import expect_problem
 from tests.client.proxy import Proxy, Wire
 from tests.client.service import QUICK, Service
 from tests.client.test_resend import answer_of, seal
-from tests.unit.refusals import refused
 
 ALWAYS = 0
 """`resumable_above`: every update goes in pieces."""
@@ -117,7 +117,7 @@ async def test_server_and_client_restart_in_the_middle_and_nothing_is_sent_twice
         sealed = await seal(client, service)
         frame = frame_of(sealed)
         proxy.faults["PATCH"] = ["pass", "pass", "lost"]
-        with refused(UNREACHABLE):
+        with expect_problem(UNREACHABLE):
             await client.upload(service.task, sealed)
     await service.__aexit__()
     async with service, Proxy(service.url) as later, in_pieces(service, later.url) as reborn:
@@ -144,7 +144,7 @@ async def test_an_upload_that_expired_between_two_runs_is_begun_anew(
         sealed = await seal(client, service)
         frame = frame_of(sealed)
         proxy.faults["PATCH"] = ["pass", "lost"]
-        with refused(UNREACHABLE):
+        with expect_problem(UNREACHABLE):
             await client.upload(service.task, sealed)
     service.clock.ahead = service.settings.upload_seconds + 1
     async with Proxy(service.url) as later, in_pieces(service, later.url) as reborn:
@@ -176,7 +176,7 @@ async def test_a_server_that_makes_no_progress_is_left(service: Service, proxy: 
     proxy.faults["PATCH"] = [answer_of(WRONG_OFFSET) for _ in range(100)]
     async with in_pieces(service, proxy.url) as client:
         sealed = await seal(client, service)
-        with refused(UNEXPECTED_ANSWER, "no progress"):
+        with expect_problem(UNEXPECTED_ANSWER, "no progress"):
             await client.upload(service.task, sealed)
     assert len(proxy.of("PATCH")) == module.TRIES
     assert (sealed.folder / "head").exists()
@@ -199,7 +199,7 @@ async def test_an_answer_outside_the_protocol_is_refused(
     proxy.faults[method] = [web.Response(status=201 if method == "POST" else 200, headers=headers)]
     async with in_pieces(service, proxy.url) as client:
         sealed = await seal(client, service)
-        with refused(UNEXPECTED_ANSWER):
+        with expect_problem(UNEXPECTED_ANSWER):
             await client.upload(service.task, sealed)
 
 

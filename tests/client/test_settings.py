@@ -10,7 +10,7 @@ from he_client.settings import ClientSettings
 from he_party.keyfile import environment_passphrase
 from he_protocol.errors import ProblemError
 from he_protocol.problems import BAD_SETTINGS
-from tests.unit.refusals import refused
+from he_testing.problems import expect_problem
 
 
 @pytest.fixture(autouse=True)
@@ -60,12 +60,12 @@ def test_the_files_of_two_loads_do_not_mix(file: Path) -> None:
 def test_a_mistake_in_the_file_is_named(tmp_path: Path, text: str, named: str) -> None:
     path = tmp_path / "bad.toml"
     path.write_text(text)
-    with refused(BAD_SETTINGS, named):
+    with expect_problem(BAD_SETTINGS, named):
         ClientSettings.load(path)
 
 
 def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
-    with refused(BAD_SETTINGS, "no settings file"):
+    with expect_problem(BAD_SETTINGS, "no settings file"):
         ClientSettings.load(tmp_path / "none.toml")
 
 
@@ -74,7 +74,7 @@ def test_a_certificate_authority_that_is_none_is_refused(tmp_path: Path, content
     path = tmp_path / "ca.pem"
     if content is not None:
         path.write_text(content)
-    with refused(BAD_SETTINGS, "tls_ca"):
+    with expect_problem(BAD_SETTINGS, "tls_ca"):
         _ = ClientSettings.load(tls_ca=path).tls
 
 
@@ -85,7 +85,7 @@ def test_the_passphrase_is_no_setting(tmp_path: Path, monkeypatch: pytest.Monkey
     assert "a secret" not in repr(settings) + str(settings) + settings.model_dump_json()
     file = tmp_path / "client.toml"
     file.write_text('passphrase = "a secret passphrase"')
-    with refused(BAD_SETTINGS, "passphrase"):
+    with expect_problem(BAD_SETTINGS, "passphrase"):
         ClientSettings.load(file)
 
 

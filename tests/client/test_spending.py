@@ -18,9 +18,9 @@ from he_protocol.errors import ProblemError
 from he_protocol.privacy.plan import PrivacyPlan, epsilon, spent_together
 from he_protocol.problems import BUDGET_EXHAUSTED, INTERNAL, MALFORMED, NOT_FOUND, STALE_UPDATE, ProblemType
 from he_protocol.task import Task
-from tests.support.fake_server import FakeServer, refusal
+from he_testing.fake_server import FakeServer, refusal
+from he_testing.problems import expect_problem
 from tests.support.parties import NOW, World
-from tests.unit.refusals import refused
 
 PRIVACY = {"unit": "client", "clip_norm": 1.0, "noise_multiplier": 1.0, "delta": 1e-5, "epsilon_budget": 100.0}
 NUMBERS = {"scheme": "kahe", "profile": "kahe-30", "value_range": 0.5, "scale": 64.0}
@@ -77,7 +77,7 @@ async def test_a_server_that_takes_updates_and_denies_it_changes_nothing(
     async with liar(task, says) as server:
         for number in range(1, 4):
             async with client(parties, server, tmp_path, resumable_above) as device:
-                with refused(says):
+                with expect_problem(says):
                     await device.submit(task, UPDATE, base_version=0)
             async with client(parties, server, tmp_path) as restarted:
                 assert restarted.privacy_spent(task) == epsilon(task.config.privacy, number)
@@ -91,7 +91,7 @@ async def test_what_is_sent_again_counts_once_and_what_was_not_sent_not_at_all(p
         sealed = await device.encrypt(task, lambda start, stop: zeros[start:stop], base_version=0)
         assert device.privacy_spent(task) == 0
         for _ in range(3):
-            with refused(INTERNAL):
+            with expect_problem(INTERNAL):
                 await device.upload(task, sealed)
         assert device.privacy_spent(task) == epsilon(task.config.privacy, 1)
 
@@ -132,7 +132,7 @@ def test_a_line_that_a_crash_cut_off_was_not_sent(parties: World, tmp_path: Path
     spending.count(task, "bb" * 16)
     assert spending.account(task).epsilon == epsilon(task.config.privacy, 2)
     path.write_bytes(b"nonsense\n" + path.read_bytes())
-    with refused(MALFORMED):
+    with expect_problem(MALFORMED):
         spending.account(task)
 
 
@@ -159,9 +159,9 @@ async def test_a_device_seals_nothing_beyond_what_it_was_promised(
         monkeypatch.setattr("he_client.spending.Spending._check", lambda *_: None)
     async with liar(task, STALE_UPDATE) as server, client(parties, server, tmp_path) as device:
         for _ in range(2):
-            with refused(STALE_UPDATE):
+            with expect_problem(STALE_UPDATE):
                 await device.submit(task, UPDATE, base_version=0)
-        with refused(BUDGET_EXHAUSTED if defence else STALE_UPDATE):
+        with expect_problem(BUDGET_EXHAUSTED if defence else STALE_UPDATE):
             await device.submit(task, UPDATE, base_version=0)
         assert server.taken == (2 if defence else 3)  # type: ignore[attr-defined]
         assert device.privacy_spent(task) == epsilon(plan, server.taken)  # type: ignore[attr-defined]
@@ -174,12 +174,12 @@ async def test_sealed_ones_that_wait_count_for_the_next(parties: World, tmp_path
     zeros = np.zeros(task.length, dtype=np.int64)
     async with liar(task, INTERNAL) as server, client(parties, server, tmp_path) as device:
         await device.encrypt(task, lambda start, stop: zeros[start:stop], base_version=0)
-        with refused(BUDGET_EXHAUSTED):
+        with expect_problem(BUDGET_EXHAUSTED):
             await device.encrypt(task, lambda start, stop: zeros[start:stop], base_version=0)
 
 
 def test_a_devices_own_bound_is_kept_where_the_plan_allows_more(parties: World, tmp_path: Path) -> None:
     spending = Spending(tmp_path / "spent", max_epsilon=1.0)
-    with refused(BUDGET_EXHAUSTED, "epsilon at most 1.0"):
+    with expect_problem(BUDGET_EXHAUSTED, "epsilon at most 1.0"):
         spending.count(parties.task, "aa" * 16)
     assert spending.account(parties.task).epsilon == 0

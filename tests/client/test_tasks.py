@@ -20,10 +20,10 @@ from he_protocol.identity.jws import SigningKey
 from he_protocol.problems import AMBIGUOUS_TASK, BAD_PLAN, BAD_SIGNATURE, MALFORMED, NOT_FOUND, OLD_EPOCH, WRONG_SCHEME
 from he_protocol.schemes.registry import insecure_profiles
 from he_protocol.task import Task
-from tests.support.fake_server import FakeServer, answer
+from he_testing.fake_server import FakeServer, answer
+from he_testing.problems import expect_problem
 from tests.support.kahe import INSECURE_TASK
 from tests.support.parties import NOW, World
-from tests.unit.refusals import refused
 
 ONCE = RetryPolicy(give_up=0)
 
@@ -72,13 +72,13 @@ async def test_a_server_that_labels_a_weak_task_as_the_one_that_was_asked_for(
     async with server:
         identity = world.client("victim")
         async with HushSumClient(server.url, identity, state_dir=tmp_path, clock=lambda: NOW, retry=ONCE) as client:
-            with refused(NOT_FOUND):
+            with expect_problem(NOT_FOUND):
                 await client.task(wanted)
             with monkeypatch.context() as off:
                 off.setattr(tasks, "choose", by_labels)
                 assert (await client.task(wanted)).config.name == "debug-no-dp"
         async with Transport(server.url, world.committee[0], retry=ONCE) as transport:
-            with refused(NOT_FOUND):
+            with expect_problem(NOT_FOUND):
                 await transport.task(wanted)
 
 
@@ -89,12 +89,12 @@ async def test_no_client_and_no_key_holder_takes_a_profile_for_tests(world: Worl
     async with FakeServer(weak) as server:
         identity = world.client("victim")
         async with HushSumClient(server.url, identity, state_dir=tmp_path, clock=lambda: NOW, retry=ONCE) as client:
-            with refused(WRONG_SCHEME, "for tests only"):
+            with expect_problem(WRONG_SCHEME, "for tests only"):
                 await client.task(weak.id)
             with insecure_profiles():
                 assert (await client.task(weak.id)).token == weak.token
         async with Transport(server.url, world.committee[0], retry=ONCE) as transport:
-            with refused(WRONG_SCHEME, "for tests only"):
+            with expect_problem(WRONG_SCHEME, "for tests only"):
                 await transport.task(weak.id)
 
 
@@ -103,7 +103,7 @@ def test_labels_count_for_nothing(world: World) -> None:
     assert choose(listed(world, task, name="another", label="0" * 64), "keyboard") == task
     assert choose(listed(world, task, name="another", label="0" * 64), task.id) == task
     for wanted in ("another", "0" * 64):
-        with refused(NOT_FOUND):
+        with expect_problem(NOT_FOUND):
             choose(listed(world, task, name="another", label="0" * 64), wanted)
 
 
@@ -118,7 +118,7 @@ def test_of_a_name_the_newest_epoch(world: World) -> None:
 def test_an_epoch_never_goes_back(world: World) -> None:
     first, second = epoch(world, 1), epoch(world, 2)
     assert choose(listed(world, first), "keyboard") == first  # what the memory is for
-    with refused(OLD_EPOCH, "epoch 2 or later"):
+    with expect_problem(OLD_EPOCH, "epoch 2 or later"):
         choose(listed(world, first), "keyboard", seen(second))
     assert choose(listed(world, first), first.id, seen(second)) == first  # asked for by its hash: no choice is left
     assert learn(seen(second), first) == seen(second)
@@ -129,9 +129,9 @@ def test_an_epoch_never_goes_back(world: World) -> None:
 def test_of_one_epoch_the_task_that_was_seen(world: World) -> None:
     """Two tasks of one name and epoch: a draft, say, that the authority signed as well."""
     strong, draft = epoch(world, 1), epoch(world, 1, min_clients=2)
-    with refused(AMBIGUOUS_TASK, "ask for its hash"):
+    with expect_problem(AMBIGUOUS_TASK, "ask for its hash"):
         choose(listed(world, strong, draft), "keyboard")
-    with refused(AMBIGUOUS_TASK):
+    with expect_problem(AMBIGUOUS_TASK):
         choose(listed(world, draft), "keyboard", seen(strong))
     for order in ((strong, draft), (draft, strong)):
         assert choose(listed(world, *order), "keyboard", seen(strong)) == strong
@@ -139,19 +139,19 @@ def test_of_one_epoch_the_task_that_was_seen(world: World) -> None:
     assert learn(seen(strong), draft) == seen(draft)  # the user has asked for its hash
     newer = epoch(world, 2)
     assert choose(listed(world, newer), "keyboard", seen(strong)) == newer
-    with refused(AMBIGUOUS_TASK):
+    with expect_problem(AMBIGUOUS_TASK):
         choose(listed(world, newer, epoch(world, 2, min_clients=2)), "keyboard", seen(strong))
 
 
 def test_a_name_that_looks_like_a_hash(world: World) -> None:
     """The authority signs no such name; were there one, 64 hex digits would still mean the hash."""
     task = world.task
-    with refused(BAD_PLAN, "hash"):
+    with expect_problem(BAD_PLAN, "hash"):
         replace(task.config, name="a" * 64).check()
     decoy = Task(replace(task.config, name=task.id), "token", bytes(32))
     both = Listed((decoy, task), ())
     assert choose(both, task.id) is task
-    with refused(NOT_FOUND):
+    with expect_problem(NOT_FOUND):
         choose(Listed((decoy,), ()), task.id)
 
 
@@ -166,9 +166,9 @@ def test_a_task_that_does_not_verify_costs_the_others_nothing(world: World, capl
     found = read(statuses, world.authority.key.public)
     assert choose(found, "keyboard") == choose(found, good.id) == good
     for wanted in ("forged", "a" * 64):
-        with refused(BAD_SIGNATURE):
+        with expect_problem(BAD_SIGNATURE):
             choose(found, wanted)
-    with refused(MALFORMED):
+    with expect_problem(MALFORMED):
         choose(found, "nonsense")
     tasks.log_refused(found)
     tasks.log_refused(Listed((good,), ()))
@@ -187,10 +187,10 @@ async def test_a_device_remembers_over_its_restarts(world: World, tmp_path: Path
             assert (await client.task("keyboard")).config.epoch == 2
         server.task = first
         async with device() as client:
-            with refused(OLD_EPOCH):
+            with expect_problem(OLD_EPOCH):
                 await client.task("keyboard")
             assert (await client.task(first.id)).config.epoch == 1
-            with refused(OLD_EPOCH):
+            with expect_problem(OLD_EPOCH):
                 await client.task("keyboard")
         (tmp_path / MEMORY_FILE).unlink()  # off: a device that has forgotten is led back
         async with device() as client:
@@ -209,7 +209,7 @@ def test_the_file_of_what_was_seen(world: World, tmp_path: Path) -> None:
     assert {name: line.epoch for name, line in other.seen().items()} == {"keyboard": 1}
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     path.write_text("{}")
-    with refused(MALFORMED):
+    with expect_problem(MALFORMED):
         memory.learn(epoch(world, 1))  # a damaged memory is not taken for an empty one
 
 

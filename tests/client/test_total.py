@@ -19,8 +19,8 @@ from he_client.training import Arrays, arrays, clipped_gradient_sum, difference,
 from he_protocol.errors import ProblemError
 from he_protocol.problems import BAD_PLAN, BAD_TENSORS
 from he_protocol.task import Task
+from he_testing.problems import expect_problem
 from tests.support.parties import World
-from tests.unit.refusals import refused
 
 UNITS = ["client", "record"]
 RECORDS = 12
@@ -201,7 +201,7 @@ def test_any_number_of_examples_is_an_answer(examples: Any) -> None:
     encoded = quantise_update(task, flat, examples)
     usable = isinstance(examples, int | float) and examples >= 10
     assert abs(encoded[-1] - (4096 if usable else 0)) < 12 * task.noise_std
-    with refused(BAD_PLAN):
+    with expect_problem(BAD_PLAN):
         quantise_update(task_of("client"), flat, 3.0)
 
 
@@ -229,5 +229,5 @@ def test_errors_are_raised_without_dp_and_where_asked_for() -> None:
 def test_tensors_of_another_model_are_refused_all_the_same() -> None:
     task = task_of("client")
     update, _ = attempt(task, lambda _: {"other": np.zeros(3, dtype=np.float32)}, HONEST)
-    with refused(BAD_TENSORS):
+    with expect_problem(BAD_TENSORS):
         flatten(task, update)

@@ -41,13 +41,14 @@ from he_protocol.problems import (
     UNREACHABLE,
     ProblemType,
 )
+from he_testing.clocks import FakeClock
+from he_testing.parties import Authority
+from he_testing.problems import expect_problem
 from tests.client.proxy import Fault, Proxy
 from tests.client.service import QUICK, TASK, Service
-from tests.support.parties import Authority
-from tests.unit.refusals import refused
 
 PATIENT = RetryPolicy(first=0.001, longest=0.002, give_up=5.0)
-STRANGER: Identity = Authority().party("stranger", "client")
+STRANGER: Identity = Authority(clock=FakeClock()).party("stranger", "client")
 BRIEF = RetryPolicy(first=0.01, longest=0.02, give_up=0.1)
 
 
@@ -90,7 +91,7 @@ async def test_what_passes_is_tried_again(service: Service, proxy: Proxy, faults
     ids=lambda p: p.slug,
 )
 async def test_a_refusal_is_taken_for_an_answer(problem: ProblemType) -> None:
-    with refused(problem, "as the test wants"):
+    with expect_problem(problem, "as the test wants"):
         await asked_once(said(problem))
 
 
@@ -114,7 +115,7 @@ async def test_what_is_unavailable_is_asked_again_whatever_the_status(
 async def test_a_final_refusal_is_final_under_any_status() -> None:
     answer = said(STALE_UPDATE)
     answer.set_status(503)
-    with refused(STALE_UPDATE):
+    with expect_problem(STALE_UPDATE):
         await asked_once(answer)
 
 
@@ -123,7 +124,7 @@ async def test_a_final_refusal_is_final_under_any_status() -> None:
     "body", [b"<html>no</html>", b"", b'{"type": "urn:other", "title": "", "status": 1, "detail": ""}']
 )
 async def test_an_answer_outside_the_protocol_is_named_and_not_repeated(status: int, body: bytes) -> None:
-    with refused(UNEXPECTED_ANSWER, f"HTTP {status}"):
+    with expect_problem(UNEXPECTED_ANSWER, f"HTTP {status}"):
         await asked_once(web.Response(status=status, body=body))
 
 
@@ -140,7 +141,7 @@ async def asked_once(answer: web.Response) -> None:
 async def test_it_gives_up_when_nobody_listens(service: Service, closed_port: int) -> None:
     started = time.monotonic()
     async with line(service, f"http://127.0.0.1:{closed_port}", BRIEF) as transport:
-        with refused(UNREACHABLE, f"GET http://127.0.0.1:{closed_port}/v1/tasks"):
+        with expect_problem(UNREACHABLE, f"GET http://127.0.0.1:{closed_port}/v1/tasks"):
             await transport.task(TASK)
     assert 0.07 <= time.monotonic() - started < 3
 
@@ -148,7 +149,7 @@ async def test_it_gives_up_when_nobody_listens(service: Service, closed_port: in
 async def test_it_gives_up_when_the_server_stays_down(service: Service, proxy: Proxy) -> None:
     proxy.faults["GET"] = [said(SHUTTING_DOWN) for _ in range(1000)]
     async with line(service, proxy.url, BRIEF) as transport:
-        with refused(SHUTTING_DOWN):
+        with expect_problem(SHUTTING_DOWN):
             await transport.task(TASK)
     assert 1 < len(proxy.seen) < 1000
 
@@ -166,7 +167,7 @@ async def test_a_silent_server_is_left_at_the_timeout(service: Service) -> None:
         once = RetryPolicy(first=0.001, longest=0.001, give_up=0.0)
         async with Transport(url, identity, retry=once, request_seconds=0.2) as transport:
             started = time.monotonic()
-            with refused(UNREACHABLE, "TimeoutError"):
+            with expect_problem(UNREACHABLE, "TimeoutError"):
                 await transport.request("GET", "/v1/tasks")
             assert 0.15 < time.monotonic() - started < 5
 
@@ -187,7 +188,7 @@ async def test_giving_up_bounds_a_request_that_hangs(begun: bytes) -> None:
         url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
         async with Transport(url, STRANGER, retry=RetryPolicy(first=0.01, longest=0.02, give_up=0.3)) as transport:
             started = time.monotonic()
-            with refused(UNREACHABLE):
+            with expect_problem(UNREACHABLE):
                 await transport.request("GET", "/v1/tasks")
             assert time.monotonic() - started < 3
         over.set()
@@ -201,7 +202,7 @@ async def test_a_certificate_that_is_not_vouched_for_is_no_server(service: Servi
     own.load_cert_chain(file)
     async with Proxy(service.url, tls=own) as proxy:
         async with line(service, proxy.url, BRIEF) as transport:
-            with refused(UNREACHABLE):
+            with expect_problem(UNREACHABLE):
                 await transport.task(TASK)
         assert proxy.seen == []
         vouched = ssl.create_default_context(cafile=file)
@@ -228,7 +229,7 @@ def self_signed(address: str) -> bytes:
 async def test_a_server_without_tls_is_no_server(service: Service) -> None:
     """TLS is asked for on a port that speaks plain HTTP: no request leaves without it."""
     async with Proxy(service.url) as proxy, line(service, proxy.url.replace("http:", "https:"), BRIEF) as transport:
-        with refused(UNREACHABLE):
+        with expect_problem(UNREACHABLE):
             await transport.task(TASK)
         assert proxy.seen == []
 
@@ -251,7 +252,7 @@ async def test_every_try_is_signed_anew_for_its_own_request(service: Service, pr
         )
         for seen in proxy.seen
     ]
-    assert [party.name for party, _ in checked] == ["phone-01"] * 3
+    assert [party.name for party, _ in checked] == ["client-01"] * 3
     assert len({claims.jti for _, claims in checked}) == 3
 
 
@@ -270,14 +271,14 @@ async def test_a_lost_answer_to_a_signed_question_is_no_replay(service: Service,
 async def test_without_an_audience_nothing_is_signed(service: Service, proxy: Proxy) -> None:
     async with line(service, proxy.url) as transport:
         await transport.request("GET", paths.TASKS)
-        with refused(UNAUTHENTICATED):
+        with expect_problem(UNAUTHENTICATED):
             await transport.request("GET", paths.round_path(service.task.id, 1))
     assert all("Authorization" not in seen.headers and "DPoP" not in seen.headers for seen in proxy.seen)
 
 
 async def test_a_proof_for_another_server_is_refused_by_this_one(service: Service) -> None:
     async with line(service, service.url) as transport:
-        with refused(UNAUTHENTICATED):
+        with expect_problem(UNAUTHENTICATED):
             await transport.request("GET", paths.round_path(service.task.id, 1), audience="another-server")
 
 
@@ -285,7 +286,7 @@ async def test_an_answer_longer_than_asked_for_is_cut_off(service: Service, prox
     proxy.faults["GET"] = [web.Response(body=bytes(1000)), web.Response(body=bytes(1001)), web.Response(text="again")]
     async with line(service, proxy.url) as transport:
         assert (await transport.request("GET", "/exact", limit=1000)).body == bytes(1000)
-        with refused(TOO_LARGE, "at most 1000"):
+        with expect_problem(TOO_LARGE, "at most 1000"):
             await transport.request("GET", "/long", limit=1000)
     assert len(proxy.seen) == 2
 
@@ -293,7 +294,7 @@ async def test_an_answer_longer_than_asked_for_is_cut_off(service: Service, prox
 async def test_a_refusals_body_is_capped_too(service: Service, proxy: Proxy) -> None:
     proxy.faults["GET"] = [web.Response(status=400, body=bytes(PROBLEM_BYTES + 1)), web.Response(text="again")]
     async with line(service, proxy.url) as transport:
-        with refused(TOO_LARGE):
+        with expect_problem(TOO_LARGE):
             await transport.request("GET", "/long")
     assert len(proxy.seen) == 1
 
@@ -301,14 +302,14 @@ async def test_a_refusals_body_is_capped_too(service: Service, proxy: Proxy) -> 
 async def test_a_document_that_is_none_is_malformed(service: Service, proxy: Proxy) -> None:
     proxy.faults["GET"] = [web.Response(text="<html>")]
     async with line(service, proxy.url) as transport:
-        with refused(MALFORMED, "TaskList"):
+        with expect_problem(MALFORMED, "TaskList"):
             await transport.document("GET", paths.TASKS, documents.TaskList)
 
 
 async def test_an_unknown_task_is_told_apart_from_the_known(service: Service) -> None:
     async with line(service, service.url) as transport:
         assert (await transport.task(service.task.id)).token == service.task.token
-        with refused(NOT_FOUND, TASK):
+        with expect_problem(NOT_FOUND, TASK):
             await transport.task("another")
 
 
@@ -317,7 +318,7 @@ async def test_a_task_of_another_authority_is_refused(service: Service, proxy: P
     listed = documents.TaskStatus(service.task.id, TASK, token, True, 0, 1)
     proxy.faults["GET"] = [lambda _: msgspec.json.encode(documents.TaskList((listed,)))]
     async with line(service, proxy.url) as transport:
-        with refused(BAD_SIGNATURE):
+        with expect_problem(BAD_SIGNATURE):
             await transport.task(TASK)
 
 

@@ -12,11 +12,11 @@ from he_protocol.identity.jws import SigningKey, read_unverified
 from he_protocol.messages import Credential, Receipt, RevocationList, UpdateHeader, to_json
 from he_protocol.problems import UNKNOWN_PROTOCOL
 from he_protocol.task import Task
+from he_testing.problems import expect_problem
 from tests.client.proxy import Proxy
 from tests.client.service import TASK, Service
 from tests.client.test_resend import answer_of, seal, spooled
 from tests.support.versions import OTHERS, OtherVersion
-from tests.unit.refusals import refused
 
 other_versions = pytest.mark.parametrize("version", OTHERS, ids=repr)
 
@@ -31,9 +31,9 @@ async def test_a_task(service: Service, proxy: Proxy, version: str) -> None:
     listed = documents.TaskStatus(service.task.id, TASK, token, True, 0, 1)
     proxy.faults["GET"] = [said(documents.TaskList((listed,)))]
     async with service.client(1, proxy.url) as client:
-        with refused(UNKNOWN_PROTOCOL, "expected 2"):
+        with expect_problem(UNKNOWN_PROTOCOL, "expected 2"):
             await client.task(TASK)
-    with refused(UNKNOWN_PROTOCOL):
+    with expect_problem(UNKNOWN_PROTOCOL):
         Task.from_token(token, bytes(32))
 
 
@@ -49,7 +49,7 @@ async def test_a_receipt(service: Service, proxy: Proxy, version: str) -> None:
     proxy.faults["PUT"] = [older]
     async with service.client(1, proxy.url) as client:
         sealed = await seal(client, service)
-        with refused(UNKNOWN_PROTOCOL):
+        with expect_problem(UNKNOWN_PROTOCOL):
             await client.upload(service.task, sealed)
     assert spooled(service) == [sealed.update_id]
 
@@ -59,14 +59,14 @@ async def test_a_revocation_list(service: Service, proxy: Proxy, version: str) -
     token = OtherVersion.of(SigningKey.generate(), version).sign(RevocationList(1, 0, 2**50, ()))
     proxy.faults["GET"] = ["pass", said(documents.Revoked(token))]
     async with service.client(1, proxy.url) as client:
-        with refused(UNKNOWN_PROTOCOL):
+        with expect_problem(UNKNOWN_PROTOCOL):
             await client.task(TASK)
 
 
 async def test_a_client_raises_what_a_server_of_another_version_says(service: Service, proxy: Proxy) -> None:
     proxy.faults["GET"] = [answer_of(UNKNOWN_PROTOCOL)]
     async with service.client(1, proxy.url) as client:
-        with refused(UNKNOWN_PROTOCOL, "as the test wants"):
+        with expect_problem(UNKNOWN_PROTOCOL, "as the test wants"):
             await client.task(TASK)
 
 
@@ -90,5 +90,5 @@ def test_an_identity_that_was_enrolled_with_another_version(service: Service, ve
     path = service.folder(1) / CREDENTIAL_FILE
     credential = read_unverified(path.read_text().strip(), Credential)
     path.write_text(OtherVersion.of(SigningKey.generate(), version).sign(credential))
-    with refused(UNKNOWN_PROTOCOL):
+    with expect_problem(UNKNOWN_PROTOCOL):
         Identity.load(service.folder(1))

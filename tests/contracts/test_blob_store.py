@@ -13,7 +13,7 @@ from he_protocol.problems import NOT_FOUND, WRONG_SIZE
 from he_server.blobs.local import LocalBlobs
 from he_server.blobs.store import BlobStore
 from he_testing.blobs import MemoryBlobs
-from tests.unit.refusals import refused
+from he_testing.problems import expect_problem
 
 
 @pytest.fixture(params=["local", "memory"])
@@ -80,7 +80,7 @@ def test_pieces(blobs: BlobStore) -> None:
     blobs.put("updates/a", b"0123456789")
     assert blobs.piece("updates/a", 3, 4) == b"3456"
     assert blobs.piece("updates/a", 10, 0) == b""
-    with refused(WRONG_SIZE):
+    with expect_problem(WRONG_SIZE):
         blobs.piece("updates/a", 8, 3)
     with blobs.open("updates/a") as file:
         file.seek(9)
@@ -96,7 +96,7 @@ def test_what_is_not_there(blobs: BlobStore) -> None:
     blobs.delete("updates/none")
     blobs.put("updates/a", b"x")
     blobs.check_kept(["updates/a"], NOT_FOUND)
-    with refused(NOT_FOUND, "updates/none"):
+    with expect_problem(NOT_FOUND, "updates/none"):
         blobs.check_kept(["updates/a", "updates/none"], NOT_FOUND)
 
 

@@ -13,8 +13,8 @@ from he_protocol.identity.jws import SigningKey
 from he_protocol.messages import Reveal
 from he_protocol.problems import CEREMONY_CONFLICT, NOT_FOUND, TOO_LARGE
 from he_testing.board import MemoryBoard
+from he_testing.problems import expect_problem
 from tests.server.world import World
-from tests.unit.refusals import refused
 
 
 @pytest.fixture(params=["server", "memory"])
@@ -45,7 +45,7 @@ async def test_what_was_posted_is_there(board: Board, world: World) -> None:
 
 async def test_a_body_is_no_longer_than_the_reader_says(board: Board, world: World) -> None:
     await board.post("reveal", "holder-1", _message(world), b"the body")
-    with refused(TOO_LARGE):
+    with expect_problem(TOO_LARGE):
         await board.body("reveal", "holder-1", 7)
 
 
@@ -57,11 +57,11 @@ async def test_the_same_post_again_changes_nothing(board: Board, world: World) -
 
 async def test_nothing_replaces_a_post(board: Board, world: World) -> None:
     await board.post("reveal", "holder-1", _message(world), b"the body")
-    with refused(CEREMONY_CONFLICT):
+    with expect_problem(CEREMONY_CONFLICT):
         await board.post("reveal", "holder-1", _message(world, b"\1" * 32))
     assert await board.body("reveal", "holder-1", 8) == b"the body"
 
 
 async def test_what_nobody_posted_is_not_there(board: Board) -> None:
-    with refused(NOT_FOUND):
+    with expect_problem(NOT_FOUND):
         await board.body("reveal", "holder-2", 8)

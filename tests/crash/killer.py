@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from math import inf
 
+from he_testing.deployment import SECONDS
 from tests.crash.world import World
-from tests.integration.processes import SECONDS
 
 STARTING = 0.25
 """How often a server dies before it is ready, or little later: within STARTING_SECONDS of its launch."""

@@ -37,7 +37,7 @@ async def seal(client: HushSumClient, service: Service) -> EncryptedUpdate:
 
 async def test_it_does_not_end_before_the_next_round_took_what_waits(service: Service) -> None:
     """It has an update in the open round, and sealed another one in an earlier life."""
-    folder = service.root / "phone-01"
+    folder = service.root / "client-01"
     spool, coordinates = spool_of(folder, service.task.id), Coordinates(folder / COORDINATES)
     async with service.client(1) as first, service.client(2) as second:
         coordinates.reserve()

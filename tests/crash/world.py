@@ -20,8 +20,9 @@ from he_holder.holder import KeyHolder
 from he_holder.ledger import Ledger
 from he_party.transport import Transport
 from he_protocol import documents, paths
+from he_testing.deployment import RETRY
 from tests.crash import submitter
-from tests.integration.processes import RETRY, TASK, Processes
+from tests.integration.processes import TASK, Processes
 
 SCHEME = ("kahe", "kahe-30")
 CLIENTS = 5

@@ -18,8 +18,8 @@ from he_protocol.messages import from_json, to_json
 from he_protocol.privacy.plan import PrivacyPlan
 from he_protocol.problems import BAD_KEY_FILE, MALFORMED, UNEXPECTED_ANSWER
 from he_protocol.schemes import seal_codec
+from he_testing.problems import expect_problem
 from tests.fuzz.targets.safetensors_file import read
-from tests.unit.refusals import refused
 
 from .targets.safetensors_file import file
 from .vectors import MESSAGES
@@ -29,7 +29,7 @@ DEEP = b'{"later":' + b"[" * 100_000
 
 def test_deep_nesting_in_a_member_that_a_reader_skips():
     """msgspec raised RecursionError: a server could end a client with one answer."""
-    with refused(MALFORMED):
+    with expect_problem(MALFORMED):
         from_json(DEEP, TaskStatus)
     assert ProblemError.from_document(DEEP, 400).problem is UNEXPECTED_ANSWER
 
@@ -49,13 +49,13 @@ def test_a_key_file_with_a_negative_number_of_rounds(tmp_path: Path):
     parts = (header, bytes(40), bytes(12), b"c", bytes(16))
     path.write_bytes(b".".join(urlsafe_b64encode(part) for part in parts))
     path.chmod(0o600)
-    with pytest.warns(match="iteration count"), refused(BAD_KEY_FILE):
+    with pytest.warns(match="iteration count"), expect_problem(BAD_KEY_FILE):
         read_private(path, KeyRecord, "a passphrase of fair length")
 
 
 def test_a_key_file_with_a_short_private_key():
     """It was read, and failed with ValueError where it was first used."""
-    with refused(MALFORMED):
+    with expect_problem(MALFORMED):
         from_json(to_json(KeyRecord("a", bytes(32), b"short")), KeyRecord)
 
 
@@ -70,7 +70,7 @@ def test_a_key_file_with_a_short_private_key():
 )
 def test_a_model_that_safetensors_reads_and_numpy_does_not(model):
     """KeyError and ValueError in a client that fetched it."""
-    with refused(UNEXPECTED_ANSWER):
+    with expect_problem(UNEXPECTED_ANSWER):
         read(model)
 
 
@@ -94,13 +94,13 @@ PAYLOAD = seal_codec.unwrap(seal_codec.ciphertext(np.zeros((2, 2, 8), np.uint64)
 def test_every_field_of_a_ciphertext_is_checked(at, raw):
     """These were skipped, so that other bytes were the same ciphertext."""
     np.testing.assert_array_equal(seal_codec.read_ciphertext(PAYLOAD, MODULI, 8, 4.0), 0)
-    with refused(MALFORMED):
+    with expect_problem(MALFORMED):
         seal_codec.read_ciphertext(PAYLOAD[:at] + raw + PAYLOAD[at + len(raw) :], MODULI, 8, 4.0)
 
 
 def test_reserved_bytes_of_a_seal_object():
     """They were skipped."""
-    with refused(MALFORMED):
+    with expect_problem(MALFORMED):
         seal_codec.unwrap(PAYLOAD[HEAD : HEAD + 6] + b"\x01" + PAYLOAD[HEAD + 7 :])
 
 

@@ -107,7 +107,7 @@ async def storm(clients: int, seconds: float, *, scale: float = 1.0, think: floa
     def uploads() -> Iterator[Upload]:
         for number in range(1, count):
             header, head = world.sign(number, new_update_id(), update.digests)
-            yield Upload(world.parties.client(number), header.update_id.hex(), head)
+            yield Upload(world.client(number), header.update_id.hex(), head)
 
     with tempfile.TemporaryDirectory(prefix="storm-") as folder:
         async with deployed(Path(folder), world) as deployment:
@@ -129,7 +129,7 @@ async def _abuse_of(world: World, url: str, scale: float) -> Abuse:
     """What strangers know of the server, and one client's key."""
     async with aiohttp.ClientSession() as session, session.get(url + paths.TASKS) as answer:
         listed = msgspec.json.decode(await answer.read(), type=documents.TaskList)
-    bad = world.parties.client(0)
+    bad = world.client(0)
     return Abuse(
         port=urlsplit(url).port or 0,
         task=world.task.id,

@@ -14,12 +14,12 @@ from he_protocol.identity.credentials import CLOCK_SKEW_SECONDS
 from he_protocol.identity.jws import read_unverified
 from he_protocol.identity.requests import prove_request
 from he_protocol.messages import Credential
+from he_testing.problems import expect_problem
 from tests.server.conftest import both
 from tests.server.world import Person, World, constant
 from tests.support.openings import ask
 from tests.support.parties import NOW
 from tests.support.parties import World as Parties
-from tests.unit.refusals import refused
 
 switch = pytest.mark.parametrize("defence", [True, False], ids=["on", "off"])
 
@@ -159,5 +159,5 @@ def test_one_expired_credential_refuses_the_whole_manifest() -> None:
     made = Parties()
     made.clients["mallory"] = made.authority.party("mallory", "client", now=NOW - 86400, days=1)
     request = ask(made, [made.update(name) for name in ("alice", "bob", "carol", "mallory")])
-    with refused(problems.EXPIRED_CREDENTIAL):
+    with expect_problem(problems.EXPIRED_CREDENTIAL):
         headers_signed(request)

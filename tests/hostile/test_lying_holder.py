@@ -12,9 +12,9 @@ from he_protocol.problems import COMBINE_REFUSED, MANIFEST_MISMATCH, WRONG_SHARE
 from he_server.rules.committee import Member
 from he_server.rules.records import RoundRecord
 from he_server.rules.shares import check_share
+from he_testing.problems import expect_problem
 from tests.support.openings import Sent, answer, ask, combine, key_sections, send_kahe, shares
 from tests.support.parties import World, random_integers
-from tests.unit.refusals import refused
 
 D = 2048
 """Fills its polynomial: no padding tells that a sum is noise."""
@@ -46,11 +46,11 @@ def test_an_old_share_in_a_new_rounds_place(made: World) -> None:
     (old, before), (new, sent) = played(made, 1), played(made, 2)
     replayed, _ = answer(made, 0, old, key_sections(made, before))
     member = Member(0, made.task.config.committee.holders[0])
-    with refused(MANIFEST_MISMATCH):
+    with expect_problem(MANIFEST_MISMATCH):
         check_share(made.task, record(new), member, replace(replayed, round=2))
     honest = shares(made, 0, new, sent) | shares(made, 1, new, sent)
     wanted = combine(made, honest, sent)
-    with refused(COMBINE_REFUSED):
+    with expect_problem(COMBINE_REFUSED):
         combine(made, honest | shares(made, 0, old, before), sent)
     off = combine(made, shares(made, 0, old, before) | shares(made, 1, old, before), sent)
     assert np.abs(wanted - np.sum([one.integers for one in sent], axis=0)).max() < NOISE
@@ -62,5 +62,5 @@ def test_a_share_without_one_of_its_parts(made: World) -> None:
     whole, _ = answer(made, 0, new, key_sections(made, sent))
     member = Member(0, made.task.config.committee.holders[0])
     check_share(made.task, record(new), member, whole)
-    with refused(WRONG_SHARE):
+    with expect_problem(WRONG_SHARE):
         check_share(made.task, record(new), member, replace(whole, vectors=whole.vectors[:-1]))

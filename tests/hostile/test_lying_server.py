@@ -16,11 +16,11 @@ from he_protocol.privacy.quantise import Integers
 from he_protocol.problems import BAD_SIGNATURE, NUMBER_USED, UPDATE_OPENED_BEFORE, ProblemType
 from he_protocol.schemes.kahe import PROFILES
 from he_protocol.task import Task
+from he_testing.plans import changed
+from he_testing.problems import expect_problem
 from tests.support.openings import Sent, after, ask, decrypt_sum, send_kahe
 from tests.support.parties import World, random_integers
-from tests.support.plans import changed
 from tests.support.rules import without
-from tests.unit.refusals import refused
 
 PROFILE = PROFILES["kahe-14"]
 D = 700
@@ -53,7 +53,7 @@ def test_a_manifest_that_shrinks_by_one_gives_the_victim_away(
     check_all(second, without(rule))
     seen = decrypt_sum(world, first, [*others, victim]) - decrypt_sum(world, second, others)
     assert np.abs(seen - victim.integers).max() <= ERROR
-    with refused(problem):
+    with expect_problem(problem):
         check_all(second)
 
 
@@ -63,7 +63,7 @@ def test_a_task_with_the_servers_keys_in_the_holders_place(world: World) -> None
     honest = world.task.config.committee.holders
     holders = tuple(replace(h, hpke=key.public) for h, key in zip(honest, own, strict=True))
     token = liar.sign(changed(world.task.config, holders=holders))
-    with refused(BAD_SIGNATURE):
+    with expect_problem(BAD_SIGNATURE):
         Task.from_token(token, world.authority.key.public)
     world.__dict__["task"], world.hpke = Task.from_token(token, liar.public), own
     victim = send(world, "victim", 0)

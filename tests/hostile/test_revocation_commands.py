@@ -16,8 +16,10 @@ from he_protocol.identity.revocation import Revocations, key_digest
 from he_protocol.messages import REVOKED_LIMIT, RevocationList
 from he_protocol.problems import BAD_SIGNATURE, TOO_LARGE
 from he_server.cli.main import app as server_app
-from tests.support.parties import NOW, Authority
-from tests.unit.refusals import refused
+from he_testing.clocks import FakeClock
+from he_testing.parties import Authority
+from he_testing.problems import expect_problem
+from tests.support.parties import NOW
 
 
 def run(app: Typer, *args: object) -> Result:
@@ -66,7 +68,7 @@ def test_what_is_no_list_is_refused(office: Path) -> None:
 
 
 def test_lists_count_up_and_keep_their_keys() -> None:
-    authority = Authority()
+    authority = Authority(clock=FakeClock())
     ada, bob = (authority.party(name, "client") for name in ("ada", "bob"))
     first = revoke(authority.key, [ada.credential], None, now=NOW, days=1)
     second = Revocations.read(
@@ -77,17 +79,17 @@ def test_lists_count_up_and_keep_their_keys() -> None:
 
 
 def test_nobody_has_the_authority_revoke_or_go_on_from_anothers_word() -> None:
-    authority, other = Authority(), Authority()
-    with refused(BAD_SIGNATURE):
+    authority, other = Authority(clock=FakeClock()), Authority(clock=FakeClock())
+    with expect_problem(BAD_SIGNATURE):
         revoke(authority.key, [other.party("ada", "client").credential], None, now=NOW, days=1)
-    with refused(BAD_SIGNATURE):
+    with expect_problem(BAD_SIGNATURE):
         revoke(authority.key, [], revoke(other.key, [], None, now=NOW, days=1), now=NOW, days=1)
 
 
 def test_a_list_is_as_long_as_a_message_may_be() -> None:
-    authority = Authority()
+    authority = Authority(clock=FakeClock())
     keys = tuple(number.to_bytes(32, "big") for number in range(REVOKED_LIMIT))
     full = authority.key.sign(RevocationList(1, 0, 2**50, keys))
     assert len(Revocations.read(full, authority.key.public).keys) == REVOKED_LIMIT
-    with refused(TOO_LARGE):
+    with expect_problem(TOO_LARGE):
         revoke(authority.key, [authority.party("ada", "client").credential], full, now=NOW, days=1)

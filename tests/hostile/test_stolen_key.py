@@ -19,15 +19,15 @@ from he_protocol.identity.jws import SigningKey, read_unverified
 from he_protocol.identity.revocation import Revocations
 from he_protocol.messages import Credential, RevocationList, Screening, Share
 from he_server.services.revocations import REVOCATIONS_SECONDS
+from he_testing.fake_server import FakeServer
+from he_testing.problems import expect_problem
 from tests.keys.holders import QUICK, holder_of, line_to, open_round
 from tests.server.conftest import both
 from tests.server.world import Person, World
 from tests.support import parties
-from tests.support.fake_server import FakeServer
 from tests.support.openings import ask, send_kahe
 from tests.support.parties import NOW, random_integers
 from tests.support.revocations import DAY, revoked
-from tests.unit.refusals import refused
 
 # At the server
 
@@ -228,10 +228,10 @@ async def test_a_holder_opens_nothing_where_every_bucket_has_a_thief(scene: Scen
 async def test_a_holder_does_not_open_for_a_stolen_server_key(scene: Scene) -> None:
     """Whoever has the key serves no list by which it would be caught: the holder has it from before."""
     scene.offer(scene.world.server)
-    with refused(problems.REVOKED_KEY):
+    with expect_problem(problems.REVOKED_KEY):
         await scene.open()
     scene.server.revocations = ""
-    with refused(problems.REVOKED_KEY):
+    with expect_problem(problems.REVOKED_KEY):
         await scene.open()
 
 
@@ -255,7 +255,7 @@ async def test_a_server_that_holds_back_the_next_list_gains_the_rest_of_this_one
     scene.server.revocations = ""
     scene.time[0] += DAY
     if defence:
-        with refused(problems.OLD_REVOCATIONS):
+        with expect_problem(problems.OLD_REVOCATIONS):
             await scene.open()
     else:
         await scene.open()
@@ -263,7 +263,7 @@ async def test_a_server_that_holds_back_the_next_list_gains_the_rest_of_this_one
 
 async def test_a_holder_that_needs_a_list_opens_nothing_without(scene: Scene) -> None:
     scene.holder.require_revocations = True
-    with refused(problems.OLD_REVOCATIONS):
+    with expect_problem(problems.OLD_REVOCATIONS):
         await scene.open()
     scene.offer()
     await scene.open()
@@ -271,7 +271,7 @@ async def test_a_holder_that_needs_a_list_opens_nothing_without(scene: Scene) ->
 
 async def test_a_list_that_the_server_made_up_is_refused_with_its_round(scene: Scene) -> None:
     scene.server.revocations = scene.world.server.key.sign(RevocationList(9, 0, 2**50, ()))
-    with refused(problems.BAD_SIGNATURE):
+    with expect_problem(problems.BAD_SIGNATURE):
         await scene.open()
 
 
@@ -298,17 +298,17 @@ async def test_a_client_trusts_no_stolen_server_key(scene: Scene, tmp_path: Path
     ) as client:
         assert (await client.task("test-task")).hash == scene.world.task.hash
         scene.offer(scene.world.server, number=2)
-        with refused(problems.REVOKED_KEY, "'server'"):
+        with expect_problem(problems.REVOKED_KEY, "'server'"):
             await client.task("test-task")
         for older in ("", revoked(scene.world.authority.key, now=NOW).token):
             scene.server.revocations = older
-            with refused(problems.REVOKED_KEY, "'server'"):
+            with expect_problem(problems.REVOKED_KEY, "'server'"):
                 await client.task("test-task")
         scene.offer(scene.world.client("client-0"), number=3)
-        with refused(problems.REVOKED_KEY, "'client-0'"):
+        with expect_problem(problems.REVOKED_KEY, "'client-0'"):
             await client.task("test-task")
         scene.offer(number=4)
         assert (await client.task("test-task")).hash == scene.world.task.hash
         scene.time[0] += DAY
-        with refused(problems.OLD_REVOCATIONS):
+        with expect_problem(problems.OLD_REVOCATIONS):
             await client.task("test-task")

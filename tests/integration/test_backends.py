@@ -18,10 +18,10 @@ from cryptography.x509.oid import NameOID
 from he_client.settings import ClientSettings
 from he_party.transport import RetryPolicy, Transport
 from he_protocol.problems import UNREACHABLE
+from he_testing.problems import expect_problem
 from tests.client.schemes import SCHEMES
 from tests.integration.processes import CLIENTS, TASK, Processes, Round
 from tests.support.postgres import new_database
-from tests.unit.refusals import refused
 
 
 @pytest.fixture
@@ -113,7 +113,7 @@ def test_a_round_under_tls(tmp_path: Path, certificates: Path) -> None:
         identity = processes.identity(1)
         for context, url in ((None, processes.url), (tls, processes.url.replace("https:", "http:"))):
             async with Transport(url, identity, tls=context, retry=brief) as transport:
-                with refused(UNREACHABLE):
+                with expect_problem(UNREACHABLE):
                     await transport.task(TASK)
 
     try:

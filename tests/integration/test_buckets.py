@@ -26,10 +26,10 @@ from he_server.blobs.tensor_file import keep_model
 from he_server.blobs.vectors import Released, fold_updates
 from he_server.jobs.opening import Checked, check_buckets, write_version
 from he_server.rules.records import ModelRecord
+from he_testing.problems import expect_problem
 from tests.support.openings import Sent, answer, ask, key_sections, send_kahe
 from tests.support.parties import World, random_integers
 from tests.support.poison import poisoned, unopenable
-from tests.unit.refusals import refused
 
 D, SCALE, BUCKETS, EACH = 40, 1024.0, 4, 2
 ERROR = 8 * 6.4 * np.sqrt(BUCKETS * EACH)
@@ -161,7 +161,7 @@ def test_in_one_bucket_wrong_key_shares_cost_the_round(blobs: BlobStore) -> None
         share, vectors = answer(made, holder, request, key_sections(made, sent))
         blobs.put(share_blob(str(holder)), b"".join(vectors.values()))
         released.append(Released(holder, share, str(holder)))
-    with refused(COMBINE_REFUSED, "no bucket opens; bucket 0"):
+    with expect_problem(COMBINE_REFUSED, "no bucket opens; bucket 0"):
         check_buckets(made.task, blobs, 1, request.manifest, released, last=True)
 
 

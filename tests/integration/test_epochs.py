@@ -41,7 +41,7 @@ def turn(processes: Processes, newest: Path) -> Task:
     signed: list[str | Path] = ["--model", newest, "--out", root / "next.jws"]
     processes.command("he-authority", "task", "next", root / "task.jws", *listed, *signed, *authority)
     processes.command("he-server", "task", "add", root / "next.jws", "--model", newest, "--data-dir", root / "server")
-    processes.keygen()
+    processes.join()
     for name in processes.holders:
         assert processes.terminate(name) == 0
     processes.heal()

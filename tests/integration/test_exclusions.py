@@ -33,10 +33,10 @@ from he_protocol.problems import (
     ProblemType,
 )
 from he_server.blobs.keys import key_blob, update_blob
+from he_testing.problems import expect_problem
 from tests.client.schemes import SCHEMES, assert_opens_to
 from tests.client.service import Service, copy
 from tests.support.revocations import revoked
-from tests.unit.refusals import refused
 
 SIX, EXTRA, LEAST = 6, 3, 3
 SECONDS = 60.0
@@ -122,7 +122,7 @@ class Clients:
 
     async def told(self, number: int, problem: ProblemType, detail: str = "") -> None:
         """This one's client is told why its update is in no sum."""
-        with refused(problem, detail):
+        with expect_problem(problem, detail):
             await self.version_of(number)
 
     async def state(self, number: int) -> str:
@@ -180,7 +180,7 @@ async def test_a_credential_that_expired_while_its_round_waited(service: Service
     async with service.committee():
         await clients.published(7, 8, 9)
         await clients.published(*REST)
-        with refused(EXPIRED_CREDENTIAL):  # its own request too
+        with expect_problem(EXPIRED_CREDENTIAL):  # its own request too
             await clients.version_of(6)
     store = service.server.store
     found = (await store.rounds.get(service.task.id, clients.sent[6].round)).excluded

@@ -16,9 +16,9 @@ from he_holder.schemes import kernel_steps as holder_steps
 from he_protocol.problems import WRONG_SCHEME
 from he_protocol.schemes import registry
 from he_server.services.kernels import kernel_steps as server_steps
+from he_testing.problems import expect_problem
 from tests.client.service import MODEL, Service
 from tests.support import toy_scheme
-from tests.unit.refusals import refused
 
 GROUPS = ("hushsum.schemes", "hushsum.client_schemes", "hushsum.holder_schemes")
 PROFILE = "toy-40"
@@ -53,7 +53,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 async def test_it_encrypts_sums_and_opens(site: Path, tmp_path: Path) -> None:
-    with refused(WRONG_SCHEME, "expected ckks, kahe, got toy"):
+    with expect_problem(WRONG_SCHEME, "expected ckks, kahe, got toy"):
         registry.load_scheme("toy", PROFILE)
     install(site, "hushsum-toy", "hushsum_toy")
     assert type(registry.load_scheme("toy", PROFILE)).__module__ == "hushsum_toy"
@@ -87,7 +87,7 @@ def test_its_kernels_are_compiled_with_all_others(site: Path) -> None:
 def test_a_half_that_is_missing_is_named(site: Path) -> None:
     install(site, "hushsum-toy", "hushsum_toy", groups=GROUPS[:1])
     assert registry.load_scheme("toy", PROFILE)
-    with refused(WRONG_SCHEME, "hushsum.holder_schemes"):
+    with expect_problem(WRONG_SCHEME, "hushsum.holder_schemes"):
         registry.load_half("hushsum.holder_schemes", "toy")
 
 
@@ -97,12 +97,12 @@ def test_two_distributions_with_one_name_are_refused(site: Path) -> None:
     install(site, "another-toy", "another_toy")
     install(site, "false-kahe", "false_kahe", scheme="kahe")
     for name in ("toy", "kahe"):
-        with refused(WRONG_SCHEME, "declared twice"):
+        with expect_problem(WRONG_SCHEME, "declared twice"):
             registry.load_scheme(name, PROFILE)
 
 
 def test_a_scheme_that_cannot_be_imported_is_refused(site: Path) -> None:
     install(site, "hushsum-toy", "hushsum_toy")
     (site / "hushsum_toy.py").unlink()
-    with refused(WRONG_SCHEME, "cannot be loaded"):
+    with expect_problem(WRONG_SCHEME, "cannot be loaded"):
         registry.load_scheme("toy", PROFILE)

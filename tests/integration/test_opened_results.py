@@ -21,7 +21,6 @@ from he_server.blobs.store import BlobStore
 from he_server.blobs.vectors import Released
 from he_server.jobs import opening
 from he_server.jobs.opening import Checked, Waiting, check_buckets
-from tests.client import service as services
 from tests.client.service import HOLDERS, Service
 from tests.support.openings import send_kahe
 from tests.support.poison import poisoned
@@ -210,13 +209,9 @@ class Lying:
         return total
 
 
-async def test_a_lying_holder_behind_a_real_server(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+async def test_a_lying_holder_behind_a_real_server(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """It is among the first to answer, by HTTP, with one coefficient off by one. The last holder comes later."""
-    plan = services.plan("kahe", "kahe-30") | {"privacy": {"unit": "none"}, "scale": 2.0**22}
-    monkeypatch.setattr(services, "plan", lambda *_: plan)
-    await Service.provision(tmp_path, "kahe", "kahe-30")
+    await Service.provision(tmp_path, "kahe", "kahe-30", privacy={"unit": "none"}, scale=2.0**22)
     update = {"w": np.full((2, 3), 0.25, dtype=np.float32), "b": np.zeros(2, dtype=np.float32)}
     async with Service(tmp_path) as service, AsyncExitStack() as stack:
         task = service.task

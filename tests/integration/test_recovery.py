@@ -16,8 +16,9 @@ from typing import Any
 import pytest
 
 from he_protocol.errors import ProblemError
+from he_testing.deployment import SECONDS
 from tests.client.schemes import SCHEMES
-from tests.integration.processes import CLIENTS, SECONDS, Processes, Round
+from tests.integration.processes import CLIENTS, Processes, Round
 
 
 @pytest.fixture

@@ -10,8 +10,9 @@ import pytest
 
 from he_client import HushSumClient
 from he_protocol.problems import TOO_FEW_CLIENTS
-from tests.integration.processes import OPENING_SECONDS, SECONDS, Processes, Round
-from tests.unit.refusals import refused
+from he_testing.deployment import SECONDS
+from he_testing.problems import expect_problem
+from tests.integration.processes import OPENING_SECONDS, Processes, Round
 
 
 async def said_of(client: HushSumClient, processes: Processes, number: int) -> dict[str, str]:
@@ -32,7 +33,7 @@ async def test_too_few_clients_by_the_deadline_fail_the_round(
     round_ = Round(processes, clients, seed=3)
     await round_.submit(until=2)
     for client, sent in zip(clients[:2], round_.sent, strict=True):
-        with refused(TOO_FEW_CLIENTS):
+        with expect_problem(TOO_FEW_CLIENTS):
             await client.wait(processes.task, sent, within=SECONDS)
 
 

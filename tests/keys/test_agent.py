@@ -21,11 +21,11 @@ from he_party.transport import RetryPolicy
 from he_protocol import documents, paths
 from he_protocol.identity.jws import SigningKey
 from he_protocol.problems import BAD_SIGNATURE, INTERNAL, UNREACHABLE, WRONG_STATE
+from he_testing.fake_server import FakeServer, key_bodies, problem
+from he_testing.problems import expect_problem
 from tests.keys.holders import QUICK, give_key, holder_of
-from tests.support.fake_server import FakeServer, key_bodies, problem
 from tests.support.openings import ask
 from tests.support.parties import NOW, World, random_integers
-from tests.unit.refusals import refused
 
 
 @pytest.fixture(scope="module")
@@ -300,5 +300,5 @@ async def test_joined_tasks_are_verified_again(world: World, holder: KeyHolder) 
     assert (task, url) == (world.task, "http://one")
     stranger = World()
     await holder.ledger.join(stranger.task, "http://two", NOW)
-    with refused(BAD_SIGNATURE):
+    with expect_problem(BAD_SIGNATURE):
         await joined_tasks(holder)

@@ -28,10 +28,10 @@ from he_protocol.problems import (
     ProblemType,
 )
 from he_protocol.schemes.ckks import Ckks
+from he_testing.problems import expect_problem
 from tests.support.openings import Sent, after, ask, decrypt_sum, send
 from tests.support.parties import World
 from tests.support.rules import without
-from tests.unit.refusals import refused
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +84,7 @@ def test_two_openings_that_differ_in_one_client_give_it_away(
     check_all(second, without(rule))
     difference = decrypt_sum(world, first, everybody) - decrypt_sum(world, second, others)
     assert (difference == victim.integers).all()
-    with refused(problem):
+    with expect_problem(problem):
         check_all(second)
 
 
@@ -100,7 +100,7 @@ async def test_the_ledgers_primary_keys_are_the_second_line(
     await ledger.join(world.task, "http://server", 0.0)
     first = await ledger.decide(ask(world, heads([*others, victim])))
     second = ask(world, heads(others), number=number)
-    with refused(problem):
+    with expect_problem(problem):
         await ledger.decide(second)
     with pytest.raises(IntegrityError, match="UNIQUE"):
         await ledger.decide(second, without(rule, rules.bases_fresh))
@@ -114,7 +114,7 @@ def test_one_sybil_twice_and_a_victim(world: World, folder: Path, victim: Sent) 
     request = ask(world, heads([victim, *mallory]))
     check_all(request, without(rules.clients_distinct))
     assert (decrypt_sum(world, request, [victim, *mallory]) - summed(mallory) == victim.integers).all()
-    with refused(DUPLICATE_CLIENT):
+    with expect_problem(DUPLICATE_CLIENT):
         check_all(request)
 
 
@@ -123,9 +123,9 @@ async def test_the_victims_own_update_as_its_crowd(tmp_path: Path, world: World,
     request = ask(world, heads([victim] * 3))
     check_all(request, without(rules.clients_distinct, rules.updates_distinct))
     assert (decrypt_sum(world, request, [victim]) == 3 * victim.integers).all()
-    with refused(DUPLICATE_CLIENT):
+    with expect_problem(DUPLICATE_CLIENT):
         check_all(request)
-    with refused(DUPLICATE_UPDATE):
+    with expect_problem(DUPLICATE_UPDATE):
         check_all(request, without(rules.clients_distinct))
     ledger = await Ledger.open(tmp_path / "ledger.db")
     await ledger.join(world.task, "http://server", 0.0)
@@ -141,7 +141,7 @@ def test_a_copied_update_id_makes_the_victim_its_own_crowd(world: World, victim:
     request = ask(world, [victim.update, *mates])
     check_all(request, without(rules.updates_distinct))
     assert (decrypt_sum(world, request, [victim]) == 3 * victim.integers).all()
-    with refused(DUPLICATE_UPDATE):
+    with expect_problem(DUPLICATE_UPDATE):
         check_all(request)
 
 
@@ -155,7 +155,7 @@ def test_a_crowd_that_the_server_made_up(world: World, victim: Sent, folder: Pat
     request = ask(world, heads([victim, *fakes]))
     check_all(request, without(rules.headers_signed))
     assert (decrypt_sum(world, request, [victim, *fakes]) - summed(fakes) == victim.integers).all()
-    with refused(BAD_SIGNATURE):
+    with expect_problem(BAD_SIGNATURE):
         check_all(request)
 
 
@@ -163,7 +163,7 @@ def test_a_manifest_of_one(world: World, victim: Sent) -> None:
     request = ask(world, [victim.update])
     check_all(request, without(rules.buckets_large_enough))
     assert (decrypt_sum(world, request, [victim]) == victim.integers).all()
-    with refused(TOO_FEW_CLIENTS):
+    with expect_problem(TOO_FEW_CLIENTS):
         check_all(request)
 
 
@@ -175,7 +175,7 @@ def test_a_victim_alone_in_a_bucket(folder: Path) -> None:
     request = ask(world, heads([victim, *crowd]), buckets={"victim": 1})
     check_all(request, without(rules.buckets_large_enough))
     assert (decrypt_sum(world, request, [victim, *crowd], bucket=1) == victim.integers).all()
-    with refused(TOO_FEW_CLIENTS, "bucket 1 of round 1"):
+    with expect_problem(TOO_FEW_CLIENTS, "bucket 1 of round 1"):
         check_all(request)
 
 
@@ -215,5 +215,5 @@ def test_our_floor_holds_where_the_task_allows_one(folder: Path) -> None:
     victim = send(world, "victim", folder, 1)
     check_all(ask(world, [victim.update], min_clients_floor=1))
     assert (decrypt_sum(world, ask(world, [victim.update]), [victim]) == victim.integers).all()
-    with refused(TOO_FEW_CLIENTS, "at least 2"):
+    with expect_problem(TOO_FEW_CLIENTS, "at least 2"):
         check_all(ask(world, [victim.update], min_clients_floor=2))

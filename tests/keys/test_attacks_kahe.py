@@ -34,11 +34,11 @@ from he_protocol.schemes.kahe import (
 )
 from he_protocol.sharing import choices
 from he_testing.board import MemoryBoard
+from he_testing.problems import expect_problem
 from tests.support.kahe import FixedWords
 from tests.support.openings import Sent, ask, combine, decrypt_sum, folded, send_kahe, shares
 from tests.support.parties import World, random_integers
 from tests.support.poison import boxes, poisoned
-from tests.unit.refusals import refused
 
 PROFILE = PROFILES["kahe-14"]
 Q = PROFILE.modulus
@@ -78,7 +78,7 @@ def test_an_envelope_of_another_update_or_client_does_not_open(
     made: World, victim: Sent, holder: int, change: dict[str, Any]
 ) -> None:
     """The attack: mallory sends the victim's shares as its own, to have the victim's key opened in another sum."""
-    with refused(DIGEST_MISMATCH, "envelope does not open"):
+    with expect_problem(DIGEST_MISMATCH, "envelope does not open"):
         add(made, victim, holder, **change)
 
 
@@ -86,7 +86,7 @@ def test_an_envelope_of_another_epoch_or_task_does_not_open(made: World, victim:
     for change in ({"epoch": 2}, {"name": "other-task"}):
         other = made.signed(made.task.config, **change)
         total = make_share_maker(other, 0, made.hpke[0], {}).begin()
-        with refused(DIGEST_MISMATCH):
+        with expect_problem(DIGEST_MISMATCH):
             total.add(victim.header, victim.body["shares"])
 
 
@@ -94,13 +94,13 @@ def test_another_holders_envelope_does_not_open(made: World, victim: Sent) -> No
     """Neither by position nor by key: with two holders' seeds one would know every part of 2-of-3."""
     explicit, (first, second, third) = boxes(made, victim.body["shares"])
     for holder, swapped in ((0, (second, first, third)), (1, (second, first, third)), (2, (first, third, second))):
-        with refused(DIGEST_MISMATCH):
+        with expect_problem(DIGEST_MISMATCH):
             add(made, victim, holder, explicit + b"".join(swapped))
     update, entries = (made.task.epoch_id, "victim", victim.header.update_id), made.task.config.committee.holders
     own, others = envelope_info(*update, entries[0].name), envelope_info(*update, entries[1].name)
     seeds = made.hpke[0].open(first, own)
     add(made, victim, 0, explicit + seal_envelope(seeds, entries[0].hpke, own) + second + third)
-    with refused(DIGEST_MISMATCH):  # the same to the same key, but as holder 1's
+    with expect_problem(DIGEST_MISMATCH):  # the same to the same key, but as holder 1's
         add(made, victim, 0, explicit + seal_envelope(seeds, entries[0].hpke, others) + second + third)
 
 
@@ -110,7 +110,7 @@ def test_a_changed_explicit_part_does_not_open(made: World, victim: Sent, place:
     changed = bytearray(victim.body["shares"])
     changed[place] ^= 1
     for holder in made.task.sharing.holders_of(explicit_subshare(made.task.sharing)):
-        with refused(DIGEST_MISMATCH, "explicit key share of update " + victim.header.update_id.hex()):
+        with expect_problem(DIGEST_MISMATCH, "explicit key share of update " + victim.header.update_id.hex()):
             add(made, victim, holder, bytes(changed))
 
 
@@ -120,7 +120,7 @@ def test_a_changed_envelope_does_not_open(made: World, victim: Sent, place: int)
     assert isinstance(made.task.scheme, Kahe)
     changed = bytearray(victim.body["shares"])
     changed[made.task.scheme.explicit_bytes + place] ^= 1
-    with refused(DIGEST_MISMATCH, "envelope does not open"):
+    with expect_problem(DIGEST_MISMATCH, "envelope does not open"):
         add(made, victim, 0, bytes(changed))
     add(made, victim, 1, bytes(changed))
 
@@ -130,7 +130,7 @@ def test_a_refused_update_leaves_the_sum_as_it_was(made: World, victim: Sent) ->
     total = make_share_maker(made.task, 0, made.hpke[0], {}).begin()
     total.add(victim.header, victim.body["shares"])
     before = dict(total.release(bytes(32), 0))
-    with refused(DIGEST_MISMATCH):
+    with expect_problem(DIGEST_MISMATCH):
         total.add(victim.header, b"\0" + victim.body["shares"][1:])
     assert dict(total.release(bytes(32), 0)) == before
 
@@ -140,7 +140,7 @@ def test_an_explicit_part_under_another_key_does_not_open(made: World, victim: S
     again = made.encrypt_kahe("victim", victim.header.update_id, victim.integers)
     explicit, _ = boxes(made, again["shares"])
     _, envelopes = boxes(made, victim.body["shares"])
-    with refused(DIGEST_MISMATCH, "explicit key share"):
+    with expect_problem(DIGEST_MISMATCH, "explicit key share"):
         add(made, victim, 0, explicit + b"".join(envelopes))
 
 
@@ -151,10 +151,10 @@ def test_a_body_of_another_size_is_refused(made: World, victim: Sent) -> None:
     check_all(ask(made, [victim.update, *others]))
     for size in (shared.size - 1, shared.size + 1, 0):
         update = made.update("victim", sections=(b, replace(shared, size=size)))
-        with refused(WRONG_SIZE):
+        with expect_problem(WRONG_SIZE):
             check_all(ask(made, [update, *others]))
     for cut in (0, 100, 2063, 2064, 2065, 3263):
-        with refused(DIGEST_MISMATCH):
+        with expect_problem(DIGEST_MISMATCH):
             add(made, victim, 0, victim.body["shares"][:cut])
 
 
@@ -171,7 +171,7 @@ def test_parts_that_do_not_sum_to_a_key_are_refused_and_would_publish_noise(made
     bad = poisoned(made, "mallory", lambda seeds, index: [bytes(32), *seeds[1:]])
     everybody = [*others, bad]
     request = ask(made, [one.update for one in everybody])
-    with refused(COMBINE_REFUSED, "out of range"):
+    with expect_problem(COMBINE_REFUSED, "out of range"):
         decrypt_sum(made, request, everybody)
     sections = {part: data for holder in (0, 1) for part, data in shares(made, holder, request, everybody).items()}
     layout = made.task.scheme.share_layout(D)
@@ -188,7 +188,7 @@ def test_shares_of_another_short_key_do_not_open(made: World) -> None:
     sent = send_kahe(made, "mallory", random_integers(D, 5, 1000))
     other = made.encrypt_kahe("mallory", sent.header.update_id, sent.integers)
     bad = Sent(sent.integers, sent.body | {"shares": other["shares"]}, sent.update)
-    with refused(COMBINE_REFUSED, "padding"):
+    with expect_problem(COMBINE_REFUSED, "padding"):
         decrypt_sum(made, ask(made, [bad.update]), [bad])
     with pytest.MonkeyPatch.context() as off:
         off.setattr(kahe, "check_padding", lambda *_: None)
@@ -216,7 +216,7 @@ def test_a_lying_holder_is_named_and_the_sum_is_opened_without_it() -> None:
     by_digest = {hashlib.sha256(data).digest(): data for mine in released.values() for data in mine.values()}
     chosen = {i: by_digest[digest] for i, digest in enumerate(resolution.digests)}
     np.testing.assert_array_equal(combine(made, chosen, sent), wanted)
-    with refused(COMBINE_REFUSED, "padding"):
+    with expect_problem(COMBINE_REFUSED, "padding"):
         combine(made, chosen | {part: bytes(lie)}, sent)
     with pytest.MonkeyPatch.context() as off:
         off.setattr(kahe, "check_padding", lambda *_: None)

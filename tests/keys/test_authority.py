@@ -22,11 +22,13 @@ from he_protocol.problems import (
     WRONG_SCHEME,
     ProblemType,
 )
+from he_testing.clocks import FakeClock
+from he_testing.parties import Authority
+from he_testing.plans import tables
+from he_testing.problems import expect_problem
 from tests.support.kahe import INSECURE_TASK
-from tests.support.parties import NOW, Authority, World
+from tests.support.parties import NOW, World
 from tests.support.parties import PLAN as SHAPE
-from tests.support.plans import tables
-from tests.unit.refusals import refused
 
 KEY = SigningKey.generate()
 PLAN = SHAPE | {"agreement": 3}
@@ -38,25 +40,25 @@ def request(role: Role = "client", *, signer: SigningKey = KEY) -> str:
 
 @pytest.mark.parametrize("role", ["client", "holder", "server"])
 def test_an_enrolled_party_is_who_it_says(role: Role) -> None:
-    authority = Authority()
+    authority = Authority(clock=FakeClock())
     token = issue_credential(authority.key, request(role), role, now=NOW, days=2)
     party = check_credential(token, authority.key.public, role, NOW)
     assert (party.name, party.role, party.public) == ("alice", role, KEY.public)
     assert verify(token, Credential, authority.key.public).hpke == b""
     check_credential(token, authority.key.public, role, NOW + 2 * 86400 - 1)
-    with refused(EXPIRED_CREDENTIAL):
+    with expect_problem(EXPIRED_CREDENTIAL):
         check_credential(token, authority.key.public, role, NOW + 2 * 86400)
 
 
 def test_nobody_is_enrolled_with_another_partys_key() -> None:
     """The request must be signed with the key that it asks to certify."""
-    with refused(BAD_SIGNATURE):
+    with expect_problem(BAD_SIGNATURE):
         issue_credential(Authority().key, request(signer=SigningKey.generate()), "client", now=NOW, days=1)
 
 
 @pytest.mark.parametrize(("asked", "given"), [("client", "holder"), ("holder", "server"), ("server", "client")])
 def test_the_role_is_what_was_asked_for(asked: Role, given: Role) -> None:
-    with refused(WRONG_ROLE):
+    with expect_problem(WRONG_ROLE):
         issue_credential(Authority().key, request(asked), given, now=NOW, days=1)
 
 
@@ -88,7 +90,7 @@ def test_a_plan_becomes_a_checked_configuration(world: World) -> None:
 def test_a_scale_that_is_left_out_is_the_largest_that_cannot_wrap(world: World) -> None:
     config = build(world, {name: value for name, value in PLAN.items() if name != "scale"})
     assert config.encryption.scale == config.sum_plan.largest_scale() > 1024
-    with refused(SUM_COULD_WRAP):
+    with expect_problem(SUM_COULD_WRAP):
         build(world, PLAN | {"scale": 2 * config.encryption.scale})
 
 
@@ -114,38 +116,38 @@ def test_a_scale_that_is_left_out_is_the_largest_that_cannot_wrap(world: World) 
     ids=lambda value: str(value) if isinstance(value, dict) else "",
 )
 def test_plans_that_are_refused(world: World, change: dict[str, Any], problem: ProblemType) -> None:
-    with refused(problem):
+    with expect_problem(problem):
         build(world, PLAN | change)
 
 
 def test_a_committee_that_one_holder_breaks_must_be_asked_for(world: World) -> None:
     weak = PLAN | {"agreement": 2}
-    with refused(BAD_COMMITTEE, "allow_no_collusion"):
+    with expect_problem(BAD_COMMITTEE, "allow_no_collusion"):
         build(world, weak)
     assert build(world, weak | {"allow_no_collusion": True}).committee.agreement == 2
 
 
 @pytest.mark.parametrize("name", ["scheme", "profile", "min_clients", "threshold", "agreement", "privacy"])
 def test_what_a_plan_lacks_is_named(world: World, name: str) -> None:
-    with refused(BAD_PLAN, name):
+    with expect_problem(BAD_PLAN, name):
         build(world, {key: value for key, value in PLAN.items() if key != name})
 
 
 def test_credentials_in_each_others_places(world: World) -> None:
-    with refused(WRONG_ROLE):
+    with expect_problem(WRONG_ROLE):
         build(world, PLAN, server=world.client("a").credential)
-    with refused(WRONG_ROLE):
+    with expect_problem(WRONG_ROLE):
         build(world, PLAN, holders=[world.server.credential] * 3)
-    with refused(BAD_SIGNATURE):
-        build(world, PLAN, server=Authority().party("server", "server").credential)
+    with expect_problem(BAD_SIGNATURE):
+        build(world, PLAN, server=Authority(clock=FakeClock()).party("server", "server").credential)
 
 
 def test_a_holder_without_an_hpke_key(world: World) -> None:
     plain = world.authority.party("plain", "holder").credential
-    with refused(BAD_COMMITTEE, "'plain'"):
+    with expect_problem(BAD_COMMITTEE, "'plain'"):
         build(world, PLAN, holders=[plain] * 3)
 
 
 def test_one_holder_three_times(world: World) -> None:
-    with refused(BAD_PLAN, "must differ"):
+    with expect_problem(BAD_PLAN, "must differ"):
         build(world, PLAN, holders=[world.committee[0].credential] * 3)

@@ -29,12 +29,12 @@ from he_protocol.identity.jws import fingerprint, jwk_x, read_unverified
 from he_protocol.messages import Cnf, Credential, EnrollRequest, Jwk
 from he_protocol.privacy.quantise import Integers
 from he_protocol.problems import BAD_COMMITTEE, BAD_KEY_FILE, LEDGER_MISMATCH, NOT_ADDRESSED, UPDATE_OPENED_BEFORE
+from he_testing.fake_server import FakeServer, key_bodies
+from he_testing.problems import expect_problem
 from tests.keys.holders import line_to, open_round
-from tests.support.fake_server import FakeServer, key_bodies
 from tests.support.openings import Sent, ask, combine, send_kahe
 from tests.support.parties import NOW, World, random_integers
 from tests.support.seizure import keys_in
-from tests.unit.refusals import refused
 
 D = 40
 PASSPHRASE = "correct horse battery staple"
@@ -106,7 +106,7 @@ async def test_a_difference_of_two_sums_needs_a_ledger_that_forgot_the_first(
     async with holder_in(scene.home) as live:
         await backup(live, file)
         everybody = await scene.open(live, sent, 1)
-        with refused(UPDATE_OPENED_BEFORE):
+        with expect_problem(UPDATE_OPENED_BEFORE):
             await scene.open(live, others, 2)  # the live holder knows
     await restore(file, again, PASSPHRASE, NOW)
     shutil.copytree(scene.home / "hpke", again / "hpke", dirs_exist_ok=True)
@@ -114,7 +114,7 @@ async def test_a_difference_of_two_sums_needs_a_ledger_that_forgot_the_first(
         monkeypatch.setattr(keyring, "check_ledger", lambda record, ledger: None)
     async with holder_in(again) as clone:
         if guarded:
-            with refused(LEDGER_MISMATCH):
+            with expect_problem(LEDGER_MISMATCH):
                 await scene.open(clone, others, 2)
             assert (2, "holder-0") not in scene.server.shares
         else:
@@ -133,7 +133,7 @@ async def test_a_restored_holder_opens_nothing_of_the_epochs_before(scene: Scene
     async with holder_in(again) as clone:
         for task in (scene.world.task, later):
             assert await state_of(clone, task) == "closed"
-            with refused(BAD_COMMITTEE, "another HPKE key"):
+            with expect_problem(BAD_COMMITTEE, "another HPKE key"):
                 await clone.join(task, scene.server.url)
         assert [url for _, url in await clone.ledger.joined()] == [scene.server.url]
 
@@ -203,19 +203,19 @@ async def test_backups_that_are_refused(scene: Scene, tmp_path: Path) -> None:
     file = tmp_path / "backup"
     async with holder_in(scene.home) as live:
         live.passphrase = ""
-        with refused(BAD_KEY_FILE, "needs a passphrase"):
+        with expect_problem(BAD_KEY_FILE, "needs a passphrase"):
             await backup(live, file)
         live.passphrase = PASSPHRASE
         await backup(live, file)
         before = file.read_bytes()
-        with refused(BAD_KEY_FILE, "not overwritten"):
+        with expect_problem(BAD_KEY_FILE, "not overwritten"):
             await backup(live, file)
     assert file.read_bytes() == before
-    with refused(BAD_KEY_FILE, "is not empty"):
+    with expect_problem(BAD_KEY_FILE, "is not empty"):
         await restore(file, scene.home, PASSPHRASE, NOW)
-    with refused(BAD_KEY_FILE, "does not open"):
+    with expect_problem(BAD_KEY_FILE, "does not open"):
         await restore(file, tmp_path / "again", PASSPHRASE + "!", NOW)
-    with refused(BAD_KEY_FILE, "No such file"):
+    with expect_problem(BAD_KEY_FILE, "No such file"):
         await restore(tmp_path / "missing", tmp_path / "again", PASSPHRASE, NOW)
     assert not (tmp_path / "again").exists()
 
@@ -233,7 +233,7 @@ async def test_a_restore_that_is_cut_short_leaves_no_holder(
     monkeypatch.setattr(Ledger, "rename", crash)
     with pytest.raises(OSError, match="power cut"):
         await restore(tmp_path / "backup", tmp_path / "again", PASSPHRASE, NOW)
-    with refused(BAD_KEY_FILE, KEY_FILE):
+    with expect_problem(BAD_KEY_FILE, KEY_FILE):
         async with holder_in(tmp_path / "again"):
             pass
 
@@ -249,7 +249,7 @@ def test_a_renewal_is_for_the_same_party(tmp_path: Path) -> None:
         who.key.sign(replace(honest, name="other")),
         who.key.sign(replace(honest, role="server")),
     ):
-        with refused(NOT_ADDRESSED, "another party"):
+        with expect_problem(NOT_ADDRESSED, "another party"):
             check_renewal(request, who.credential, authority.public)
     old = Credential(fingerprint(authority.public), who.name, "holder", 0, 1, Cnf(Jwk(jwk_x(who.key.public))))
     check_renewal(who.key.sign(honest), authority.sign(old), authority.public)

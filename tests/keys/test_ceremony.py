@@ -27,8 +27,8 @@ from he_protocol.problems import (
 )
 from he_protocol.schemes.ckks import Ckks, decode
 from he_protocol.sharing import Sharing
+from he_testing.problems import expect_problem
 from tests.support.parties import World, random_integers
-from tests.unit.refusals import refused
 
 SEEN = b"\x05" * 32
 
@@ -91,7 +91,7 @@ def test_rogue_key(tmp_path: Path, holders: int) -> None:
 
     agreed = messages.check_commitments(task, dealt.commitments)
     messages.check_reveals(task, layout, dealt.bodies, agreed)
-    with refused(COMMITMENT_BROKEN, world.committee[last].name):
+    with expect_problem(COMMITMENT_BROKEN, world.committee[last].name):
         messages.check_reveals(task, layout, rogue, agreed)
 
 
@@ -200,7 +200,7 @@ def test_agreed_digests_are_those_of_the_parts(dealt: Dealt) -> None:
 )
 def test_commitments_that_do_not_fit(dealt: Dealt, change: Callable[[Commitment], dict[str, Any]], match: str) -> None:
     broken = commitments(dealt, 2, **change(dealt.commitments[2]))
-    with refused(CEREMONY_CONFLICT, match):
+    with expect_problem(CEREMONY_CONFLICT, match):
         messages.check_commitments(dealt.world.task, broken)
 
 
@@ -217,7 +217,7 @@ def test_a_flipped_bit_in_a_revealed_part_breaks_its_commitment(dealt: Dealt, ho
     agreed = messages.check_commitments(task, dealt.commitments)
     bodies = [bytearray(body) for body in dealt.bodies]
     bodies[holder][byte] ^= 1
-    with refused(COMMITMENT_BROKEN, f"'holder-{holder}'"):
+    with expect_problem(COMMITMENT_BROKEN, f"'holder-{holder}'"):
         messages.check_reveals(task, make_dealer(task).layout, [bytes(body) for body in bodies], agreed)
 
 
@@ -227,7 +227,7 @@ def test_a_flipped_bit_in_a_revealed_part_breaks_its_commitment(dealt: Dealt, ho
 def test_revealed_bytes_of_a_wrong_length(dealt: Dealt, change: Callable[[bytes], bytes]) -> None:
     task = dealt.world.task
     agreed = messages.check_commitments(task, dealt.commitments)
-    with refused(MALFORMED, "'holder-0'"):
+    with expect_problem(MALFORMED, "'holder-0'"):
         messages.check_reveals(task, make_dealer(task).layout, [change(dealt.bodies[0]), *dealt.bodies[1:]], agreed)
 
 
@@ -236,13 +236,13 @@ def test_who_is_first_to_know_nothing_reveals_nothing(dealt: Dealt) -> None:
     task = dealt.world.task
     agreed = messages.check_commitments(task, dealt.commitments)
     assert dealt.bodies[2] == b""
-    with refused(MALFORMED, "'holder-2'"):
+    with expect_problem(MALFORMED, "'holder-2'"):
         messages.check_reveals(task, make_dealer(task).layout, [*dealt.bodies[:2], dealt.bodies[0]], agreed)
 
 
 def test_a_committed_part_with_a_residue_out_of_range_makes_no_key(dealt: Dealt) -> None:
     layout = make_dealer(dealt.world.task).layout
-    with refused(RESIDUE_RANGE):
+    with expect_problem(RESIDUE_RANGE):
         messages.joint_key(layout, [b"\xff" * layout.size])
 
 
@@ -261,7 +261,7 @@ def test_the_box_in_its_place_opens(dealt: Dealt) -> None:
 
 @pytest.mark.parametrize("count", [0, 2])
 def test_a_missing_or_a_second_box(dealt: Dealt, count: int) -> None:
-    with refused(CEREMONY_CONFLICT, "'holder-0'"):
+    with expect_problem(CEREMONY_CONFLICT, "'holder-0'"):
         open_as_holder_1(dealt, (box_for(dealt, "holder-1"),) * count)
 
 
@@ -272,7 +272,7 @@ def test_a_box_from_somebody_who_shares_no_part() -> None:
     posts = [messages.contribute(world.task, i, seeds) for i, seeds in enumerate(own)]
     assert [post.boxes for post in posts] == [(), ()]
     posts[0] = replace(posts[0], boxes=(SealedSeeds("holder-1", b"box"),))
-    with refused(CEREMONY_CONFLICT):
+    with expect_problem(CEREMONY_CONFLICT):
         messages.subshare_seeds(world.task, 1, own[1], posts, world.hpke[1])
 
 
@@ -293,7 +293,7 @@ def replayed(dealt: Dealt, how: str) -> bytes:
 
 @pytest.mark.parametrize("how", ["other holder", "other epoch", "other task", "other sender"])
 def test_a_replayed_box_does_not_open(dealt: Dealt, how: str) -> None:
-    with refused(DIGEST_MISMATCH):
+    with expect_problem(DIGEST_MISMATCH):
         open_as_holder_1(dealt, (SealedSeeds("holder-1", replayed(dealt, how)),))
 
 
@@ -302,5 +302,5 @@ def test_seeds_of_a_wrong_length(dealt: Dealt, length: int, problem: ProblemType
     """Holders 0 and 1 share one part of 2-of-3: exactly one seed of 32 bytes."""
     world = dealt.world
     box = messages.seal(b"s" * length, world.hpke[1].public, messages._info(world.task, "holder-0", "holder-1"))  # type: ignore[attr-defined]
-    with refused(problem, "expected 32"):
+    with expect_problem(problem, "expected 32"):
         open_as_holder_1(dealt, (SealedSeeds("holder-1", box),))

@@ -31,9 +31,9 @@ from he_protocol.identity.jws import public_from_jwk, verify
 from he_protocol.messages import Credential
 from he_protocol.problems import NOT_FOUND, STALE_UPDATE
 from he_protocol.task import Task
+from he_testing.fake_server import FakeServer, refusal
 from tests.architecture.source import IMPORTABLE
 from tests.keys.holders import PLAN_FILE
-from tests.support.fake_server import FakeServer, refusal
 
 PASSPHRASE = "correct horse battery staple"
 PLAN = PLAN_FILE.format(scheme="ckks", profile="ckks-8192")

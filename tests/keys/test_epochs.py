@@ -38,15 +38,16 @@ from he_protocol.problems import (
 )
 from he_protocol.schemes.registry import insecure_profiles
 from he_protocol.task import Task
+from he_testing.fake_server import FakeServer, key_bodies, problem
+from he_testing.parties import enroll_request
+from he_testing.plans import tables
+from he_testing.problems import expect_problem
 from tests.keys.holders import give_key, holder_of, line_to, open_round
-from tests.support.fake_server import FakeServer, key_bodies, problem
 from tests.support.kahe import INSECURE_TASK
 from tests.support.openings import Sent, ask, combine, send_kahe
-from tests.support.parties import NOW, PLAN, World, enrol_request, random_integers
-from tests.support.plans import tables
+from tests.support.parties import NOW, PLAN, World, random_integers
 from tests.support.rules import without
 from tests.support.seizure import read_one_update
-from tests.unit.refusals import refused
 
 D = 40
 PLAN_KAHE = {"scheme": "kahe", "profile": "kahe-14", "scale": 16.0, "max_openings": 2}
@@ -142,7 +143,7 @@ async def test_seeds_and_leftovers_go_too(tmp_path: Path) -> None:
         await destroy(holder, world.task)
         assert elsewhere.exists()
         assert not any(path.exists() for path in wanted)
-        with refused(BAD_COMMITTEE):  # nor is it in memory
+        with expect_problem(BAD_COMMITTEE):  # nor is it in memory
             holder.share_maker(world.task)
 
 
@@ -165,14 +166,14 @@ async def test_a_destroyed_epoch_stays_closed_when_its_key_file_comes_back(scene
     await scene.open(holder)
     await destroy(holder, task)
     path.write_bytes(copy)
-    with refused(EPOCH_DESTROYED, "epoch 1"):
+    with expect_problem(EPOCH_DESTROYED, "epoch 1"):
         await scene.open(holder)  # also the retry of a round that was opened
-    with refused(EPOCH_DESTROYED):
+    with expect_problem(EPOCH_DESTROYED):
         await holder.join(task, scene.server.url)
-    with refused(EPOCH_DESTROYED):
+    with expect_problem(EPOCH_DESTROYED):
         await holder.ledger.join(task, scene.server.url, NOW)
     request = ask(scene.world, [send_kahe(scene.world, n, random_integers(D, 9, 9)).update for n in "xyz"], number=2)
-    with refused(EPOCH_DESTROYED):
+    with expect_problem(EPOCH_DESTROYED):
         await holder.ledger.decide(request)
     await holder.ledger.decide(request, without(rules.epoch_alive))
 
@@ -202,28 +203,28 @@ async def test_a_key_belongs_to_the_first_ledger_that_uses_it(tmp_path: Path) ->
     (holder.directory / "ledger.db").unlink()
     async with holder_of(world, 0, tmp_path) as amnesiac:
         assert amnesiac.ledger.name != name
-        with refused(LEDGER_MISMATCH, name.hex()):
+        with expect_problem(LEDGER_MISMATCH, name.hex()):
             await amnesiac.join(world.task, "http://server")
         await amnesiac.ledger.join(world.task, "http://server", NOW)  # as a restored one has it
         assert await state_of(amnesiac, world.task) == "closed"
-        with refused(LEDGER_MISMATCH):
+        with expect_problem(LEDGER_MISMATCH):
             amnesiac.share_maker(world.task)
 
 
 def test_a_key_that_was_never_used_belongs_to_nobody(tmp_path: Path) -> None:
     ring, key = Keyring.of(tmp_path), HpkeKey.generate()
     ring.add(key)
-    with refused(BAD_KEY_FILE, "exists"):
+    with expect_problem(BAD_KEY_FILE, "exists"):
         ring.add(key)
     assert read_private(ring.path(key.public), HpkeRecord).ledger == b""
     assert ring.find(key.public, b"mine") == ring.find(key.public, b"mine") == key
     record = read_private(ring.path(key.public), HpkeRecord)
     check_ledger(record, b"mine")
-    with refused(LEDGER_MISMATCH):
+    with expect_problem(LEDGER_MISMATCH):
         check_ledger(record, b"theirs")
-    with refused(LEDGER_MISMATCH):
+    with expect_problem(LEDGER_MISMATCH):
         ring.find(key.public, b"theirs")
-    with refused(BAD_COMMITTEE, fingerprint(b"other")):
+    with expect_problem(BAD_COMMITTEE, fingerprint(b"other")):
         ring.find(b"other", b"mine")
     assert "private" not in repr(record)
 
@@ -231,23 +232,23 @@ def test_a_key_that_was_never_used_belongs_to_nobody(tmp_path: Path) -> None:
 async def test_nothing_is_destroyed_while_something_waits(scene: Scene) -> None:
     holder, task = scene.holders[0], scene.world.task
     async with line_to(scene.server.url, holder) as line:
-        with refused(WRONG_STATE, "rounds 1"):
+        with expect_problem(WRONG_STATE, "rounds 1"):
             await check_finished(holder, task, line)
         key = ("PUT", f"/v1/tasks/{task.id}/rounds/1/shares/{holder.identity.name}")
         scene.server.replaced[key] = problem(INTERNAL)
-        with refused(INTERNAL):
+        with expect_problem(INTERNAL):
             await scene.open(holder)
         scene.server.withdraw(1)
-        with refused(WRONG_STATE, "rounds 1"):  # decided, and its share has not left
+        with expect_problem(WRONG_STATE, "rounds 1"):  # decided, and its share has not left
             await check_finished(holder, task, line)
         scene.server.replaced[key] = problem(WRONG_STATE)
         offer(scene.world, scene.server, scene.sent)
-        with refused(WRONG_STATE):
+        with expect_problem(WRONG_STATE):
             await scene.open(holder)  # the others were faster
         scene.server.withdraw(1)
         await check_finished(holder, task, line)
     async with line_to("http://127.0.0.1:9", holder) as nowhere:
-        with refused(UNREACHABLE):
+        with expect_problem(UNREACHABLE):
             await check_finished(holder, task, nowhere)
 
 
@@ -307,14 +308,14 @@ async def test_an_agent_notices_that_another_process_has_destroyed_its_epoch(sce
     async with holder_of(scene.world, 0, tmp_path) as other:
         await destroy(other, task)
     await asyncio.wait_for(work, 10)
-    with refused(BAD_COMMITTEE):
+    with expect_problem(BAD_COMMITTEE):
         holder.share_maker(task)
 
 
 def renewed(world: World, index: int) -> tuple[HpkeKey, str]:
     """A new HPKE key of a holder and its new credential."""
     who, key = world.committee[index], HpkeKey.generate()
-    request = enrol_request(who.name, "holder", who.key, key)
+    request = enroll_request(who.name, "holder", who.key, key)
     return key, issue_credential(world.authority.key, request, "holder", now=NOW, days=1)
 
 
@@ -337,7 +338,7 @@ def test_the_next_epoch_is_the_same_plan_with_other_keys() -> None:
     assert [h.key for h in after.committee.holders] == [h.key for h in before.committee.holders]
     assert not {h.hpke for h in after.committee.holders} & {h.hpke for h in before.committee.holders}
     old = [holder.credential for holder in world.committee]
-    with refused(BAD_COMMITTEE, "'holder-0' lists its key of the last epoch"):
+    with expect_problem(BAD_COMMITTEE, "'holder-0' lists its key of the last epoch"):
         next_epoch(before, old, world.authority.key.public, before.model.initial_model)
     plan = tables(PLAN | world.plan | {"epoch": 2, "agreement": 3})
     build_config(plan, before.model, world.server.credential, old, world.authority.key.public)
@@ -350,7 +351,7 @@ async def test_a_joined_task_with_a_profile_for_tests_is_refused(scene: Scene) -
         weak = scene.world.signed(scene.world.task.config, name="weak", **INSECURE_TASK)
         await holder.join(weak, scene.server.url)
         assert weak.token in {task.token for task, _ in await joined_tasks(holder)}
-    with refused(WRONG_SCHEME, "for tests only"):
+    with expect_problem(WRONG_SCHEME, "for tests only"):
         await joined_tasks(holder)
 
 
@@ -367,7 +368,7 @@ async def test_after_the_rotation_a_round_of_the_next_epoch_opens_and_the_old_on
             await destroy(holder, scene.world.task)
             async with line_to(server.url, holder) as line:
                 await open_round(holder, task, 1, line)
-            with refused(EPOCH_DESTROYED):
+            with expect_problem(EPOCH_DESTROYED):
                 await scene.open(holder)
         parts: dict[int, bytes] = {}
         for index in range(2):

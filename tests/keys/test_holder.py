@@ -41,11 +41,11 @@ from he_protocol.problems import (
     WRONG_SIZE,
     ProblemType,
 )
+from he_testing.fake_server import FakeServer, key_bodies, problem
+from he_testing.problems import expect_problem
 from tests.keys.holders import give_key, holder_of, line_to, open_round
-from tests.support.fake_server import FakeServer, key_bodies, problem
 from tests.support.openings import ask, share
 from tests.support.parties import NOW, World, random_integers
-from tests.unit.refusals import refused
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +142,7 @@ async def test_a_crash_between_decision_and_release_then_the_same_bytes(
     """The PUT fails after the decision; a holder restarted on the same files releases what it would have."""
     key = ("PUT", paths.share_path(world.task.id, 1, "holder-0"))
     scene.server.replaced[key] = problem(INTERNAL)
-    with refused(INTERNAL):
+    with expect_problem(INTERNAL):
         await scene.open()
     assert await scene.rounds() == [1]
     assert scene.server.shares == {}
@@ -160,11 +160,11 @@ async def test_a_crash_between_decision_and_release_then_the_same_bytes(
 @pytest.mark.parametrize("kind", [UNREACHABLE, INTERNAL, OVERLOADED, REQUEST_TIMEOUT, TOO_MANY_CONNECTIONS])
 async def test_a_failure_of_the_service_is_not_a_refusal(scene: Scene, kind: ProblemType) -> None:
     scene.server.replaced["GET", paths.key_sections_path(scene.world.task.id, 1)] = problem(kind)
-    with refused(kind):
+    with expect_problem(kind):
         await scene.open()
     assert await scene.rounds() == []  # while it screened
     scene.server.stages[1] = "release"
-    with refused(kind):
+    with expect_problem(kind):
         await scene.open()
     assert await scene.rounds() == [1]
     assert await scene.problems() == []
@@ -176,7 +176,7 @@ async def test_a_key_part_that_is_not_what_was_signed(scene: Scene) -> None:
     update = scene.request.headers[1].update_id.hex()
     honest = scene.server.bodies[update]
     scene.server.bodies[update] = honest[:-1] + bytes([honest[-1] ^ 1])
-    with refused(DIGEST_MISMATCH, update):
+    with expect_problem(DIGEST_MISMATCH, update):
         await scene.open()
     (refusal,) = await scene.holder.ledger.refusals(scene.world.task.hash)
     assert (refusal.round, refusal.problem, refusal.seen) == (1, "digest-mismatch", NOW)
@@ -194,7 +194,7 @@ async def test_swapped_key_parts_are_noticed(scene: Scene) -> None:
     """A chosen combination (one client's c1 twice) never enters the sum."""
     one, two, _ = (header.update_id.hex() for header in scene.request.headers)
     scene.server.bodies[one] = scene.server.bodies[two]
-    with refused(DIGEST_MISMATCH):
+    with expect_problem(DIGEST_MISMATCH):
         await scene.open()
     assert scene.server.put_shares == []
 
@@ -205,7 +205,7 @@ async def test_a_key_part_that_does_not_end(scene: Scene, place: int) -> None:
     update = scene.request.headers[place].update_id.hex()
     scene.server.bodies[update] += b"\0"
     scene.server.stages[1] = "release"
-    with refused(DIGEST_MISMATCH, scene.request.headers[place + 1].update_id.hex()):
+    with expect_problem(DIGEST_MISMATCH, scene.request.headers[place + 1].update_id.hex()):
         await scene.open()
     assert scene.server.put_shares == []
 
@@ -214,7 +214,7 @@ async def test_bytes_behind_the_last_key_part_are_refused(scene: Scene) -> None:
     update = scene.request.headers[-1].update_id.hex()
     scene.server.bodies[update] += b"\0"
     scene.server.stages[1] = "release"
-    with refused(TRAILING_BYTES):
+    with expect_problem(TRAILING_BYTES):
         await scene.open()
     assert scene.server.put_shares == []
 
@@ -224,7 +224,7 @@ async def test_a_stream_of_key_parts_that_ends_early(scene: Scene, place: int) -
     update = scene.request.headers[place].update_id.hex()
     scene.server.bodies[update] = scene.server.bodies[update][:-1]
     scene.server.stages[1] = "release"
-    with refused(WRONG_SIZE if place else DIGEST_MISMATCH):
+    with expect_problem(WRONG_SIZE if place else DIGEST_MISMATCH):
         await scene.open()
     assert scene.server.put_shares == []
 
@@ -258,7 +258,7 @@ async def test_a_signed_key_part_that_is_of_no_use_keeps_its_bucket_closed_and_n
 
 async def test_too_small_a_round_is_refused_recorded_and_leaves_the_updates_usable(scene: Scene) -> None:
     scene.server.offer(ask(scene.world, scene.updates[:2], number=2), {})
-    with refused(TOO_FEW_CLIENTS):
+    with expect_problem(TOO_FEW_CLIENTS):
         await scene.open(2)
     assert (await scene.problems(), await scene.rounds()) == (["too-few-clients"], [])
     await scene.open(1)
@@ -266,7 +266,7 @@ async def test_too_small_a_round_is_refused_recorded_and_leaves_the_updates_usab
 
 async def test_our_floor_is_applied_whatever_the_server_asks(tmp_path: Path, world: World, scene: Scene) -> None:
     scene.holder.min_clients_floor = 4
-    with refused(TOO_FEW_CLIENTS, "at least 4"):
+    with expect_problem(TOO_FEW_CLIENTS, "at least 4"):
         await scene.open()
     assert scene.server.put_shares == []
 
@@ -277,10 +277,10 @@ async def test_after_one_opening_neither_forks_nor_subsets_are_opened(scene: Sce
     more = scene.world.update("d", scene.bodies[0])
     scene.server.offer(ask(scene.world, [*scene.updates, more]), {})
     scene.server.stages |= {1: "vote", 2: "vote"}
-    with refused(NUMBER_USED):
+    with expect_problem(NUMBER_USED):
         await scene.open(1)
     scene.server.offer(ask(scene.world, [*scene.updates, more], number=2), {})
-    with refused(UPDATE_OPENED_BEFORE):
+    with expect_problem(UPDATE_OPENED_BEFORE):
         await scene.open(2)
     assert await scene.problems() == ["number-used", "update-opened-before"]
     assert scene.server.put_shares == []
@@ -289,7 +289,7 @@ async def test_after_one_opening_neither_forks_nor_subsets_are_opened(scene: Sce
 async def test_a_manifest_in_the_place_of_another_round(scene: Scene) -> None:
     """Round 2's path must not serve round 1's manifest: what is judged is what was asked for."""
     scene.server.manifests[2] = scene.server.manifests[1]
-    with refused(MANIFEST_MISMATCH, "round"):
+    with expect_problem(MANIFEST_MISMATCH, "round"):
         await scene.open(2)
     assert (await scene.problems(), await scene.rounds()) == (["manifest-mismatch"], [])
     assert scene.server.put_shares == []
@@ -299,7 +299,7 @@ async def test_before_the_ceremony_nothing_is_fetched_and_the_server_is_told(
     tmp_path: Path, world: World, scene: Scene
 ) -> None:
     async with holder_of(world, 1, tmp_path) as other:
-        with refused(KEYS_NOT_READY):
+        with expect_problem(KEYS_NOT_READY):
             await scene.open(holder=other)
         asked = [(method, path.rsplit("/", 2)[-2:]) for method, path in scene.server.seen]
         assert asked == [("GET", ["1", "opening"]), ("PUT", ["answers", "holder-1"])]
@@ -308,7 +308,7 @@ async def test_before_the_ceremony_nothing_is_fetched_and_the_server_is_told(
 async def test_a_secret_of_another_epoch_is_not_used(tmp_path: Path, world: World, scene: Scene) -> None:
     async with holder_of(world, 1, tmp_path) as other:
         give_key(world, 1, other, epoch=2)
-        with refused(WRONG_EPOCH) as _:
+        with expect_problem(WRONG_EPOCH) as _:
             other.share_maker(world.task)
 
 
@@ -326,7 +326,7 @@ async def test_a_key_file_open_to_others_is_refused_as_such(tmp_path: Path, worl
     async with holder_of(world, 1, tmp_path) as other:
         give_key(world, 1, other)
         other.secret_path(world.task, "key").chmod(0o644)
-        with refused(BAD_KEY_FILE, "open to others"):
+        with expect_problem(BAD_KEY_FILE, "open to others"):
             other.share_maker(world.task)
 
 
@@ -335,7 +335,7 @@ async def test_a_stranger_does_not_join(tmp_path: Path, world: World) -> None:
     stranger = world.authority.party("stranger", "holder", hpke=key)
     async with holder_of(world, 0, tmp_path) as holder:
         posing = KeyHolder(stranger, holder.ledger, tmp_path)
-        with refused(BAD_COMMITTEE, "'stranger'"):
+        with expect_problem(BAD_COMMITTEE, "'stranger'"):
             await posing.join(world.task, "http://server")
         assert await holder.ledger.joined() == []
 
@@ -351,7 +351,7 @@ async def test_a_task_that_lists_other_keys_for_us(tmp_path: Path, world: World,
         else:
             mine = holder.identity
             holder.identity = Identity(mine.name, SigningKey.generate(), mine.credential, mine.authority)
-        with refused(BAD_COMMITTEE, "the task lists another "):
+        with expect_problem(BAD_COMMITTEE, "the task lists another "):
             await holder.join(task, "http://server")
         assert await holder.ledger.joined() == []
 
@@ -366,7 +366,7 @@ async def test_a_promise_that_the_budget_of_openings_breaks(tmp_path: Path, budg
         if kept:
             await holder.join(world.task, "http://server")
         else:
-            with refused(BUDGET_EXHAUSTED, "epsilon at most 0.5"):
+            with expect_problem(BUDGET_EXHAUSTED, "epsilon at most 0.5"):
                 await holder.join(world.task, "http://server")
         assert len(await holder.ledger.joined()) == kept
 
@@ -377,7 +377,7 @@ def test_without_noise_nothing_is_promised(world: World) -> None:
 
 async def test_a_task_below_our_floor_is_not_joined(tmp_path: Path, world: World) -> None:
     async with holder_of(world, 0, tmp_path, floor=4) as holder:
-        with refused(TOO_FEW_CLIENTS, "at least 4"):
+        with expect_problem(TOO_FEW_CLIENTS, "at least 4"):
             await holder.join(world.task, "http://server")
         assert await holder.ledger.joined() == []
         holder.min_clients_floor = 3
@@ -391,7 +391,7 @@ async def test_a_committee_below_our_least_f_is_not_joined(tmp_path: Path, text:
     world = World(holders, {"threshold": threshold, "agreement": agreement, "allow_no_collusion": not f})
     async with holder_of(world, 0, tmp_path) as holder:
         holder.least_f = f + 1
-        with refused(BAD_COMMITTEE, f"f at least {f + 1}"):
+        with expect_problem(BAD_COMMITTEE, f"f at least {f + 1}"):
             await holder.join(world.task, "http://server")
         assert await holder.ledger.joined() == []
         holder.least_f = f

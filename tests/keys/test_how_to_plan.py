@@ -12,7 +12,8 @@ from he_holder.hpke_key import HpkeKey
 from he_protocol.config import ModelSpec, TensorSpec
 from he_protocol.privacy.plan import epsilon
 from he_protocol.task import Task
-from tests.support.parties import Authority
+from he_testing.clocks import FakeClock
+from he_testing.parties import Authority
 
 TEXT = (Path(__file__).parents[2] / "docs" / "how-to.md").read_text()
 USEFUL = 8.0
@@ -23,7 +24,7 @@ def signed() -> Task:
     """With a model of a million parameters and as many key holders as the how-to's command names."""
     [plan] = re.findall(r"^```toml\n(.*?)^```", TEXT, re.DOTALL | re.MULTILINE)
     [command] = re.findall(r"^he-authority task sign .*?(?<!\\)$", TEXT, re.DOTALL | re.MULTILINE)
-    authority = Authority()
+    authority = Authority(clock=FakeClock())
     holders = [
         authority.party(f"holder-{number}", "holder", hpke=HpkeKey.generate()).credential
         for number in range(command.count("--holder "))

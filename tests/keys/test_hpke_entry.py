@@ -25,10 +25,11 @@ from he_protocol.envelope import (
 from he_protocol.identity.jws import CURVE_PRIME, SigningKey, verify
 from he_protocol.messages import Credential, EnrollRequest
 from he_protocol.problems import BAD_COMMITTEE, BAD_SIGNATURE, MALFORMED, ProblemType
+from he_testing.parties import Authority, enroll_request
+from he_testing.plans import changed, tables
+from he_testing.problems import expect_problem
 from tests.support.openings import send_kahe
-from tests.support.parties import NOW, PLAN, Authority, World, enrol_request, zeros_digest
-from tests.support.plans import changed, tables
-from tests.unit.refusals import refused
+from tests.support.parties import NOW, PLAN, World, zeros_digest
 
 KEY, OTHER = HpkeKey.generate(), HpkeKey.generate()
 MLKEM, X25519 = KEY.public[:MLKEM_PUBLIC_BYTES], KEY.public[MLKEM_PUBLIC_BYTES:]
@@ -76,14 +77,14 @@ def test_keys_that_are_made_pass() -> None:
 
 @pytest.mark.parametrize("public", BAD.values(), ids=BAD.keys())
 def test_a_key_that_nobody_can_seal_to_is_refused(public: bytes) -> None:
-    with refused(MALFORMED):
+    with expect_problem(MALFORMED):
         check_key(public)
-    with refused(MALFORMED):
+    with expect_problem(MALFORMED):
         envelope.seal(b"seed", public, b"info")
     if public:
         signer = SigningKey.generate()
         request = signer.sign(EnrollRequest("holder-0", "holder", signer.public, int(NOW), public, bytes(64)))
-        with refused(MALFORMED):
+        with expect_problem(MALFORMED):
             issue_credential(Authority().key, request, "holder", now=NOW, days=1)
 
 
@@ -94,7 +95,7 @@ def test_one_unusable_key_would_stop_every_client_for_the_epoch(public: bytes, m
     config = world.task.config
     first, *others = config.committee.holders
     broken = changed(config, holders=(replace(first, hpke=public), *others))
-    with refused(MALFORMED):
+    with expect_problem(MALFORMED):
         broken.check()
     with monkeypatch.context() as off:
         off.setattr(envelope, "check_key", lambda public: None)
@@ -126,7 +127,7 @@ def test_two_holders_with_one_key_are_one_holder(third, monkeypatch: pytest.Monk
     credentials = committee(world, [keys[0], keys[1], third(keys)])
     plan, model = tables(PLAN | world.plan | {"agreement": 3}), ModelSpec(world.tensors, zeros_digest(world.tensors))
     asked = (plan, model, world.server.credential, credentials, world.authority.key.public)
-    with refused(BAD_COMMITTEE):
+    with expect_problem(BAD_COMMITTEE):
         build_config(*asked)
     with monkeypatch.context() as off:
         off.setattr(envelope, "check_distinct", lambda keys: None)
@@ -151,7 +152,7 @@ def test_the_next_epoch_needs_both_halves_new() -> None:
         fresh[0][:MLKEM_PUBLIC_BYTES] + world.hpke[1].public[MLKEM_PUBLIC_BYTES:],
     ):
         assert share_a_half(half, world.hpke[1].public)
-        with refused(BAD_COMMITTEE, "last epoch"):
+        with expect_problem(BAD_COMMITTEE, "last epoch"):
             next_epoch(world.task.config, committee(world, [half, *fresh[1:]]), world.authority.key.public, bytes(32))
     config = next_epoch(world.task.config, committee(world, fresh), world.authority.key.public, bytes(range(32)))
     assert (config.epoch, config.model.initial_model) == (2, bytes(range(32)))
@@ -159,7 +160,7 @@ def test_the_next_epoch_needs_both_halves_new() -> None:
 
 def test_whoever_enrols_has_its_hpke_key() -> None:
     key = SigningKey.generate()
-    assert issue_credential(Authority().key, enrol_request("a", "holder", key, KEY), "holder", now=NOW, days=1)
+    assert issue_credential(Authority().key, enroll_request("a", "holder", key, KEY), "holder", now=NOW, days=1)
 
 
 @pytest.mark.parametrize("what", ["nothing", "zeros", "stolen", "other_name", "other_key"])
@@ -174,7 +175,7 @@ def test_a_key_of_somebody_else_is_not_enrolled(what: str, monkeypatch: pytest.M
         "other_key": OTHER.prove(possession_message("thief", thief.public, KEY.public)),
     }[what]
     request = thief.sign(EnrollRequest("thief", "holder", thief.public, int(NOW), KEY.public, proof))
-    with refused(BAD_SIGNATURE):
+    with expect_problem(BAD_SIGNATURE):
         issue_credential(Authority().key, request, "holder", now=NOW, days=1)
     with monkeypatch.context() as off:
         off.setattr(enrollment.envelope, "check_possession", lambda proof, public, message: None)  # type: ignore[attr-defined]
@@ -184,8 +185,8 @@ def test_a_key_of_somebody_else_is_not_enrolled(what: str, monkeypatch: pytest.M
 @pytest.mark.parametrize("role", ["client", "server"])
 def test_only_holders_have_one(role: ProblemType) -> None:
     key = SigningKey.generate()
-    with refused(MALFORMED):
-        issue_credential(Authority().key, enrol_request("a", role, key, KEY), role, now=NOW, days=1)  # type: ignore[arg-type]
+    with expect_problem(MALFORMED):
+        issue_credential(Authority().key, enroll_request("a", role, key, KEY), role, now=NOW, days=1)  # type: ignore[arg-type]
 
 
 def test_holders_prove_theirs_when_they_begin_and_when_they_rotate(tmp_path) -> None:  # type: ignore[no-untyped-def]

@@ -11,7 +11,7 @@ from he_party.keyfile import KeyRecord
 from he_protocol.envelope import PUBLIC_BYTES, seal
 from he_protocol.identity.jws import SigningKey
 from he_protocol.problems import BAD_KEY_FILE, DIGEST_MISMATCH
-from tests.unit.refusals import refused
+from he_testing.problems import expect_problem
 
 KEY = HpkeKey(bytes(range(PRIVATE_BYTES)))
 BOX = seal(b"a secret", KEY.public, b"here")
@@ -30,12 +30,12 @@ def test_the_public_half_is_fixed_by_the_private_one() -> None:
 
 @pytest.mark.parametrize("info", [b"", b"her", b"here ", b"Here"])
 def test_another_context(info: bytes) -> None:
-    with refused(DIGEST_MISMATCH):
+    with expect_problem(DIGEST_MISMATCH):
         KEY.open(BOX, info)
 
 
 def test_another_key() -> None:
-    with refused(DIGEST_MISMATCH):
+    with expect_problem(DIGEST_MISMATCH):
         HpkeKey.generate().open(BOX, b"here")
 
 
@@ -44,7 +44,7 @@ def test_one_half_of_the_key_is_not_enough(half: slice) -> None:
     """Hybrid: who has broken only one of the two problems reads nothing."""
     private = bytearray(HpkeKey.generate().private)
     private[half] = KEY.private[half]
-    with refused(DIGEST_MISMATCH):
+    with expect_problem(DIGEST_MISMATCH):
         HpkeKey(bytes(private)).open(BOX, b"here")
 
 
@@ -52,19 +52,19 @@ def test_one_half_of_the_key_is_not_enough(half: slice) -> None:
 def test_a_flipped_bit(at: int) -> None:
     changed = bytearray(BOX)
     changed[at] ^= 1
-    with refused(DIGEST_MISMATCH):
+    with expect_problem(DIGEST_MISMATCH):
         KEY.open(bytes(changed), b"here")
 
 
 @pytest.mark.parametrize("box", [b"", BOX[:40], BOX[:-1], BOX + b"\0"], ids=["empty", "head", "short", "long"])
 def test_a_box_of_another_length(box: bytes) -> None:
-    with refused(DIGEST_MISMATCH):
+    with expect_problem(DIGEST_MISMATCH):
         KEY.open(box, b"here")
 
 
 @pytest.mark.parametrize("size", [0, PRIVATE_BYTES - 1, PRIVATE_BYTES + 1])
 def test_a_private_key_of_another_length(size: int) -> None:
-    with refused(BAD_KEY_FILE, f"got {size or 'nothing'}" if size else "expected 96"):
+    with expect_problem(BAD_KEY_FILE, f"got {size or 'nothing'}" if size else "expected 96"):
         HpkeKey(bytes(size))
 
 

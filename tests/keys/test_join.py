@@ -38,10 +38,10 @@ from he_protocol.problems import (
     WRONG_TASK,
     ProblemType,
 )
+from he_testing.fake_server import FakeServer, Posts, View
+from he_testing.problems import expect_problem
 from tests.keys.holders import holder_of, line_to
-from tests.support.fake_server import FakeServer, Posts, View
 from tests.support.parties import World
-from tests.unit.refusals import refused
 
 COMMON = cache(ckks.common_polynomial)  # type: ignore[attr-defined]  # slow, and the same in every test here
 KINDS: dict[str, type[Message]] = {
@@ -140,7 +140,7 @@ async def test_secrets_are_private_files_under_the_passphrase(tmp_path: Path, se
             path = holder.secret_path(world.task, kind)
             assert path.stat().st_mode & 0o777 == 0o600
             assert not path.read_bytes().startswith(b"{")
-            with refused(BAD_KEY_FILE, "passphrase"):
+            with expect_problem(BAD_KEY_FILE, "passphrase"):
                 read_private(path, EpochSecret)
         assert set(stored(tmp_path, "holder-0", world, passphrase="correct horse battery staple")) == {0}
         assert [line for line in told if "posting" in line] == [f"{phase}: posting" for phase in documents.PHASES]
@@ -216,13 +216,13 @@ async def test_a_post_that_is_not_what_it_should_be(
     problem: ProblemType,
 ) -> None:
     server.view = shown_to("holder-0", phase, resigned(world, phase, signer, **changes))
-    with refused(problem):
+    with expect_problem(problem):
         await hold(world, server, tmp_path)
 
 
 async def test_one_holders_post_in_anothers_place(tmp_path: Path, world: World, server: FakeServer) -> None:
     server.view = shown_to("holder-0", "contribution", lambda posts: posts | {"holder-1": posts["holder-2"]})
-    with refused(BAD_SIGNATURE):
+    with expect_problem(BAD_SIGNATURE):
         await hold(world, server, tmp_path)
     assert server.posts["reveal"] == {}
 
@@ -232,7 +232,7 @@ async def test_a_post_of_another_phase_is_none(tmp_path: Path, world: World, ser
         return posts | {"holder-1": server.posts["contribution"]["holder-1"]}
 
     server.view = shown_to("holder-0", "commitment", swap)
-    with refused(BAD_SIGNATURE, "not of this kind"):
+    with expect_problem(BAD_SIGNATURE, "not of this kind"):
         await hold(world, server, tmp_path)
 
 
@@ -245,7 +245,7 @@ async def test_holders_that_are_shown_different_contributions(tmp_path: Path, wo
         return resigned(world, "contribution", 1, boxes=tuple(again))(posts)
 
     server.view = shown_to("holder-0", "contribution", other_boxes)
-    with refused(CEREMONY_CONFLICT, "different contributions"):
+    with expect_problem(CEREMONY_CONFLICT, "different contributions"):
         await hold(world, server, tmp_path)
     assert server.posts["reveal"] == {}
 
@@ -260,7 +260,7 @@ async def test_commitments_then_another_reveal(tmp_path: Path, world: World, ser
         return lied | {"holder-1": (lied["holder-1"][0], other)}
 
     server.view = shown_to("holder-0", "reveal", swap)
-    with refused(COMMITMENT_BROKEN, "'holder-1'"):
+    with expect_problem(COMMITMENT_BROKEN, "'holder-1'"):
         await hold(world, server, tmp_path)
     assert not (tmp_path / "holder-0" / "epochs" / f"{world.task.id}-1.key").exists()
     assert "holder-0" not in server.posts["confirmation"]
@@ -283,13 +283,13 @@ async def test_a_body_that_the_board_changed(
         return posts | {"holder-1": (message, change(body))}
 
     server.view = shown_to("holder-2", "reveal", tamper)
-    with refused(problem):
+    with expect_problem(problem):
         await hold(world, server, tmp_path)
 
 
 async def test_confirmations_of_different_keys(tmp_path: Path, world: World, server: FakeServer) -> None:
     server.view = shown_to("holder-0", "confirmation", resigned(world, "confirmation", 1, key=b"\x02" * 32))
-    with refused(CEREMONY_CONFLICT, "different joint keys"):
+    with expect_problem(CEREMONY_CONFLICT, "different joint keys"):
         await hold(world, server, tmp_path)
 
 
@@ -300,7 +300,7 @@ async def test_who_does_not_answer_is_named(
     everybody = {f"holder-{i}": ("a.b.c", b"") for i in range(3)}
     server.view = lambda phase, who, posts: {name: post for name, post in everybody.items() if name not in hidden}
     async with holder_of(world, 0, tmp_path) as holder:
-        with refused(NO_QUORUM, f"no contribution from {', '.join(hidden)} within"):
+        with expect_problem(NO_QUORUM, f"no contribution from {', '.join(hidden)} within"):
             await take_part(world, server, holder, 0.3)
 
 
@@ -312,7 +312,7 @@ async def test_strangers_on_the_board_do_not_count(tmp_path: Path, world: World,
 
     server.view = view
     async with holder_of(world, 0, tmp_path) as holder:
-        with refused(NO_QUORUM, "holder-1, holder-2"):
+        with expect_problem(NO_QUORUM, "holder-1, holder-2"):
             await take_part(world, server, holder, 0.3)
 
 
@@ -321,5 +321,5 @@ async def test_a_board_that_cannot_be_reached(tmp_path: Path, world: World) -> N
     async with gone:
         pass
     async with holder_of(world, 0, tmp_path) as holder:
-        with refused(UNREACHABLE):
+        with expect_problem(UNREACHABLE):
             await take_part(world, gone, holder)

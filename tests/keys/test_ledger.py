@@ -36,10 +36,10 @@ from he_protocol.problems import (
     TOO_FEW_CLIENTS,
     UPDATE_OPENED_BEFORE,
 )
+from he_testing.problems import expect_problem
 from tests.support.openings import FRESH, ask
 from tests.support.parties import NOW, World
 from tests.support.rules import without
-from tests.unit.refusals import refused
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +116,7 @@ async def test_a_ledger_that_another_program_holds_is_unavailable_for_now(path: 
         await connection.exec_driver_sql("PRAGMA busy_timeout=1")
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("BEGIN EXCLUSIVE")
-        with refused(DATABASE_UNAVAILABLE, "database is locked"):
+        with expect_problem(DATABASE_UNAVAILABLE, "database is locked"):
             await book.destroyed()
     assert await book.destroyed() == frozenset()
 
@@ -124,13 +124,13 @@ async def test_a_ledger_that_another_program_holds_is_unavailable_for_now(path: 
 async def test_a_second_manifest_of_a_number_changes_nothing(path: Path, book: Ledger, world: World) -> None:
     first = await decide(book, crowd(world, "a", "b", "c", "d"))
     before = path.read_bytes()
-    with refused(NUMBER_USED, first.manifest_hash.hex()):
+    with expect_problem(NUMBER_USED, first.manifest_hash.hex()):
         await decide(book, crowd(world, "e", "f", "g"))
     assert path.read_bytes() == before
 
 
 async def test_a_refused_manifest_leaves_no_trace_in_the_history(path: Path, book: Ledger, world: World) -> None:
-    with refused(TOO_FEW_CLIENTS):
+    with expect_problem(TOO_FEW_CLIENTS):
         await decide(book, crowd(world, "a", "b"))
     assert rows(path, "votes") == rows(path, "voted_updates") == []
     await decide(book, crowd(world, "a", "b", "c"))
@@ -149,9 +149,9 @@ async def test_a_restart_forgets_nothing(path: Path, world: World) -> None:
     assert [record.manifest_hash for record in await second.votes(world.task.hash)] == [request.manifest_hash]
     assert [record.problem for record in await second.refusals(world.task.hash)] == ["stale-update"]
     await decide(second, request)
-    with refused(UPDATE_OPENED_BEFORE):
+    with expect_problem(UPDATE_OPENED_BEFORE):
         await decide(second, ask(world, updates[:3], number=2))
-    with refused(NUMBER_USED):
+    with expect_problem(NUMBER_USED):
         await decide(second, ask(world, updates[:3]))
     await second.close()
 
@@ -174,7 +174,7 @@ async def test_numbers_end_where_the_plan_ends(tmp_path: Path) -> None:
     await decide(book, requests[0])
     await decide(book, requests[0])
     await decide(book, requests[1])
-    with refused(BUDGET_EXHAUSTED):
+    with expect_problem(BUDGET_EXHAUSTED):
         await decide(book, requests[2])
     for request in requests[:2]:  # retries cost nothing, even with every number used
         await decide(book, request)
@@ -193,7 +193,7 @@ async def test_another_task_has_another_history(book: Ledger, world: World) -> N
 
 async def test_the_model_may_not_go_back_from_opening_to_opening(book: Ledger, world: World) -> None:
     await decide(book, crowd(world, "a", "b", "c", number=2, model_version=2))
-    with refused(STALE_UPDATE, "went back"):
+    with expect_problem(STALE_UPDATE, "went back"):
         await decide(book, crowd(world, "d", "e", "f", number=3, model_version=1))
     await decide(book, crowd(world, "d", "e", "f", number=1, model_version=1))
     await decide(book, crowd(world, "g", "h", "i", number=3, model_version=2))
@@ -210,7 +210,7 @@ async def test_numbers_that_were_skipped_may_come_later(book: Ledger, world: Wor
 async def test_time_may_not_go_back_from_opening_to_opening(book: Ledger, world: World) -> None:
     now = int(NOW)
     await decide(book, crowd(world, "a", "b", "c", number=2, formed=now))
-    with refused(CLOCK_SKEW, f"from {now}"):
+    with expect_problem(CLOCK_SKEW, f"from {now}"):
         await decide(book, crowd(world, "d", "e", "f", number=3, formed=now - 1))
     await decide(book, crowd(world, "d", "e", "f", number=1, formed=now - 1))
     await decide(book, crowd(world, "g", "h", "i", number=3, formed=now))
@@ -228,7 +228,7 @@ async def test_one_clients_data_in_two_crowds(tmp_path: Path, noisy: bool) -> No
     if noisy:
         await decide(book, again)
     else:
-        with refused(REPEATED_BASE):
+        with expect_problem(REPEATED_BASE):
             await decide(book, again)
         later = [world.update(name, base_version=1) for name in ("victim", "c", "d")]
         await decide(book, ask(world, later, number=2, model_version=1))
@@ -315,7 +315,7 @@ async def test_more_update_ids_than_one_query_asks_for(
     first = await decide(book, ask(world, updates))
     last = max(updates, key=lambda update: header_of(update).update_id)
     again = ask(world, [world.update(f"d{i}") for i in range(5)] + [last], number=2)
-    with refused(UPDATE_OPENED_BEFORE, header_of(last).update_id.hex()):
+    with expect_problem(UPDATE_OPENED_BEFORE, header_of(last).update_id.hex()):
         await decide(book, again)
     assert len(rows(path, "voted_updates")) == len(first.updates)
 

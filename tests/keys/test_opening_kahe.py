@@ -16,10 +16,10 @@ from he_protocol.config import TensorSpec
 from he_protocol.problems import COMBINE_REFUSED
 from he_protocol.schemes import scheme
 from he_protocol.schemes.kahe import PROFILES, Kahe
+from he_testing.problems import expect_problem
 from tests.support.kahe import SECURE, FixedWords
 from tests.support.openings import Sent, ask, combine, decrypt_sum, folded, send_kahe, shares
 from tests.support.parties import World, random_integers
-from tests.unit.refusals import refused
 
 COMMITTEES = pytest.mark.parametrize(("holders", "threshold"), [(1, 1), (3, 2), (5, 3)])
 
@@ -107,7 +107,7 @@ def test_one_holder_too_few_opens_nothing() -> None:
         missing = set(range(made.task.sharing.subshares)) - set(parts)
         assert len(missing) == 1
         vectors = [unpack(data, layout) for data in parts.values()]
-        with refused(COMBINE_REFUSED, "out of range"):
+        with expect_problem(COMBINE_REFUSED, "out of range"):
             scheme.combine(made.task.scheme, folded(made, sent), vectors, 10, 3, made.task.epoch_id)
 
 

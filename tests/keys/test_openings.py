@@ -33,13 +33,13 @@ from he_protocol.problems import (
     UPDATE_OPENED_BEFORE,
     WRONG_STATE,
 )
+from he_testing.fake_server import FakeServer, key_bodies, problem
+from he_testing.problems import expect_problem
 from tests.keys.holders import holder_of, line_to, open_round
-from tests.support.fake_server import FakeServer, key_bodies, problem
 from tests.support.openings import Sent, ask, certify, send_kahe, share
 from tests.support.parties import NOW, World, random_integers
 from tests.support.poison import unopenable
 from tests.support.revocations import revoked
-from tests.unit.refusals import refused
 
 D = 40
 LIFETIME = 30 * 86_400
@@ -157,7 +157,7 @@ async def test_what_a_server_serves_in_the_place_of_a_key_part_is_screened_out(s
 
 async def test_what_no_leaving_out_would_mend_is_refused_with_an_objection(scene: Scene) -> None:
     request = scene.offer(scene.sent[:2])
-    with refused(TOO_FEW_CLIENTS):
+    with expect_problem(TOO_FEW_CLIENTS):
         await scene.serve()
     said = scene.said(Objection)
     assert (said.problem, said.manifest, said.round) == ("too-few-clients", request.manifest_hash, 1)
@@ -168,14 +168,14 @@ async def test_what_no_leaving_out_would_mend_is_refused_with_an_objection(scene
 async def test_an_objection_that_is_not_heard_hides_nothing(scene: Scene) -> None:
     scene.offer(scene.sent[:2])
     scene.server.replaced["PUT", paths.answer_path(scene.world.task.id, 1, "holder-0")] = problem(INTERNAL)
-    with refused(TOO_FEW_CLIENTS):
+    with expect_problem(TOO_FEW_CLIENTS):
         await scene.serve()
     assert [one.problem for one in await scene.holder.ledger.refusals(scene.world.task.hash)] == ["too-few-clients"]
 
 
 async def test_a_long_refusal_is_cut_in_the_objection_and_whole_in_the_ledger(scene: Scene) -> None:
     scene.offer(scene.sent, signer=SigningKey.generate())
-    with refused(BAD_SIGNATURE):
+    with expect_problem(BAD_SIGNATURE):
         await scene.serve()
     assert len(scene.said(Objection).detail) <= 2000
 
@@ -201,14 +201,14 @@ async def test_a_crash_between_vote_and_its_sending_leaves_the_holder_bound(scen
     scene.server.stages[1] = "vote"
     path = ("PUT", paths.answer_path(scene.world.task.id, 1, "holder-0"))
     scene.server.replaced[path] = problem(INTERNAL)
-    with refused(INTERNAL):
+    with expect_problem(INTERNAL):
         await scene.serve()
     await scene.holder.ledger.close()
     del scene.server.replaced[path]
     async with holder_of(scene.world, 0, tmp_path) as again:
         scene.holder, scene.openings = again, Openings(again, scene.world.task)
         scene.offer(scene.sent[:4])
-        with refused(NUMBER_USED):
+        with expect_problem(NUMBER_USED):
             await scene.serve()
         assert (1, "holder-0", "vote") not in scene.server.answers
         scene.offer(scene.sent)
@@ -223,7 +223,7 @@ async def test_a_share_needs_a_certificate(scene: Scene) -> None:
     request = scene.offer(scene.sent)
     scene.server.stages[1] = "release"
     scene.server.votes[1] = certify(scene.world, request, (1, 2)).votes
-    with refused(NOT_CERTIFIED):
+    with expect_problem(NOT_CERTIFIED):
         await scene.serve()
     assert (scene.rows(), scene.server.put_shares) == (0, [])
     assert scene.said(Objection).problem == NOT_CERTIFIED.slug
@@ -240,7 +240,7 @@ async def test_a_holder_that_did_not_vote_releases_and_records_it_as_its_vote(sc
     assert (vote.opening, vote.manifest_hash, vote.settled) == (1, request.manifest_hash, NOW)
     scene.offer(scene.sent[:4], number=2)
     scene.server.stages[2] = "vote"
-    with refused(UPDATE_OPENED_BEFORE):
+    with expect_problem(UPDATE_OPENED_BEFORE):
         await scene.serve(2)
 
 
@@ -284,10 +284,10 @@ async def test_a_manifest_that_changes_between_vote_and_release(scene: Scene) ->
     await scene.serve()
     await scene.serve()
     other = scene.offer(scene.sent[:4])
-    with refused(NUMBER_USED):
+    with expect_problem(NUMBER_USED):
         await scene.serve()
     scene.server.votes[1] = certify(scene.world, other, (1, 2, 3)).votes
-    with refused(NUMBER_USED):
+    with expect_problem(NUMBER_USED):
         await scene.serve()
     assert scene.server.put_shares == []
 
@@ -297,7 +297,7 @@ async def test_other_heads_than_the_manifests(scene: Scene, stage: documents.Sta
     request = scene.offer(scene.sent)
     scene.server.stages[1] = stage
     scene.server.heads[1] = (*request.updates[:4], crowd(scene.world, "z").update)
-    with refused(MANIFEST_MISMATCH):
+    with expect_problem(MANIFEST_MISMATCH):
         await scene.serve()
     assert (scene.rows(), scene.server.put_shares) == (0, [])
     scene.server.heads[1] = request.updates[::-1]  # by their digests, in whatever order
@@ -309,7 +309,7 @@ async def test_other_key_parts_at_release(scene: Scene) -> None:
     request = scene.offer(scene.sent)
     one, two, *_ = (header.update_id.hex() for header in request.headers)
     scene.server.bodies[one] = scene.server.bodies[two]
-    with refused(DIGEST_MISMATCH, one):
+    with expect_problem(DIGEST_MISMATCH, one):
         await scene.serve()
     assert scene.server.put_shares == []
 
@@ -332,7 +332,7 @@ async def test_a_client_that_is_revoked_between_votes_keeps_its_bucket_closed(tm
 async def test_a_round_that_went_on_without_us_is_no_evidence(scene: Scene) -> None:
     await scene.serve()
     scene.server.replaced["PUT", paths.answer_path(scene.world.task.id, 1, "holder-0")] = problem(WRONG_STATE)
-    with refused(WRONG_STATE):
+    with expect_problem(WRONG_STATE):
         await scene.serve()
     assert await scene.holder.ledger.refusals(scene.world.task.hash) == []
     (vote,) = await scene.holder.ledger.votes(scene.world.task.hash)
@@ -354,7 +354,7 @@ async def test_a_model_that_went_back_is_named_with_what_was_seen(scene: Scene) 
     seen = ask(scene.world, [one.update for one in scene.sent], opening=4, model_version=2)
     await scene.holder.ledger.decide(replace(seen, now=NOW))
     scene.offer([crowd(scene.world, name) for name in "pqr"], number=2, opening=5, model_version=1)
-    with refused(STALE_UPDATE, "went back"):
+    with expect_problem(STALE_UPDATE, "went back"):
         await scene.serve(2)
     said = scene.said(Objection, 2)
     assert (said.problem, said.seen_opening, said.seen_version) == ("stale-update", 4, 2)

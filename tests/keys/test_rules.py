@@ -47,11 +47,13 @@ from he_protocol.problems import (
     WRONG_TASK,
     ProblemType,
 )
+from he_testing.clocks import FakeClock
+from he_testing.parties import Authority
+from he_testing.problems import expect_problem
 from tests.support.openings import FRESH, ask, certify, vote
-from tests.support.parties import NOW, Authority, World
+from tests.support.parties import NOW, World
 from tests.support.revocations import DAY, revoked
 from tests.support.rules import EVERY_RULE, without
-from tests.unit.refusals import refused
 
 OTHER = b"\x77" * 32
 LIFETIME = 30 * 86_400
@@ -109,7 +111,7 @@ def replace_token(update: SignedUpdate, key: SigningKey) -> SignedUpdate:
 
 def self_enrolled(world: World) -> SignedUpdate:
     """A client that the server enrolled under an authority of its own."""
-    return by(Authority().party("dave", "client"), of(world, world.update("dave")))
+    return by(Authority(clock=FakeClock()).party("dave", "client"), of(world, world.update("dave")))
 
 
 def expired(world: World) -> SignedUpdate:
@@ -395,9 +397,9 @@ CASES = [
 @pytest.mark.parametrize(("stage", "attack"), CASES)
 def test_the_rule_stops_the_attack_and_nothing_else_does(world: World, stage: str, attack: Attack) -> None:
     request = at(stage, world, attack.make(world), attack.rule)
-    with refused(attack.problem):
+    with expect_problem(attack.problem):
         check_all(request, STAGES[stage])
-    with refused(attack.problem):
+    with expect_problem(attack.problem):
         attack.rule(request)
     check_all(request, attack.others(STAGES[stage]))
 
@@ -411,7 +413,7 @@ def test_screening_leaves_single_updates_out_and_refuses_everything_else(world: 
         assert 0 < len(excluded) < len(request.updates)
         assert {one.update_id for one in excluded} < {header.update_id for header in request.headers}
     else:
-        with refused(attack.problem):
+        with expect_problem(attack.problem):
             screen(request)
     assert screen(request, attack.others(SCREENING)) == ()
 
@@ -482,23 +484,23 @@ def test_another_number_of_headers_is_refused_whatever_the_rules(world: World, c
     updates = [*three(world), world.update("dave")]
     request = ask(world, updates[:3])
     given = (*request.updates, updates[3])[:count]
-    with refused(MANIFEST_MISMATCH):
+    with expect_problem(MANIFEST_MISMATCH):
         check_all(replace(request, updates=given), ())
 
 
 @pytest.mark.parametrize("token", ["", "a.b.c", "no jws"])
 def test_what_is_no_manifest_is_malformed(world: World, token: str) -> None:
-    with refused(MALFORMED):
+    with expect_problem(MALFORMED):
         check_all(replace(ask(world, three(world)), manifest_token=token))
 
 
 def test_a_header_that_does_not_parse_is_refused(world: World) -> None:
     request = ask(world, three(world))
     broken = SignedUpdate("x.y.z", request.updates[0].credential)
-    with refused(MALFORMED):
+    with expect_problem(MALFORMED):
         check_all(replace(request, updates=(broken, *request.updates[1:])))
 
 
 def test_another_kind_of_message_is_no_manifest(world: World) -> None:
-    with refused(UNKNOWN_FIELD, "Manifest"):
+    with expect_problem(UNKNOWN_FIELD, "Manifest"):
         check_all(replace(ask(world, three(world)), manifest_token=world.server.credential))

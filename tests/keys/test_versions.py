@@ -10,10 +10,10 @@ from he_protocol.identity.jws import SigningKey, read_unverified
 from he_protocol.identity.revocation import Revocations
 from he_protocol.messages import EnrollRequest, RevocationList, SignedUpdate, UpdateHeader
 from he_protocol.problems import UNKNOWN_PROTOCOL
+from he_testing.problems import expect_problem
 from tests.support.openings import ask
 from tests.support.parties import NOW, World
 from tests.support.versions import OTHERS, OtherVersion
-from tests.unit.refusals import refused
 
 other_versions = pytest.mark.parametrize("version", OTHERS, ids=repr)
 
@@ -32,7 +32,7 @@ def updates(world: World) -> list[SignedUpdate]:
 def test_a_manifest(world: World, version: str) -> None:
     sent = updates(world)
     check_all(ask(world, sent))
-    with refused(UNKNOWN_PROTOCOL):
+    with expect_problem(UNKNOWN_PROTOCOL):
         check_all(ask(world, sent, signer=OtherVersion.of(world.server.key, version)))
 
 
@@ -45,7 +45,7 @@ def test_an_update_that_the_server_passes_on(world: World, version: str, which: 
         "header": SignedUpdate(client.sign(read_unverified(first.header, UpdateHeader)), first.credential),
         "credential": SignedUpdate(first.header, _enrolled(world, version)),
     }[which]
-    with refused(UNKNOWN_PROTOCOL):
+    with expect_problem(UNKNOWN_PROTOCOL):
         check_all(ask(world, [old, *rest]))
 
 
@@ -59,7 +59,7 @@ def _enrolled(world: World, version: str) -> str:
 def test_a_revocation_list(world: World, version: str) -> None:
     newest = RevocationList(1, 0, 2**50, ())
     assert Revocations.read(world.authority.key.sign(newest), world.authority.key.public).number == 1
-    with refused(UNKNOWN_PROTOCOL):
+    with expect_problem(UNKNOWN_PROTOCOL):
         Revocations.read(OtherVersion.of(world.authority.key, version).sign(newest), world.authority.key.public)
 
 
@@ -68,5 +68,5 @@ def test_an_enrolment_request(world: World, version: str) -> None:
     key = SigningKey.generate()
     request = EnrollRequest("new", "client", key.public, int(NOW))
     assert issue_credential(world.authority.key, key.sign(request), "client", now=NOW, days=1)
-    with refused(UNKNOWN_PROTOCOL):
+    with expect_problem(UNKNOWN_PROTOCOL):
         issue_credential(world.authority.key, OtherVersion.of(key, version).sign(request), "client", now=NOW, days=1)

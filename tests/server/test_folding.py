@@ -33,7 +33,7 @@ from he_server.store import folding
 from he_server.store.folding import Fold, FoldingStore
 from he_server.store.rounds import RoundStore
 from he_server.store.schema import accumulators
-from tests.support.plans import changed
+from he_testing.plans import changed
 
 from .conftest import both
 from .world import UNIT, World

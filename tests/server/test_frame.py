@@ -9,7 +9,7 @@ import pytest
 
 from he_protocol.problems import TOO_LARGE, TRAILING_BYTES
 from he_server.services.frames import Frame
-from tests.unit.refusals import refused
+from he_testing.problems import expect_problem
 
 
 class Arriving(asyncio.StreamReader):
@@ -29,22 +29,22 @@ def sending(data: bytes) -> Arriving:
 
 async def test_a_declared_size_above_the_limit_is_refused_before_a_byte_is_read() -> None:
     Frame(sending(b""), 10, 10)
-    with refused(TOO_LARGE, "the frame"):
+    with expect_problem(TOO_LARGE, "the frame"):
         Frame(sending(b""), 10, 11)
 
 
 @pytest.mark.parametrize("size", [11, 1 << 40])
 async def test_a_body_above_the_limit_is_refused_also_where_nothing_was_declared(size: int) -> None:
-    with refused(TOO_LARGE, "the body"):
+    with expect_problem(TOO_LARGE, "the body"):
         await Frame(sending(b""), 10, None).whole(size)
-    with refused(TOO_LARGE, "the body"):
+    with expect_problem(TOO_LARGE, "the body"):
         await anext(Frame(sending(b""), 10, None).blocks(size))
 
 
 async def test_a_body_ends_where_it_was_said_to_end() -> None:
     assert await Frame(sending(bytes(10)), 10, None).whole(10) == bytes(10)
     assert [block async for block in Frame(sending(bytes(10)), 10, None).blocks(10)] == [bytes(10)]
-    with refused(TRAILING_BYTES):
+    with expect_problem(TRAILING_BYTES):
         await Frame(sending(bytes(11)), 10, None).whole(10)
-    with refused(TRAILING_BYTES):
+    with expect_problem(TRAILING_BYTES):
         await anext(Frame(sending(bytes(11)), 10, None).blocks(10))

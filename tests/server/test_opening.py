@@ -25,8 +25,8 @@ from he_protocol.schemes.scheme import blocks
 from he_server.blobs.keys import model_blob, sum_blob, total_blob, velocity_blob
 from he_server.blobs.tensor_file import TensorFile, model_file, write_tensors
 from he_server.jobs.opening import write_version
+from he_testing.problems import expect_problem
 from tests.support.closed_round import SCALE, ClosedRound, opened_whole
-from tests.unit.refusals import refused
 
 OUT_OF_ORDER = (TensorSpec("z", (3, 50_000)), TensorSpec('a/\u00e9"\n', (7,)), TensorSpec("m", (20_011, 2)))
 """In the file "a" comes first: a block of coordinates lies in several places of it."""
@@ -119,7 +119,7 @@ def test_a_bucket_without_weight_is_dropped(tmp_path: Path) -> None:
     assert "summed weight" in checked.dropped[0].failure.detail
     for number in (0, 2):
         closed.weigh(number, -1)
-    with refused(COMBINE_REFUSED, "no bucket opens"):
+    with expect_problem(COMBINE_REFUSED, "no bucket opens"):
         closed.open()
 
 
@@ -129,7 +129,7 @@ def test_a_model_that_would_overflow_leaves_nothing(tmp_path: Path) -> None:
     closed.model["m"][-1, -1] = np.nan
     closed.keep_base()
     before = closed.models()
-    with refused(COMBINE_REFUSED, "range of float32"):
+    with expect_problem(COMBINE_REFUSED, "range of float32"):
         closed.open()
     assert (closed.models(), closed.partials()) == (before, [])
 
@@ -142,7 +142,7 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         raise OSError(errno.ENOSPC, "full")
 
     kept = closed.check().kept
-    with monkeypatch.context() as patch, refused(DISK_FULL):
+    with monkeypatch.context() as patch, expect_problem(DISK_FULL):
         patch.setattr(os, "fsync", full)
         write_version(closed.task, closed.blobs, 1, kept, closed.base)
     assert (closed.models(), closed.partials()) == (before, [])
@@ -152,14 +152,14 @@ def test_damaged_files_are_not_opened(tmp_path: Path) -> None:
     closed = ClosedRound(tmp_path, OUT_OF_ORDER, 1)
     total = closed.blobs.read(total_blob(1, 0))
     closed.blobs.put(total_blob(1, 0), total[:-8])
-    with refused(WRONG_SIZE):
+    with expect_problem(WRONG_SIZE):
         closed.open()
     closed.blobs.put(total_blob(1, 0), total)
     name = model_blob(closed.task.id, closed.base.sha256)
     model = closed.blobs.read(name)
     for damaged in (model[:-1], model.replace(b"F32", b"I32", 1)):
         closed.blobs.put(name, damaged)
-        with refused(MALFORMED):
+        with expect_problem(MALFORMED):
             closed.open()
     closed.blobs.put(name, model)
     closed.open()
@@ -192,7 +192,7 @@ def test_any_run_of_elements_is_read_where_it_was_written(tmp_path: Path) -> Non
 
 def test_a_file_of_another_kind_is_damaged(tmp_path: Path) -> None:
     closed = ClosedRound(tmp_path, OUT_OF_ORDER, 1)
-    with refused(MALFORMED):
+    with expect_problem(MALFORMED):
         TensorFile({"w": (1,)}, np.int64).check(closed.blobs, model_blob(closed.task.id, closed.base.sha256))
 
 

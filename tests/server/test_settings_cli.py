@@ -24,8 +24,8 @@ from he_protocol.identity.jws import SigningKey, jwk_x, verify
 from he_protocol.messages import EnrollRequest
 from he_server.cli.main import app
 from he_server.settings import load_settings
+from he_testing.plans import changed
 from tests.support.kahe import INSECURE_TASK
-from tests.support.plans import changed
 
 from .world import Clock, World, initial_model
 

@@ -15,8 +15,8 @@ from he_protocol.config import ServerEntry, TaskConfig, TensorSpec
 from he_protocol.identity.jws import SigningKey
 from he_protocol.messages import Message
 from he_protocol.problems import ProblemType
+from he_testing.plans import changed
 from tests.support.kahe import INSECURE_TASK
-from tests.support.plans import changed
 from tests.unit.parties import ALICE
 
 from .conftest import both

@@ -52,7 +52,7 @@ from he_server.http.process import make_listener, make_runner
 from he_server.jobs.worker import Worker
 from he_server.services.context import ServerContext
 from he_server.store.engine import make_engine
-from tests.support.plans import changed, made
+from he_testing.plans import changed, made
 from tests.unit.parties import hpke_key
 
 START = 1_900_000_000.0

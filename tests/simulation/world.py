@@ -51,8 +51,10 @@ from he_server.jobs.worker import Worker
 from he_server.services.context import ServerContext, open_server
 from he_server.settings import Settings
 from he_server.store.engine import sqlite_url
-from tests.support.parties import Authority, zeros_digest
-from tests.support.plans import tables
+from he_testing.clocks import FakeClock
+from he_testing.parties import Authority
+from he_testing.plans import tables
+from tests.support.parties import zeros_digest
 
 from .disk import Disk
 from .machine import ACTIVITY, START, Activity, Crashed, Fate, Machine, VirtualLoop, enter
@@ -135,7 +137,7 @@ class Cast:
 def cast() -> Cast:
     """Enrols everybody, signs the epochs of the task, and migrates the databases."""
     now = START - 60
-    authority = Authority()
+    authority = Authority(clock=FakeClock())
     server = authority.party("aggregator", "server", now=now)
     hpke = [HpkeKey.generate() for _ in range(HOLDERS)]
     holders = [authority.party(f"holder-{i}", "holder", hpke=key, now=now) for i, key in enumerate(hpke)]

@@ -14,25 +14,22 @@ from typing import Any
 import numpy as np
 from msgspec.structs import replace
 
-from he_authority.enrollment import issue_credential
 from he_authority.tasks import build_config
 from he_client.quantise import Words, secret_words
 from he_client.schemes.ckks import encrypt_slots, joint_context
 from he_client.schemes.kahe import KaheEncryptor
-from he_holder.ceremony import messages
-from he_holder.hpke_key import HpkeKey
-from he_holder.schemes import make_dealer
-from he_party.identity import Identity
-from he_protocol.arithmetic import residues
+from he_holder.ceremony.messages import Seeds
 from he_protocol.config import ModelSpec, TaskConfig, TensorSpec
-from he_protocol.envelope import possession_message
 from he_protocol.identity.jws import SigningKey, token_hash
-from he_protocol.messages import EnrollRequest, Manifest, ManifestEntry, Role, SectionEntry, SignedUpdate, UpdateHeader
+from he_protocol.messages import Manifest, ManifestEntry, SectionEntry, SignedUpdate, UpdateHeader
 from he_protocol.privacy.quantise import Integers
 from he_protocol.schemes.ckks import Ckks
 from he_protocol.task import Task
 from he_protocol.tensors import model_digest
-from tests.support.plans import changed, tables
+from he_testing.clocks import FakeClock
+from he_testing.committee import MemoryCommittee
+from he_testing.parties import Authority, Parties
+from he_testing.plans import changed, tables
 
 NOW = 1_800_000_000.0
 
@@ -54,50 +51,22 @@ PLAN: dict[str, Any] = {
 }
 
 
-@dataclass
-class Authority:
-    """Enrols parties in memory."""
-
-    key: SigningKey = field(default_factory=SigningKey.generate)
-
-    def party(
-        self, name: str, role: Role, *, hpke: HpkeKey | bytes | None = None, now: float = NOW, days: float = 30
-    ) -> Identity:
-        key = SigningKey.generate()
-        request = enrol_request(name, role, key, hpke, now)
-        return Identity(name, key, issue_credential(self.key, request, role, now=now, days=days), self.key.public)
-
-
-def enrol_request(name: str, role: Role, key: SigningKey, hpke: HpkeKey | bytes | None = None, now: float = NOW) -> str:
-    """What `create` signs, for a key pair that is there already; with a public HPKE key alone it proves nothing."""
-    if hpke is None or isinstance(hpke, bytes):
-        return key.sign(EnrollRequest(name, role, key.public, int(now), hpke or b""))
-    possession = hpke.prove(possession_message(name, key.public, hpke.public))
-    return key.sign(EnrollRequest(name, role, key.public, int(now), hpke.public, possession))
-
-
 def zeros_digest(tensors: Sequence[TensorSpec]) -> bytes:
     """`ModelSpec.initial_model` of a model that is all zeros."""
     return model_digest({spec.name: np.broadcast_to(np.float32(0), spec.shape) for spec in tensors})
 
 
 @dataclass
-class World:
+class World(Parties):
     """One task with its parties; `plan` overrides fields of `PLAN`, or says `initial_model`.
 
     By default all holders must have voted.
     """
 
     holders: int = 3
+    authority: Authority = field(default_factory=lambda: Authority(clock=FakeClock(NOW)), kw_only=True)
     plan: dict[str, Any] = field(default_factory=dict)
     tensors: tuple[TensorSpec, ...] = (TensorSpec("w", (5, 2)),)
-    authority: Authority = field(default_factory=Authority)
-    clients: dict[str, Identity] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.hpke = [HpkeKey.generate() for _ in range(self.holders)]
-        self.committee = [self.authority.party(f"holder-{i}", "holder", hpke=key) for i, key in enumerate(self.hpke)]
-        self.server = self.authority.party("server", "server")
 
     @cached_property
     def task(self) -> Task:
@@ -117,30 +86,10 @@ class World:
         """A task as the authority signs it, with fields changed."""
         return Task.from_token(self.authority.key.sign(changed(config, **changes)), self.authority.key.public)
 
-    def client(self, name: str) -> Identity:
-        if name not in self.clients:
-            self.clients[name] = self.authority.party(name, "client")
-        return self.clients[name]
-
     @cached_property
-    def dealt(self) -> tuple[list[messages.Seeds], bytes]:
-        """The ceremony in memory: every holder's part seeds, and the packed joint key."""
-        task, sharing = self.task, self.task.sharing
-        own = [messages.draw_seeds(sharing, i) for i in range(self.holders)]
-        posts = [messages.contribute(task, i, seeds) for i, seeds in enumerate(own)]
-        seeds = [messages.subshare_seeds(task, i, own[i], posts, key) for i, key in enumerate(self.hpke)]
-        dealer = make_dealer(task)
-        packed = [
-            {part: residues.pack(dealer.public_key_share(seed), dealer.layout) for part, seed in mine.items()}
-            for mine in seeds
-        ]
-        seen = messages.transcript([self.committee[i].key.sign(post) for i, post in enumerate(posts)])
-        agreed = messages.check_commitments(
-            task, [messages.commit(task, i, seen, packed[i]) for i in range(self.holders)]
-        )
-        bodies = [messages.reveal(task, i, seen, packed[i])[1] for i in range(self.holders)]
-        messages.check_reveals(task, dealer.layout, bodies, agreed)
-        return seeds, messages.joint_key(dealer.layout, bodies)
+    def dealt(self) -> tuple[list[Seeds], bytes]:
+        """The ceremony in memory: every holder's seeds, and the packed joint key."""
+        return MemoryCommittee(self.task, self).ceremony
 
     def encrypt(self, integers: Integers, folder: Path) -> dict[str, bytes]:
         """The body parts of one update, by TenSEAL under the joint key."""

@@ -15,7 +15,7 @@ import numpy as np
 
 from he_client.schemes import Sink, Source
 from he_holder.hpke_key import HpkeKey
-from he_party.transport import Transport
+from he_party.board import Board
 from he_protocol.arithmetic.keystream import expand_words
 from he_protocol.arithmetic.residues import ResidueLayout, Residues, pack
 from he_protocol.errors import ProblemError
@@ -108,7 +108,7 @@ class ToyEncryptor:
         write("seeds", b"".join(seeds))
 
 
-async def make_encryptor(task: Task, transport: Transport, cache: Path) -> ToyEncryptor:
+async def make_encryptor(task: Task, client: str, board: Board, cache: Path) -> ToyEncryptor:
     return ToyEncryptor(task)
 
 

@@ -12,7 +12,7 @@ from he_protocol.identity.jws import SigningKey, fingerprint, jwk_x
 from he_protocol.messages import Cnf, Credential, Jwk, Role
 from he_protocol.privacy.plan import PrivacyPlan
 from he_protocol.schemes.registry import load_scheme
-from tests.support.plans import made
+from he_testing.plans import made
 
 NOW = 1_800_000_000
 

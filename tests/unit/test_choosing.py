@@ -10,9 +10,8 @@ from he_protocol.errors import ProblemError
 from he_protocol.problems import COMBINE_REFUSED, WRONG_SIZE
 from he_protocol.sharing import Resolution
 from he_server.rules.choosing import Candidate, Settled, Unsettled, settle
+from he_testing.problems import expect_problem
 from tests.support.committees import sharing_of
-
-from .refusals import refused
 
 FOUR = sharing_of(4, 2)
 
@@ -101,5 +100,5 @@ def test_damaged_bytes_are_no_lie():
     def attempt(_: Resolution) -> Candidate:
         raise ProblemError(WRONG_SIZE, "cut")
 
-    with refused(WRONG_SIZE):
+    with expect_problem(WRONG_SIZE):
         settle(FOUR, [choice(0, 1)], attempt, heard=range(2), binding=True, last=True)

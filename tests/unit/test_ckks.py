@@ -15,8 +15,7 @@ from he_protocol.problems import BAD_PLAN, COMBINE_REFUSED
 from he_protocol.schemes.ckks import PROFILES, Ckks, common_polynomial, decode, make
 from he_protocol.schemes.scheme import combine
 from he_protocol.sharing import Sharing
-
-from .refusals import refused
+from he_testing.problems import expect_problem
 
 P = PROFILES["ckks-8192"]
 TINY = replace(P, name="tiny", degree=64)  # the same primes are 1 modulo 128 too
@@ -67,11 +66,11 @@ def test_the_flooding_budget():
     error = 8 * 37 * 10
     openings = int(2.0 ** (84 - 39) / (8192 * error))
     scheme.check_openings(openings, 100, 4096)
-    with refused(BAD_PLAN, "at most 84 bits, got 85"):
+    with expect_problem(BAD_PLAN, "at most 84 bits, got 85"):
         scheme.check_openings(openings + 1, 100, 4096)
-    with refused(BAD_PLAN, "flooding"):
+    with expect_problem(BAD_PLAN, "flooding"):
         scheme.check_openings(openings, 101, 4096)
-    with refused(BAD_PLAN, "flooding"):
+    with expect_problem(BAD_PLAN, "flooding"):
         scheme.check_openings(openings, 100, 4097)
 
 
@@ -148,7 +147,7 @@ def test_combine_adds_released_parts_and_rounds():
     assert combine(scheme, hidden, masks, 5, 3, EPOCH).tolist() == VALUES[:5]
     np.testing.assert_array_equal(hidden, kept)
     for wrong in (masks[:2], [*masks, masks[0]], [masks[0], masks[1], masks[1]]):
-        with refused(COMBINE_REFUSED):
+        with expect_problem(COMBINE_REFUSED):
             combine(scheme, hidden, wrong, 8, 3, EPOCH)
 
 
@@ -159,14 +158,14 @@ def test_slots_between_integers_are_refused(off, good):
     if good:
         assert combine(Ckks(TINY), total, [], 8, 1, EPOCH).tolist() == VALUES
     else:
-        with refused(COMBINE_REFUSED, "integers"):
+        with expect_problem(COMBINE_REFUSED, "integers"):
             combine(Ckks(TINY), total, [], 8, 1, EPOCH)
 
 
 def test_slots_beyond_the_length_are_not_opened_but_are_integers_too():
     """TenSEAL repeats the values there. A wrong share shows in all slots, however few integers there are."""
     assert combine(Ckks(TINY), encode([*VALUES[:7], 3]), [], 7, 1, EPOCH).tolist() == VALUES[:7]
-    with refused(COMBINE_REFUSED, "not integers"):
+    with expect_problem(COMBINE_REFUSED, "not integers"):
         combine(Ckks(TINY), encode([*VALUES[:7], 0.5]), [], 7, 1, EPOCH)
 
 
@@ -174,5 +173,5 @@ def test_sums_beyond_the_capacity_are_refused():
     capacity = Ckks(TINY).capacity
     assert combine(Ckks(TINY), encode([0] * 7 + [capacity]), [], 8, 1, EPOCH)[7] == capacity
     for value in (capacity + 1, -capacity - 1):
-        with refused(COMBINE_REFUSED):
+        with expect_problem(COMBINE_REFUSED):
             combine(Ckks(TINY), encode([0] * 7 + [value]), [], 8, 1, EPOCH)

@@ -9,8 +9,7 @@ import pytest
 from he_protocol.committee import Committee, check_collusion, describe, parse_committee
 from he_protocol.errors import ProblemError
 from he_protocol.problems import BAD_COMMITTEE
-
-from .refusals import refused
+from he_testing.problems import expect_problem
 
 
 def all_committees(most: int) -> list[Committee]:
@@ -70,19 +69,19 @@ def test_an_update_is_left_out_by_no_liars_alone_and_by_whoever_must_be_there(co
     ],
 )
 def test_numbers_that_are_no_committee(numbers: tuple[int, int, int], why: str) -> None:
-    with refused(BAD_COMMITTEE, why):
+    with expect_problem(BAD_COMMITTEE, why):
         Committee(*numbers)
 
 
 @pytest.mark.parametrize("text", ["", "2/4", "2/4/3/1", "2/4/-3", "2/ 4/3", "two/4/3", "2/4/٣", "2/4/3000", "2//3"])
 def test_texts_that_are_no_committee(text: str) -> None:
-    with refused(BAD_COMMITTEE):
+    with expect_problem(BAD_COMMITTEE):
         parse_committee(text)
 
 
 def test_one_colluder_too_many_must_be_allowed_in_words() -> None:
     weak = parse_committee("2/3/2")
-    with refused(BAD_COMMITTEE, "allow_no_collusion"):
+    with expect_problem(BAD_COMMITTEE, "allow_no_collusion"):
         check_collusion(weak, False)
     check_collusion(weak, True)
     check_collusion(parse_committee("2/4/3"), False)

@@ -10,8 +10,7 @@ from cryptography.hazmat.primitives.hpke import MLKEM768X25519PrivateKey
 
 from he_protocol.envelope import MLKEM_PUBLIC_BYTES, PUBLIC_BYTES, SUITE, seal
 from he_protocol.problems import MALFORMED
-
-from .refusals import refused
+from he_testing.problems import expect_problem
 
 PARTS = MLKEM768PrivateKey.generate(), X25519PrivateKey.generate()
 PRIVATE = MLKEM768X25519PrivateKey(*PARTS)
@@ -34,12 +33,12 @@ def test_sealing_is_randomised():
 def test_the_size_of_a_public_key_is_fixed():
     assert len(PUBLIC) == PUBLIC_BYTES == MLKEM_PUBLIC_BYTES + 32
     for wrong in (b"", PUBLIC[:-1], PUBLIC + b"\0", PUBLIC[-32:]):
-        with refused(MALFORMED, f"{len(wrong)}"):
+        with expect_problem(MALFORMED, f"{len(wrong)}"):
             seal(b"seed", wrong, b"")
 
 
 @pytest.mark.parametrize("bad", [b"\xff" * PUBLIC_BYTES, PUBLIC[:MLKEM_PUBLIC_BYTES] + bytes(32)])
 def test_a_key_that_is_no_key_is_refused(bad):
     """ML-KEM coefficients above q, and an X25519 point of low order, whose secret anybody knows."""
-    with refused(MALFORMED, "HPKE key"):
+    with expect_problem(MALFORMED, "HPKE key"):
         seal(b"seed", bad, b"")

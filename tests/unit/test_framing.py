@@ -6,8 +6,7 @@ import pytest
 
 from he_protocol.frames import HEAD_LIMIT, MAGIC, head_size, split, start
 from he_protocol.problems import MALFORMED, TOO_LARGE, UNKNOWN_PROTOCOL
-
-from .refusals import refused
+from he_testing.problems import expect_problem
 
 
 def test_a_frame_is_length_head_body():
@@ -20,19 +19,19 @@ def test_a_frame_is_length_head_body():
 def test_the_limit_is_inclusive():
     assert head_size(MAGIC + HEAD_LIMIT.to_bytes(4, "little")) == HEAD_LIMIT
     for size in (HEAD_LIMIT + 1, 2**32 - 1):
-        with refused(TOO_LARGE, str(HEAD_LIMIT)):
+        with expect_problem(TOO_LARGE, str(HEAD_LIMIT)):
             head_size(MAGIC + size.to_bytes(4, "little"))
-        with refused(TOO_LARGE):  # before the bytes themselves are looked at
+        with expect_problem(TOO_LARGE):  # before the bytes themselves are looked at
             split(MAGIC + size.to_bytes(4, "little"))
 
 
 @pytest.mark.parametrize("cut", range(12))
 def test_a_cut_frame_is_refused(cut):
     frame = start(b"head") + b"body"
-    with refused(MALFORMED, "ends inside its " + ("prefix" if cut < 8 else "head")):
+    with expect_problem(MALFORMED, "ends inside its " + ("prefix" if cut < 8 else "head")):
         split(frame[:cut])
     if cut != 8:
-        with refused(MALFORMED):
+        with expect_problem(MALFORMED):
             head_size(frame[:cut])
 
 
@@ -43,7 +42,7 @@ def test_a_cut_frame_is_refused(cut):
 def test_a_frame_of_another_version_is_not_read(magic, length):
     """Also one from before there were versions, whatever length it claims."""
     frame = magic + length + b"head"
-    with refused(UNKNOWN_PROTOCOL, "expected 2"):
+    with expect_problem(UNKNOWN_PROTOCOL, "expected 2"):
         head_size(frame[:8])
-    with refused(UNKNOWN_PROTOCOL, "expected 2"):
+    with expect_problem(UNKNOWN_PROTOCOL, "expected 2"):
         split(frame)

@@ -18,9 +18,9 @@ from he_protocol.problems import (
     UNKNOWN_FIELD,
     WRONG_ROLE,
 )
+from he_testing.problems import expect_problem
 
 from .parties import ALICE, AUTHORITY, BOB, MALLORY, NOW, credential
-from .refusals import refused
 
 PARTY = Party("alice", "client", ALICE.public)
 TARGET = {"audience": "aggregator", "method": "PUT", "path": "/v1/tasks"}
@@ -33,25 +33,25 @@ def test_a_credential_names_its_owner():
 
 def test_a_self_made_credential_is_refused():
     """Mallory copies the authority's issuer name and signs herself."""
-    with refused(BAD_SIGNATURE):
+    with expect_problem(BAD_SIGNATURE):
         check_credential(credential(MALLORY, "alice", issuer=MALLORY), AUTHORITY.public, "client", NOW)
 
 
 def test_another_authoritys_credential_is_refused_by_name():
     token = credential(ALICE, "alice", issuer=BOB, iss=BOB.public)
-    with refused(FOREIGN_CREDENTIAL, fingerprint(BOB.public)):
+    with expect_problem(FOREIGN_CREDENTIAL, fingerprint(BOB.public)):
         check_credential(token, AUTHORITY.public, "client", NOW)
 
 
 def test_an_issuer_name_is_checked_even_under_the_authoritys_signature():
     """The authority's key used under another name: a credential of a roster that is not this one."""
-    with refused(FOREIGN_CREDENTIAL):
+    with expect_problem(FOREIGN_CREDENTIAL):
         check_credential(credential(ALICE, "alice", iss=BOB.public), AUTHORITY.public, "client", NOW)
 
 
 @pytest.mark.parametrize("now", [NOW - CLOCK_SKEW_SECONDS - 1, NOW + 3600, NOW + 10**9])
 def test_a_credential_outside_its_time_is_refused(now):
-    with refused(EXPIRED_CREDENTIAL, "'alice'"):
+    with expect_problem(EXPIRED_CREDENTIAL, "'alice'"):
         check_credential(credential(ALICE, "alice"), AUTHORITY.public, "client", now)
 
 
@@ -62,13 +62,13 @@ def test_a_credential_at_the_edges_of_its_time_is_accepted(now):
 
 @pytest.mark.parametrize("role", ["holder", "server"])
 def test_a_client_does_not_pass_for_anybody_else(role):
-    with refused(WRONG_ROLE, role):
+    with expect_problem(WRONG_ROLE, role):
         check_credential(credential(ALICE, "alice"), AUTHORITY.public, role, NOW)
 
 
 def test_what_else_the_authority_signed_is_no_credential():
     """An enrollment request has other fields; a request proof with a credential's payload has another `typ`."""
-    with refused(UNKNOWN_FIELD):
+    with expect_problem(UNKNOWN_FIELD):
         check_credential(
             AUTHORITY.sign(EnrollRequest("alice", "client", ALICE.public, NOW)), AUTHORITY.public, "client", NOW
         )
@@ -77,14 +77,14 @@ def test_what_else_the_authority_signed_is_no_credential():
         """Same fields, another kind."""
 
     draft = Draft(fingerprint(AUTHORITY.public), "alice", "client", NOW, NOW + 9, Cnf(Jwk(fingerprint(ALICE.public))))
-    with refused(BAD_SIGNATURE, "not of this kind"):
+    with expect_problem(BAD_SIGNATURE, "not of this kind"):
         check_credential(AUTHORITY.sign(draft), AUTHORITY.public, "client", NOW)
 
 
 @pytest.mark.parametrize("x", ["", "AAAA", "not base64!"])
 def test_a_credential_needs_a_whole_key(x):
     token = AUTHORITY.sign(Credential(fingerprint(AUTHORITY.public), "alice", "client", NOW, NOW + 9, Cnf(Jwk(x))))
-    with refused(MALFORMED):
+    with expect_problem(MALFORMED):
         check_credential(token, AUTHORITY.public, "client", NOW)
 
 
@@ -98,12 +98,12 @@ def test_a_signed_message_names_its_signer():
 
 def test_nobody_speaks_for_somebody_else():
     """Alice signs with her own good key, but names Bob: without the check his update would be replaced."""
-    with refused(NOT_ADDRESSED, "bob"):
+    with expect_problem(NOT_ADDRESSED, "bob"):
         check_signed(ALICE.sign(header("bob")), UpdateHeader, PARTY, "client")
 
 
 def test_nobody_signs_for_somebody_else():
-    with refused(BAD_SIGNATURE):
+    with expect_problem(BAD_SIGNATURE):
         check_signed(MALLORY.sign(header("alice")), UpdateHeader, PARTY, "client")
 
 
@@ -127,7 +127,7 @@ def test_a_request_is_proved_by_its_sender():
 
 def test_a_stolen_credential_proves_nothing():
     """The server, or anybody who saw a request, has the credential, but not the key named in it."""
-    with refused(BAD_SIGNATURE):
+    with expect_problem(BAD_SIGNATURE):
         admit(*prove(MALLORY))
 
 
@@ -135,7 +135,7 @@ def test_a_stolen_credential_proves_nothing():
     "change", [{"audience": "other"}, {"method": "GET"}, {"method": "put"}, {"path": "/v1/tasks/x"}]
 )
 def test_a_proof_is_good_for_one_request_only(change):
-    with refused(UNAUTHENTICATED, "another request"):
+    with expect_problem(UNAUTHENTICATED, "another request"):
         admit(*prove(), **change)
     assert admit(*prove(**change), **change)[0] == PARTY
 
@@ -144,13 +144,13 @@ def test_a_proof_does_not_lend_itself_to_another_credential():
     """Alice is a client under one credential and a holder under another, with one key."""
     _, proof = prove()
     other = credential(ALICE, "alice-holds", "holder")
-    with refused(BAD_SIGNATURE, "another credential"):
+    with expect_problem(BAD_SIGNATURE, "another credential"):
         admit(f"DPoP {other}", proof)
 
 
 @pytest.mark.parametrize("age", [-CLOCK_SKEW_SECONDS - 1, PROOF_SECONDS, PROOF_SECONDS + 1, 3000])
 def test_an_old_or_early_proof_is_refused(age):
-    with refused(UNAUTHENTICATED, "not fresh"):
+    with expect_problem(UNAUTHENTICATED, "not fresh"):
         admit(*prove(), now=NOW + age)
 
 
@@ -170,7 +170,7 @@ def test_a_proof_cannot_be_made_to_last():
         if good:
             assert admit(authorization, longer)[0] == PARTY
         else:
-            with refused(UNAUTHENTICATED, "not fresh"):
+            with expect_problem(UNAUTHENTICATED, "not fresh"):
                 admit(authorization, longer)
 
 
@@ -185,12 +185,12 @@ def test_both_headers_are_needed():
         ("DPoP ", proof),
         (token, proof),
     ):
-        with refused(UNAUTHENTICATED, "needs the headers"):
+        with expect_problem(UNAUTHENTICATED, "needs the headers"):
             admit(first, second)
 
 
 def test_the_credential_inside_a_request_is_checked():
-    with refused(EXPIRED_CREDENTIAL):
+    with expect_problem(EXPIRED_CREDENTIAL):
         admit(*prove(now=NOW + 4000), now=NOW + 4000)
-    with refused(BAD_SIGNATURE):
+    with expect_problem(BAD_SIGNATURE):
         admit(*prove(MALLORY, credential(MALLORY, "alice", issuer=MALLORY)))

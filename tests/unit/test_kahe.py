@@ -28,9 +28,8 @@ from he_protocol.schemes.kahe import (
 from he_protocol.schemes.registry import load_scheme
 from he_protocol.schemes.scheme import combine
 from he_protocol.sharing import Sharing
+from he_testing.problems import expect_problem
 from tests.support.kahe import SECURE
-
-from .refusals import refused
 
 EPOCH = bytes(range(40))
 ALL = pytest.mark.parametrize("profile", PROFILES.values(), ids=list(PROFILES))
@@ -143,10 +142,10 @@ def test_keys_beyond_what_honest_secrets_sum_to_are_refused(count, sign):
     key[17] = sign * most
     assert combined_key(profile, split(key, 3), count)[17] == sign * most
     key[17] = sign * (most + 1)
-    with refused(COMBINE_REFUSED, f"{count} updates is out of range"):
+    with expect_problem(COMBINE_REFUSED, f"{count} updates is out of range"):
         combined_key(profile, split(key, 3), count)
     key[17] = -(1 << 31)  # whose absolute value 32 bits do not hold
-    with refused(COMBINE_REFUSED, f"up to {most}, got {1 << 31}"):
+    with expect_problem(COMBINE_REFUSED, f"up to {most}, got {1 << 31}"):
         combined_key(profile, split(key, 3), count)
 
 
@@ -154,7 +153,7 @@ def test_a_missing_or_doubled_part_is_out_of_range():
     profile = PROFILES["kahe-14"]
     released = split(np.zeros(profile.degree, dtype=np.int64), 3)
     for wrong in (released[:2], [*released, released[0]], [released[0], released[0], released[2]]):
-        with refused(COMBINE_REFUSED):
+        with expect_problem(COMBINE_REFUSED):
             combined_key(profile, wrong, 3)
 
 

@@ -11,9 +11,9 @@ from he_party import keyfile
 from he_party.keyfile import KeyRecord, read_private, write_private
 from he_protocol.messages import to_json
 from he_protocol.problems import BAD_KEY_FILE, MALFORMED, UNKNOWN_FIELD
+from he_testing.problems import expect_problem
 
 from .parties import ALICE, BOB
-from .refusals import refused
 
 RECORD = KeyRecord("alice", ALICE.public, ALICE.private)
 
@@ -50,7 +50,7 @@ def test_an_existing_key_is_kept(tmp_path):
     path = tmp_path / "key"
     write_private(path, RECORD)
     other = KeyRecord("bob", BOB.public, BOB.private)
-    with refused(BAD_KEY_FILE, "not overwritten"):
+    with expect_problem(BAD_KEY_FILE, "not overwritten"):
         write_private(path, other)
     assert read_private(path, KeyRecord) == RECORD
     write_private(path, other, replace=True)
@@ -83,25 +83,25 @@ def test_a_key_open_to_others_is_refused(tmp_path, mode):
     path = tmp_path / "key"
     write_private(path, RECORD)
     path.chmod(mode)
-    with refused(BAD_KEY_FILE, f"{mode:04o}"):
+    with expect_problem(BAD_KEY_FILE, f"{mode:04o}"):
         read_private(path, KeyRecord)
 
 
 def test_what_does_not_open_is_refused(tmp_path):
     path = tmp_path / "key"
-    with refused(BAD_KEY_FILE, "No such file"):
+    with expect_problem(BAD_KEY_FILE, "No such file"):
         read_private(path, KeyRecord)
     write_private(path, RECORD, "the right passphrase")
     for short in ("", "the right pass"[:-1]):  # too short to be the right one
-        with refused(BAD_KEY_FILE, "was not given"):
+        with expect_problem(BAD_KEY_FILE, "was not given"):
             read_private(path, KeyRecord, short)
-    with refused(BAD_KEY_FILE, "does not open"):
+    with expect_problem(BAD_KEY_FILE, "does not open"):
         read_private(path, KeyRecord, "the wrong passphrase")
     path.write_bytes(path.read_bytes()[:-4])
-    with refused(BAD_KEY_FILE, "does not open"):
+    with expect_problem(BAD_KEY_FILE, "does not open"):
         read_private(path, KeyRecord, "the right passphrase")
     path.write_bytes(b"")
-    with refused(BAD_KEY_FILE):
+    with expect_problem(BAD_KEY_FILE):
         read_private(path, KeyRecord)
 
 
@@ -113,7 +113,7 @@ def test_short_passphrases_are_refused_before_anything_is_written(tmp_path, pass
         write_private(path, RECORD, passphrase)
         assert read_private(path, KeyRecord, passphrase) == RECORD
     else:
-        with refused(BAD_KEY_FILE, "too short (expected at least 14 bytes"):
+        with expect_problem(BAD_KEY_FILE, "too short (expected at least 14 bytes"):
             write_private(path, RECORD, passphrase)
         assert not path.parent.exists()
 
@@ -122,8 +122,8 @@ def test_a_key_file_is_parsed_strictly(tmp_path):
     path = tmp_path / "key"
     write_private(path, RECORD)
     path.write_bytes(to_json(RECORD)[:-1] + b',"more":1}')
-    with refused(UNKNOWN_FIELD):
+    with expect_problem(UNKNOWN_FIELD):
         read_private(path, KeyRecord)
     path.write_bytes(b"{")
-    with refused(MALFORMED):
+    with expect_problem(MALFORMED):
         read_private(path, KeyRecord)

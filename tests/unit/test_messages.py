@@ -10,8 +10,7 @@ import pytest
 from he_protocol import messages
 from he_protocol.messages import MESSAGE_LIMIT, EnrollRequest, Manifest, Message, SectionEntry, from_json, to_json
 from he_protocol.problems import MALFORMED, TOO_LARGE, TRAILING_BYTES, UNKNOWN_FIELD
-
-from .refusals import refused
+from he_testing.problems import expect_problem
 
 PART = SectionEntry("b", 5, bytes(32))
 GOOD = json.loads(to_json(PART))
@@ -53,7 +52,7 @@ def test_bytes_are_base64_in_json():
     ],
 )
 def test_values_out_of_range_are_malformed(change):
-    with refused(MALFORMED):
+    with expect_problem(MALFORMED):
         from_json(json.dumps({**GOOD, **change}).encode(), SectionEntry)
 
 
@@ -64,28 +63,28 @@ def test_names_in_range_are_accepted(name):
 
 @pytest.mark.parametrize("field", GOOD)
 def test_no_field_may_be_missing(field):
-    with refused(MALFORMED, field):
+    with expect_problem(MALFORMED, field):
         from_json(json.dumps({k: v for k, v in GOOD.items() if k != field}).encode(), SectionEntry)
 
 
 def test_unknown_fields_are_refused_also_inside():
-    with refused(UNKNOWN_FIELD, "more"):
+    with expect_problem(UNKNOWN_FIELD, "more"):
         from_json(json.dumps({**GOOD, "more": 0}).encode(), SectionEntry)
     inner = {"update_id": "A" * 22 + "==", "client": "c", "header": GOOD["sha256"], "bucket": 0, "more": 0}
     body = {"task_hash": GOOD["sha256"], "epoch": 1, "round": 1, "opening": 1, "formed": 0, "model_version": 0}
     body |= {"updates": [inner]}
-    with refused(UNKNOWN_FIELD, "updates"):
+    with expect_problem(UNKNOWN_FIELD, "updates"):
         from_json(json.dumps(body).encode(), Manifest)
     del inner["more"]
     assert len(from_json(json.dumps(body).encode(), Manifest).updates) == 1
     for number in ("round", "opening"):
-        with refused(MALFORMED, number):
+        with expect_problem(MALFORMED, number):
             from_json(json.dumps({**body, number: 0}).encode(), Manifest)
 
 
 @pytest.mark.parametrize("tail", [b"x", b"{}", b" {}", b"\0", b","])
 def test_trailing_bytes_are_refused(tail):
-    with refused(TRAILING_BYTES):
+    with expect_problem(TRAILING_BYTES):
         from_json(to_json(PART) + tail, SectionEntry)
 
 
@@ -94,14 +93,14 @@ def test_trailing_bytes_are_refused(tail):
     [b"", b"{", b"null", b"[]", b"1", b"{}", b'{"name":"\xff"}', b'{"name":"\\ud800"}', b"[" * 9999, b"\xef\xbb\xbf{}"],
 )
 def test_what_is_not_the_message_is_malformed(data):
-    with refused(MALFORMED, "SectionEntry"):
+    with expect_problem(MALFORMED, "SectionEntry"):
         from_json(data, SectionEntry)
 
 
 def test_a_long_message_is_refused_before_it_is_parsed():
-    with refused(TOO_LARGE, str(MESSAGE_LIMIT)):
+    with expect_problem(TOO_LARGE, str(MESSAGE_LIMIT)):
         from_json(b"x" * (MESSAGE_LIMIT + 1), SectionEntry)
-    with refused(TOO_LARGE, "at most 10 bytes"):
+    with expect_problem(TOO_LARGE, "at most 10 bytes"):
         from_json(to_json(PART), SectionEntry, limit=10)
     assert from_json(to_json(PART), SectionEntry, limit=len(to_json(PART))) == PART
 
@@ -110,7 +109,7 @@ def test_roles_are_three():
     request = json.loads(to_json(EnrollRequest("a", "client", bytes(32), 0)))
     for role in ("client", "holder", "server"):
         assert from_json(json.dumps({**request, "role": role}).encode(), EnrollRequest).role == role
-    with refused(MALFORMED, "role"):
+    with expect_problem(MALFORMED, "role"):
         from_json(json.dumps({**request, "role": "authority"}).encode(), EnrollRequest)
 
 

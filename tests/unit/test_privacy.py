@@ -14,8 +14,7 @@ from he_protocol.privacy.plan import LEAST_STD, PrivacyPlan, check_noise, epsilo
 from he_protocol.problems import BAD_PLAN, MALFORMED
 from he_protocol.schemes.registry import load_scheme
 from he_protocol.sum_bounds import SumPlan
-
-from .refusals import refused
+from he_testing.problems import expect_problem
 
 PLAN = PrivacyPlan("record", clip_norm=1.0, noise_multiplier=1.0, sampling_rate=0.01, delta=1e-5, epsilon_budget=2.0)
 
@@ -69,7 +68,7 @@ def test_every_openable_sum_carries_the_noise():
 
 @pytest.mark.parametrize("max_corrupt", [10, 11, 1000])
 def test_noise_needs_an_honest_client(max_corrupt):
-    with refused(BAD_PLAN, "must exceed privacy.max_corrupt"):
+    with expect_problem(BAD_PLAN, "must exceed privacy.max_corrupt"):
         noise_std(replace(PLAN, max_corrupt=max_corrupt), scale=1.0, length=1, min_clients=10)
 
 
@@ -78,7 +77,7 @@ def test_noise_needs_an_honest_client(max_corrupt):
 def test_a_promise_needs_its_numbers(unit, field):
     plan = replace(PLAN, unit=unit, sampling_rate=0.01 if unit == "record" else 1.0)
     plan.check()
-    with refused(BAD_PLAN, f"privacy.{field}"):
+    with expect_problem(BAD_PLAN, f"privacy.{field}"):
         replace(plan, **{field: 0.0}).check()
 
 
@@ -91,7 +90,7 @@ def test_noise_that_rounds_away_is_refused(unit, scheme, profile, length, client
     plan = replace(PLAN, unit=unit, sampling_rate=0.01 if unit == "record" else 1.0)
     sums = SumPlan(load_scheme(scheme, profile), plan, length, clients, clients, 1.0)
     if defence:
-        with refused(BAD_PLAN, "too narrow"):
+        with expect_problem(BAD_PLAN, "too narrow"):
             sums.check(1.0)
         return
     monkeypatch.setattr("he_protocol.sum_bounds.check_noise", lambda *_: None)
@@ -109,7 +108,7 @@ def test_the_least_deviation_covers_every_task_that_can_be_written_down():
     check_noise(PrivacyPlan("none"), 0.0)
     check_noise(PLAN, LEAST_STD)
     for std in (LEAST_STD * 0.999, inf, float("nan")):
-        with refused(BAD_PLAN, "too narrow"):
+        with expect_problem(BAD_PLAN, "too narrow"):
             check_noise(PLAN, std)
 
 
@@ -124,7 +123,7 @@ def test_neighbours_are_named_and_the_promise_is_theirs():
 
 def test_clients_that_were_not_sampled_amplify_nothing():
     """FIFO rounds take whoever comes: a sampling rate below one would understate epsilon."""
-    with refused(BAD_PLAN, "amplification"):
+    with expect_problem(BAD_PLAN, "amplification"):
         replace(PLAN, unit="client").check()
 
 
@@ -142,5 +141,5 @@ def test_clients_that_were_not_sampled_amplify_nothing():
     ],
 )
 def test_impossible_numbers_do_not_decode(change):
-    with refused(MALFORMED):
+    with expect_problem(MALFORMED):
         from_json(to_json(replace(PLAN, **change)), PrivacyPlan)

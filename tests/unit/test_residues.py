@@ -17,8 +17,7 @@ from he_protocol.arithmetic.residues import (
     unpack,
 )
 from he_protocol.problems import RESIDUE_RANGE, WRONG_SIZE
-
-from .refusals import refused
+from he_testing.problems import expect_problem
 
 LAYOUT = ResidueLayout(polynomials=2, moduli=(97, 113), degree=64, bits=7)
 
@@ -112,9 +111,9 @@ def test_first_row_picks_the_prime(first_row):
         assert (rows == (190 - 113)).all()
         check(row, LAYOUT, first_row)
     else:
-        with refused(RESIDUE_RANGE, f"residue 0 of row {first_row}"):
+        with expect_problem(RESIDUE_RANGE, f"residue 0 of row {first_row}"):
             fold(rows, row, LAYOUT, first_row)
-        with refused(RESIDUE_RANGE):
+        with expect_problem(RESIDUE_RANGE):
             check(row, LAYOUT, first_row)
 
 
@@ -125,10 +124,10 @@ def test_a_residue_at_its_modulus_is_refused_and_changes_nothing(place):
     values[place] = LAYOUT.moduli[place // 64 % 2]
     packed = pack(values, LAYOUT)
     rows = np.full((4, 64), 5, dtype=np.uint64)
-    with refused(RESIDUE_RANGE, f"residue {place % 64} of row {place // 64}"):
+    with expect_problem(RESIDUE_RANGE, f"residue {place % 64} of row {place // 64}"):
         fold(rows, packed, LAYOUT)
     assert (rows == 5).all()
-    with refused(RESIDUE_RANGE):
+    with expect_problem(RESIDUE_RANGE):
         unpack(packed, LAYOUT)
     values[place] -= np.uint64(1)
     check(pack(values, LAYOUT), LAYOUT)
@@ -144,7 +143,7 @@ def test_a_bad_row_behind_good_ones_undoes_them(bad):
     values[bad, 17] = 127
     values[bad, 40] = 126
     rows = start.copy()
-    with refused(RESIDUE_RANGE, f"residue 17 of row {bad} (expected below {LAYOUT.moduli[bad % 2]}, got 127)"):
+    with expect_problem(RESIDUE_RANGE, f"residue 17 of row {bad} (expected below {LAYOUT.moduli[bad % 2]}, got 127)"):
         fold(rows, pack(values, LAYOUT), LAYOUT)
     np.testing.assert_array_equal(rows, start)
 
@@ -153,12 +152,12 @@ def test_half_rows_and_other_accumulators_are_refused():
     packed = pack(ramp(), LAYOUT)
     for wrong in (packed[:-1], packed + b"\0"):
         for read in (unpack, check):
-            with refused(WRONG_SIZE, "inside a row"):
+            with expect_problem(WRONG_SIZE, "inside a row"):
                 read(wrong, LAYOUT)
     for rows in (1, 3):  # unpack wants whole polynomials
-        with refused(WRONG_SIZE, "inside a polynomial"):
+        with expect_problem(WRONG_SIZE, "inside a polynomial"):
             unpack(packed[: rows * LAYOUT.row_bytes], LAYOUT)
-    with refused(WRONG_SIZE, "accumulator"):
+    with expect_problem(WRONG_SIZE, "accumulator"):
         fold(np.zeros((3, 64), dtype=np.uint64), packed, LAYOUT)
 
 

@@ -13,9 +13,9 @@ from he_protocol.problems import BAD_PLAN, COMBINE_REFUSED, SUM_COULD_WRAP
 from he_protocol.schemes.registry import load_scheme
 from he_server.rules import aggregation
 from he_server.rules.aggregation import check_range, mean_of, weight_of
-from tests.support.plans import changed
+from he_testing.plans import changed
+from he_testing.problems import expect_problem
 
-from .refusals import refused
 from .test_sum_bounds import CLIENT, plan
 from .test_task import kahe_config
 
@@ -31,9 +31,9 @@ def test_a_sum_of_few_updates_has_a_smaller_range_than_one_of_many():
 def test_integers_out_of_range_are_no_sum():
     for value in (1000, -1000):
         check_range(np.array([0, value]), 1000.0)
-        with refused(COMBINE_REFUSED, "out of range"):
+        with expect_problem(COMBINE_REFUSED, "out of range"):
             check_range(np.array([0, value + (1 if value > 0 else -1)]), 1000.0)
-    with refused(COMBINE_REFUSED):
+    with expect_problem(COMBINE_REFUSED):
         check_range(np.array([np.iinfo(np.int64).min]), 1000.0)
 
 
@@ -43,7 +43,7 @@ def test_a_scale_that_fills_the_modulus_is_refused(profile, parameters):
     sums = replace(plan(profile, clients=20), length=parameters)
     full = (sums.scheme.capacity - sums.largest(0.0)) / 20
     sums.check(0.9 * full)
-    with refused(SUM_COULD_WRAP, "a wrong one could pass"):
+    with expect_problem(SUM_COULD_WRAP, "a wrong one could pass"):
         sums.check(0.999 * full)
     assert sums.largest_scale() <= 0.9 * full
 
@@ -70,7 +70,7 @@ def test_a_weight_cap_that_drowns_one_example_is_refused(cap, ok):
     if ok:
         config.check()
         return
-    with refused(BAD_PLAN, "weight_cap up to 5104"):
+    with expect_problem(BAD_PLAN, "weight_cap up to 5104"):
         config.check()
 
 
@@ -84,7 +84,7 @@ def test_what_a_drowned_weight_would_have_published():
         found.append(summed[0] / summed[1] if summed[1] > 0 else np.inf)
     assert np.mean(np.abs(np.array(found) - 0.25) < 0.1) < 0.2
     config = changed(WEIGHTED, scale=scale, weight_cap=1e8, max_clients=3)
-    with refused(BAD_PLAN, "drowns"):
+    with expect_problem(BAD_PLAN, "drowns"):
         config.check()
 
 
@@ -95,10 +95,10 @@ def test_a_summed_weight_must_be_one_that_updates_can_have():
         if good:
             assert weight_of(WEIGHTED, final, 4, 4) == pytest.approx(final / one)
             continue
-        with refused(COMBINE_REFUSED, "summed weight"):
+        with expect_problem(COMBINE_REFUSED, "summed weight"):
             weight_of(WEIGHTED, final, 4, 4)
     weight_of(WEIGHTED, int(most), 4, 4)
-    with refused(COMBINE_REFUSED, "summed weight"):
+    with expect_problem(COMBINE_REFUSED, "summed weight"):
         weight_of(WEIGHTED, int(most) + 1, 4, 4)
 
 
@@ -107,7 +107,7 @@ def test_under_dp_noise_any_positive_weight_can_be():
     noisy = changed(WEIGHTED, privacy=CLIENT, scale=2.0**16, weight_cap=50.0, min_clients=3)
     assert Examples(1.0, 50.0).summed(noisy.sum_plan, noisy.encryption.scale, 3)[0] < 0
     assert weight_of(noisy, 1, 3, 3) > 0
-    with refused(COMBINE_REFUSED, "summed weight"):
+    with expect_problem(COMBINE_REFUSED, "summed weight"):
         weight_of(noisy, 0, 3, 3)
 
 

@@ -8,8 +8,7 @@ import pytest
 
 from he_protocol.problems import WRONG_SCHEME
 from he_protocol.schemes.registry import load_scheme, scheme_names
-
-from .refusals import refused
+from he_testing.problems import expect_problem
 
 
 def test_schemes_are_found_by_name():
@@ -23,12 +22,12 @@ def test_schemes_are_found_by_name():
 @pytest.mark.parametrize("name", ["", "bfv", "__init__", "ckks.x", "../ckks", "CKKS"])
 def test_unknown_schemes_are_refused_by_name(name):
     """The name comes from a message: it must never reach the import system unchecked."""
-    with refused(WRONG_SCHEME, "scheme"):
+    with expect_problem(WRONG_SCHEME, "scheme"):
         load_scheme(name, "ckks-8192")
 
 
 def test_unknown_profiles_are_refused_by_name():
-    with refused(WRONG_SCHEME, "expected ckks-8192, got ckks-1"):
+    with expect_problem(WRONG_SCHEME, "expected ckks-8192, got ckks-1"):
         load_scheme("ckks", "ckks-1")
 
 

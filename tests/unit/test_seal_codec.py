@@ -9,9 +9,8 @@ import pytest
 
 from he_protocol.problems import FINGERPRINT_MISMATCH, MALFORMED, PRIVATE_CONTEXT, RESIDUE_RANGE, TRAILING_BYTES
 from he_protocol.schemes import seal_codec
+from he_testing.problems import expect_problem
 from tests.support.tenseal_vector import ckks_vector
-
-from .refusals import refused
 
 MODULI = (97, 113)
 RESIDUES = np.arange(32, dtype=np.uint64).reshape(2, 2, 8)
@@ -40,7 +39,7 @@ def test_an_object_is_a_header_and_a_payload():
     ],
 )
 def test_other_objects_are_refused(change, problem):
-    with refused(problem):
+    with expect_problem(problem):
         seal_codec.unwrap(change(seal_codec.wrap(b"abc")))
 
 
@@ -72,7 +71,7 @@ def patch(at: int, raw: bytes) -> bytes:
     ],
 )
 def test_other_ciphertexts_are_refused(payload, problem):
-    with refused(problem):
+    with expect_problem(problem):
         seal_codec.read_ciphertext(payload, MODULI, 8, 4.0)
 
 
@@ -83,7 +82,7 @@ def test_residues_just_below_their_prime_are_accepted():
 
 def test_other_parameters_are_refused_by_name():
     for moduli, degree in (((97, 117), 8), ((97,), 8), (MODULI, 16), (MODULI[::-1], 8)):
-        with refused(FINGERPRINT_MISMATCH):
+        with expect_problem(FINGERPRINT_MISMATCH):
             seal_codec.read_ciphertext(PAYLOAD, moduli, degree, 4.0)
 
 
@@ -103,19 +102,19 @@ def test_a_private_part_is_refused():
         seal_codec._message((3, b"")) + public,
         seal_codec._message((3, 1)),
     ):
-        with refused(PRIVATE_CONTEXT):
+        with expect_problem(PRIVATE_CONTEXT):
             seal_codec.refuse_private(private)
 
 
 @pytest.mark.parametrize("high", [1 << 32, 1 << 34, 7 << 32, 1 << 63])
 def test_a_private_part_cannot_hide_behind_a_long_tag(high):
     """Protobuf cuts tags to 32 bits: 2^32 + 26 is field 3 for TenSEAL, and was field 536870915 here."""
-    with refused(MALFORMED, "tag"):
+    with expect_problem(MALFORMED, "tag"):
         seal_codec.refuse_private(seal_codec._varint(high + 26) + b"\x03key")
 
 
 def test_a_padded_tag_is_still_field_three():
-    with refused(PRIVATE_CONTEXT):
+    with expect_problem(PRIVATE_CONTEXT):
         seal_codec.refuse_private(b"\x9a\x80\x00\x03key")
 
 
@@ -136,5 +135,5 @@ def test_a_padded_tag_is_still_field_three():
 )
 def test_what_is_not_protobuf_is_malformed(data):
     for read in (seal_codec.refuse_private, seal_codec.read_vector):
-        with refused(MALFORMED, "protobuf"):
+        with expect_problem(MALFORMED, "protobuf"):
             read(data)

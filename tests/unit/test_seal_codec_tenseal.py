@@ -14,9 +14,8 @@ from he_protocol.problems import PRIVATE_CONTEXT
 from he_protocol.schemes import seal_codec
 from he_protocol.schemes.ckks import PROFILES, Ckks, common_polynomial, decode
 from he_protocol.schemes.scheme import combine
+from he_testing.problems import expect_problem
 from tests.support.tenseal_vector import ckks_vector
-
-from .refusals import refused
 
 ts = pytest.importorskip("tenseal")
 zstandard = pytest.importorskip("zstandard")
@@ -114,7 +113,7 @@ def test_a_joint_key_enters_tenseal_without_a_secret(committee):
 
 def test_a_private_context_is_refused_and_a_public_one_is_not(committee):
     context = private_context()
-    with refused(PRIVATE_CONTEXT):
+    with expect_problem(PRIVATE_CONTEXT):
         seal_codec.refuse_private(context.serialize(save_secret_key=True))
     seal_codec.refuse_private(context.serialize(save_secret_key=False, save_galois_keys=False, save_relin_keys=False))
     seal_codec.refuse_private(committee[1].serialize())

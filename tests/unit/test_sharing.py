@@ -9,8 +9,7 @@ import pytest
 
 from he_protocol.problems import BAD_COMMITTEE
 from he_protocol.sharing import MAX_SUBSHARES, Resolution, Sharing, choices
-
-from .refusals import refused
+from he_testing.problems import expect_problem
 
 COMMITTEES = [(n, t) for n in range(1, 10) for t in range(1, n + 1) if comb(n, t - 1) <= MAX_SUBSHARES]
 
@@ -44,7 +43,7 @@ def test_t_holders_know_everything_and_fewer_miss_exactly_their_own_part(n, t):
     ],
 )
 def test_other_committees_are_refused(n, t, why):
-    with refused(BAD_COMMITTEE, why):
+    with expect_problem(BAD_COMMITTEE, why):
         Sharing(n, t)
 
 

@@ -22,9 +22,9 @@ from he_protocol.identity.jws import (
 )
 from he_protocol.messages import Commitment, Reveal
 from he_protocol.problems import BAD_SIGNATURE, MALFORMED, TOO_LARGE, TRAILING_BYTES, UNKNOWN_FIELD, UNKNOWN_PROTOCOL
+from he_testing.problems import expect_problem
 
 from .parties import ALICE, MALLORY
-from .refusals import refused
 
 MESSAGE = Commitment(bytes(32), 1, "holder-0", b"\x01" * 32, ())
 TOKEN = ALICE.sign(MESSAGE)
@@ -66,9 +66,9 @@ def test_a_generated_pair_signs_and_hides_its_private_half():
 
 
 def test_another_key_is_refused():
-    with refused(BAD_SIGNATURE, "does not verify"):
+    with expect_problem(BAD_SIGNATURE, "does not verify"):
         verify(TOKEN, Commitment, MALLORY.public)
-    with refused(BAD_SIGNATURE, "does not verify"):
+    with expect_problem(BAD_SIGNATURE, "does not verify"):
         verify(MALLORY.sign(MESSAGE), Commitment, ALICE.public)
 
 
@@ -76,14 +76,14 @@ def test_a_changed_payload_is_refused():
     header, _, signature = TOKEN.split(".")
     other = b64(payload_of(TOKEN).replace(b"holder-0", b"holder-1"))
     assert read_unverified(f"{header}.{other}.{signature}", Commitment).holder == "holder-1"
-    with refused(BAD_SIGNATURE, "does not verify"):
+    with expect_problem(BAD_SIGNATURE, "does not verify"):
         verify(f"{header}.{other}.{signature}", Commitment, ALICE.public)
 
 
 def test_a_commitment_is_no_reveal_though_their_fields_agree():
     """Only `typ` tells them apart: without the check, a server replays phase 2 as phase 3."""
     assert read_unverified(TOKEN, Reveal) is not None
-    with refused(BAD_SIGNATURE, "not of this kind"):
+    with expect_problem(BAD_SIGNATURE, "not of this kind"):
         verify(TOKEN, Reveal, ALICE.public)
 
 
@@ -100,7 +100,7 @@ def test_a_commitment_is_no_reveal_though_their_fields_agree():
     ],
 )
 def test_any_other_header_is_refused_even_under_a_good_signature(header):
-    with refused(BAD_SIGNATURE, "not of this kind"):
+    with expect_problem(BAD_SIGNATURE, "not of this kind"):
         verify(raw_jws(header, payload_of(TOKEN)), Commitment, ALICE.public)
 
 
@@ -137,13 +137,13 @@ def test_a_message_of_another_version_is_not_read(typ):
     good = raw_jws(header, payload_of(TOKEN))
     for token in (good, raw_jws(header, b"{}"), good.rsplit(".", 1)[0] + "."):
         for read in READERS:
-            with refused(UNKNOWN_PROTOCOL, "expected 2"):
+            with expect_problem(UNKNOWN_PROTOCOL, "expected 2"):
                 read(token)
 
 
 def test_without_the_check_an_older_message_is_read_as_one_of_ours(monkeypatch):
     older = raw_jws({"alg": "Ed25519", "typ": KIND}, payload_of(TOKEN))
-    with refused(UNKNOWN_PROTOCOL):
+    with expect_problem(UNKNOWN_PROTOCOL):
         read_unverified(older, Commitment)
     monkeypatch.setattr("he_protocol.identity.jws._check_version", lambda typ: None)
     assert read_unverified(older, Commitment) == MESSAGE
@@ -152,7 +152,7 @@ def test_without_the_check_an_older_message_is_read_as_one_of_ours(monkeypatch):
 
 def test_a_message_without_a_kind_has_no_version():
     for read in READERS:
-        with refused(UNKNOWN_PROTOCOL):
+        with expect_problem(UNKNOWN_PROTOCOL):
             read(raw_jws({"alg": "Ed25519"}, payload_of(TOKEN)))
 
 
@@ -171,7 +171,7 @@ def test_a_caller_cannot_choose_the_algorithm(alg):
 
     text = f"{b64(json.dumps({'alg': alg, 'typ': TYP}).encode())}.{b64(payload_of(TOKEN))}"
     mac = "" if alg == "none" else b64(hmac.new(ALICE.public, text.encode(), hashlib.sha256).digest())
-    with refused(BAD_SIGNATURE):
+    with expect_problem(BAD_SIGNATURE):
         verify(f"{text}.{mac}", Commitment, ALICE.public)
 
 
@@ -192,7 +192,7 @@ def test_a_caller_cannot_choose_the_algorithm(alg):
 def test_a_signature_has_one_spelling(change):
     """The manifest lists hashes of whole tokens, so a second spelling would be a second update."""
     head, signature = TOKEN.rsplit(".", 1)
-    with refused(BAD_SIGNATURE):
+    with expect_problem(BAD_SIGNATURE):
         verify(f"{head}.{change(signature)}", Commitment, ALICE.public)
 
 
@@ -217,9 +217,9 @@ def test_a_signature_has_one_spelling(change):
 )
 def test_what_is_not_a_jws_is_malformed(token):
     for read in (lambda: verify(token, Commitment, ALICE.public), lambda: read_unverified(token, Commitment)):
-        with refused(MALFORMED):
+        with expect_problem(MALFORMED):
             read()
-    with refused(MALFORMED):
+    with expect_problem(MALFORMED):
         payload_hash(token)
 
 
@@ -235,14 +235,14 @@ def test_what_is_not_a_jws_is_malformed(token):
 )
 def test_a_signed_payload_is_still_parsed_strictly(payload, problem):
     token = raw_jws({"alg": "Ed25519", "typ": TYP}, payload(payload_of(TOKEN)))
-    with refused(problem):
+    with expect_problem(problem):
         verify(token, Commitment, ALICE.public)
 
 
 def test_a_long_token_is_refused_before_it_is_parsed():
-    with refused(TOO_LARGE, str(TOKEN_LIMIT)):
+    with expect_problem(TOO_LARGE, str(TOKEN_LIMIT)):
         verify("A" * (TOKEN_LIMIT + 1), Commitment, ALICE.public)
-    with refused(MALFORMED):
+    with expect_problem(MALFORMED):
         verify("A" * TOKEN_LIMIT, Commitment, ALICE.public)
 
 
@@ -268,5 +268,5 @@ def test_public_keys_as_jwk_and_fingerprint():
     assert fingerprint(ALICE.public) != fingerprint(MALLORY.public)
     assert len(fingerprint(ALICE.public)) == 43
     for wrong in ("", jwk_x(bytes(31)), jwk_x(bytes(33)), "é" * 43, "!" * 43, "A"):
-        with refused(MALFORMED, "32 bytes"):
+        with expect_problem(MALFORMED, "32 bytes"):
             public_from_jwk(wrong)

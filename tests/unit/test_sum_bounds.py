@@ -12,8 +12,7 @@ from he_protocol.problems import BAD_PLAN, SUM_COULD_WRAP
 from he_protocol.schemes.registry import load_scheme
 from he_protocol.sharing import Sharing
 from he_protocol.sum_bounds import SumPlan, plan_sums
-
-from .refusals import refused
+from he_testing.problems import expect_problem
 
 NONE = PrivacyPlan("none")
 CLIENT = PrivacyPlan("client", 1.0, 1.0, 1.0, 1e-5, 8.0)
@@ -33,12 +32,12 @@ def test_the_largest_scale_fits_and_twice_it_does_not(profile, clients):
     scale = sums.largest_scale()
     sums.check(scale)
     assert sums.largest(scale) <= sums.scheme.capacity < sums.largest(2 * scale)
-    with refused(SUM_COULD_WRAP):
+    with expect_problem(SUM_COULD_WRAP):
         sums.check(2 * scale)
 
 
 def test_no_scale_fits_too_many_clients():
-    with refused(SUM_COULD_WRAP, "no scale"):
+    with expect_problem(SUM_COULD_WRAP, "no scale"):
         plan("kahe-14", clients=10_000).largest_scale()
 
 
@@ -89,7 +88,7 @@ def test_dp_noise_makes_small_profiles_good_enough():
 
 @pytest.mark.parametrize("privacy", [NONE, RECORD])
 def test_without_a_clip_of_the_client_the_range_must_be_given(privacy):
-    with refused(BAD_PLAN, "value_range is needed"):
+    with expect_problem(BAD_PLAN, "value_range is needed"):
         offers(privacy)
 
 

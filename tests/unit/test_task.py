@@ -27,10 +27,10 @@ from he_protocol.problems import (
 )
 from he_protocol.schemes.registry import load_scheme
 from he_protocol.task import Task
-from tests.support.plans import changed
+from he_testing.plans import changed
+from he_testing.problems import expect_problem
 
 from .parties import AUTHORITY, MALLORY, hpke_key, task_config
-from .refusals import refused
 from .test_signing import raw_jws
 
 CONFIG = task_config()
@@ -63,12 +63,12 @@ def test_the_weight_rides_along_as_one_more_coordinate():
 
 def test_only_the_authority_makes_tasks():
     """A server that could sign one would choose its own committee."""
-    with refused(BAD_SIGNATURE):
+    with expect_problem(BAD_SIGNATURE):
         Task.from_token(MALLORY.sign(CONFIG), AUTHORITY.public)
 
 
 def test_a_signed_but_inconsistent_task_is_refused():
-    with refused(BAD_COMMITTEE):
+    with expect_problem(BAD_COMMITTEE):
         Task.from_token(AUTHORITY.sign(changed(CONFIG, threshold=1)), AUTHORITY.public)
 
 
@@ -120,7 +120,7 @@ FIRST, SECOND, THIRD = CONFIG.committee.holders
 )
 def test_a_plan_that_does_not_fit_together_is_refused(change, problem, why):
     CONFIG.check()
-    with refused(problem, why):
+    with expect_problem(problem, why):
         changed(CONFIG, **change).check()
 
 
@@ -137,7 +137,7 @@ def test_the_largest_share_of_any_task_fits_into_a_frame():
 def test_two_holders_with_one_key_would_break_the_threshold():
     """The attack behind `holder keys must differ`: one person under two names is a quorum of 2-of-3."""
     two_faced = changed(CONFIG, holders=(FIRST, replace(FIRST, name="other", hpke=hpke_key(9).public), THIRD))
-    with refused(BAD_PLAN, "holder keys"):
+    with expect_problem(BAD_PLAN, "holder keys"):
         two_faced.check()
 
 
@@ -163,7 +163,7 @@ def test_two_holders_with_one_key_would_break_the_threshold():
     ],
 )
 def test_values_out_of_range_do_not_decode(change):
-    with refused(MALFORMED):
+    with expect_problem(MALFORMED):
         verify(AUTHORITY.sign(changed(CONFIG, **change)), TaskConfig, AUTHORITY.public)
 
 
@@ -171,7 +171,7 @@ def test_a_task_with_an_unknown_field_is_refused():
     """A later version may have added a promise that this one would not keep."""
     header = {"alg": "Ed25519", "typ": "hushsum-taskconfig+jws;v=2"}
     assert Task.from_token(raw_jws(header, to_json(CONFIG), AUTHORITY), AUTHORITY.public).config == CONFIG
-    with refused(UNKNOWN_FIELD, "local_floor"):
+    with expect_problem(UNKNOWN_FIELD, "local_floor"):
         Task.from_token(raw_jws(header, to_json(CONFIG)[:-1] + b',"local_floor":9}', AUTHORITY), AUTHORITY.public)
 
 
@@ -185,12 +185,12 @@ def test_the_derived_scale_is_the_largest_power_of_two(privacy, clients, weighti
     scale = config.sum_plan.largest_scale()
     assert scale == 2.0 ** (scale.as_integer_ratio()[0].bit_length() - 1)
     changed(config, scale=scale).check()
-    with refused(SUM_COULD_WRAP):
+    with expect_problem(SUM_COULD_WRAP):
         changed(config, scale=2 * scale).check()
 
 
 def test_no_scale_is_an_answer_too():
-    with refused(SUM_COULD_WRAP, "no scale"):
+    with expect_problem(SUM_COULD_WRAP, "no scale"):
         changed(CONFIG, value_range=2.0**40).sum_plan.largest_scale()
 
 
@@ -209,7 +209,7 @@ def test_summed_errors_of_kahe_must_fit_too(profile, clients):
     assert config.sum_plan.largest(1.0) == pytest.approx(clients * 2 + 12 * 6.4 * clients**0.5)
     scale = config.sum_plan.largest_scale()
     changed(config, scale=scale).check()
-    with refused(SUM_COULD_WRAP):
+    with expect_problem(SUM_COULD_WRAP):
         changed(config, scale=2 * scale).check()
 
 
@@ -228,5 +228,5 @@ def kahe_config(profile: str, **changes: Any) -> TaskConfig:
 
 def test_a_profile_with_other_numbers_is_noticed():
     profile = load_scheme("ckks", "ckks-8192").profile
-    with refused(FINGERPRINT_MISMATCH, "got " + profile.fingerprint.hex()):
+    with expect_problem(FINGERPRINT_MISMATCH, "got " + profile.fingerprint.hex()):
         changed(CONFIG, fingerprint=profile_replace(profile, flood_bits=30).fingerprint).check()

@@ -16,9 +16,9 @@ from he_protocol.identity.jws import CURVE_PRIME, SigningKey, check_public, fing
 from he_protocol.messages import Cnf, Credential, EnrollRequest, Jwk
 from he_protocol.problems import BAD_SIGNATURE, MALFORMED
 from he_protocol.task import Task
-from tests.support.plans import changed
+from he_testing.plans import changed
+from he_testing.problems import expect_problem
 from tests.unit.parties import ALICE, AUTHORITY, NOW, task_config
-from tests.unit.refusals import refused
 
 GROUP_ORDER = 2**252 + 27742317777372353535851937790883648493
 _D = -121665 * pow(121666, -1, CURVE_PRIME) % CURVE_PRIME
@@ -97,22 +97,22 @@ def test_honest_keys_pass() -> None:
 
 @pytest.mark.parametrize("key", [*BAD, *NONE], ids=lambda key: key.hex()[:12])
 def test_such_keys_are_refused_wherever_one_comes_in(key: bytes) -> None:
-    with refused(MALFORMED):
+    with expect_problem(MALFORMED):
         check_public(key)
-    with refused(MALFORMED):
+    with expect_problem(MALFORMED):
         public_from_jwk(jwk_x(key))
-    with refused(MALFORMED):
+    with expect_problem(MALFORMED):
         verify(AUTHORITY.sign(task_config()), type(task_config()), key)
     if len(key) != 32:
         return
     config = task_config()
-    with refused(MALFORMED):
+    with expect_problem(MALFORMED):
         replace(config, server=replace(config.server, key=key)).check()
-    with refused(MALFORMED):
+    with expect_problem(MALFORMED):
         first, *others = config.committee.holders
         changed(config, holders=(replace(first, key=key), *others)).check()
     cnf = Cnf(Jwk(jwk_x(key)))
-    with refused(MALFORMED):
+    with expect_problem(MALFORMED):
         check_credential(
             AUTHORITY.sign(Credential(fingerprint(AUTHORITY.public), "x", "client", NOW, NOW + 9, cnf)),
             AUTHORITY.public,
@@ -127,7 +127,7 @@ def test_under_a_key_of_small_order_one_signature_fits_everything(monkeypatch: p
     nothing = neutral + bytes(32)
     head, payload, _ = AUTHORITY.sign(task_config()).split(".")
     token = f"{head}.{payload}.{jwk_x(nothing)}"
-    with refused(MALFORMED):
+    with expect_problem(MALFORMED):
         Task.from_token(token, neutral)
     with monkeypatch.context() as off:
         off.setattr(jws, "check_public", lambda public, what="": public)
@@ -138,7 +138,7 @@ def test_nobody_enrols_a_key_that_everybody_can_sign_with(monkeypatch: pytest.Mo
     neutral = (1).to_bytes(32, "little")
     head, payload, _ = ALICE.sign(EnrollRequest("mallory", "client", neutral, NOW)).split(".")
     request = f"{head}.{payload}.{jwk_x(neutral + bytes(32))}"
-    with refused(MALFORMED):
+    with expect_problem(MALFORMED):
         issue_credential(AUTHORITY, request, "client", now=NOW, days=1)
     with monkeypatch.context() as off:
         off.setattr(jws, "check_public", lambda public, what="": public)
@@ -152,5 +152,5 @@ def test_a_signature_has_one_spelling() -> None:
     other = raw[:32] + (int.from_bytes(raw[32:], "little") + GROUP_ORDER).to_bytes(32, "little")
     with pytest.raises(InvalidSignature):
         Ed25519PublicKey.from_public_bytes(AUTHORITY.public).verify(other, f"{head}.{payload}".encode())
-    with refused(BAD_SIGNATURE):
+    with expect_problem(BAD_SIGNATURE):
         Task.from_token(f"{head}.{payload}.{jwk_x(other)}", AUTHORITY.public)

@@ -15,8 +15,8 @@ from he_protocol.config import HolderEntry, ServerEntry, TaskConfig, TensorSpec
 from he_protocol.identity.jws import SigningKey, fingerprint, jwk_x
 from he_protocol.privacy.plan import PrivacyPlan
 from he_protocol.schemes.registry import load_scheme
+from he_testing.plans import changed, made
 from tests.support.kahe import SECURE as KAHE
-from tests.support.plans import changed, made
 
 NOW = 1_800_000_000
 Case = dict[str, Any]

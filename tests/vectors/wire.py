@@ -15,7 +15,7 @@ from he_protocol import messages as m
 from he_protocol.identity.jws import TOKEN_LIMIT, SigningKey, fingerprint, jwk_x, payload_hash, token_hash
 from he_protocol.identity.requests import prove_request
 from he_protocol.messages import MESSAGE_LIMIT, Message, to_json
-from tests.support.plans import changed
+from he_testing.plans import changed
 from tests.vectors.parties import (
     AUTHORITY,
     CLIENT,

@@ -42,17 +42,17 @@ async def prepare(point: Point) -> AsyncIterator[Job]:
             async def send(number: int) -> None:
                 header, head = world.sign(number, new_update_id(), digests)
                 path = paths.update_path(task.id, header.update_id.hex())
-                async with Transport(url, world.parties.client(number)) as transport:
+                async with Transport(url, world.client(number)) as transport:
                     await transport.put_frame(path, head, body, task.config.server.name)
 
             async def send_file_only(number: int) -> None:
-                async with Transport(file_only_url, world.parties.client(number)) as transport:
+                async with Transport(file_only_url, world.client(number)) as transport:
                     await transport.request("PUT", "/", pieces=[frames.start(update.head), *body])
 
             async def run() -> dict[str, float]:
                 batch = [next(numbers) for _ in range(point.clients)]
                 for number in batch:
-                    world.parties.client(number)
+                    world.client(number)
                 file_only = await _seconds(send_file_only, batch)
                 return {"file-only": file_only, "server": await _seconds(send, batch)}
 

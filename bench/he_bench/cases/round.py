@@ -30,7 +30,7 @@ async def prepare(point: Point) -> AsyncIterator[Job]:
         await deployment.start_holders(url)
         clients = [
             await stack.enter_async_context(
-                HushSumClient(url, world.parties.client(number), state_dir=root / f"client-{number}")
+                HushSumClient(url, world.client(number), state_dir=root / f"client-{number}")
             )
             for number in range(1, point.clients + 1)
         ]

@@ -86,7 +86,7 @@ class FakeServer:
                 web.get(at + "/rounds/{number}/opening", self._opening),
                 web.get(at + "/rounds/{number}/heads", self._heads),
                 web.put(at + "/rounds/{number}/answers/{holder}", self._put_answer),
-                web.get(at + "/rounds/{number}/key-sections", self._key_parts),
+                web.get(at + "/rounds/{number}/key-sections", self._key_sections),
                 web.put(at + "/rounds/{number}/shares/{holder}", self._put_share),
             ]
         )
@@ -129,7 +129,7 @@ class FakeServer:
 
     async def until(self, ready: Callable[[], bool], within: float = 10.0) -> None:
         async with asyncio.timeout(within):
-            while not ready():
+            while not ready():  # noqa: ASYNC110 - what is waited for sets no event
                 await asyncio.sleep(0.005)
 
     @web.middleware
@@ -191,7 +191,7 @@ class FakeServer:
         self.answers[number, holder, message_kind(token)] = token
         return web.Response(status=201)
 
-    async def _key_parts(self, request: web.Request) -> web.Response:
+    async def _key_sections(self, request: web.Request) -> web.Response:
         manifest = read_unverified(self.manifests[int(request.match_info["number"])], Manifest)
         return web.Response(body=b"".join(self.bodies[entry.update_id.hex()] for entry in manifest.updates))
 

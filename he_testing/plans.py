@@ -1,4 +1,4 @@
-"""A task's tables from a flat list of their fields: a test names what it changes and not where that stands."""
+"""Plans and configurations from a flat list of their fields: a test names what it changes, not where that stands."""
 
 from __future__ import annotations
 
@@ -17,6 +17,31 @@ TABLES: dict[str, Any] = {
     "committee": CommitteeSpec,
 }
 TABLE_OF = {field.name: table for table, kind in TABLES.items() for field in fields(kind)}
+
+
+SMALL: dict[str, Any] = {
+    "name": "test-task",
+    "scheme": "kahe",
+    "profile": "kahe-30",
+    "epoch": 1,
+    "value_range": 4.0,
+    "scale": 1024.0,
+    "privacy": {"unit": "none"},
+    "min_clients": 3,
+    "max_clients": 4,
+    "collect_seconds": 60,
+    "opening_seconds": 60,
+    "staleness": 2,
+    "max_openings": 30,
+    "threshold": 2,
+    "agreement": 3,
+}
+"""A flat plan: three or four clients make a round without differential privacy, 2 of 4 holders open it."""
+
+
+def plan(**changes: Any) -> dict[str, Any]:
+    """`SMALL` with some fields changed, as `build_config` and `he-authority task sign` take it."""
+    return tables(SMALL | changes)
 
 
 def tables(flat: Mapping[str, Any]) -> dict[str, Any]:

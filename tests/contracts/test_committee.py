@@ -1,0 +1,23 @@
+"""A committee in memory opens what clients have encrypted, under every scheme."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from he_testing.committee import MemoryCommittee
+from tests.client.schemes import SCHEMES, assert_opens_to
+from tests.support.parties import World, random_integers
+
+
+@pytest.mark.parametrize(("scheme", "profile"), SCHEMES)
+async def test_sums_are_those_of_the_integers(tmp_path: Path, scheme: str, profile: str) -> None:
+    world = World(4, {"scheme": scheme, "profile": profile, "agreement": 3})
+    committee = MemoryCommittee(world.task, world)
+    integers = [random_integers(world.task.length, seed) for seed in range(3)]
+    updates = [await committee.encrypt(f"client-{n}", vector, tmp_path) for n, vector in enumerate(integers)]
+    opened = committee.open(updates)
+    assert opened.dtype == np.int64
+    assert_opens_to(scheme, opened, integers)
