@@ -22,7 +22,10 @@ from he_bench.runner import run_point
 TINY = 3000
 
 
-@pytest.mark.parametrize("case", ["encrypt", "encrypt_noise", "fold", "share", "open", "ingest", "round"])
+LONG = [pytest.param(case, marks=pytest.mark.long) for case in ("encrypt", "ingest", "round")]
+
+
+@pytest.mark.parametrize("case", ["encrypt_noise", "fold", "share", "open", *LONG])
 async def test_case(case: str) -> None:
     found = await measured(Point(case, "kahe-30", TINY, 2, 2), 0.0)
     assert isinstance(found, Measurement), found

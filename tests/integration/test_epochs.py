@@ -13,11 +13,10 @@ from he_protocol.task import Task
 from tests.client.schemes import SCHEMES
 from tests.integration.processes import CLIENTS, TASK, Processes, Round
 
+pytestmark = pytest.mark.long  # tests/keys/test_epochs.py turns epochs without processes
 
-# Threshold CKKS does all that one-time keys do at the turn, and a ceremony.
-@pytest.fixture(
-    params=[pytest.param(pair, id=pair[0], marks=[pytest.mark.long] * (pair[0] == "kahe")) for pair in SCHEMES]
-)
+
+@pytest.fixture(params=SCHEMES, ids=[scheme for scheme, _ in SCHEMES])
 def fresh(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Processes]:
     """A deployment of its own: the test changes its keys."""
     processes = Processes(tmp_path, *request.param)

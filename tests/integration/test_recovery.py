@@ -20,6 +20,8 @@ from he_testing.deployment import SECONDS
 from tests.client.schemes import SCHEMES
 from tests.integration.processes import CLIENTS, Processes, Round
 
+pytestmark = pytest.mark.long  # tests/server/test_manifests.py and the simulation recover without processes
+
 
 @pytest.fixture
 def fresh(tmp_path: Path) -> Iterator[Processes]:
