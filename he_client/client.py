@@ -8,7 +8,7 @@ import logging
 import secrets
 import ssl
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -290,6 +290,17 @@ class HushSumClient:
             min(documents.RECENT_ROUNDS * limits.round_status(task), limits.ROUND_LIST),
         )
         return await self._transport.document("GET", path, list[documents.RoundStatus], audience=server, limit=limit)
+
+    async def changes(self, task: Task) -> AsyncIterator[documents.RoundStatus]:
+        """The newest round first, then a round whenever its state has changed: `he_party.events.RoundEvents`.
+
+        Ends when the server does. Raises `too-many-streams`, or `unreachable` when the connection breaks; whoever
+        listens again is told the present state first.
+        """
+        path, limit = api_paths.events_path(task.id), limits.round_status(task)
+        events = self._transport.events(path, audience=task.config.server.name, limit=limit)
+        async for data in events:
+            yield from_json(data, documents.RoundStatus, limit=limit)
 
     async def opened_sum(self, task: Task, number: int) -> Integers:
         """The integer sum that the committee opened for a published round, shape (task.length,)."""

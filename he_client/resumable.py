@@ -11,7 +11,8 @@ import re
 from collections.abc import Sequence
 
 from he_client.spool import EncryptedUpdate
-from he_party.transport import Answer, Piece, Transport
+from he_party.pieces import Piece
+from he_party.transport import Answer, Transport
 from he_protocol import documents, frames, paths, tus
 from he_protocol.errors import ProblemError
 from he_protocol.messages import from_json

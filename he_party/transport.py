@@ -26,8 +26,10 @@ import tenacity
 from yarl import URL
 
 from he_party import tasks
+from he_party.events import event_data
 from he_party.files import private_directory, private_opener
 from he_party.identity import Identity
+from he_party.pieces import BLOCK_BYTES, Piece, size_of, stream
 from he_protocol import documents, frames, limits, paths
 from he_protocol.errors import ProblemError
 from he_protocol.identity.requests import prove_request
@@ -46,7 +48,6 @@ from he_protocol.task import Task
 LATER_STATUS = frozenset(problem.status for problem in PROBLEMS.values() if problem.transient)
 """What makes an answer of somebody between us and the server worth asking again: it names no problem type."""
 CONNECT_SECONDS = 10.0
-BLOCK_BYTES = 1 << 18
 EXPECT_BYTES = 1 << 15
 """A larger body is sent once the server has said that it takes it (Expect: 100-continue)."""
 PROBLEM_BYTES = 1 << 16
@@ -54,7 +55,6 @@ MAX_HEADERS, MAX_HEADER_BYTES = 64, 8190
 """Of an answer: how many header fields, and how long each and the status line may be."""
 ACCEPTED = frozenset({200, 201, 204})
 T = TypeVar("T")
-Piece = bytes | memoryview | Path
 
 
 @dataclass(frozen=True)
@@ -225,6 +225,19 @@ class Transport:
         except _LaterError as later:
             raise later.refusal from None
 
+    async def events(self, path: str, *, audience: str, limit: int) -> AsyncGenerator[bytes, None]:
+        """The data of each server-sent event (WHATWG HTML section 9.2), as they come, until the server ends the stream.
+
+        Not retried: whoever listens again is told the present state first. Raises what `request` raises, and
+        `too-large` for an event of more than `limit` bytes.
+        """
+        try:
+            async with self._response(_Asked("GET", path, audience), self._request_seconds) as response:
+                async for data in event_data(response.content.iter_any(), limit):
+                    yield data
+        except _LaterError as later:
+            raise later.refusal from None
+
     async def put_frame(self, path: str, head: bytes, body: Sequence[Piece], audience: str) -> Answer:
         """PUT a frame: head, then the body pieces."""
         headers = {"Content-Type": frames.CONTENT_TYPE}
@@ -246,7 +259,7 @@ class Transport:
         """
         if self._session is None:
             raise RuntimeError("use the transport as an async context manager")
-        size, headers = sum(_size(piece) for piece in asked.pieces), dict(asked.headers)
+        size, headers = sum(size_of(piece) for piece in asked.pieces), dict(asked.headers)
         if asked.pieces:
             headers["Content-Length"] = str(size)
         sign = (self._signing(asked),) if asked.audience else ()
@@ -263,7 +276,7 @@ class Transport:
                     sending = self._session.request(
                         asked.method,
                         URL(self.url + asked.target, encoded=True),
-                        data=_stream(asked.pieces, moved) if asked.pieces else None,
+                        data=stream(asked.pieces, moved) if asked.pieces else None,
                         headers=headers,
                         allow_redirects=False,
                         middlewares=sign,
@@ -372,21 +385,3 @@ async def _blocks(response: aiohttp.ClientResponse, limit: int) -> AsyncIterator
 
 def _remove(file: Path) -> None:
     file.unlink(missing_ok=True)
-
-
-def _size(piece: Piece) -> int:
-    return piece.stat().st_size if isinstance(piece, Path) else len(piece)
-
-
-async def _stream(pieces: Sequence[Piece], moved: Callable[[], None]) -> AsyncIterator[bytes]:
-    """The pieces in blocks; `moved` is called as each is taken, that is when the one before has been sent."""
-    for piece in pieces:
-        if isinstance(piece, Path):
-            with await asyncio.to_thread(piece.open, "rb") as file:
-                while block := await asyncio.to_thread(file.read, BLOCK_BYTES):
-                    moved()
-                    yield block
-        else:
-            for at in range(0, len(piece), BLOCK_BYTES):
-                moved()
-                yield bytes(piece[at : at + BLOCK_BYTES])

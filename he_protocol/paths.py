@@ -35,6 +35,11 @@ def rounds_path(task: str) -> str:
     return f"{TASKS}/{task}/rounds"
 
 
+def events_path(task: str) -> str:
+    """Changes of rounds, as server-sent events."""
+    return f"{TASKS}/{task}/events"
+
+
 def round_path(task: str, number: int) -> str:
     return f"{TASKS}/{task}/rounds/{number}"
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 
-from he_protocol.documents import Waiting
+from he_protocol.documents import RoundStatus, Waiting
+from he_protocol.task import Task
 from he_server.services.notifier import Notifier
-from he_server.services.streams import Event, Streams
+from he_server.services.streams import HEARTBEAT_SECONDS, Event, Streams, changes
 from he_server.services.task_cache import TaskCache
 from he_server.store import Store
 
@@ -32,6 +34,13 @@ class News:
         self.notify(task_id)
         self._answers.notify(task_id)
         self.due.set()
+
+    async def changes(self, task: Task) -> AsyncIterator[RoundStatus]:
+        """`he_party.events.RoundEvents`, for what runs in this process. Raises `too-many-streams`."""
+        with self.events.listening(task.id, b"") as watch:
+            async for event in changes(watch, HEARTBEAT_SECONDS):
+                if event is not None:
+                    yield event.status
 
     def end(self) -> None:
         """The server is stopping: end all listeners."""

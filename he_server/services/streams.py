@@ -29,16 +29,15 @@ R = TypeVar("R")
 
 @dataclass(frozen=True)
 class Event:
-    """A round's state, and what a stream says of it (WHATWG HTML section 9.2)."""
+    """A round as it is now, and what a stream says of it (WHATWG HTML section 9.2): encoded once for all readers."""
 
-    number: int
-    state: str
+    status: RoundStatus
     text: bytes
 
     @classmethod
     def of(cls, status: RoundStatus) -> Event:
         data = msgspec.json.encode(status)
-        return cls(status.round, status.state, b"event: round\nid: %d\ndata: %s\n\n" % (status.round, data))
+        return cls(status, b"event: round\nid: %d\ndata: %s\n\n" % (status.round, data))
 
 
 @dataclass(eq=False)
@@ -63,24 +62,33 @@ class Watch(Generic[T]):
         self.changed.set()
 
 
-async def texts(watch: Watch[tuple[Event, ...]]) -> AsyncIterator[bytes]:
-    """The newest round first, then every change of state. Raises why the rounds cannot be seen any longer."""
+async def changes(watch: Watch[tuple[Event, ...]], every: float) -> AsyncIterator[Event | None]:
+    """The newest round first, then every change of state; None after `every` seconds without one.
+
+    Raises why the rounds cannot be seen any longer.
+    """
     told: dict[int, str] | None = None
     while not watch.ended:
         changed, known = watch.changed, watch.known or ()
         if isinstance(known, ProblemError):
             raise known
         for event in reversed(known if told is not None else known[:1]):
-            if told is None or told.get(event.number) != event.state:
-                yield event.text
+            if told is None or told.get(event.status.round) != event.status.state:
+                yield event
         if known:
-            told = {event.number: event.state for event in known}
+            told = {event.status.round: event.status.state for event in known}
         while not changed.is_set():
             try:
-                async with asyncio.timeout(HEARTBEAT_SECONDS):
+                async with asyncio.timeout(every):
                     await changed.wait()
             except TimeoutError:
-                yield STILL_HERE
+                yield None
+
+
+async def texts(watch: Watch[tuple[Event, ...]]) -> AsyncIterator[bytes]:
+    """`changes`, as a stream says them."""
+    async for event in changes(watch, HEARTBEAT_SECONDS):
+        yield STILL_HERE if event is None else event.text
 
 
 async def news(

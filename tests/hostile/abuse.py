@@ -89,7 +89,7 @@ async def bombs(_: Abuse, session: aiohttp.ClientSession) -> None:
 
 async def streams(abuse: Abuse, session: aiohttp.ClientSession) -> None:
     """One client's event streams, kept open."""
-    path = f"{paths.task_path(abuse.task)}/events"
+    path = paths.events_path(abuse.task)
     async with session.get(path, headers=abuse.proof("GET", path)) as answer:
         await answer.read()
     await asyncio.sleep(1.0)

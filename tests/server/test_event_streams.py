@@ -118,7 +118,7 @@ async def _until(true: Callable[[], bool]) -> None:
 
 async def test_the_ninth_stream_of_a_client_is_refused(world: World) -> None:
     ada, bob = world.person("ada", "client"), world.person("bob", "client")
-    path = f"{paths.task_path(world.task.id)}/events"
+    path = paths.events_path(world.task.id)
     most = world.server.settings.max_streams_per_party
     open_ = [await world.call(ada, "GET", path) for _ in range(most)]
     assert [answer.status for answer in open_] == [200] * most

@@ -106,7 +106,7 @@ async def _event(response: Any) -> documents.RoundStatus:
 
 
 async def test_events_tell_every_change_of_state(world: World) -> None:
-    response = await world.call(world.holders[0], "GET", f"{paths.task_path(world.task.id)}/events")
+    response = await world.call(world.holders[0], "GET", paths.events_path(world.task.id))
     assert response.content_type == "text/event-stream"
     first = await _event(response)
     assert (first.round, first.state) == (1, "open")
@@ -123,7 +123,7 @@ async def test_events_tell_every_change_of_state(world: World) -> None:
 
 
 async def test_events_of_another_process_come_by_polling(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    response = await world.call(world.holders[0], "GET", f"{paths.task_path(world.task.id)}/events")
+    response = await world.call(world.holders[0], "GET", paths.events_path(world.task.id))
     await _event(response)
     monkeypatch.setattr(world.server.news, "notify", lambda _task: None)
     await world.fill(3)
@@ -168,7 +168,7 @@ async def test_draining_waits_no_longer_than_it_may(world: World) -> None:
 
 
 async def test_draining_ends_event_streams(world: World) -> None:
-    response = await world.call(world.holders[0], "GET", f"{paths.task_path(world.task.id)}/events")
+    response = await world.call(world.holders[0], "GET", paths.events_path(world.task.id))
     await _event(response)
     async with asyncio.timeout(20):
         await drain(world.server)
