@@ -8,7 +8,7 @@ import stat
 from pathlib import Path
 
 DATABASE = (".db", ".db-wal", ".db-journal")
-"""SQLite syncs for itself, through the C library: what it has written stays."""
+"""SQLite syncs for itself, through the C library: what it has written stays, and what it has removed is gone."""
 UNSTORED = ".db-shm"
 """Memory that SQLite shares by way of a file."""
 
@@ -64,7 +64,8 @@ class Disk:
         kept = self._names.get(folder, {})
         inodes: dict[str, int] = {}
         # A removal that was not synced may be undone; a name that was not synced may be gone.
-        names = set(kept) | {name for name in here if name.endswith(DATABASE)} if power else set(here)
+        databases = {name for name in here if name.endswith(DATABASE)}
+        names = databases | {name for name in kept if not name.endswith(DATABASE)} if power else set(here)
         for name in sorted(names):
             path, target = f"{folder}/{name}".lstrip("/"), after.root / folder / name
             if name.endswith(UNSTORED):

@@ -55,6 +55,12 @@ def test_updates_that_come_too_late_or_cannot_be_opened_are_left_out() -> None:
     assert record.counts["rounds published"] == record.counts["updates left out"] == 1
 
 
+def test_the_power_goes_twice_while_a_ledger_is_written() -> None:
+    """The second time, the journal that the first one had left on the disk has been played back and removed."""
+    first = Operation("open", who=1, pick=183, fate=Fate("power", 43))
+    run(Schedule(230, (first, Operation("lie", pick=182, fate=Fate("power", 2))), traitor=0))
+
+
 def test_one_envelope_that_does_not_open_and_a_liar_cost_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Three shares came: one leaves the bucket closed, one is wrong. The fourth one opens it."""
     monkeypatch.setattr(world, "MANNERS", ("spoils",))
