@@ -71,13 +71,22 @@ class MemoryCommittee:
         return await make_encryptor(self.task, client, await self.board(), cache)
 
     async def encrypt(self, client: str, integers: Integers, cache: Path) -> Encrypted:
-        """One update of a client, of `task.length` integers."""
+        """One update of a client, of `task.length` integers. Raises ValueError when a scheme writes other sections
+        than it declares."""
         sections, update_id = {section.name: BytesIO() for section in self.task.body}, secrets.token_bytes(16)
         encryptor = await self.encryptor(client, cache)
-        await encryptor.encrypt(
-            update_id, lambda start, stop: integers[start:stop], lambda name, data: _write(sections[name], data)
-        )
+
+        def write(name: str, data: bytes | memoryview) -> None:
+            if name not in sections:
+                raise ValueError(f"the encryptor wrote {name!r}; Scheme.body has {', '.join(sections)}")
+            sections[name].write(data)
+
+        await encryptor.encrypt(update_id, lambda start, stop: integers[start:stop], write)
         body = {name: file.getvalue() for name, file in sections.items()}
+        for section in self.task.body:
+            if len(body[section.name]) != section.size:
+                what = f"section {section.name!r} has {len(body[section.name])} bytes; Scheme.body says {section.size}"
+                raise ValueError(what)
         entries = tuple(SectionEntry(name, len(data), hashlib.sha256(data).digest()) for name, data in body.items())
         now = int(self.parties.authority.clock())
         about = (self.task.hash, self.task.config.epoch, update_id, client, 0, now)
@@ -98,10 +107,6 @@ class MemoryCommittee:
         shares = task.scheme.share_layout(task.length)
         vectors = [residues.unpack(released[i], shares) for i in range(task.sharing.subshares)]
         return combine(task.scheme, _folded(task, updates), vectors, task.length, len(updates), task.epoch_id)
-
-
-def _write(file: BytesIO, data: bytes | memoryview) -> None:
-    file.write(data)
 
 
 def _folded(task: Task, updates: Sequence[Encrypted]) -> residues.Residues:

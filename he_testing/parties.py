@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from he_authority.enrollment import issue_credential
+from he_authority.tasks import build_config
 from he_holder.hpke_key import HpkeKey
 from he_party.identity import Identity
+from he_protocol.config import ModelSpec, TensorSpec
 from he_protocol.envelope import possession_message
 from he_protocol.identity.jws import SigningKey
 from he_protocol.messages import EnrollRequest, Role
+from he_protocol.task import Task
+from he_protocol.tensors import model_digest
 
 
 @dataclass
@@ -58,6 +66,14 @@ class Parties:
         self.hpke = [HpkeKey.generate() for _ in range(self.holders)]
         self.committee = [self.authority.party(f"holder-{i}", "holder", hpke=key) for i, key in enumerate(self.hpke)]
         self.server = self.authority.party("server", "server")
+
+    def sign_task(self, plan: Mapping[str, Any], model: Mapping[str, npt.NDArray[np.float32]]) -> Task:
+        """A task of these parties: a plan as `he_testing.plans.plan` makes it, and the initial model."""
+        key = self.authority.key
+        spec = ModelSpec(tuple(TensorSpec(name, value.shape) for name, value in model.items()), model_digest(model))
+        committee = [holder.credential for holder in self.committee]
+        config = build_config(plan, spec, self.server.credential, committee, key.public)
+        return Task.from_token(key.sign(config), key.public)
 
     def client(self, name: str) -> Identity:
         """The client of this name, enrolled when first asked for."""

@@ -19,7 +19,6 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from he_authority.tasks import build_config
 from he_bench import profiles
 from he_bench.updates import SPREAD
 from he_client.quantise import UpdateQuantiser
@@ -29,12 +28,10 @@ from he_party.identity import Identity
 from he_protocol import frames
 from he_protocol.arithmetic import residues
 from he_protocol.arithmetic.residues import Residues
-from he_protocol.config import ModelSpec, TensorSpec
 from he_protocol.messages import SectionEntry, SignedUpdate, UpdateHeader, to_json
 from he_protocol.privacy.plan import PrivacyPlan
 from he_protocol.privacy.quantise import Floats
 from he_protocol.task import Task
-from he_protocol.tensors import model_digest
 from he_testing.committee import MemoryCommittee
 from he_testing.parties import Parties
 
@@ -80,7 +77,7 @@ class World:
     @cached_property
     def task(self) -> Task:
         zeros = {"parameters": np.broadcast_to(np.float32(0), (self.parameters,))}
-        config = build_config(
+        return self.parties.sign_task(
             {
                 "name": TASK_NAME,
                 "epoch": 1,
@@ -97,12 +94,8 @@ class World:
                 "aggregation": {"value_range": VALUE_RANGE},
                 "committee": {"threshold": THRESHOLD, "agreement": AGREEMENT},
             },
-            ModelSpec((TensorSpec("parameters", (self.parameters,)),), model_digest(zeros)),
-            self.parties.server.credential,
-            [holder.credential for holder in self.parties.committee],
-            self.parties.authority.key.public,
+            zeros,
         )
-        return Task.from_token(self.parties.authority.key.sign(config), self.parties.authority.key.public)
 
     @cached_property
     def committee(self) -> MemoryCommittee:

@@ -36,7 +36,15 @@ def load_scheme(scheme: str, profile: str) -> Scheme:
     half = _public(scheme)
     if profile not in half.PROFILES:
         raise ProblemError(WRONG_SCHEME, "unknown profile", expected=", ".join(half.PROFILES), got=profile)
-    return half.make(half.PROFILES[profile])
+    found = half.PROFILES[profile]
+    if found.scheme != scheme:
+        raise ProblemError(
+            WRONG_SCHEME,
+            f"profile {profile!r} is of another scheme than it is declared for",
+            expected=scheme,
+            got=found.scheme,
+        )
+    return half.make(found)
 
 
 def all_profiles() -> tuple[Profile, ...]:

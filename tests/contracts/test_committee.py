@@ -8,15 +8,18 @@ import numpy as np
 import pytest
 
 from he_testing.committee import MemoryCommittee
+from he_testing.parties import Parties
+from he_testing.plans import plan
 from tests.client.schemes import SCHEMES, assert_opens_to
-from tests.support.parties import World, random_integers
+from tests.support.parties import random_integers
 
 
 @pytest.mark.parametrize(("scheme", "profile"), SCHEMES)
 async def test_sums_are_those_of_the_integers(tmp_path: Path, scheme: str, profile: str) -> None:
-    world = World(4, {"scheme": scheme, "profile": profile, "agreement": 3})
-    committee = MemoryCommittee(world.task, world)
-    integers = [random_integers(world.task.length, seed) for seed in range(3)]
+    parties = Parties(4)
+    task = parties.sign_task(plan(scheme=scheme, profile=profile), {"w": np.zeros((5, 2), dtype=np.float32)})
+    committee = MemoryCommittee(task, parties)
+    integers = [random_integers(task.length, seed) for seed in range(3)]
     updates = [await committee.encrypt(f"client-{n}", vector, tmp_path) for n, vector in enumerate(integers)]
     opened = committee.open(updates)
     assert opened.dtype == np.int64

@@ -130,6 +130,10 @@ def main() -> None:
         if edit.belongs_to(row)
         and (not arguments.words or any(word in f"{row.attack} {edit.place}" for word in arguments.words))
     ]
+    if not chosen:
+        parser.error(
+            f"no row and no place has one of these words: {' '.join(arguments.words)}; see docs/threat-model.md"
+        )
     if arguments.sample is not None and arguments.sample < len(chosen):
         print(f"{arguments.sample} of {len(chosen)} defences, seed {arguments.seed}", flush=True)
         chosen = Random(arguments.seed).sample(chosen, arguments.sample)

@@ -106,3 +106,9 @@ def test_a_scheme_that_cannot_be_imported_is_refused(site: Path) -> None:
     (site / "hushsum_toy.py").unlink()
     with expect_problem(WRONG_SCHEME, "cannot be loaded"):
         registry.load_scheme("toy", PROFILE)
+
+
+def test_a_profile_of_another_scheme_is_refused(site: Path) -> None:
+    install(site, "hushsum-toy", "hushsum_toy", scheme="tyo")
+    with expect_problem(WRONG_SCHEME, "of another scheme"):
+        registry.load_scheme("tyo", PROFILE)

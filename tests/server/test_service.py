@@ -51,6 +51,8 @@ async def test_every_route_is_described(world: World, description: dict[str, Any
 
 def test_every_problem_of_the_server_is_described() -> None:
     described = {problem.slug for route in ROUTES for problem in problems_of(route)}
+    nowhere = set(PROBLEMS) - described - ELSEWHERE
+    assert not nowhere, f"in no route: add them to `problems=` of one, or to ELSEWHERE: {nowhere}"
     assert described | ELSEWHERE == set(PROBLEMS)
     assert not described & ELSEWHERE
 
