@@ -469,8 +469,8 @@ EDITS = (
     ),
     Edit(
         _REQUEST,
-        "verify(proof, RequestProof, party.public)",
-        "read_unverified(proof, RequestProof)",
+        "claims = verify(proof, RequestProof, party.public)",
+        f"{_UNVERIFIED}claims = read_unverified(proof, RequestProof)",
         attack="a stolen credential",
     ),
     *_returns("he_protocol/identity/jws.py", "_check_version"),
