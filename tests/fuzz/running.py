@@ -13,7 +13,8 @@ from he_protocol.identity.jws import SigningKey
 from he_protocol.messages import Contribution, SealedSeeds
 from he_server.services.context import open_server
 from he_server.settings import Settings
-from tests.server.world import Clock, World, initial_model
+from he_testing.clocks import FakeClock
+from tests.server.world import START, World, initial_model
 
 T = TypeVar("T")
 
@@ -28,7 +29,7 @@ class Running:
         self.loop = asyncio.new_event_loop()
         self.thread = threading.Thread(target=self.loop.run_forever)
         self.thread.start()
-        self.world = World(authority, settings.read_key(), Clock())
+        self.world = World(authority, settings.read_key(), FakeClock(START))
         try:
             self.do(self._prepare(settings))
         except BaseException:

@@ -21,6 +21,7 @@ from he_party.transport import RetryPolicy
 from he_protocol import documents, paths
 from he_protocol.identity.jws import SigningKey
 from he_protocol.problems import BAD_SIGNATURE, INTERNAL, UNREACHABLE, WRONG_STATE
+from he_testing.clocks import FakeClock
 from he_testing.fake_server import FakeServer, key_bodies, problem
 from he_testing.problems import expect_problem
 from tests.keys.holders import QUICK, give_key, holder_of
@@ -39,17 +40,9 @@ def bodies(world: World, tmp_path_factory: pytest.TempPathFactory) -> list[bytes
     return [world.encrypt(random_integers(world.task.length, seed), folder)["c1"] for seed in range(3)]
 
 
-class Clock:
-    def __init__(self) -> None:
-        self.now = NOW
-
-    def __call__(self) -> float:
-        return self.now
-
-
 @pytest.fixture
-def clock() -> Clock:
-    return Clock()
+def clock() -> FakeClock:
+    return FakeClock(NOW)
 
 
 @pytest.fixture(autouse=True)
@@ -67,7 +60,7 @@ async def server(world: World) -> AsyncIterator[FakeServer]:
 
 
 @pytest.fixture
-async def holder(world: World, tmp_path: Path, clock: Clock) -> AsyncIterator[KeyHolder]:
+async def holder(world: World, tmp_path: Path, clock: FakeClock) -> AsyncIterator[KeyHolder]:
     async with holder_of(world, 0, tmp_path, clock=clock) as made:
         give_key(world, 0, made)
         yield made
@@ -203,7 +196,7 @@ async def test_an_impossible_round_number_stops_nobody(
 
 
 async def test_refusals_whose_time_is_over_are_forgotten(
-    world: World, server: FakeServer, holder: KeyHolder, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    world: World, server: FakeServer, holder: KeyHolder, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A server that always names new rounds must not fill the holder's memory."""
 
@@ -219,7 +212,7 @@ async def test_refusals_whose_time_is_over_are_forgotten(
 
 
 async def test_a_refused_round_is_left_alone_for_a_while(
-    world: World, server: FakeServer, holder: KeyHolder, clock: Clock, bodies: list[bytes]
+    world: World, server: FakeServer, holder: KeyHolder, clock: FakeClock, bodies: list[bytes]
 ) -> None:
     offer(world, server, bodies, 1, signer=SigningKey.generate())
     offer(world, server, bodies, 2)
@@ -252,7 +245,7 @@ async def test_a_refused_screening_blocks_no_vote(
 
 
 async def test_refusals_are_in_the_ledger_once(
-    world: World, server: FakeServer, tmp_path: Path, clock: Clock, bodies: list[bytes]
+    world: World, server: FakeServer, tmp_path: Path, clock: FakeClock, bodies: list[bytes]
 ) -> None:
     offer(world, server, bodies, 1, signer=SigningKey.generate())
     async with holder_of(world, 1, tmp_path, clock=clock) as one:

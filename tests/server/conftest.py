@@ -24,8 +24,9 @@ from he_server.services.context import open_server
 from he_server.settings import Settings
 from he_server.store.engine import make_engine, sqlite_url
 from he_server.store.schema import metadata
+from he_testing.clocks import FakeClock
 
-from .world import Clock, World
+from .world import START, World
 
 POSTGRES = "HUSHSUM_TEST_POSTGRES"
 """Environment: asyncpg DSN of a server where databases may be created."""
@@ -103,7 +104,7 @@ async def empty_world(settings: Settings) -> AsyncIterator[World]:
     """A running server without a task."""
     authority = SigningKey.generate()
     (settings.data_dir / "authority.pub").write_text(jwk_x(authority.public))
-    world = World(authority, settings.read_key(), Clock())
+    world = World(authority, settings.read_key(), FakeClock(START))
     await world.start(open_server(settings, world.clock))
     yield world
     await world.stop()

@@ -17,11 +17,12 @@ from he_protocol.errors import ProblemError
 from he_protocol.identity.jws import SigningKey
 from he_protocol.privacy.quantise import Integers
 from he_server.rules.aggregation import mean_of, step, weight_of
+from he_testing.clocks import FakeClock
 
-from .world import Clock, World
+from .world import START, World
 
 KEY = SigningKey.generate()
-WORLD = World(SigningKey.generate(), KeyRecord("aggregator", KEY.public, KEY.private), Clock())
+WORLD = World(SigningKey.generate(), KeyRecord("aggregator", KEY.public, KEY.private), FakeClock(START))
 
 
 def config(**changes: Any) -> TaskConfig:

@@ -24,10 +24,11 @@ from he_protocol.identity.jws import SigningKey, jwk_x, verify
 from he_protocol.messages import EnrollRequest
 from he_server.cli.main import app
 from he_server.settings import load_settings
+from he_testing.clocks import FakeClock
 from he_testing.plans import changed
 from tests.support.kahe import INSECURE_TASK
 
-from .world import Clock, World, initial_model
+from .world import START, World, initial_model
 
 run = CliRunner().invoke
 
@@ -129,7 +130,7 @@ def test_a_failure_of_the_database_while_migrating_is_no_wrong_setting(
 
 
 def test_tasks_offline(data_dir: Path, authority: SigningKey) -> None:
-    world = World(authority, read_private(data_dir / "server.key", KeyRecord), Clock())
+    world = World(authority, read_private(data_dir / "server.key", KeyRecord), FakeClock(START))
     config = world.config()
     (data_dir / "task.jws").write_text(authority.sign(config))
     (data_dir / "initial.safetensors").write_bytes(initial_model(config))
@@ -148,7 +149,9 @@ def test_tasks_offline(data_dir: Path, authority: SigningKey) -> None:
 
 
 def test_a_profile_for_tests_is_refused_offline(data_dir: Path, authority: SigningKey) -> None:
-    config = World(authority, read_private(data_dir / "server.key", KeyRecord), Clock()).config(**INSECURE_TASK)
+    config = World(authority, read_private(data_dir / "server.key", KeyRecord), FakeClock(START)).config(
+        **INSECURE_TASK
+    )
     (data_dir / "task.jws").write_text(authority.sign(config))
     (data_dir / "initial.safetensors").write_bytes(initial_model(config))
     add = ["task", "add", str(data_dir / "task.jws"), "--model", str(data_dir / "initial.safetensors")]
@@ -157,7 +160,7 @@ def test_a_profile_for_tests_is_refused_offline(data_dir: Path, authority: Signi
 
 
 def test_another_initial_model_is_refused_offline(data_dir: Path, authority: SigningKey) -> None:
-    config = World(authority, read_private(data_dir / "server.key", KeyRecord), Clock()).config()
+    config = World(authority, read_private(data_dir / "server.key", KeyRecord), FakeClock(START)).config()
     (data_dir / "task.jws").write_text(authority.sign(changed(config, initial_model=bytes(32))))
     (data_dir / "initial.safetensors").write_bytes(initial_model(config))
     add = ["task", "add", str(data_dir / "task.jws"), "--model", str(data_dir / "initial.safetensors")]

@@ -20,8 +20,9 @@ from he_protocol import documents, paths, problems
 from he_protocol.identity.jws import SigningKey, jwk_x
 from he_server.http import process as serving_module
 from he_server.settings import Settings
+from he_testing.clocks import FakeClock
 
-from .world import Clock, World
+from .world import START, World
 
 SERVE = [sys.executable, "-m", "he_server"]
 STUCK = """
@@ -45,7 +46,7 @@ def outside(settings: Settings) -> World:
     """The people around a server that is a process of its own."""
     authority = SigningKey.generate()
     (settings.data_dir / "authority.pub").write_text(jwk_x(authority.public))
-    clock = Clock()
+    clock = FakeClock(START)
     clock.now = time.time()
     return World(authority, settings.read_key(), clock)
 

@@ -52,22 +52,13 @@ from he_server.http.process import make_listener, make_runner
 from he_server.jobs.worker import Worker
 from he_server.services.context import ServerContext
 from he_server.store.engine import make_engine
+from he_testing.clocks import FakeClock
 from he_testing.plans import changed, made
 from tests.unit.parties import hpke_key
 
 START = 1_900_000_000.0
 LIFE = 365 * 86400
 UNIT = 2**110  # ckks-8192's scale: the constant polynomial v * UNIT decodes to v in every slot
-
-
-class Clock:
-    """Unix seconds that only tests move."""
-
-    def __init__(self) -> None:
-        self.now = START
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @dataclass
@@ -119,7 +110,7 @@ class Front(TestServer):
 class World:
     """An authority, a committee, clients, and a running server that they talk to."""
 
-    def __init__(self, authority: SigningKey, server_key: KeyRecord, clock: Clock) -> None:
+    def __init__(self, authority: SigningKey, server_key: KeyRecord, clock: FakeClock) -> None:
         self.authority = authority
         self.server_key = server_key
         self.clock = clock
