@@ -70,12 +70,11 @@ class Worker:
     async def _advance(self, task: Task, record: RoundRecord) -> bool:
         now = self._server.clock()
         if record.state == "open":
-            return (
-                await close(self._server, task, record, now) or await fold(self._server, task, record, now) == "folded"
-            )
+            return record.updates > 0 and await self._collect(task, record, now)
         if record.lease_until > now:
             return False
-        if record.state == "closed" and (progress := await fold(self._server, task, record, now)) != "done":
+        folding = record.state == "closed" and not record.manifest  # nothing is folded any more once there is one
+        if folding and (progress := await fold(self._server, task, record, now)) != "done":
             return progress == "folded"
         if not await self._due(task, record, now):
             return False
@@ -85,6 +84,9 @@ class Worker:
         async with kept(self._server, partial(self._store.rounds.renew, lease)):
             await self._work(task, lease)
         return True
+
+    async def _collect(self, task: Task, record: RoundRecord, now: float) -> bool:
+        return await close(self._server, task, record, now) or await fold(self._server, task, record, now) == "folded"
 
     async def _due(self, task: Task, record: RoundRecord, now: float) -> bool:
         """Whether a round whose updates are added up can be shown to key holders, be put to the vote, or be opened."""

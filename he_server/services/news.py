@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from functools import partial
 
 from he_protocol.documents import RoundStatus, Waiting
 from he_protocol.task import Task
 from he_server.services.notifier import Notifier
+from he_server.services.shared_read import SharedRead
 from he_server.services.streams import HEARTBEAT_SECONDS, Event, Streams, changes
 from he_server.services.task_cache import TaskCache
 from he_server.store import Store
@@ -21,6 +23,7 @@ class News:
         self._store = store
         self._tasks = tasks
         self._changes, self._answers = Notifier(), Notifier()
+        self._reads: dict[str, SharedRead[dict[str, tuple[Waiting, ...]]]] = {}
         self.due = asyncio.Event()
         self.events = Streams(most, of_party, self._changes, self._events)
         self.waiting = Streams(most, of_party, self._answers, self._waiting, pause=0.0)
@@ -34,6 +37,11 @@ class News:
         self.notify(task_id)
         self._answers.notify(task_id)
         self.due.set()
+
+    async def pending(self, task: Task) -> dict[str, tuple[Waiting, ...]]:
+        """What waits for each of a task's key holders now. They all ask at once when there is news."""
+        read = self._reads.setdefault(task.id, SharedRead(partial(self._store.answers.waiting, task)))
+        return await read()
 
     async def changes(self, task: Task) -> AsyncIterator[RoundStatus]:
         """`he_party.events.RoundEvents`, for what runs in this process. Raises `too-many-streams`."""
@@ -54,5 +62,5 @@ class News:
         return tuple(Event.of(status) for status in found)
 
     async def _waiting(self, task_id: str) -> dict[str, tuple[Waiting, ...]]:
-        """What waits for each of a task's key holders."""
-        return await self._store.answers.waiting(await self._tasks.get(task_id))
+        """The same, for the look on behalf of all who wait."""
+        return await self.pending(await self._tasks.get(task_id))

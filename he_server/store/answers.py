@@ -18,7 +18,7 @@ from he_server.rules.records import AnswerRecord, RoundRecord, ShareRecord, comm
 from he_server.rules.rounds import stage_of
 from he_server.store import audit
 from he_server.store.engine import Database
-from he_server.store.queries import select_rounds
+from he_server.store.queries import SELECT_ROUNDS
 from he_server.store.records import answer_record, round_record
 from he_server.store.schema import answers, rounds, shares
 
@@ -39,7 +39,7 @@ class AnswerStore:
         Raises `wrong-state` when the round does not wait for such a word, or not about that manifest (any more).
         """
         async with self.database.write() as connection:
-            query = select_rounds().where(rounds.c.id == record.id)
+            query = SELECT_ROUNDS.where(rounds.c.id == record.id)
             current = round_record((await connection.execute(query.with_for_update(of=rounds))).one())
             stage: Stage = "screen" if current.state == "closed" else "vote"
             wanted = {"screen": ("screening", "objection"), "vote": ("vote", "objection")}
@@ -124,13 +124,20 @@ class AnswerStore:
         )
         found: dict[str, tuple[Waiting, ...]] = {entry.name: () for entry in task.config.committee.holders}
         async with self.database.read() as connection:
-            for live in (await connection.execute(asked)).all():
-                about = (answers.c.round_id == live.id) & (answers.c.manifest_hash == live.manifest_hash)
-                said = (await connection.execute(select(answers.c.holder, answers.c.kind).where(about))).all()
-                stage = stage_of(live.state, sum(row.kind == "vote" for row in said), task.committee.agreement)
-                share = select(shares.c.holder).where(shares.c.round_id == live.id)
-                done = {row.holder for row in said if row.kind == DONE[stage]}
-                done.update((await connection.execute(share)).scalars())
-                for holder in found.keys() - done:
-                    found[holder] += (Waiting(live.number, stage),)
+            live = (await connection.execute(asked)).all()
+            if not live:
+                return found
+            ids, manifests = [one.id for one in live], [one.manifest_hash for one in live]
+            about = answers.c.round_id.in_(ids) & answers.c.manifest_hash.in_(manifests)
+            told = select(answers.c.round_id, answers.c.holder, answers.c.kind).where(about)
+            said = (await connection.execute(told)).all()
+            released = select(shares.c.round_id, shares.c.holder).where(shares.c.round_id.in_(ids))
+            opened = (await connection.execute(released)).all()
+        for one in live:
+            mine = [row for row in said if row.round_id == one.id]
+            stage = stage_of(one.state, sum(row.kind == "vote" for row in mine), task.committee.agreement)
+            done = {row.holder for row in mine if row.kind == DONE[stage]}
+            done.update(row.holder for row in opened if row.round_id == one.id)
+            for holder in found.keys() - done:
+                found[holder] += (Waiting(one.number, stage),)
         return found

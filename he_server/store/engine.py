@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, nullcontext
 from pathlib import Path
+from typing import cast
 
 import asyncpg  # type: ignore[import-untyped]
 from sqlalchemy import Connection, event, make_url, text
+from sqlalchemy.engine import AdaptedConnection
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, InternalError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -51,8 +54,9 @@ def _prepare_sqlite(connection: DBAPIConnection, _record: ConnectionPoolEntry) -
 def _begin_sqlite(connection: Connection) -> None:
     # A deferred transaction that starts to write later can fail at once with "database is locked";
     # an immediate one waits its turn.
-    writes = connection.get_execution_options().get(_WRITES, False)
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+    statement = "BEGIN IMMEDIATE" if connection.get_execution_options().get(_WRITES, False) else "BEGIN"
+    driver = cast(AdaptedConnection, connection.connection.dbapi_connection)
+    driver.run_async(lambda raw: raw.execute(statement))  # one change of threads; through a cursor it would be three
 
 
 class Database:
@@ -117,7 +121,7 @@ async def translated() -> AsyncIterator[None]:
         if not gone:
             raise
         raise _refusal(error) from error
-    except (OSError, PoolTimeout, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+    except (OSError, PoolTimeout, sqlite3.Error, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
         raise _refusal(error) from error
 
 

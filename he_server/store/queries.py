@@ -8,8 +8,6 @@ from sqlalchemy import Select, func, select
 
 from he_server.store.schema import rounds, shares
 
-
-def select_rounds() -> Select[Any]:
-    """All columns of rounds, and `shares`: how many key holders answered."""
-    count = select(func.count()).select_from(shares).where(shares.c.round_id == rounds.c.id).scalar_subquery()
-    return select(rounds, count.label("shares"))
+_SHARES = select(func.count()).select_from(shares).where(shares.c.round_id == rounds.c.id).scalar_subquery()
+SELECT_ROUNDS: Select[Any] = select(rounds, _SHARES.label("shares"))
+"""All columns of rounds, and `shares`: how many key holders answered."""

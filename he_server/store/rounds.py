@@ -23,7 +23,7 @@ from he_server.rules.rounds import at_deadline
 from he_server.store import audit
 from he_server.store.engine import Database
 from he_server.store.models import model_of, publish_again
-from he_server.store.queries import select_rounds
+from he_server.store.queries import SELECT_ROUNDS
 from he_server.store.records import round_record
 from he_server.store.schema import models, rounds, tasks, updates
 from he_server.store.transitions import create_round, lock_task, move_round
@@ -45,7 +45,7 @@ class RoundStore:
 
     async def get(self, task: str, number: int) -> RoundRecord:
         """Raises `not-found`."""
-        query = select_rounds().where(rounds.c.task_hash == task, rounds.c.number == number)
+        query = SELECT_ROUNDS.where(rounds.c.task_hash == task, rounds.c.number == number)
         async with self.database.read() as connection:
             row = (await connection.execute(query)).one_or_none()
         if row is None:
@@ -54,7 +54,7 @@ class RoundStore:
 
     async def recent(self, task: str) -> tuple[RoundRecord, ...]:
         """The newest rounds, newest first."""
-        query = select_rounds().where(rounds.c.task_hash == task).order_by(rounds.c.number.desc()).limit(RECENT_ROUNDS)
+        query = SELECT_ROUNDS.where(rounds.c.task_hash == task).order_by(rounds.c.number.desc()).limit(RECENT_ROUNDS)
         async with self.database.read() as connection:
             return tuple(round_record(row) for row in await connection.execute(query))
 
@@ -62,7 +62,7 @@ class RoundStore:
         """Every round that a worker may have to do something about, oldest first."""
         states = ("open", "closed", "opening")
         async with self.database.read() as connection:
-            found = await connection.execute(select_rounds().where(rounds.c.state.in_(states)).order_by(rounds.c.id))
+            found = await connection.execute(SELECT_ROUNDS.where(rounds.c.state.in_(states)).order_by(rounds.c.id))
             return tuple(round_record(row) for row in found)
 
     async def close_due(self, task: Task, due: RoundRecord, now: float) -> RoundRecord | None:
@@ -73,7 +73,7 @@ class RoundStore:
         async with self.database.write() as connection:
             await lock_task(connection, task.id)
             row = (
-                await connection.execute(select_rounds().where(rounds.c.id == due.id, rounds.c.state == "open"))
+                await connection.execute(SELECT_ROUNDS.where(rounds.c.id == due.id, rounds.c.state == "open"))
             ).one_or_none()
             if row is None:
                 return None
@@ -96,7 +96,7 @@ class RoundStore:
                     failure_detail=f"{came} within {task.config.rounds.collect_seconds} s",
                 )
             await create_round(connection, task.id, current.number + 1, now)
-            moved = round_record((await connection.execute(select_rounds().where(rounds.c.id == due.id))).one())
+            moved = round_record((await connection.execute(SELECT_ROUNDS.where(rounds.c.id == due.id))).one())
             if what == "close":
                 await audit.append(connection, "round-closed", task.id, moved.number, updates=moved.updates)
             else:

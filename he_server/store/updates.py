@@ -15,7 +15,7 @@ from he_server.rules.records import Accepted, RoundRecord, UpdateRecord
 from he_server.rules.updates import check_base_version
 from he_server.store import audit
 from he_server.store.engine import Database
-from he_server.store.queries import select_rounds
+from he_server.store.queries import SELECT_ROUNDS
 from he_server.store.records import round_record, update_record
 from he_server.store.schema import models, rounds, updates
 from he_server.store.transitions import create_round, lock_task, move_round
@@ -110,7 +110,7 @@ class UpdateStore:
             row = (await connection.execute(query)).one_or_none()
             if row is None:
                 raise ProblemError(NOT_FOUND, "no such update of yours", got=update_id)
-            found = (await connection.execute(select_rounds().where(rounds.c.id == row.round_id))).one()
+            found = (await connection.execute(SELECT_ROUNDS.where(rounds.c.id == row.round_id))).one()
         return update_record(row), round_record(found)
 
     async def of_round(self, round_id: int) -> tuple[UpdateRecord, ...]:
@@ -235,6 +235,6 @@ async def _enter(
 async def _current_round(connection: AsyncConnection, task: str) -> tuple[RoundRecord, int]:
     """The open round of a task, and the version of its newest model."""
     newest = select(func.max(models.c.version)).where(models.c.task_hash == task).scalar_subquery()
-    query = select_rounds().add_columns(newest.label("newest"))
+    query = SELECT_ROUNDS.add_columns(newest.label("newest"))
     row = (await connection.execute(query.where(rounds.c.task_hash == task, rounds.c.state == "open"))).one()
     return round_record(row), row.newest

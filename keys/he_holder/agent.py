@@ -23,6 +23,8 @@ REFUSED_SECONDS = 30.0
 """How long a round is left alone at a stage at which it was refused."""
 WAIT_SECONDS = 10
 """How long a server with nothing new may keep the answer back; then we ask again, and see what else is due."""
+END_SECONDS = 1.0
+"""How often we look whether the epoch is over, however much there is to do."""
 LEAST_SECONDS = 0.02
 """Between two questions, whatever the answers are."""
 
@@ -60,10 +62,14 @@ class Agent:
     async def run(self) -> None:
         """Poll while the epoch lives. A server that cannot be reached, or misbehaves, is logged and asked again."""
         log.info("watching", task=self._task.config.name, server=self._transport.url)
-        loop = asyncio.get_running_loop()
+        loop, looked = asyncio.get_running_loop(), -inf
         async with self._transport:
-            while not await self._ended():
+            while True:
                 began = loop.time()
+                if began - looked >= END_SECONDS:
+                    if await self._ended():
+                        break
+                    looked = began
                 # A server that keeps no answer back, or always has another, is not asked without pause.
                 pause = LEAST_SECONDS if await self.step(WAIT_SECONDS) else self._poll
                 await asyncio.sleep(max(0.0, began + pause - loop.time()))

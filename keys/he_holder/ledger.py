@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import cast
 
 from alembic.util import CommandError
 from sqlalchemy import (
@@ -35,6 +37,7 @@ from sqlalchemy import (
     update,
 )
 from sqlalchemy.dialects.sqlite import insert as insert_or
+from sqlalchemy.engine import AdaptedConnection
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
@@ -285,8 +288,8 @@ class Ledger:
         try:
             async with self._engine.begin() as connection:
                 yield connection
-        except OperationalError as error:  # another program held the file for too long, or the disk is full
-            raise ProblemError(DATABASE_UNAVAILABLE, "the ledger", got=str(error.orig)) from error
+        except (OperationalError, sqlite3.OperationalError) as error:  # held by another for too long, or a full disk
+            raise ProblemError(DATABASE_UNAVAILABLE, "the ledger", got=str(getattr(error, "orig", error))) from error
 
 
 async def _informed(connection: AsyncConnection, request: OpeningRequest) -> OpeningRequest:
@@ -375,4 +378,5 @@ def _prepare(connection: DBAPIConnection, _record: ConnectionPoolEntry) -> None:
 
 def _begin(connection: Connection) -> None:
     # Immediate: what a decision reads cannot change before it writes, even if another process has the file open.
-    connection.exec_driver_sql("BEGIN IMMEDIATE")
+    driver = cast(AdaptedConnection, connection.connection.dbapi_connection)
+    driver.run_async(lambda raw: raw.execute("BEGIN IMMEDIATE"))  # one change of threads; a cursor would make it three

@@ -19,6 +19,8 @@ from he_protocol.messages import Exclusion, Manifest, Message, Objection, Screen
 from he_protocol.problems import DIGEST_MISMATCH, MANIFEST_MISMATCH, WRONG_STATE
 from he_protocol.task import Task
 
+BATCH_BYTES = 1 << 20
+"""Sections that are added up in one turn of a thread."""
 DETAIL_LIMIT = 2000
 
 
@@ -140,21 +142,27 @@ class Openings:
             count=len(request.headers),
         )
 
-        def add(header: UpdateHeader, body: bytes) -> None:
-            try:
-                check_section(header, section.name, body)
-            except ProblemError:
-                if found is None:
-                    raise
-                found[header.update_id] = DIGEST_MISMATCH.slug
-                return
-            sums.add(header, body)
+        def add(batch: list[tuple[UpdateHeader, bytes]]) -> None:
+            for header, body in batch:
+                if found and header.update_id in found:
+                    continue
+                try:
+                    check_section(header, section.name, body)
+                except ProblemError:
+                    if found is None:
+                        raise
+                    found[header.update_id] = DIGEST_MISMATCH.slug
+                else:
+                    sums.add(header, body)
 
+        batch: list[tuple[UpdateHeader, bytes]] = []
         async with aclosing(bodies):
             for header in request.headers:
-                body = await anext(bodies)
-                if not (found and header.update_id in found):
-                    await asyncio.to_thread(add, header, body)
+                batch.append((header, await anext(bodies)))
+                if len(batch) * section.size >= BATCH_BYTES:
+                    await asyncio.to_thread(add, batch)
+                    batch = []
+            await asyncio.to_thread(add, batch)
             await anext(bodies, None)  # lets the stream check that nothing follows
         return sums
 

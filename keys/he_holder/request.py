@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 from he_protocol.identity.jws import payload_hash, read_unverified
 from he_protocol.identity.revocation import Revocations
@@ -60,4 +60,10 @@ class OpeningRequest:
     @cached_property
     def headers(self) -> tuple[UpdateHeader, ...]:
         """Strictly parsed; `headers_signed` checks the signatures."""
-        return tuple(read_unverified(update.header, UpdateHeader) for update in self.updates)
+        return tuple(_header(update.header) for update in self.updates)
+
+
+@lru_cache(maxsize=1 << 14)
+def _header(token: str) -> UpdateHeader:
+    """Read once, although every stage of a round makes a request of its own."""
+    return read_unverified(token, UpdateHeader)

@@ -12,6 +12,7 @@ from he_protocol import documents, paths, problems
 from he_server.http.app import drain
 from he_server.http.handlers.openings import MAX_WAIT, preferred_wait
 from he_server.services import streams
+from he_server.services.shared_read import SharedRead
 
 from .world import World
 
@@ -107,3 +108,26 @@ async def test_no_client_waits_for_openings(world: World) -> None:
 )
 def test_the_preference_is_read_strictly(header: str, seconds: int) -> None:
     assert preferred_wait(header) == seconds
+
+
+async def test_who_asks_at_once_is_answered_by_one_read_and_nobody_by_an_earlier_one() -> None:
+    began, go = 0, asyncio.Event()
+
+    async def read() -> int:
+        nonlocal began
+        began += 1
+        mine = began
+        await go.wait()
+        return mine
+
+    shared = SharedRead(read)
+    together = [asyncio.create_task(shared()) for _ in range(3)]
+    while not began:
+        await asyncio.sleep(0)
+    later = [asyncio.create_task(shared()) for _ in range(2)]
+    for _ in range(5):
+        await asyncio.sleep(0)
+    together[0].cancel()
+    go.set()
+    assert await asyncio.gather(*together[1:]) == [1, 1]
+    assert await asyncio.gather(*later) == [2, 2]

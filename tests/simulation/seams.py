@@ -88,6 +88,14 @@ class Database(sqlite3.Connection):
     def cursor(self, factory: Any = Cursor) -> Any:
         return super().cursor(factory)
 
+    def run_async(self, work: Callable[[Database], object]) -> None:
+        """What SQLAlchemy's adapter does with the connection of an async driver."""
+        work(self)
+
+    def execute(self, statement: str, parameters: Any = ()) -> Cursor:
+        cursor: Cursor = self.cursor()
+        return cursor.execute(statement, parameters)
+
     def commit(self) -> None:
         _turn(super().commit, point)
 

@@ -40,15 +40,17 @@ async def list_openings(server: ServerContext, request: web.Request) -> web.Stre
         return PendingOpenings(waiting[name])
 
     async def read() -> PendingOpenings:
-        return mine(await server.store.answers.waiting(task))
+        return mine(await server.news.pending(task))
 
     def known(pending: PendingOpenings) -> bool:
         return pending.etag in tags
 
-    pending, seconds = await read(), preferred_wait(request.headers.get("Prefer", ""))
-    if known(pending) and seconds:
+    seconds = preferred_wait(request.headers.get("Prefer", ""))
+    if tags and seconds:
         with server.news.waiting.listening(task.id, task.hash + party.public) as watch:
             pending = await news(watch, mine, read, known, seconds)
+    else:
+        pending = await read()
     headers = {"ETag": pending.etag, "Cache-Control": "no-store"}
     return web.Response(status=304, headers=headers) if known(pending) else answer(pending, headers=headers)
 
