@@ -26,9 +26,9 @@ from he_client.spool import EncryptedUpdate, Spool
 from he_client.tensors import Tensors, flatten
 from he_party.board import ServerBoard
 from he_party.files import private_opener
+from he_party.http_transport import HttpTransport, RetryPolicy
 from he_party.identity import Identity
 from he_party.tasks import MEMORY_FILE, TaskMemory
-from he_party.transport import RetryPolicy, Transport
 from he_protocol import documents, frames, limits
 from he_protocol import paths as api_paths
 from he_protocol.errors import ProblemError
@@ -88,7 +88,7 @@ class HushSumClient:
         """
         self._state = Path(state_dir)
         self._floors = floors or Floors()
-        self._transport = Transport(url, identity, tls=tls, retry=retry, clock=clock)
+        self._transport = HttpTransport(url, identity, tls=tls, retry=retry, clock=clock)
         self._spending = Spending(self._state / SPENDING_FILE, self._floors.epsilon)
         self._encryptors: dict[str, Encryptor] = {}
         self._clock = clock

@@ -19,9 +19,9 @@ from he_holder.holder import KeyHolder
 from he_holder.hpke_key import HpkeKey
 from he_holder.ledger import Ledger
 from he_party.board import ServerBoard
+from he_party.http_transport import HttpTransport
 from he_party.identity import AUTHORITY_FILE, CREDENTIAL_FILE, KEY_FILE, Identity
 from he_party.keyfile import KeyRecord, write_private
-from he_party.transport import Transport
 from he_protocol import frames, paths
 from he_protocol.errors import ProblemError
 from he_protocol.identity.jws import jwk_x
@@ -59,7 +59,7 @@ class Deployment:
             urls.append(await self.listen("he-server", "serve", *flags))
             self.servers.append(self.processes[-1])
         zeros = {spec.name: np.zeros(spec.shape, dtype=np.float32) for spec in task.config.model.tensors}
-        async with Transport(urls[0], self.world.parties.server) as transport:
+        async with HttpTransport(urls[0], self.world.parties.server) as transport:
             await transport.request("POST", paths.TASKS, pieces=[frames.start(task.token.encode()), save(zeros)])
         return urls
 
@@ -81,7 +81,7 @@ class Deployment:
             holder.keyring.add(hpke)
             await holder.join(task, url)
             if task.scheme.ceremony:
-                async with Transport(url, identity) as transport:
+                async with HttpTransport(url, identity) as transport:
                     await Ceremony(holder, task, ServerBoard(transport, task), patience=START_SECONDS).run()
         finally:
             await ledger.close()

@@ -29,8 +29,9 @@ from he_bench.memory import peak_memory
 from he_bench.results import Load, LoadPoint, Spread
 from he_bench.updates import random_update
 from he_bench.world import Update, World, new_update_id
+from he_party.http_transport import HttpTransport, RetryPolicy
 from he_party.identity import Identity
-from he_party.transport import RetryPolicy, Transport
+from he_party.transport import Transport
 from he_protocol import documents, frames, paths
 from he_protocol.errors import ProblemError
 from he_protocol.problems import NOT_FOUND
@@ -121,7 +122,7 @@ async def _burst(
     """All at once: seconds until each is acknowledged."""
     async with AsyncExitStack() as stack:
         transports = [
-            await stack.enter_async_context(Transport(urls[number % len(urls)], upload.identity, retry=PATIENCE))
+            await stack.enter_async_context(HttpTransport(urls[number % len(urls)], upload.identity, retry=PATIENCE))
             for number, upload in enumerate(uploads)
         ]
         started = time.perf_counter()
@@ -135,7 +136,7 @@ async def _burst(
 
 async def _told_to_wait(deployment: Deployment, url: str) -> int:
     """Answers of status 429 that a server counted."""
-    async with Transport(url, deployment.world.parties.server) as transport:
+    async with HttpTransport(url, deployment.world.parties.server) as transport:
         text = (await transport.request("GET", "/metrics")).body.decode()
     samples = (sample for family in text_string_to_metric_families(text) for sample in family.samples)
     return int(sum(s.value for s in samples if s.name == "hushsum_requests_total" and s.labels.get("status") == "429"))
@@ -145,7 +146,7 @@ async def _lost(world: World, url: str, uploads: Sequence[Upload]) -> int:
     """Acknowledged updates that the server does not know."""
     lost = 0
     for upload in uploads:
-        async with Transport(url, upload.identity, retry=PATIENCE) as transport:
+        async with HttpTransport(url, upload.identity, retry=PATIENCE) as transport:
             path = paths.update_path(world.task.id, upload.update_id)
             try:
                 await transport.document("GET", path, documents.UpdateStatus, audience=world.task.config.server.name)

@@ -12,7 +12,7 @@ import structlog
 from he_holder.epochs import destroy, due, hpke_path
 from he_holder.holder import KeyHolder
 from he_holder.opening import Openings
-from he_party.transport import RetryPolicy, Transport
+from he_party.http_transport import HttpTransport, RetryPolicy
 from he_protocol import documents, paths
 from he_protocol.errors import ProblemError, Unavailable
 from he_protocol.messages import from_json
@@ -51,7 +51,7 @@ class Agent:
         self._poll = poll_seconds
         self._destroy_after = destroy_after
         # The next poll is the retry: waiting longer inside one call would only delay other rounds.
-        self._transport = Transport(
+        self._transport = HttpTransport(
             server_url, holder.identity, tls=tls, retry=RetryPolicy(give_up=5.0), clock=holder.clock
         )
         self._openings = Openings(holder, task)

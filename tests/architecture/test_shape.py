@@ -108,7 +108,7 @@ def test_the_secret_generators_are_used_where_secrets_are_made() -> None:
         if {"secrets", "os.urandom"}
         & {*imported(module), *(ast.unparse(n) for n in ast.walk(module.tree) if isinstance(n, ast.Attribute))}
     }
-    assert {"he_client.quantise", "he_client.client", "he_party.transport", "he_holder.ceremony.messages"} <= users
+    assert {"he_client.quantise", "he_client.client", "he_party.http_transport", "he_holder.ceremony.messages"} <= users
 
 
 def test_the_public_half_draws_nothing_at_all() -> None:

@@ -20,7 +20,7 @@ from he_holder.holder import KeyHolder
 from he_holder.ledger import Ledger
 from he_migrations.run import upgrade
 from he_party.board import ServerBoard
-from he_party.transport import RetryPolicy, Transport
+from he_party.http_transport import HttpTransport, RetryPolicy
 from he_protocol.task import Task
 from he_server.blobs.tensor_file import keep_model
 from he_server.http.app import make_app
@@ -132,7 +132,7 @@ class Service:
                 await asyncio.gather(*runs, return_exceptions=True)
 
     async def _join(self, holder: KeyHolder) -> None:
-        async with Transport(self.url, holder.identity, retry=QUICK) as transport:
+        async with HttpTransport(self.url, holder.identity, retry=QUICK) as transport:
             await holder.join(self.task, self.url)
             if self.task.scheme.ceremony:
                 await Ceremony(holder, self.task, ServerBoard(transport, self.task)).run()

@@ -20,9 +20,9 @@ from safetensors.numpy import save
 
 from he_client import HushSumClient
 from he_client import published as published_module
-from he_party import transport
+from he_party import http_transport
 from he_party.board import ServerBoard
-from he_party.transport import MAX_HEADERS, RetryPolicy, Transport
+from he_party.http_transport import MAX_HEADERS, HttpTransport, RetryPolicy
 from he_protocol import documents, limits, paths
 from he_protocol.errors import ProblemError
 from he_protocol.messages import Vote, to_json
@@ -87,7 +87,7 @@ async def test_nobody_is_sent_elsewhere(world: World, status: int, monkeypatch: 
     async with (
         serving(inside) as internal,
         serving(always(status=status, headers={"Location": internal})) as url,
-        Transport(url, world.committee[0], retry=ONCE) as line,
+        HttpTransport(url, world.committee[0], retry=ONCE) as line,
     ):
         with expect_problem(UNEXPECTED_ANSWER, f"HTTP {status}"):
             await line.request("GET", paths.openings_path(world.task.id), audience="server")
@@ -103,7 +103,7 @@ async def test_nobody_is_sent_elsewhere(world: World, status: int, monkeypatch: 
 
 @pytest.mark.parametrize("status", [206, 202, 203, 226])
 async def test_other_successes_are_none(world: World, status: int) -> None:
-    async with serving(always(status=status, body=b"{}")) as url, Transport(url, world.committee[0]) as line:
+    async with serving(always(status=status, body=b"{}")) as url, HttpTransport(url, world.committee[0]) as line:
         with expect_problem(UNEXPECTED_ANSWER, f"HTTP {status}"):
             await line.request("GET", "/x")
 
@@ -116,7 +116,7 @@ async def test_nothing_is_inflated(world: World, coding: str) -> None:
         assert request.headers["Accept-Encoding"] == "identity"
         return web.Response(body=bomb, headers={"Content-Encoding": coding})
 
-    async with serving(handler) as url, Transport(url, world.committee[0], retry=ONCE) as line:
+    async with serving(handler) as url, HttpTransport(url, world.committee[0], retry=ONCE) as line:
         with expect_problem(UNEXPECTED_ANSWER, "Content-Encoding"):
             await line.request("GET", "/x", limit=1 << 30)
         with expect_problem(UNEXPECTED_ANSWER):
@@ -127,9 +127,9 @@ async def test_nothing_is_inflated(world: World, coding: str) -> None:
 async def test_a_refusal_is_not_inflated_either(world: World) -> None:
     """65 kB of gzip are 64 MiB of zeros: read as they are, they are no problem document."""
     bomb = gzip.compress(bytes(32 * MIB))
-    assert len(bomb) < transport.PROBLEM_BYTES
+    assert len(bomb) < http_transport.PROBLEM_BYTES
     handler = always(status=400, body=bomb, headers={"Content-Encoding": "gzip"})
-    async with serving(handler) as url, Transport(url, world.committee[0], retry=ONCE) as line:
+    async with serving(handler) as url, HttpTransport(url, world.committee[0], retry=ONCE) as line:
         with expect_problem(UNEXPECTED_ANSWER), peak_below(8 * MIB):
             await line.request("GET", "/x")
 
@@ -141,7 +141,7 @@ async def test_no_cookie_is_kept(world: World) -> None:
         seen.append(request.headers.get("Cookie", ""))
         return web.Response(body=b"{}", headers={"Set-Cookie": "track=me"})
 
-    async with serving(handler) as url, Transport(url, world.committee[0]) as line:
+    async with serving(handler) as url, HttpTransport(url, world.committee[0]) as line:
         for _ in range(2):
             await line.request("GET", "/x")
     assert seen == ["", ""]
@@ -155,7 +155,7 @@ async def test_no_cookie_is_kept(world: World) -> None:
 async def test_headers_are_bounded(world: World, headers: dict[str, str]) -> None:
     async with (
         serving(always(body=b"{}", headers=headers)) as url,
-        Transport(url, world.committee[0], retry=ONCE) as line,
+        HttpTransport(url, world.committee[0], retry=ONCE) as line,
     ):
         with expect_problem(UNREACHABLE):
             await line.request("GET", "/x")
@@ -203,7 +203,7 @@ async def test_ten_parameters_take_no_gigabytes(world: World, tmp_path: Path) ->
 
 
 async def test_a_download_that_is_refused_leaves_no_file(world: World, tmp_path: Path) -> None:
-    async with serving(endless) as url, Transport(url, world.committee[0], retry=ONCE) as line:
+    async with serving(endless) as url, HttpTransport(url, world.committee[0], retry=ONCE) as line:
         with expect_problem(TOO_LARGE):
             await line.download("/x", tmp_path / "file", audience="server", limit=2 * MIB)
     assert left(tmp_path) == []
@@ -309,7 +309,7 @@ async def test_a_post_of_the_key_ceremony_is_bounded(tmp_path: Path) -> None:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("he_client.schemes.ckks.check_confirmations", lambda task, posts: bytes(32))
             server.replaced["GET", paths.post_path(task.id, "confirmation", "holder-0")] = endless  # type: ignore[assignment]
-            async with Transport(server.url, world.client("device"), retry=ONCE) as line:
+            async with HttpTransport(server.url, world.client("device"), retry=ONCE) as line:
                 with expect_problem(TOO_LARGE):
                     await make_encryptor(task, "device", ServerBoard(line, task), tmp_path)
                 server.replaced["GET", paths.board_path(task.id, "confirmation")] = endless  # type: ignore[assignment]

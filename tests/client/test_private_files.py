@@ -17,7 +17,7 @@ from he_holder.keyring import Keyring
 from he_holder.ledger import Ledger
 from he_migrations.run import upgrade
 from he_party.files import close_database, close_to_others, private_directory, private_opener, write_durably
-from he_party.transport import RetryPolicy
+from he_party.http_transport import RetryPolicy
 from he_protocol.task import Task
 from he_server.blobs.upload_file import LocalUploads
 from he_server.services.context import open_server

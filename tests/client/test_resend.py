@@ -13,7 +13,7 @@ from aiohttp import web
 
 from he_client import HushSumClient
 from he_client.spool import EncryptedUpdate
-from he_party.transport import RetryPolicy
+from he_party.http_transport import RetryPolicy
 from he_protocol import documents
 from he_protocol.errors import ProblemError
 from he_protocol.identity.jws import SigningKey, read_unverified, token_hash, verify

@@ -17,7 +17,7 @@ from he_client import HushSumClient
 from he_client import resumable as module
 from he_client.resumable import ResumableUpload, _read
 from he_client.spool import EncryptedUpdate
-from he_party.transport import RetryPolicy, Transport
+from he_party.http_transport import HttpTransport, RetryPolicy
 from he_protocol import documents, frames, paths, tus
 from he_protocol.identity.jws import token_hash, verify
 from he_protocol.identity.requests import prove_request
@@ -242,7 +242,7 @@ async def test_another_projects_client_uploads_a_sealed_update(service: Service,
         return str(uploader.url)
 
     url = await asyncio.to_thread(upload)
-    async with Transport(service.url, identity) as transport:
+    async with HttpTransport(service.url, identity) as transport:
         answer = await transport.request("GET", url.removeprefix(service.url), headers={"Tus-Resumable": tus.VERSION})
         document = from_json(answer.body, documents.UpdateReceipt)
     receipt = verify(document.receipt, Receipt, service.task.config.server.key)
@@ -256,7 +256,7 @@ async def test_what_another_projects_client_sends_damaged_is_refused(service: Se
     frame = frame_of(sealed)
     path.write_bytes(frame)
 
-    async with Transport(service.url, service.identity(1)) as transport:
+    async with HttpTransport(service.url, service.identity(1)) as transport:
         begun = await ResumableUpload(transport, service.task, sealed)._begin()
 
     def upload() -> None:

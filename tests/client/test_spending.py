@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from he_client import HushSumClient
 from he_client.client import SPENDING_FILE
 from he_client.spending import Spending
-from he_party.transport import RetryPolicy
+from he_party.http_transport import RetryPolicy
 from he_protocol.config import TensorSpec
 from he_protocol.errors import ProblemError
 from he_protocol.privacy.plan import PrivacyPlan, epsilon, spent_together

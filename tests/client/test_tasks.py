@@ -13,8 +13,8 @@ from msgspec.structs import replace
 
 from he_client import HushSumClient
 from he_party import tasks
+from he_party.http_transport import HttpTransport, RetryPolicy
 from he_party.tasks import MEMORY_FILE, Listed, SeenEpoch, TaskMemory, choose, learn, read
-from he_party.transport import RetryPolicy, Transport
 from he_protocol import documents
 from he_protocol.identity.jws import SigningKey
 from he_protocol.problems import AMBIGUOUS_TASK, BAD_PLAN, BAD_SIGNATURE, MALFORMED, NOT_FOUND, OLD_EPOCH, WRONG_SCHEME
@@ -77,7 +77,7 @@ async def test_a_server_that_labels_a_weak_task_as_the_one_that_was_asked_for(
             with monkeypatch.context() as off:
                 off.setattr(tasks, "choose", by_labels)
                 assert (await client.task(wanted)).config.name == "debug-no-dp"
-        async with Transport(server.url, world.committee[0], retry=ONCE) as transport:
+        async with HttpTransport(server.url, world.committee[0], retry=ONCE) as transport:
             with expect_problem(NOT_FOUND):
                 await transport.task(wanted)
 
@@ -93,7 +93,7 @@ async def test_no_client_and_no_key_holder_takes_a_profile_for_tests(world: Worl
                 await client.task(weak.id)
             with insecure_profiles():
                 assert (await client.task(weak.id)).token == weak.token
-        async with Transport(server.url, world.committee[0], retry=ONCE) as transport:
+        async with HttpTransport(server.url, world.committee[0], retry=ONCE) as transport:
             with expect_problem(WRONG_SCHEME, "for tests only"):
                 await transport.task(weak.id)
 

@@ -19,9 +19,10 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
+from he_party.http_transport import PROBLEM_BYTES, HttpTransport, RetryPolicy, parse_retry_after
 from he_party.identity import Identity
 from he_party.keyfile import KeyRecord, read_private
-from he_party.transport import PROBLEM_BYTES, RetryPolicy, Transport, parse_retry_after
+from he_party.transport import Transport
 from he_protocol import documents, frames, paths
 from he_protocol.errors import ProblemError
 from he_protocol.identity.jws import SigningKey
@@ -59,7 +60,7 @@ def said(problem: ProblemType) -> web.Response:
 
 @asynccontextmanager
 async def line(service: Service, url: str, retry: RetryPolicy = PATIENT) -> AsyncIterator[Transport]:
-    async with Transport(url, service.identity(1), retry=retry, clock=service.clock) as transport:
+    async with HttpTransport(url, service.identity(1), retry=retry, clock=service.clock) as transport:
         yield transport
 
 
@@ -132,7 +133,7 @@ async def asked_once(answer: web.Response) -> None:
     """Get `answer`; it is an error if it was asked for more than once."""
     async with Proxy(faults={"GET": [answer, web.Response(text="asked twice")]}) as proxy:
         try:
-            async with Transport(proxy.url, STRANGER, retry=PATIENT) as transport:
+            async with HttpTransport(proxy.url, STRANGER, retry=PATIENT) as transport:
                 await transport.request("GET", "/v1/tasks")
         finally:
             assert len(proxy.seen) == 1
@@ -165,7 +166,7 @@ async def test_a_silent_server_is_left_at_the_timeout(service: Service) -> None:
         port = server.sockets[0].getsockname()[1]
         identity, url = service.identity(1), f"http://127.0.0.1:{port}"
         once = RetryPolicy(first=0.001, longest=0.001, give_up=0.0)
-        async with Transport(url, identity, retry=once, request_seconds=0.2) as transport:
+        async with HttpTransport(url, identity, retry=once, request_seconds=0.2) as transport:
             started = time.monotonic()
             with expect_problem(UNREACHABLE, "TimeoutError"):
                 await transport.request("GET", "/v1/tasks")
@@ -186,7 +187,7 @@ async def test_giving_up_bounds_a_request_that_hangs(begun: bytes) -> None:
 
     async with await asyncio.start_server(hang, "127.0.0.1", 0) as server:
         url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        async with Transport(url, STRANGER, retry=RetryPolicy(first=0.01, longest=0.02, give_up=0.3)) as transport:
+        async with HttpTransport(url, STRANGER, retry=RetryPolicy(first=0.01, longest=0.02, give_up=0.3)) as transport:
             started = time.monotonic()
             with expect_problem(UNREACHABLE):
                 await transport.request("GET", "/v1/tasks")
@@ -206,7 +207,7 @@ async def test_a_certificate_that_is_not_vouched_for_is_no_server(service: Servi
                 await transport.task(TASK)
         assert proxy.seen == []
         vouched = ssl.create_default_context(cafile=file)
-        async with Transport(proxy.url, service.identity(1), tls=vouched, clock=service.clock) as transport:
+        async with HttpTransport(proxy.url, service.identity(1), tls=vouched, clock=service.clock) as transport:
             assert (await transport.task(TASK)).hash == service.task.hash
 
 
@@ -351,14 +352,14 @@ async def test_a_frame_is_its_head_and_its_pieces_in_order(service: Service, pro
 
 async def test_a_transport_that_was_not_entered_says_so(service: Service) -> None:
     with pytest.raises(RuntimeError, match="context manager"):
-        await Transport(service.url, service.identity(1), retry=QUICK).request("GET", "/")
+        await HttpTransport(service.url, service.identity(1), retry=QUICK).request("GET", "/")
 
 
 async def test_it_waits_as_long_as_it_is_asked_to() -> None:
     faults: list[Fault] = [web.Response(status=429, headers={"Retry-After": "1"}), web.Response(text="now")]
     async with Proxy(faults={"GET": faults}) as proxy:
         retry = RetryPolicy(first=0.001, longest=5.0, give_up=10.0)
-        async with Transport(proxy.url, STRANGER, retry=retry) as transport:
+        async with HttpTransport(proxy.url, STRANGER, retry=retry) as transport:
             started = time.monotonic()
             await transport.request("GET", "/v1/tasks")
     assert 0.95 <= time.monotonic() - started < 4

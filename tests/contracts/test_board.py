@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator
 import pytest
 
 from he_party.board import Board, ServerBoard
+from he_party.http_transport import HttpTransport
 from he_party.identity import Identity
-from he_party.transport import Transport
 from he_protocol.identity.jws import SigningKey
 from he_protocol.messages import Reveal
 from he_protocol.problems import CEREMONY_CONFLICT, NOT_FOUND, TOO_LARGE
@@ -26,7 +26,7 @@ async def board(request: pytest.FixtureRequest, world: World) -> AsyncIterator[B
     holder = world.holders[1]
     identity = Identity(holder.name, holder.key, holder.credential, world.authority.public)
     url = f"http://{world.http.host}:{world.http.port}"
-    async with Transport(url, identity, clock=world.clock) as transport:
+    async with HttpTransport(url, identity, clock=world.clock) as transport:
         yield ServerBoard(transport, world.task)
 
 

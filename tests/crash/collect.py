@@ -10,7 +10,7 @@ from math import sqrt
 import numpy as np
 
 from he_client.spool import RECEIPT
-from he_party.transport import Transport
+from he_party.http_transport import HttpTransport
 from he_protocol import documents, paths
 from he_protocol.errors import ProblemError
 from he_protocol.privacy.quantise import Integers
@@ -50,7 +50,7 @@ async def _updates(world: World, number: int) -> AsyncIterator[UpdateEvidence]:
     """One client's acknowledged updates."""
     task, folder = world.processes.task, world.processes.folder(number)
     coordinates = Coordinates(folder / COORDINATES).of
-    async with Transport(world.processes.url, world.processes.identity(number), retry=RETRY) as transport:
+    async with HttpTransport(world.processes.url, world.processes.identity(number), retry=RETRY) as transport:
         for update_id in sorted(holding(spool_of(folder, task.id), RECEIPT)):
             path = paths.update_path(task.id, update_id)
             try:
@@ -67,7 +67,7 @@ async def _updates(world: World, number: int) -> AsyncIterator[UpdateEvidence]:
 async def _rounds(world: World) -> AsyncIterator[RoundEvidence]:
     """Every round that there ever was, with its sum decoded."""
     task = world.processes.task
-    async with Transport(world.processes.url, world.processes.identity(1), retry=RETRY) as transport:
+    async with HttpTransport(world.processes.url, world.processes.identity(1), retry=RETRY) as transport:
         newest = (await recent_rounds(transport, task.config.server.name, task.id))[0].round
     async with world.processes.client(1) as client:
         for number in range(1, newest + 1):

@@ -17,7 +17,7 @@ import numpy as np
 from he_client import HushSumClient, Identity, Submission
 from he_client.spool import HEAD, RECEIPT
 from he_client.tensors import Tensors
-from he_party.transport import RetryPolicy
+from he_party.http_transport import RetryPolicy
 from he_protocol.errors import ProblemError
 from he_protocol.problems import ALREADY_IN_ROUND, REPEATED_BASE, UNREACHABLE
 from he_protocol.task import Task

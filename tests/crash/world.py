@@ -18,6 +18,7 @@ import numpy as np
 from he_client import Identity
 from he_holder.holder import KeyHolder
 from he_holder.ledger import Ledger
+from he_party.http_transport import HttpTransport
 from he_party.transport import Transport
 from he_protocol import documents, paths
 from he_testing.deployment import RETRY
@@ -173,7 +174,7 @@ class World:
         async def look() -> None:
             async with (
                 asyncio.timeout(within),
-                Transport(self.processes.url, self.processes.identity(1), retry=RETRY) as transport,
+                HttpTransport(self.processes.url, self.processes.identity(1), retry=RETRY) as transport,
             ):
                 while not ready(await recent_rounds(transport, task.config.server.name, task.id)):
                     await asyncio.sleep(0.05)

@@ -86,6 +86,7 @@ _SETTLE = "he_server/rules/choosing.py: settle"
 _MEAN = "he_protocol/aggregation/combination.py: MeanOfAll"
 _MIDDLE = "he_protocol/aggregation/combination.py: MiddleOfBuckets"
 _FRAME = "he_server/services/frames.py: Frame"
+_TRANSPORT = "he_party/http_transport.py: HttpTransport"
 _CHOOSE = "he_party/tasks.py: choose"
 _ADMIT = "he_server/store/updates.py: admit"
 _UNVERIFIED = "from he_protocol.identity.jws import read_unverified; "
@@ -279,23 +280,33 @@ EDITS = (
     Edit(
         _REQUEST, "wanted = (audience, method, path)", "wanted = (audience, method, claims.htu)", "a client's request"
     ),
-    _never("he_party/transport.py: _blocks", "max(read, declared) > limit"),
-    Edit("he_party/transport.py: download", "_remove(file)", "pass"),
+    _never("he_party/http_transport.py: _blocks", "max(read, declared) > limit"),
+    Edit("he_party/http_transport.py: download", "_remove(file)", "pass"),
     _never(
-        "he_party/transport.py: check_answer",
+        "he_party/http_transport.py: check_answer",
         "status not in ACCEPTED and not (status == 304 and conditional)",
         "an answer",
     ),
-    Edit("he_party/transport.py: _response", "allow_redirects=False", "allow_redirects=True"),
+    Edit("he_party/http_transport.py: _response", "allow_redirects=False", "allow_redirects=True"),
     _never(
-        "he_party/transport.py: check_answer",
+        "he_party/http_transport.py: check_answer",
         '(coding := headers.get("Content-Encoding", "identity").lower()) != "identity"',
         "a compressed",
     ),
-    Edit("he_party/transport.py: Transport", "auto_decompress=False", "auto_decompress=True", "a compressed"),
-    Edit("he_party/transport.py: Transport", "aiohttp.DummyCookieJar()", "aiohttp.CookieJar(unsafe=True)", "cookies"),
-    Edit("he_party/transport.py: Transport", "max_headers=MAX_HEADERS", "max_headers=1 << 20", "headers"),
-    Edit("he_party/transport.py: Transport", "max_field_size=MAX_HEADER_BYTES", "max_field_size=1 << 20", "headers"),
+    Edit(_TRANSPORT, "auto_decompress=False", "auto_decompress=True", "a compressed"),
+    Edit(
+        _TRANSPORT,
+        "aiohttp.DummyCookieJar()",
+        "aiohttp.CookieJar(unsafe=True)",
+        "cookies",
+    ),
+    Edit(_TRANSPORT, "max_headers=MAX_HEADERS", "max_headers=1 << 20", "headers"),
+    Edit(
+        _TRANSPORT,
+        "max_field_size=MAX_HEADER_BYTES",
+        "max_field_size=1 << 20",
+        "headers",
+    ),
     _never("he_server/rules/audit_chain.py: verify_chain", "pinned is not None and not contains"),
     _never("he_server/rules/audit_chain.py: verify_chain", "entry != expected"),
     Edit(
@@ -476,7 +487,7 @@ EDITS = (
     *_returns("he_protocol/identity/jws.py", "_check_version"),
     _never("he_protocol/frames.py: head_size", "not prefix.startswith(MAGIC)"),
     Edit(
-        "he_party/transport.py: Transport",
+        _TRANSPORT,
         "ssl=self._tls if self._tls is not None else True",
         "ssl=False",
         "an impostor",

@@ -25,7 +25,7 @@ from he_bench.deployment import Deployment, deployed
 from he_bench.load import Upload, allow_files
 from he_bench.updates import random_update
 from he_bench.world import World, new_update_id
-from he_party.transport import RetryPolicy, Transport
+from he_party.http_transport import HttpTransport, RetryPolicy
 from he_protocol import documents, paths
 from he_server.blobs.tensor_file import model_file
 from tests.hostile.abuse import Abuse
@@ -90,7 +90,7 @@ class Honest:
         await asyncio.sleep(phase * self._think)
         while True:
             upload = next(self._uploads)
-            async with Transport(self._url, upload.identity, retry=PATIENCE) as transport:
+            async with HttpTransport(self._url, upload.identity, retry=PATIENCE) as transport:
                 path = paths.update_path(self._task.id, upload.update_id)
                 await transport.put_frame(path, upload.head, self._body, self._task.config.server.name)
             self.done += 1

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from he_client.settings import ClientSettings
-from he_party.transport import RetryPolicy, Transport
+from he_party.http_transport import HttpTransport, RetryPolicy
 from he_protocol.problems import UNREACHABLE
 from he_testing.problems import expect_problem
 from tests.client.schemes import SCHEMES
@@ -112,7 +112,7 @@ def test_a_round_under_tls(tmp_path: Path, certificates: Path) -> None:
         brief = RetryPolicy(first=0.01, longest=0.02, give_up=0.1)
         identity = processes.identity(1)
         for context, url in ((None, processes.url), (tls, processes.url.replace("https:", "http:"))):
-            async with Transport(url, identity, tls=context, retry=brief) as transport:
+            async with HttpTransport(url, identity, tls=context, retry=brief) as transport:
                 with expect_problem(UNREACHABLE):
                     await transport.task(TASK)
 

@@ -9,8 +9,9 @@ from pathlib import Path
 from he_holder.holder import EpochSecret, KeyHolder, SubshareSeed
 from he_holder.ledger import Ledger
 from he_holder.opening import Openings
+from he_party.http_transport import HttpTransport, RetryPolicy
 from he_party.keyfile import write_private
-from he_party.transport import RetryPolicy, Transport
+from he_party.transport import Transport
 from he_protocol.task import Task
 from tests.support.parties import NOW, World
 
@@ -87,6 +88,6 @@ async def open_round(holder: KeyHolder, task: Task, number: int, line: Transport
         pass
 
 
-def line_to(url: str, holder: KeyHolder) -> Transport:
+def line_to(url: str, holder: KeyHolder) -> HttpTransport:
     """A transport that gives up quickly."""
-    return Transport(url, holder.identity, retry=QUICK)
+    return HttpTransport(url, holder.identity, retry=QUICK)

@@ -17,7 +17,7 @@ from he_holder import agent
 from he_holder.agent import LEAST_SECONDS, REFUSED_SECONDS, Agent, serve
 from he_holder.epochs import joined_tasks
 from he_holder.holder import KeyHolder
-from he_party.transport import RetryPolicy
+from he_party.http_transport import RetryPolicy
 from he_protocol import documents, paths
 from he_protocol.identity.jws import SigningKey
 from he_protocol.problems import BAD_SIGNATURE, INTERNAL, UNREACHABLE, WRONG_STATE

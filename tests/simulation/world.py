@@ -33,8 +33,8 @@ from he_holder.keyring import HpkeRecord
 from he_holder.ledger import Ledger
 from he_holder.opening import Openings
 from he_migrations.run import upgrade
+from he_party.http_transport import HttpTransport, RetryPolicy
 from he_party.keyfile import KeyRecord
-from he_party.transport import RetryPolicy, Transport
 from he_protocol import documents, paths
 from he_protocol.config import ModelSpec, TensorSpec
 from he_protocol.errors import ProblemError
@@ -417,7 +417,7 @@ class World:
         enter(self.devices[frame.client])
         if not self.devices[frame.client].alive:
             return "device is down"
-        transport = Transport(f"http://{SERVER}", self.cast.clients[frame.client], retry=QUICK, clock=self.clock)
+        transport = HttpTransport(f"http://{SERVER}", self.cast.clients[frame.client], retry=QUICK, clock=self.clock)
         async with transport:
             try:
                 answer = await transport.put_frame(

@@ -20,7 +20,7 @@ from he_bench.results import Point
 from he_bench.timing import MOST_REPETITIONS
 from he_bench.updates import random_update
 from he_bench.world import World, new_update_id
-from he_party.transport import Transport
+from he_party.http_transport import HttpTransport
 from he_protocol import frames, paths
 
 AT_ONCE = 8
@@ -42,11 +42,11 @@ async def prepare(point: Point) -> AsyncIterator[Job]:
             async def send(number: int) -> None:
                 header, head = world.sign(number, new_update_id(), digests)
                 path = paths.update_path(task.id, header.update_id.hex())
-                async with Transport(url, world.client(number)) as transport:
+                async with HttpTransport(url, world.client(number)) as transport:
                     await transport.put_frame(path, head, body, task.config.server.name)
 
             async def send_file_only(number: int) -> None:
-                async with Transport(file_only_url, world.client(number)) as transport:
+                async with HttpTransport(file_only_url, world.client(number)) as transport:
                     await transport.request("PUT", "/", pieces=[frames.start(update.head), *body])
 
             async def run() -> dict[str, float]:

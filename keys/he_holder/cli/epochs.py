@@ -96,13 +96,13 @@ def restore_(
 
 async def _destroy(settings: Settings, name: str, *, yes: bool, force: bool) -> list[dict[str, object]]:
     from he_holder.epochs import check_finished, destroy, hpke_path, secrets_of
-    from he_party.transport import Transport
+    from he_party.http_transport import HttpTransport
 
     holder = await open_holder(settings)
     try:
         task, url = await _find(holder, name)
         if not force:
-            async with Transport(url, holder.identity, tls=settings.tls) as transport:
+            async with HttpTransport(url, holder.identity, tls=settings.tls) as transport:
                 await check_finished(holder, task, transport)
         files = await secrets_of(holder, task)
         if (key := hpke_path(holder, task)).exists() and key not in files:

@@ -13,8 +13,8 @@ from he_holder.holder import KeyHolder
 from he_holder.settings import Settings
 from he_party import console
 from he_party.board import ServerBoard
+from he_party.http_transport import HttpTransport
 from he_party.tasks import MEMORY_FILE, TaskMemory
-from he_party.transport import Transport
 from he_protocol.committee import describe
 from he_protocol.errors import ProblemError
 from he_protocol.privacy.plan import epsilon
@@ -25,7 +25,7 @@ from he_protocol.task import Task
 async def join(settings: Settings, name: str, server: str, patience: float) -> None:
     holder = await open_holder(settings)
     try:
-        async with Transport(server, holder.identity, tls=settings.tls) as transport:
+        async with HttpTransport(server, holder.identity, tls=settings.tls) as transport:
             memory = TaskMemory(settings.data_dir / MEMORY_FILE, holder.identity.authority)
             for joined, _ in await joined_tasks(holder):
                 await asyncio.to_thread(memory.learn, joined)
