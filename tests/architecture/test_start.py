@@ -195,6 +195,7 @@ def test_a_temporary_folder_that_others_can_write_is_not_used(tmp_path: Path, re
     assert not any((tmp_path / "elsewhere").iterdir())
 
 
+@pytest.mark.long
 def test_without_any_folder_kernels_are_compiled_in_memory(read_only: dict[str, str]) -> None:
     done = run(KERNELS, env=read_only | {"TMPDIR": "/dev/null"}, check=False)
     assert done.returncode == 0, done.stderr

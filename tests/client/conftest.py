@@ -11,7 +11,7 @@ import pytest
 import structlog
 
 from tests.client.proxy import Proxy
-from tests.client.schemes import SCHEMES
+from tests.client.schemes import MOSTLY_KAHE
 from tests.client.service import Service, copy
 from tests.support.parties import World
 
@@ -24,7 +24,7 @@ def _silent() -> Iterator[None]:
     structlog.reset_defaults()
 
 
-@pytest.fixture(scope="session", params=SCHEMES, ids=[scheme for scheme, _ in SCHEMES])
+@pytest.fixture(scope="session", params=MOSTLY_KAHE)
 def template(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A server, three clients, three key holders, one task: everything on disk, nothing running."""
     root = tmp_path_factory.mktemp("template") / "world"

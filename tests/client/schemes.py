@@ -6,9 +6,13 @@ from math import sqrt
 
 import numpy as np
 import numpy.typing as npt
+import pytest
 
 SCHEMES: tuple[tuple[str, str], ...] = (("ckks", "ckks-8192"), ("kahe", "kahe-30"))
 """Pairs of scheme and profile."""
+
+MOSTLY_KAHE = [pytest.param(pair, id=pair[0], marks=[pytest.mark.long] * (pair[0] == "ckks")) for pair in SCHEMES]
+"""For what hardly depends on the scheme. Threshold CKKS between processes is in tests/integration/test_epochs.py."""
 
 ERROR_STD = {"ckks": 0.0, "kahe": 6.4}
 """Standard deviation of the error that one update leaves in an opened sum, in integer units (sections 5 and 6)."""

@@ -9,15 +9,11 @@ from pathlib import Path
 import pytest
 
 from he_client import HushSumClient
-from tests.client.schemes import SCHEMES
+from tests.client.schemes import MOSTLY_KAHE
 from tests.integration.processes import CLIENTS, Processes
 
 
-# What processes do when others die does not depend on the scheme. Threshold CKKS between processes is in test_epochs.
-@pytest.fixture(
-    scope="session",
-    params=[pytest.param(pair, id=pair[0], marks=[pytest.mark.long] * (pair[0] == "ckks")) for pair in SCHEMES],
-)
+@pytest.fixture(scope="session", params=MOSTLY_KAHE)
 def deployment(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Processes]:
     """Server and four key holders on SQLite; 2 open once 3 have voted."""
     processes = Processes(tmp_path_factory.mktemp("deployment"), *request.param)

@@ -100,6 +100,7 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.long
 def test_a_round_under_tls(tmp_path: Path, certificates: Path) -> None:
     """Client and holders trust the authority that they were given, and nothing else."""
     processes = started(tmp_path, SCHEMES[-1], {}, certificates)

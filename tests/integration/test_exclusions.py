@@ -34,7 +34,7 @@ from he_protocol.problems import (
 )
 from he_server.blobs.keys import key_blob, update_blob
 from he_testing.problems import expect_problem
-from tests.client.schemes import SCHEMES, assert_opens_to
+from tests.client.schemes import MOSTLY_KAHE, assert_opens_to
 from tests.client.service import Service, copy
 from tests.support.revocations import revoked
 
@@ -56,7 +56,7 @@ def provisioned(root: Path, scheme: str, profile: str) -> Path:
     return root
 
 
-@pytest.fixture(scope="session", params=SCHEMES, ids=[scheme for scheme, _ in SCHEMES])
+@pytest.fixture(scope="session", params=MOSTLY_KAHE)
 def template(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return provisioned(tmp_path_factory.mktemp("exclusions") / "world", *request.param)
 

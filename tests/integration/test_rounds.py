@@ -81,7 +81,7 @@ async def test_a_holder_that_dies_while_it_opens_answers_after_its_restart(
     await round_.wait()
 
 
-@pytest.mark.parametrize("moment", ["open", "just closed", "screened"])
+@pytest.mark.parametrize("moment", [pytest.param("open", marks=pytest.mark.long), "just closed", "screened"])
 async def test_a_killed_server_publishes_an_acknowledged_update_exactly_once(
     processes: Processes, clients: list[HushSumClient], moment: str
 ) -> None:
@@ -109,6 +109,7 @@ async def test_a_killed_server_publishes_an_acknowledged_update_exactly_once(
     assert following.sent[0].round == round_.sent[0].round + 1
 
 
+@pytest.mark.long
 async def test_a_second_process_on_a_holders_ledger_does_no_harm(
     processes: Processes, clients: list[HushSumClient]
 ) -> None:
