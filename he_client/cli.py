@@ -167,10 +167,58 @@ def train(
 
     FUNCTION gets a dict of float32 arrays and returns the update of the same names and shapes, or a pair of it
     and the number of examples. Under a DP plan an update of zeros is sent when it fails: that nothing comes would tell
-    something of the data. What went wrong is logged here.
+    something of the data. What went wrong is logged here. A round that fails is reported, and the next one begins; then
+    the exit code is 1.
     """
     settings = _settings(config, data_dir, server, task, tls_ca)
-    console.show(run_async(_train(settings, _import(function), rounds, raise_errors)), form, "rounds")
+    rows: list[dict[str, object]] = []
+    try:
+        run_async(_train(settings, _import(function), rounds, raise_errors, rows))
+    finally:
+        if rows:
+            console.show(rows, form, "rounds")
+    if any(row["refused"] for row in rows):
+        raise typer.Exit(1)
+
+
+@app.command("updates")
+@command
+def updates(
+    retry: Annotated[bool, typer.Option("--retry", help="send what waits, now")] = False,
+    drop: Annotated[list[str] | None, typer.Option(help="forget the waiting update with this id")] = None,
+    task: TaskName = None,
+    server: ServerUrl = None,
+    data_dir: DataDir = None,
+    config: ConfigFile = None,
+    tls_ca: TlsCa = None,
+    form: OutputFormat = "text",
+) -> None:
+    """What became of this device's updates to the task, and why one still waits or was dropped."""
+    settings = _settings(config, data_dir, server, task, tls_ca)
+    console.show(run_async(_updates(settings, drop or [], retry=retry)), form, "updates")
+
+
+@app.command("wait")
+@command
+def wait(
+    update: Annotated[str, typer.Argument(help="the id that 'submit' and 'updates' show")],
+    within: Annotated[float, typer.Option(min=0, help="seconds")] = WAIT,
+    task: TaskName = None,
+    server: ServerUrl = None,
+    data_dir: DataDir = None,
+    config: ConfigFile = None,
+    tls_ca: TlsCa = None,
+    form: OutputFormat = "text",
+) -> None:
+    """Wait for what becomes of an acknowledged update: the model version that it went into, or why into none."""
+    settings = _settings(config, data_dir, server, task, tls_ca)
+
+    async def work() -> dict[str, object]:
+        async with _client(settings) as client:
+            version = await client.wait(await client.task(settings.task), update, within=within)
+            return {"update_id": update, "model_version": version}
+
+    console.show([run_async(work())], form, "published")
 
 
 def _kernels() -> Steps:
@@ -179,20 +227,36 @@ def _kernels() -> Steps:
     return kernel_steps()
 
 
-async def _train(settings: ClientSettings, function: Train, rounds: int, raise_errors: bool) -> list[dict[str, object]]:
-    rows = []
+async def _train(
+    settings: ClientSettings, function: Train, rounds: int, raise_errors: bool, rows: list[dict[str, object]]
+) -> None:
+    """Adds a row for every round, as it ends."""
+    from he_client.rounds import train_rounds
+
     async with _client(settings) as client:
         task = await client.task(settings.task)
         _warn(client, task)
-        for sent in await client.resume(task):
-            await client.wait(task, sent)
-        for _ in range(rounds):
-            model = await client.pull_model(task)
-            sent = await client.submit_from(task, function, model, within=WAIT, raise_errors=raise_errors)
-            with console.err.status(f"round {sent.round}: waiting for the committee"):
-                version = await client.wait(task, sent)
-            rows.append(_row(sent) | {"model_version": version, **_spent(client, task)})
-    return rows
+        with console.err.status("training, and waiting for the others and the committee"):
+            async for outcome in train_rounds(client, task, function, rounds, raise_errors=raise_errors):
+                row = {"update_id": "", "round": "", "bytes": 0} if outcome.sent is None else _row(outcome.sent)
+                refused = str(outcome.refusal) if outcome.refusal else ""
+                version = "" if outcome.version is None else outcome.version
+                rows.append(row | {"model_version": version, **_spent(client, task), "refused": refused})
+                said = refused or ("sat out" if outcome.sent is None else f"model version {version}")
+                console.err.print(f"round {len(rows)} of {rounds}: {said}", markup=False, highlight=False)
+
+
+async def _updates(settings: ClientSettings, drop: list[str], *, retry: bool) -> list[dict[str, object]]:
+    async with _client(settings) as client:
+        task = await client.task(settings.task)
+        for update_id in drop:
+            client.drop(task, update_id)
+        if retry:
+            await client.resume(task)
+        return [
+            {"update_id": one.update_id, "state": one.state, "problem": one.problem, "why": one.detail}
+            for one in client.updates(task)
+        ]
 
 
 async def _status(settings: ClientSettings) -> dict[str, object]:

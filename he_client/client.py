@@ -10,43 +10,49 @@ import ssl
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, Self
+from typing import Self
 
 from he_client.attempt import Train, attempt
 from he_client.floors import Floors, check_floors
-from he_client.published import Model, opened_sum, pull_model
+from he_client.published import Model, checked_version, opened_sum, pull_model
 from he_client.quantise import UpdateQuantiser
-from he_client.resumable import ResumableUpload
+from he_client.resend import make_fit
 from he_client.revocations import REVOCATIONS_FILE, RevocationFile
 from he_client.schemes import Encryptor, Source, make_encryptor
+from he_client.sending import WaitInterruptedError, send
 from he_client.spending import Spending
-from he_client.spool import EncryptedUpdate, Spool
+from he_client.spool import EncryptedUpdate, Spool, SpooledUpdate, is_update_id
 from he_client.tensors import Tensors, flatten
 from he_party.board import ServerBoard
-from he_party.files import private_opener
 from he_party.http_transport import HttpTransport, RetryPolicy
 from he_party.identity import Identity
 from he_party.tasks import MEMORY_FILE, TaskMemory
+from he_party.threads import abandonable
 from he_protocol import documents, frames, limits
 from he_protocol import paths as api_paths
-from he_protocol.errors import ProblemError
+from he_protocol.errors import ProblemError, Unavailable
 from he_protocol.identity.jws import token_hash, verify
 from he_protocol.identity.revocation import check_fresh, check_key
 from he_protocol.messages import Receipt, SectionEntry, SignedUpdate, UpdateHeader, from_json
 from he_protocol.privacy.accountant import Spent
 from he_protocol.privacy.plan import epsilon
 from he_protocol.privacy.quantise import Integers
-from he_protocol.problems import ALREADY_IN_ROUND, PROBLEMS, UNEXPECTED_ANSWER, UNREACHABLE, URN
+from he_protocol.problems import (
+    NOT_FOUND,
+    PROBLEMS,
+    UNEXPECTED_ANSWER,
+    UNREACHABLE,
+    URN,
+)
 from he_protocol.task import Task
 
 log = logging.getLogger("he-client")
 
 SPENDING_FILE = "privacy-spent.jsonl"
 RESUMABLE_ABOVE = 8 << 20
-NEXT_ROUND_SECONDS = 5.0
-"""The longest pause between two questions whether the next round has begun."""
 
 
 @dataclass(frozen=True)
@@ -131,15 +137,24 @@ class HushSumClient:
 
         update: float32 tensors of the task's names and shapes: the change of the model (or, at record
         level, the sum of clipped gradients times -1). `within` is as in `upload`. Under a DP plan values that cannot be
-        used become zero (see `he_client.quantise.UpdateQuantiser`). Raises the refusal that names what is wrong; when
-        the server cannot be reached the encrypted update stays in the state directory and `resume` sends the same bytes
-        again.
+        used become zero (see `he_client.quantise.UpdateQuantiser`). Raises the refusal that names what is wrong: then
+        nothing is left that could be sent later. Only when the service fails, so that nobody knows whether the update
+        arrived, the encrypted update stays in the state directory, and `resume` sends the same bytes again.
         """
         started = time.perf_counter()
         quantiser = UpdateQuantiser(task, flatten(task, update), examples)
         encrypted = await self.encrypt(task, quantiser.block, base_version=base_version)
         between = time.perf_counter()
-        sent = await self.upload(task, encrypted, within=within)
+        try:
+            sent = await self.upload(task, encrypted, within=within)
+        except Unavailable:
+            raise
+        except WaitInterruptedError as interrupted:
+            self._spool(task).note(encrypted, interrupted.refusal, self._clock(), dropped=True)
+            raise
+        except ProblemError as refusal:
+            self._spool(task).note(encrypted, refusal, self._clock(), dropped=True)
+            raise
         return Submission(
             sent.task_id,
             sent.update_id,
@@ -155,21 +170,23 @@ class HushSumClient:
 
         Under a DP plan a `train` that raises sends a zero update (see `he_client.attempt`), unless `raise_errors`.
         """
-        update, examples = await asyncio.to_thread(attempt, task, train, model.tensors, raise_errors=raise_errors)
+        work = partial(attempt, task, train, model.tensors, raise_errors=raise_errors)
+        update, examples = await abandonable(work)
         return await self.submit(task, update, base_version=model.version, examples=examples, within=within)
 
     async def encrypt(self, task: Task, source: Source, *, base_version: int) -> EncryptedUpdate:
         """Encrypt the task.length integers of `source` (see `he_client.quantise.UpdateQuantiser`) and store them
         durably.
 
-        Raises `below-floor`, or `budget-exhausted` when with it our updates to the job could cost more than the task
-        promises.
+        Raises `bad-settings` for what is no version, `below-floor`, or `budget-exhausted` when with it our updates to
+        the job could cost more than the task promises.
         """
+        version = checked_version(base_version)
         await asyncio.to_thread(check_floors, task, self._floors)
         self._spending.check_next(task, [waiting.update_id for waiting in self._spool(task).pending()])
         encryptor = await self._encryptor(task)
         with self._spool(task).encrypting() as spool:
-            return await self._encrypt(task, encryptor, spool, source, base_version)
+            return await self._encrypt(task, encryptor, spool, source, version)
 
     async def _encrypt(
         self, task: Task, encryptor: Encryptor, spool: Spool, source: Source, base_version: int
@@ -177,7 +194,7 @@ class HushSumClient:
         update_id = secrets.token_bytes(16)
         encrypted = spool.begin(update_id.hex())
         digests = {section.name: hashlib.sha256() for section in task.body}
-        files = await asyncio.to_thread(_open_sections, task, encrypted)
+        files = await asyncio.to_thread(encrypted.open_sections)
 
         def write(name: str, data: bytes | memoryview) -> None:
             digests[name].update(data)
@@ -219,10 +236,10 @@ class HushSumClient:
         head = encrypted.head
         await asyncio.to_thread(self._spending.count, task, encrypted.update_id)
         try:
-            receipt = await self._upload(task, encrypted, within)
+            receipt = await send(self._transport, task, encrypted, within=within, in_pieces_above=self._resumable_above)
         except ProblemError as refusal:
             if refusal.problem.drops:
-                spool.discard(encrypted)
+                spool.note(encrypted, refusal, self._clock(), dropped=True)
             raise
         signed = verify(receipt.receipt, Receipt, task.config.server.key)
         if (signed.update_id.hex(), signed.header) != (encrypted.update_id, token_hash(spool.header(encrypted).header)):
@@ -234,30 +251,48 @@ class HushSumClient:
     async def resume(self, task: Task) -> list[Submission]:
         """Send what an earlier run encrypted but got no receipt for.
 
-        What the server refuses for good (a model that is too old by now) is dropped with a warning,
-        so that it does not hold up the rest. What has to wait for the next round is kept for the next
-        call. Any other refusal is raised.
+        No update stops the others, or this device. What can never pass (a model that is too old by now, a head that a
+        crash cut off) is dropped with a warning; whatever else is refused waits for the next call, until it is too old.
+        `updates` tells why. While the server cannot be reached, all wait.
         """
-        sent = []
-        for encrypted in self._spool(task).pending():
+        sent, spool = [], self._spool(task)
+        for encrypted in await asyncio.to_thread(spool.pending):
+            if not await asyncio.to_thread(self._made_fit, task, spool, encrypted):
+                continue
             try:
                 sent.append(await self.upload(task, encrypted))
             except ProblemError as refusal:
                 if refusal.problem.drops:
                     log.warning("update %s is dropped: %s", encrypted.update_id, refusal)
-                elif refusal.problem == ALREADY_IN_ROUND:
-                    log.info("update %s waits for the next round", encrypted.update_id)
-                else:
-                    raise
+                    continue
+                log.info("update %s waits: %s", encrypted.update_id, refusal)
+                spool.note(encrypted, refusal, self._clock(), dropped=False)
+                if refusal.problem == UNREACHABLE:  # the next one would wait as long; it comes first the next time
+                    break
         return sent
 
-    async def wait(self, task: Task, sent: Submission, *, within: float = 3600.0) -> int:
-        """The model version that an acknowledged update went into.
+    def updates(self, task: Task) -> list[SpooledUpdate]:
+        """This device's updates to a task: those that wait, those that were acknowledged, and the newest of those that
+        were dropped."""
+        return self._spool(task).listed()
+
+    def drop(self, task: Task, update_id: str) -> None:
+        """Forget an update that waits. Raises `not-found`."""
+        found = self._spool(task).find(update_id)
+        if found is None:
+            raise ProblemError(NOT_FOUND, "no update of this id waits", got=update_id)
+        self._spool(task).discard(found)
+
+    async def wait(self, task: Task, sent: Submission | str, *, within: float = 3600.0) -> int:
+        """The model version that an acknowledged update, or the one of this id, went into.
 
         Raises why it is in no sum (`stale-update`, `revoked-key`, `too-few-clients`, `combine-refused`, ...), or
         `unreachable` when nothing was decided within that many seconds: rounds wait for their key holders.
         """
-        path = api_paths.update_path(task.id, sent.update_id)
+        update_id = sent if isinstance(sent, str) else sent.update_id
+        if not is_update_id(update_id):
+            raise ProblemError(NOT_FOUND, "no such update", expected="32 lower-case hex digits", got=update_id)
+        path = api_paths.update_path(task.id, update_id)
         deadline = time.monotonic() + within
         pause = 0.05
         while True:
@@ -321,23 +356,15 @@ class HushSumClient:
         """Epsilon if the task uses its whole budget of openings: known before training starts."""
         return epsilon(task.config.privacy, task.config.rounds.max_openings)
 
-    async def _upload(self, task: Task, encrypted: EncryptedUpdate, within: float) -> documents.UpdateReceipt:
-        deadline = time.monotonic() + within
-        pause = 0.05
-        while True:
-            try:
-                if encrypted.size > self._resumable_above:
-                    return await ResumableUpload(self._transport, task, encrypted).send()
-                path = api_paths.update_path(task.id, encrypted.update_id)
-                answer = await self._transport.put_frame(
-                    path, encrypted.head, encrypted.sections, task.config.server.name
-                )
-                return from_json(answer.body, documents.UpdateReceipt)
-            except ProblemError as refusal:
-                if refusal.problem != ALREADY_IN_ROUND or time.monotonic() >= deadline:
-                    raise
-            await asyncio.sleep(pause)
-            pause = min(pause * 1.5, NEXT_ROUND_SECONDS)
+    def _made_fit(self, task: Task, spool: Spool, encrypted: EncryptedUpdate) -> bool:
+        """See `he_client.resend.make_fit`; what can never pass is dropped."""
+        try:
+            make_fit(task, spool, encrypted, self._transport.identity, self._clock())
+        except ProblemError as refusal:
+            log.warning("update %s is dropped: %s", encrypted.update_id, refusal)
+            spool.note(encrypted, refusal, self._clock(), dropped=True)
+            return False
+        return True
 
     def _spool(self, task: Task) -> Spool:
         return Spool(self._state / "updates", task.id, tuple(section.name for section in task.body))
@@ -347,8 +374,3 @@ class HushSumClient:
             board, name = ServerBoard(self._transport, task), self._transport.identity.name
             self._encryptors[task.id] = await make_encryptor(task, name, board, self._state / "keys")
         return self._encryptors[task.id]
-
-
-def _open_sections(task: Task, encrypted: EncryptedUpdate) -> dict[str, BinaryIO]:
-    paths = zip(task.body, encrypted.sections, strict=True)
-    return {section.name: open(path, "wb", opener=private_opener) for section, path in paths}

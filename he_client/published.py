@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import secrets
 from dataclasses import dataclass
+from operator import index
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from he_party.transport import Transport
 from he_protocol import paths
 from he_protocol.errors import ProblemError
 from he_protocol.privacy.quantise import Integers
-from he_protocol.problems import BAD_TENSORS, DIGEST_MISMATCH, UNEXPECTED_ANSWER
+from he_protocol.problems import BAD_SETTINGS, BAD_TENSORS, DIGEST_MISMATCH, UNEXPECTED_ANSWER
 from he_protocol.task import Task
 
 VERSION_HEADER = "HushSum-Model-Version"
@@ -106,3 +107,15 @@ def _file_etag(path: Path) -> str:
 
 def _read(path: Path) -> dict[str, npt.NDArray[Any]]:
     return read_tensors(path, UNEXPECTED_ANSWER, "not safetensors")
+
+
+def checked_version(version: object) -> int:
+    """A model's version, of any integer type. Raises `bad-settings` before anything is encrypted for it."""
+    try:
+        found = -1 if isinstance(version, bool) else index(version)  # type: ignore[arg-type]
+    except TypeError:
+        found = -1
+    if not 0 <= found < 1 << 63:
+        got = f"{type(version).__name__} {version}"
+        raise ProblemError(BAD_SETTINGS, "base_version", expected="the version of a pulled model", got=got)
+    return found

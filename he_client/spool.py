@@ -3,23 +3,50 @@
 One folder per update: a file for each section, and `head` (the signed head) written last. A
 folder without `head` was never sent and is thrown away once no encryption is under way; a `receipt` ends the
 story and frees the sections. Re-encrypting after a crash would put the same vector under fresh noise a second time.
+`note` says why the update was not acknowledged the last time; that of a dropped one, of which nothing is sent any
+more, is kept for a person to read.
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import BinaryIO, Literal, Self
 
-from he_party.files import private_directory, sync, write_durably
-from he_protocol.messages import SignedUpdate, from_json, to_json
+from he_party.files import private_directory, private_opener, sync, write_durably
+from he_protocol.errors import ProblemError
+from he_protocol.messages import Message, SignedUpdate, from_json, to_json
 
-HEAD, RECEIPT = "head", "receipt"
+HEAD, RECEIPT, NOTE = "head", "receipt", "note"
+KEPT_NOTES = 100
+"""Dropped updates of a task that are still listed: the newest."""
+_UPDATE_ID = re.compile("[0-9a-f]{32}")
+
+
+class Note(Message, frozen=True):
+    """Why an update was not acknowledged at `time` (Unix seconds): a problem's slug, and its text."""
+
+    time: float
+    problem: str
+    detail: str
+    dropped: bool
+
+
+@dataclass(frozen=True)
+class SpooledUpdate:
+    """What became of an update so far; of one that was refused, why."""
+
+    task_id: str
+    update_id: str
+    state: Literal["waiting", "acknowledged", "dropped"]
+    problem: str = ""
+    detail: str = ""
 
 
 @dataclass(frozen=True)
@@ -34,6 +61,10 @@ class EncryptedUpdate:
     @property
     def head(self) -> bytes:
         return (self.folder / HEAD).read_bytes()
+
+    def open_sections(self) -> dict[str, BinaryIO]:
+        """The files of the sections by name, empty, to be written."""
+        return {path.name: open(path, "wb", opener=private_opener) for path in self.sections}
 
     @property
     def size(self) -> int:
@@ -71,17 +102,52 @@ class Spool:
         write_durably(encrypted.folder / HEAD, to_json(head))
 
     def pending(self) -> list[EncryptedUpdate]:
-        """Encrypted updates without a receipt, oldest first; unfinished ones are removed, unless one is under way."""
+        """Encrypted updates that are still to be acknowledged: those that were never refused first, then oldest first.
+
+        Unfinished ones are removed, unless one is under way.
+        """
         self._remove_abandoned()
         found = []
+        for folder in self._folders():
+            encrypted, note = self._entry(folder.name), _note(folder)
+            if (folder / RECEIPT).exists() or (note and note.dropped):
+                _drop_sections(encrypted)
+            elif (folder / HEAD).exists():
+                found.append((note.time if note else 0.0, folder.stat().st_mtime, encrypted))
+        return [encrypted for *_, encrypted in sorted(found, key=lambda one: one[:2])]
+
+    def listed(self) -> list[SpooledUpdate]:
+        """All updates that are known here, oldest first."""
+        found = []
         for folder in sorted(self._folders(), key=lambda path: path.stat().st_mtime):
-            if not (folder / HEAD).exists():
-                continue
-            if not (folder / RECEIPT).exists():
-                found.append(self._entry(folder.name))
-            else:
-                _drop_sections(self._entry(folder.name))
+            note = _note(folder)
+            if (folder / RECEIPT).exists():
+                found.append(SpooledUpdate(self._task_id, folder.name, "acknowledged"))
+            elif note is not None:
+                state: Literal["dropped", "waiting"] = "dropped" if note.dropped else "waiting"
+                found.append(SpooledUpdate(self._task_id, folder.name, state, note.problem, note.detail))
+            elif (folder / HEAD).exists():
+                found.append(SpooledUpdate(self._task_id, folder.name, "waiting"))
         return found
+
+    def find(self, update_id: str) -> EncryptedUpdate | None:
+        """The update with this id that is still to be acknowledged."""
+        return next((one for one in self.pending() if one.update_id == update_id), None)
+
+    def renew(self, encrypted: EncryptedUpdate, head: SignedUpdate) -> None:
+        """Replace the head, durably."""
+        write_durably(encrypted.folder / HEAD, to_json(head))
+
+    def note(self, encrypted: EncryptedUpdate, refusal: ProblemError, now: float, *, dropped: bool) -> None:
+        """Write down why it was refused. A dropped one is never sent again, and its sections are freed."""
+        said = Note(now, refusal.problem.slug, str(refusal), dropped)
+        write_durably(encrypted.folder / NOTE, to_json(said))
+        if dropped:
+            (encrypted.folder / HEAD).unlink(missing_ok=True)
+            _drop_sections(encrypted)
+            notes = [(note.time, folder) for folder in self._folders() if (note := _note(folder)) and note.dropped]
+            for _, folder in sorted(notes)[:-KEPT_NOTES]:
+                shutil.rmtree(folder)
 
     def finish(self, encrypted: EncryptedUpdate, receipt: str) -> None:
         """Keep the server's receipt, drop the ciphertext."""
@@ -89,8 +155,8 @@ class Spool:
         _drop_sections(encrypted)
 
     def discard(self, encrypted: EncryptedUpdate) -> None:
-        """Forget an update that the server refused for good."""
-        shutil.rmtree(encrypted.folder)
+        """Forget an update, as if it had never been."""
+        shutil.rmtree(encrypted.folder, ignore_errors=True)
 
     def acknowledged(self) -> int:
         """How many updates of this task the server has acknowledged."""
@@ -104,7 +170,7 @@ class Spool:
             return
         with suppress(BlockingIOError), self._locked(fcntl.LOCK_EX | fcntl.LOCK_NB):
             for folder in self._folders():
-                if not (folder / HEAD).exists():
+                if not ((folder / HEAD).exists() or (folder / NOTE).exists()):
                     shutil.rmtree(folder)
 
     @contextmanager
@@ -122,13 +188,27 @@ class Spool:
             os.close(descriptor)
 
     def _folders(self) -> list[Path]:
-        return [path for path in self._root.iterdir() if path.is_dir()] if self._root.exists() else []
+        there = self._root.iterdir() if self._root.exists() else ()
+        return [path for path in there if is_update_id(path.name) and path.is_dir()]
 
     def _entry(self, update_id: str) -> EncryptedUpdate:
         folder = self._root / update_id
         return EncryptedUpdate(self._task_id, update_id, folder, tuple(folder / name for name in self._section_names))
 
 
+def is_update_id(text: str) -> bool:
+    """Whether it is the hex form of 16 bytes: whatever else lies in the folder is nobody's update."""
+    return _UPDATE_ID.fullmatch(text) is not None
+
+
 def _drop_sections(encrypted: EncryptedUpdate) -> None:
     for path in encrypted.sections:
         path.unlink(missing_ok=True)  # a crash may have come in between
+
+
+def _note(folder: Path) -> Note | None:
+    """The note of an update; None without one, or with one that cannot be read."""
+    try:
+        return from_json((folder / NOTE).read_bytes(), Note)
+    except (OSError, ProblemError):
+        return None

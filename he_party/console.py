@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import sys
 from collections.abc import Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal, ParamSpec, TypeVar
@@ -22,6 +23,8 @@ Format = Literal["text", "json"]
 OutputFormat = Annotated[Format, typer.Option("--format", help="text for people, or json for programs")]
 REFUSED = 2
 """Exit code of a refusal."""
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells have it."""
 
 WIDE = 200
 """Columns where standard output is no terminal: a log or a pipe must not cut names short."""
@@ -66,7 +69,13 @@ def command(function: Callable[P, T]) -> Callable[P, T]:
             _err().print(f"[red]refused[/red] {escape(str(refusal))}", highlight=False, soft_wrap=True, markup=True)
             raise typer.Exit(REFUSED) from None
         except KeyboardInterrupt:
-            raise typer.Exit(130) from None
+            from he_party.threads import abandoned
+
+            if abandoned():  # what still runs would be torn down in the middle
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(INTERRUPTED)
+            raise typer.Exit(INTERRUPTED) from None
 
     return run
 

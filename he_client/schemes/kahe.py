@@ -74,6 +74,7 @@ class KaheEncryptor:
         self._threads = threads or _cores()
         # Kept from update to update: new threads would take their memory from the system page by page again.
         self._pool = ThreadPoolExecutor(self._threads, "encrypt")
+        self._process = os.getpid()
         np.empty(KEPT_BYTES, dtype=np.uint8)
         self._words = words
         self._error = Gaussian(scheme.profile.error_std, scheme.profile.error_tail)
@@ -104,6 +105,8 @@ class KaheEncryptor:
         if self._threads == 1:
             yield from (job() for job in jobs)
             return
+        if self._process != os.getpid():  # a fork leaves its threads behind
+            self._pool, self._process = ThreadPoolExecutor(self._threads, "encrypt"), os.getpid()
         under_way: deque[Future[Piece]] = deque()
         for job in jobs:
             if len(under_way) > self._threads:  # bounds memory: a job takes about 2 MB

@@ -61,12 +61,14 @@ def check_lasting(task: Task, expires: int, now: float) -> None:
         )
 
 
-def check_base_version(base: int, current: int, staleness: int) -> None:
-    """Raises `stale-update` unless current - staleness <= base <= current."""
-    if not current - staleness <= base <= current:
+def check_base_version(base: int, current: int, staleness: int, waiting: int = 0) -> None:
+    """Raises `stale-update` unless base is `current`, or older by at most `staleness`.
+
+    waiting: rounds before this one that are closed and not published yet: each makes the model newer by one before this
+    one is opened. The newest model is never too old, for there is no other to train on.
+    """
+    least = min(current, max(0, current + waiting - staleness))
+    if not least <= base <= current:
         raise ProblemError(
-            STALE_UPDATE,
-            "fetch the model again and train on it",
-            expected=f"{max(0, current - staleness)} to {current}",
-            got=base,
+            STALE_UPDATE, f"fetch version {current} and train on it", expected=f"{least} to {current}", got=base
         )

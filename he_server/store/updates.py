@@ -46,13 +46,15 @@ class KnownUpdates:
     """What the database knows about new updates of one task.
 
     by_id: header hash, receipt and round number of updates with the offered ids, and of some others. in_round: update
-    ids by client, of the offered clients in the open round, and of some others. version: of the newest model. bases:
-    offered clients with the base versions of updates that are, or may be, in an opened sum; only without DP noise.
+    ids by client, of the offered clients in the open round, and of some others. version: of the newest model. waiting:
+    rounds that are closed and not published yet. bases: offered clients with the base versions of updates that are, or
+    may be, in an opened sum; only without DP noise.
     """
 
     by_id: dict[str, tuple[str, str, int]]
     in_round: dict[str, str]
     version: int
+    waiting: int = 0
     bases: set[tuple[str, int]] = field(default_factory=set)
 
 
@@ -128,7 +130,7 @@ def admit(task: Task, offered: NewUpdate, known: KnownUpdates) -> Accepted | Non
     header_hash, receipt, number = known.by_id.get(offered.update_id, ("", "", 0))
     if header_hash == offered.header_hash:
         return Accepted(receipt, number, created=False)
-    check_base_version(offered.base_version, known.version, task.config.rounds.staleness)
+    check_base_version(offered.base_version, known.version, task.config.rounds.staleness, known.waiting)
     if header_hash:
         raise ProblemError(
             UPDATE_ID_REUSED,
@@ -166,7 +168,10 @@ async def _known(
         .join(rounds, rounds.c.id == updates.c.round_id)
         .where(or_(offered_before, in_round))
     )
-    known = KnownUpdates({}, {}, version)
+    undecided = select(func.count()).where(
+        rounds.c.task_hash == current.task, rounds.c.state.in_(("closed", "opening"))
+    )
+    known = KnownUpdates({}, {}, version, (await connection.execute(undecided)).scalar_one())
     for row in found:
         known.by_id[row.update_id] = row.header_hash, row.receipt, row.number
         if row.round_id == current.id:

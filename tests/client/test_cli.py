@@ -94,7 +94,7 @@ def test_a_request_that_was_never_made_is_refused(tmp_path: Path) -> None:
 
 
 def test_every_command_teaches() -> None:
-    for command in ("init", "enroll-request", "status", "model", "submit", "train"):
+    for command in ("init", "enroll-request", "status", "model", "submit", "train", "updates", "wait"):
         shown = run(command, "--help")
         assert shown.exit_code == 0
         assert "Usage" in shown.output
@@ -220,6 +220,30 @@ async def test_submit_waits_for_the_round_after_the_one_that_a_leftover_is_in(se
     assert result.exit_code == 0, result.output
     (row,) = json.loads(result.stdout)
     assert row["round"] == sent.round + 1
+
+
+async def test_updates_are_listed_waited_for_sent_and_dropped(service: Service) -> None:
+    zeros = np.zeros(service.task.length, dtype=np.int64)
+    async with service.committee(), service.client(1) as client, service.client(2) as other:
+        for _ in range(3):
+            await client.encrypt(service.task, lambda start, stop: zeros[start:stop], base_version=0)
+        listed = json.loads((await ask(service, "updates", "--retry", "--format", "json")).stdout)
+        assert sorted((row["state"], row["problem"]) for row in listed) == [
+            ("acknowledged", ""),
+            ("waiting", "already-in-round"),
+            ("waiting", "already-in-round"),
+        ]
+        assert "wait for the next one" in listed[-1]["why"]
+        waiting = [row["update_id"] for row in listed if row["state"] == "waiting"]
+        left = await ask(service, "updates", "--drop", waiting[0], "--drop", waiting[1], "--format", "json")
+        (acknowledged,) = json.loads(left.stdout)
+        refused(await ask(service, "updates", "--drop", waiting[0]), "not-found")
+        sealed = await other.encrypt(service.task, lambda start, stop: zeros[start:stop], base_version=0)
+        await other.upload(service.task, sealed)  # fills the round
+        waited = await ask(service, "wait", acknowledged["update_id"], "--format", "json")
+        assert json.loads(waited.stdout)[0]["model_version"] == 1
+    for unknown in ("0" * 32, "../rounds/1", "%2e%2e", "not an id", "\u2603"):
+        refused(await ask(service, "wait", unknown), "not-found")
 
 
 @pytest.mark.parametrize("content", [None, b"not safetensors"])

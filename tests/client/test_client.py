@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import sys
+from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -28,6 +30,7 @@ from he_protocol.problems import (
 from he_testing.problems import expect_problem
 from tests.client.proxy import Proxy
 from tests.client.service import MODEL, TASK, Service
+from tests.support.parties import World
 
 UPDATE = {"w": np.full((2, 3), 0.5, dtype=np.float32), "b": np.full(2, -0.5, dtype=np.float32)}
 
@@ -254,10 +257,77 @@ async def test_the_synchronous_client_does_the_same(service: Service) -> None:
     assert 0 < spent < planned
 
 
-def test_the_synchronous_client_says_no_inside_a_loop(world, tmp_path) -> None:
-    async def inside() -> None:
-        with SyncClient("http://127.0.0.1:1", world.client("c"), state_dir=tmp_path):
-            pass
+async def test_the_synchronous_client_works_inside_a_loop(service: Service) -> None:
+    """As in a notebook: the call comes from the thread in which a loop runs."""
 
-    with pytest.raises(RuntimeError, match="running event loop"):
-        asyncio.run(inside())
+    def cell() -> int:
+        async def inside() -> int:
+            with SyncClient(service.url, service.identity(1), state_dir=service.folder(1) / "state") as client:
+                return client.submit(client.task(TASK), UPDATE, base_version=0).round
+
+        return asyncio.run(inside())
+
+    assert await asyncio.to_thread(cell) == 1
+
+
+def test_the_synchronous_client_says_how_it_is_used(world: World, tmp_path: Path) -> None:
+    client = SyncClient("http://127.0.0.1:1", world.client("c"), state_dir=tmp_path)
+    with pytest.raises(RuntimeError, match="context manager"):
+        client.task("x")
+
+
+_FORK = """
+import asyncio, os, sys
+from pathlib import Path
+import numpy as np
+from he_client import HushSumClient, Identity, SyncClient
+
+url, folder = sys.argv[1], Path(sys.argv[2])
+update = {"w": np.zeros((2, 3), np.float32), "b": np.zeros(2, np.float32)}
+
+def forked(again):
+    child = os.fork()
+    if not child:
+        try:
+            again()
+        except Exception as refusal:
+            os._exit(7 if "already-in-round" in str(refusal) else 1)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+"""
+FORKED = {
+    "sync": _FORK
+    + """
+with SyncClient(url, Identity.load(folder), state_dir=folder / "state") as client:
+    task = client.task("client-test")
+    client.submit(task, update, base_version=0)
+    code = forked(lambda: client.submit(task, update, base_version=0))
+    assert client.pull_model(task).version == 0
+sys.exit(code)
+""",
+    "async": _FORK
+    + """
+client = HushSumClient(url, Identity.load(folder), state_dir=folder / "state")
+
+async def submit():
+    async with client:
+        await client.submit(await client.task("client-test"), update, base_version=0)
+
+asyncio.run(submit())
+sys.exit(forked(lambda: asyncio.run(submit())))
+""",
+}
+
+
+@pytest.mark.parametrize("program_text", FORKED.values(), ids=list(FORKED))
+async def test_a_client_works_after_a_fork(service: Service, program_text: str) -> None:
+    """Threads and connections stay with the parent; the child had to encrypt and to ask the server to get so far."""
+    folder = str(service.folder(1))
+    program = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", program_text, service.url, folder, stderr=asyncio.subprocess.PIPE
+    )
+    try:
+        _, said = await asyncio.wait_for(program.communicate(), 60)
+    except TimeoutError:
+        program.kill()
+        raise
+    assert program.returncode == 7, said.decode()

@@ -55,7 +55,7 @@ def answer_of(problem: ProblemType) -> web.Response:
 
 def spooled(service: Service, number: int = 1) -> list[str]:
     folder = service.folder(number) / "state" / "updates" / service.task.id
-    return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+    return sorted(path.parent.name for path in folder.glob("*/head"))
 
 
 async def test_a_dropped_response_is_answered_by_the_same_bytes_and_counts_once(service: Service, proxy: Proxy) -> None:

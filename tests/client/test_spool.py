@@ -17,6 +17,7 @@ from he_party import files
 from he_protocol.messages import SignedUpdate, to_json
 
 HEAD = SignedUpdate("header", "credential")
+AA, BB, CC = ("a" * 32, "b" * 32, "c" * 32)
 BYTES = {"c0": b"zero" * 10, "c1": b"one"}
 
 
@@ -35,7 +36,7 @@ def write_parts(sealed: EncryptedUpdate) -> None:
         path.write_bytes(BYTES[path.name])
 
 
-def sealed_update(spool: Spool, update_id: str = "aa") -> EncryptedUpdate:
+def sealed_update(spool: Spool, update_id: str = AA) -> EncryptedUpdate:
     sealed = spool.begin(update_id)
     write_parts(sealed)
     spool.commit(sealed, HEAD)
@@ -48,7 +49,7 @@ def test_nothing_is_pending_where_nothing_was_done(spool: Spool) -> None:
 
 @pytest.mark.parametrize("written", [0, 1, 2])
 def test_without_a_head_it_was_never_sent_and_is_thrown_away(spool: Spool, tmp_path: Path, written: int) -> None:
-    sealed = spool.begin("aa")
+    sealed = spool.begin(AA)
     for path in sealed.sections[:written]:
         path.write_bytes(b"half")
     later = reopened(spool, tmp_path)
@@ -57,7 +58,7 @@ def test_without_a_head_it_was_never_sent_and_is_thrown_away(spool: Spool, tmp_p
 
 
 def test_a_head_that_was_not_finished_counts_as_none(spool: Spool, tmp_path: Path) -> None:
-    sealed = spool.begin("aa")
+    sealed = spool.begin(AA)
     write_parts(sealed)
     (sealed.folder / "head.partial").write_bytes(to_json(HEAD)[:5])
     assert reopened(spool, tmp_path).pending() == []
@@ -68,7 +69,7 @@ def test_a_head_without_receipt_is_pending_with_the_same_bytes(spool: Spool, tmp
     sealed_update(spool)
     for _ in range(2):
         (found,) = reopened(spool, tmp_path).pending()
-        assert found.update_id == "aa"
+        assert found.update_id == AA
         assert found.head == to_json(HEAD)
         assert [path.read_bytes() for path in found.sections] == [BYTES["c0"], BYTES["c1"]]
         assert found.size == 43
@@ -79,7 +80,7 @@ def test_a_receipt_that_was_not_finished_counts_as_none(spool: Spool, tmp_path: 
     sealed = sealed_update(spool)
     (sealed.folder / "receipt.partial").write_bytes(b"half a rec")
     later = reopened(spool, tmp_path)
-    assert [found.update_id for found in later.pending()] == ["aa"]
+    assert [found.update_id for found in later.pending()] == [AA]
     assert later.acknowledged() == 0
 
 
@@ -108,10 +109,10 @@ def test_a_discarded_update_is_gone(spool: Spool, tmp_path: Path) -> None:
 
 
 def test_pending_updates_come_oldest_first(spool: Spool) -> None:
-    for seconds, name in ((30, "bb"), (10, "cc"), (20, "aa")):
+    for seconds, name in ((30, BB), (10, CC), (20, AA)):
         folder = sealed_update(spool, name).folder
         os.utime(folder, (seconds, seconds))
-    assert [found.update_id for found in spool.pending()] == ["cc", "aa", "bb"]
+    assert [found.update_id for found in spool.pending()] == [CC, AA, BB]
 
 
 @pytest.mark.parametrize("defence", [True, False], ids=["on", "off"])
@@ -121,14 +122,14 @@ def test_what_is_being_sealed_is_not_taken_for_abandoned(
     if not defence:
         monkeypatch.setattr("he_client.spool.fcntl.flock", lambda *_: None)
     with spool.encrypting():
-        sealed = spool.begin("aa")
+        sealed = spool.begin(AA)
         write_parts(sealed)
         assert reopened(spool, tmp_path).pending() == []
         assert sealed.folder.exists() == defence
         if not defence:
             return
         spool.commit(sealed, HEAD)
-    assert [found.update_id for found in reopened(spool, tmp_path).pending()] == ["aa"]
+    assert [found.update_id for found in reopened(spool, tmp_path).pending()] == [AA]
 
 
 def test_when_a_sealer_dies_its_folder_is_removed(spool: Spool, tmp_path: Path) -> None:
@@ -138,13 +139,13 @@ from pathlib import Path
 from he_client.spool import Spool
 spool = Spool(Path({str(tmp_path / "updates")!r}), "task", ("c0", "c1"))
 with spool.encrypting():
-    spool.begin("aa")
+    spool.begin({AA!r})
     os.abort()
 """
     assert subprocess.run([sys.executable, "-c", program], check=False, capture_output=True).returncode < 0
-    assert (tmp_path / "updates" / "task" / "aa").exists()
+    assert (tmp_path / "updates" / "task" / AA).exists()
     assert spool.pending() == []
-    assert not (tmp_path / "updates" / "task" / "aa").exists()
+    assert not (tmp_path / "updates" / "task" / AA).exists()
 
 
 def test_tasks_do_not_see_each_other(spool: Spool, tmp_path: Path) -> None:
@@ -153,9 +154,9 @@ def test_tasks_do_not_see_each_other(spool: Spool, tmp_path: Path) -> None:
 
 
 def test_an_update_id_is_used_once(spool: Spool) -> None:
-    spool.begin("aa")
+    spool.begin(AA)
     with pytest.raises(FileExistsError):
-        spool.begin("aa")
+        spool.begin(AA)
 
 
 def test_the_parts_are_durable_before_the_head_and_the_head_before_its_name(
@@ -183,5 +184,5 @@ def test_the_parts_are_durable_before_the_head_and_the_head_before_its_name(
     monkeypatch.setattr(Path, "replace", replaced)
     sealed_update(spool)
     folders = ["fsync task", "fsync updates", f"fsync {tmp_path.name}"]
-    head = ["fsync head.partial", "rename head.partial", "fsync aa"]
+    head = ["fsync head.partial", "rename head.partial", f"fsync {AA}"]
     assert steps == [*folders, "fsync c0", "fsync c1", *head]

@@ -274,7 +274,11 @@ EDITS = (
     ),
     *_returns("he_client/spending.py", "count", "_check"),
     *_returns("he_protocol/privacy/plan.py", "check_noise"),
-    Edit("he_client/spool.py: Spool", "found.append(self._entry(folder.name))", "shutil.rmtree(folder)"),
+    Edit(
+        "he_client/spool.py: Spool",
+        "found.append((note.time if note else 0.0, folder.stat().st_mtime, encrypted))",
+        "shutil.rmtree(folder)",
+    ),
     Edit(_REQUEST, "wanted = (audience,", "wanted = (claims.aud,", attack="a client's request"),
     Edit(_REQUEST, "wanted = (audience, method,", "wanted = (audience, claims.htm,", attack="a client's request"),
     Edit(

@@ -144,14 +144,39 @@ def test_stages(state: RoundState, votes: int, stage: str) -> None:
     assert stage_of(state, votes, agreement=3) == stage
 
 
-@pytest.mark.parametrize(("base", "fits"), [(2, False), (3, True), (5, True), (6, False)])
-def test_base_version(base: int, fits: bool) -> None:
+@pytest.mark.parametrize(
+    ("base", "waiting", "fits"),
+    [
+        (2, 0, False),
+        (3, 0, True),
+        (5, 0, True),
+        (6, 0, False),
+        (3, 1, False),
+        (4, 1, True),
+        (4, 2, False),
+        (5, 2, True),
+        (5, 9, True),
+    ],
+)
+def test_base_version(base: int, waiting: int, fits: bool) -> None:
     if fits:
-        check_base_version(base, 5, 2)
+        check_base_version(base, 5, 2, waiting)
         return
     with pytest.raises(ProblemError) as caught:
-        check_base_version(base, 5, 2)
+        check_base_version(base, 5, 2, waiting)
     assert caught.value.problem == problems.STALE_UPDATE
+    assert "fetch version 5" in str(caught.value)
+
+
+async def test_an_update_that_will_be_too_old_when_its_round_is_opened_is_refused_at_once(world: World) -> None:
+    """Staleness 1, version 1, and a round that will publish version 2: version 0 is too old for the one after it."""
+    await world.fill(3)
+    await world.open(1)
+    await world.fill(3, base_version=1)
+    late = world.person("late", "client")
+    refused = await world.put(late, world.upload(late, base_version=0))
+    assert await world.problem(refused) == problems.STALE_UPDATE
+    assert (await world.put(late, world.upload(late, base_version=1))).status == 201
 
 
 @both

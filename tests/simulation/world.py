@@ -403,14 +403,13 @@ class World:
         """A device sends what it has sealed before, and nothing new."""
         async with self.device(client) as device:
             self.unsent.discard(client)
-            try:
-                for task in self.tasks:
-                    await device.resume(task)
-            except ProblemError as refusal:
-                if refusal.problem is not REVOKED_KEY:
-                    self.unsent.add(client)
-                return refusal.problem.slug
-        return "finished"
+            waiting = []
+            for task in self.tasks:
+                await device.resume(task)
+                waiting += [one.problem for one in device.updates(task) if one.state == "waiting"]
+            if set(waiting) - {REVOKED_KEY.slug}:
+                self.unsent.add(client)
+        return ", ".join(waiting) or "finished"
 
     async def resend(self, frame: Frame, task: Task) -> str:
         """The network, or somebody confused, sends an old frame once more, perhaps to another task."""

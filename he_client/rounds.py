@@ -1,0 +1,112 @@
+"""Taking part in rounds, one after the other: a round that fails ends nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from functools import partial
+
+from he_client.attempt import Train, attempt
+from he_client.client import HushSumClient, Submission
+from he_party.threads import abandonable
+from he_protocol.errors import ProblemError
+from he_protocol.problems import (
+    AMBIGUOUS_TASK,
+    BELOW_FLOOR,
+    BUDGET_EXHAUSTED,
+    EPOCH_DESTROYED,
+    NOT_FOUND,
+    OLD_EPOCH,
+    STALE_UPDATE,
+    UNREACHABLE,
+    WRONG_EPOCH,
+    WRONG_TASK,
+    ProblemType,
+)
+from he_protocol.task import Task
+
+WITHIN = 3600.0
+"""Seconds that the next round, or a decision, is waited for."""
+TRIES = 3
+"""How often an update is made again, on a newer model, because the model moved on meanwhile."""
+PAUSE_SECONDS = 1.0
+"""After a round that was refused at once, and between two looks at one that we sit out."""
+log = logging.getLogger("he-client")
+
+_ENDED = frozenset(
+    {AMBIGUOUS_TASK, BELOW_FLOOR, BUDGET_EXHAUSTED, EPOCH_DESTROYED, NOT_FOUND, OLD_EPOCH, WRONG_EPOCH, WRONG_TASK}
+)
+
+
+@dataclass(frozen=True)
+class RoundOutcome:
+    """One round: what was sent, None for nothing; the version that came of it, None for none; and why not."""
+
+    sent: Submission | None
+    version: int | None
+    refusal: ProblemError | None = None
+
+
+def goes_on(problem: ProblemType) -> bool:
+    """Whether the next round may go well although this one did not: nothing is wrong with the task, or with us."""
+    return problem.family in {"unavailable", "conflict"} and problem not in _ENDED
+
+
+async def train_rounds(
+    client: HushSumClient, task: Task, train: Train, rounds: int, *, raise_errors: bool = False
+) -> AsyncIterator[RoundOutcome]:
+    """Pull the model, train, submit, wait; `rounds` times. Without DP a client with 0 examples sits a round out.
+
+    What an earlier run left behind is sent first. Raises what no further round would mend, such as an expired
+    credential or an exhausted budget.
+    """
+    for left in await client.resume(task):
+        try:
+            await client.wait(task, left)
+        except ProblemError as refusal:
+            if not goes_on(refusal.problem):
+                raise
+            log.warning("update %s is in no model: %s", left.update_id, refusal)
+    for _ in range(rounds):
+        sent: Submission | None = None
+        try:
+            sent = await _submit(client, task, train, raise_errors)
+            version = await (_sit_out(client, task) if sent is None else client.wait(task, sent))
+        except ProblemError as refusal:
+            if not goes_on(refusal.problem):
+                raise
+            yield RoundOutcome(sent, None, refusal)
+            await asyncio.sleep(PAUSE_SECONDS)
+        else:
+            yield RoundOutcome(sent, version)
+
+
+async def _submit(client: HushSumClient, task: Task, train: Train, raise_errors: bool) -> Submission | None:
+    """None where there is nothing to send. An update on a model that is too old by now is made again on the newest."""
+    for tries_left in reversed(range(TRIES)):
+        model = await client.pull_model(task)
+        work = partial(attempt, task, train, model.tensors, raise_errors=raise_errors)
+        update, examples = await abandonable(work)
+        if examples == 0 and not task.config.privacy.noisy:
+            return None
+        try:
+            return await client.submit(task, update, base_version=model.version, examples=examples, within=WITHIN)
+        except ProblemError as refusal:
+            if refusal.problem != STALE_UPDATE or not tries_left:
+                raise
+    raise AssertionError("the last try returns or raises")
+
+
+async def _sit_out(client: HushSumClient, task: Task) -> int | None:
+    """Let the round that is open now, and is not for us, end."""
+    until = time.monotonic() + WITHIN
+    (newest, *_) = await client.rounds(task)
+    while newest.state not in {"published", "failed"}:
+        if time.monotonic() > until:
+            raise ProblemError(UNREACHABLE, f"round {newest.round} is still {newest.state} after {WITHIN} s")
+        await asyncio.sleep(PAUSE_SECONDS)
+        newest = await client.round(task, newest.round)
+    return newest.version if newest.state == "published" else None
