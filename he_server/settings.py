@@ -13,7 +13,7 @@ from he_party.settings import FileSettings, Flag
 from he_protocol.errors import ProblemError
 from he_protocol.identity.jws import public_from_jwk
 from he_protocol.problems import BAD_SETTINGS
-from he_server.store.engine import sqlite_url
+from he_server.store.address import Address
 
 ENV_PREFIX = "HUSHSUM_SERVER_"
 
@@ -24,7 +24,9 @@ class Settings(FileSettings):
     model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, extra="forbid", frozen=True)
 
     data_dir: Path = Field(default=Path("data"), description="where blobs, and by default the database, live")
-    database_url: str = Field(default="", description="SQLAlchemy async URL; default: SQLite in data_dir")
+    database_url: str = Field(
+        default="", description="postgresql://... as its provider gives it; default: SQLite in data_dir"
+    )
     host: str = "127.0.0.1"
     port: int = Field(default=8470, ge=0, le=65535)
     key_file: Path | None = Field(default=None, description="default: server.key in data_dir")
@@ -59,9 +61,9 @@ class Settings(FileSettings):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
     @property
-    def url(self) -> str:
-        """The database's URL."""
-        return self.database_url or sqlite_url(self.data_dir.absolute() / "server.db")
+    def database(self) -> Address:
+        """Where the database is. Raises `bad-settings`."""
+        return Address.read(self.database_url) if self.database_url else Address.of_file(self.data_dir / "server.db")
 
     def read_key(self) -> KeyRecord:
         """The server's own key. Raises `bad-key-file`."""

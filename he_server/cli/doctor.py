@@ -46,7 +46,7 @@ Check: TypeAlias = Callable[[Settings, Store], Awaitable[Finding]]
 
 async def examine(settings: Settings) -> list[Finding]:
     """Run every check; one that cannot be made is wrong itself. Raises `bad-settings` for a nonsensical URL."""
-    store = Store(make_engine(settings.url))
+    store = Store(make_engine(settings.database))
     try:
         return [await _outcome(name, check, settings, store) for name, check in CHECKS.items()]
     finally:

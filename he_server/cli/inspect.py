@@ -96,7 +96,7 @@ async def _entries(settings: Settings) -> list[Entry]:
     from he_server.store import Store
     from he_server.store.engine import make_engine
 
-    store = Store(make_engine(settings.url))
+    store = Store(make_engine(settings.database))
     try:
         return await store.audit.entries()
     finally:

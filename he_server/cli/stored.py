@@ -23,7 +23,7 @@ from he_server.services.context import open_server
 from he_server.services.migration import migrate as migrate_database
 from he_server.settings import Settings
 from he_server.store import Store
-from he_server.store.engine import make_engine, sqlite_file
+from he_server.store.engine import make_engine
 
 
 async def _found(store: Store, wanted: str) -> TaskRecord:
@@ -35,7 +35,7 @@ async def _found(store: Store, wanted: str) -> TaskRecord:
 
 
 async def abandon(settings: Settings, wanted: str, number: int) -> None:
-    store = Store(make_engine(settings.url))
+    store = Store(make_engine(settings.database))
     try:
         record = await store.rounds.get((await _found(store, wanted)).task, number)
         await store.rounds.abandon(record, "an operator gave the round up: its updates are spent", time.time())
@@ -44,7 +44,7 @@ async def abandon(settings: Settings, wanted: str, number: int) -> None:
 
 
 async def recover(settings: Settings, wanted: str, opening: int | None, version: int | None) -> tuple[int, int]:
-    store = Store(make_engine(settings.url))
+    store = Store(make_engine(settings.database))
     try:
         record = await _found(store, wanted)
         task = Task.from_token(record.token, settings.read_authority())
@@ -79,7 +79,7 @@ async def add_task(settings: Settings, token: Path, model: Path) -> str:
 
 async def revoke(settings: Settings, file: Path) -> Revocations:
     await migrate_database(settings)
-    store = Store(make_engine(settings.url))
+    store = Store(make_engine(settings.database))
     try:
         known = Revocations.read((await asyncio.to_thread(file.read_text)).strip(), settings.read_authority())
         await store.revocations.learn(known, time.time())
@@ -91,10 +91,10 @@ async def revoke(settings: Settings, file: Path) -> Revocations:
 
 
 async def read(settings: Settings) -> list[tuple[TaskRecord, list[RoundStatus]]]:
-    file = sqlite_file(settings.url)
+    file = settings.database.file
     if file is not None and not await asyncio.to_thread(file.is_file):
         raise ProblemError(DATABASE_UNAVAILABLE, f"there is no database {file}; `he-server migrate` makes one")
-    store, authority = Store(make_engine(settings.url)), settings.read_authority()
+    store, authority = Store(make_engine(settings.database)), settings.read_authority()
     try:
         found = []
         for record in await store.tasks.all():

@@ -108,7 +108,7 @@ def open_server(settings: Settings, clock: Callable[[], float] = time.time) -> S
     except OSError as error:
         raise ProblemError(BAD_SETTINGS, f"data_dir cannot be used: {error}") from None
     uploads = LocalUploads(settings.data_dir / "uploads")
-    return ServerContext(settings, Store(make_engine(settings.url)), blobs, uploads, keys, clock)
+    return ServerContext(settings, Store(make_engine(settings.database)), blobs, uploads, keys, clock)
 
 
 def open_blobs(settings: Settings) -> BlobStore:

@@ -8,7 +8,7 @@ from he_party.files import close_database, private_directory
 from he_protocol.errors import ProblemError
 from he_protocol.problems import BAD_SETTINGS, DATABASE_UNAVAILABLE
 from he_server.settings import Settings
-from he_server.store.engine import sqlite_file, translated
+from he_server.store.engine import translated
 
 
 async def migrate(settings: Settings) -> None:
@@ -23,9 +23,9 @@ async def migrate(settings: Settings) -> None:
         raise ProblemError(BAD_SETTINGS, f"data_dir cannot be used: {error}") from None
     try:
         async with translated():
-            if (file := sqlite_file(settings.url)) is not None:
+            if (file := settings.database.file) is not None:
                 close_database(file)
-            await upgrade("server", settings.url)
+            await upgrade("server", settings.database.url, settings.database.options)
     except (CommandError, DBAPIError) as error:  # for one, a schema newer than this program
         raise ProblemError(DATABASE_UNAVAILABLE, f"the schema cannot be upgraded: {error}") from None
     except (SQLAlchemyError, ImportError) as error:

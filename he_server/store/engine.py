@@ -6,20 +6,20 @@ import asyncio
 import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, nullcontext
-from pathlib import Path
 from typing import cast
 
 import asyncpg  # type: ignore[import-untyped]
-from sqlalchemy import Connection, event, make_url, text
+from sqlalchemy import Connection, event, text
 from sqlalchemy.engine import AdaptedConnection
 from sqlalchemy.engine.interfaces import DBAPIConnection
-from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, InternalError, OperationalError
+from sqlalchemy.exc import DBAPIError, InterfaceError, InternalError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from he_protocol.errors import ProblemError
-from he_protocol.problems import BAD_SETTINGS, DATABASE_UNAVAILABLE, DISK_FULL
+from he_protocol.problems import DATABASE_UNAVAILABLE, DISK_FULL
+from he_server.store.address import Address
 
 BUSY_MILLISECONDS = 10_000
 _PRAGMAS = (
@@ -33,11 +33,12 @@ _REFERRING = "tasks, rounds, updates, accumulators, shares"
 """Tables of which every transaction that refers to blobs locks one before it looks whether they are there."""
 
 
-def make_engine(url: str) -> AsyncEngine:
-    """An engine for an SQLAlchemy async URL (sqlite+aiosqlite or postgresql+asyncpg)."""
-    if not url.startswith("sqlite"):
-        return create_async_engine(url, pool_pre_ping=True, pool_size=10, pool_timeout=10)
-    engine = create_async_engine(url)
+def make_engine(address: Address) -> AsyncEngine:
+    """An engine for a database; nothing is connected yet."""
+    if address.url.get_backend_name() == "postgresql":
+        options = dict(address.options)
+        return create_async_engine(address.url, connect_args=options, pool_pre_ping=True, pool_size=10, pool_timeout=10)
+    engine = create_async_engine(address.url)
     event.listen(engine.sync_engine, "connect", _prepare_sqlite)
     event.listen(engine.sync_engine, "begin", _begin_sqlite)
     return engine
@@ -130,17 +131,3 @@ def _refusal(error: Exception) -> ProblemError:
     if "is full" in reason or "No space left" in reason:  # SQLite's words, and PostgreSQL's
         return ProblemError(DISK_FULL, "the database has no room")
     return ProblemError(DATABASE_UNAVAILABLE, "try again", got=type(error).__name__)
-
-
-def sqlite_file(url: str) -> Path | None:
-    """The file of an SQLite URL, None for another database. Raises `bad-settings` for what is no URL."""
-    try:
-        parsed = make_url(url)
-    except ArgumentError as error:
-        raise ProblemError(BAD_SETTINGS, f"database_url: {error}") from None
-    return Path(parsed.database) if parsed.get_backend_name() == "sqlite" and parsed.database else None
-
-
-def sqlite_url(path: Path) -> str:
-    """The URL of an SQLite file."""
-    return f"sqlite+aiosqlite:///{path}"

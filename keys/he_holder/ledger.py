@@ -17,6 +17,7 @@ from typing import cast
 
 from alembic.util import CommandError
 from sqlalchemy import (
+    URL,
     Column,
     ColumnClause,
     Connection,
@@ -159,7 +160,7 @@ class Ledger:
         """
         private_directory(path.parent)
         close_database(path)
-        url = f"sqlite+aiosqlite:///{path}"
+        url = _url(path)
         try:
             await upgrade("ledger", url)
         except (CommandError, DBAPIError) as error:
@@ -290,6 +291,11 @@ class Ledger:
                 yield connection
         except (OperationalError, sqlite3.OperationalError) as error:  # held by another for too long, or a full disk
             raise ProblemError(DATABASE_UNAVAILABLE, "the ledger", got=str(getattr(error, "orig", error))) from error
+
+
+def _url(path: Path) -> URL:
+    """Never as text, in which a ? or a % of a folder's name would mean something."""
+    return URL.create("sqlite+aiosqlite", database=str(path.absolute()))
 
 
 async def _informed(connection: AsyncConnection, request: OpeningRequest) -> OpeningRequest:

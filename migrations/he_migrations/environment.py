@@ -7,34 +7,34 @@ reached through the standard library there, PostgreSQL over asyncpg in a loop of
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 
 from alembic import context
-from sqlalchemy import Connection, create_engine, make_url, text
-from sqlalchemy.engine import url as urls
+from sqlalchemy import URL, Connection, create_engine, text
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
-URL = "hushsum_url"
+DATABASE, OPTIONS = "hushsum_url", "hushsum_options"
 _LOCK = 0x48555348  # any constant of this project: processes that start together migrate one after the other
 
 
 def run() -> None:
     """Entry point of an `env.py`."""
-    url = make_url(str(context.config.attributes[URL]))
+    url: URL = context.config.attributes[DATABASE]
     if url.get_backend_name() == "sqlite":
         _run_sqlite(url.set(drivername="sqlite"))
     else:
-        asyncio.run(_run(url))
+        asyncio.run(_run(url, context.config.attributes[OPTIONS]))
 
 
-def _run_sqlite(url: urls.URL) -> None:
+def _run_sqlite(url: URL) -> None:
     engine = create_engine(url, poolclass=NullPool)
     with engine.begin() as connection:
         _migrate(connection)
 
 
-async def _run(url: urls.URL) -> None:
-    engine = create_async_engine(url, poolclass=NullPool)
+async def _run(url: URL, options: Mapping[str, object]) -> None:
+    engine = create_async_engine(url, poolclass=NullPool, connect_args=dict(options))
     try:
         async with engine.connect() as connection:
             await connection.run_sync(_migrate)

@@ -72,7 +72,7 @@ class Service:
         wanted = PLAN | {"scheme": scheme, "profile": profile} | changes
         provision(root, plan(**wanted), MODEL, clients=clients, holders=HOLDERS)
         service = cls(root)
-        await upgrade("server", service.settings.url)
+        await upgrade("server", service.settings.database.url)
         server = open_server(service.settings)
         sha256 = keep_model(server.blobs, service.task, (root / "initial.safetensors").read_bytes())
         await server.store.tasks.add(service.task, sha256, time.time())

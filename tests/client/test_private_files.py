@@ -112,7 +112,7 @@ async def test_a_new_servers_folder(tmp_path: Path, service: Service) -> None:
     server.blobs.put("updates/y", b"y")
     assert open_to_others(tmp_path / "new") == []
     await server.store.close()
-    await upgrade("server", Settings(data_dir=new).url)
+    await upgrade("server", Settings(data_dir=new).database.url)
 
 
 async def test_a_clients_state(service: Service, tmp_path: Path) -> None:

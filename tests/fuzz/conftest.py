@@ -13,7 +13,7 @@ from he_migrations.run import upgrade
 from he_party.keyfile import KeyRecord, write_private
 from he_protocol.identity.jws import SigningKey, jwk_x
 from he_server.settings import Settings
-from he_server.store.engine import sqlite_url
+from he_server.store.address import Address
 
 from .running import Running
 
@@ -30,11 +30,10 @@ settings.load_profile("hushsum-fuzz")
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     folder = tmp_path_factory.mktemp("server")
-    url = sqlite_url(folder / "server.db")
-    asyncio.run(upgrade("server", url))
+    asyncio.run(upgrade("server", Address.of_file(folder / "server.db").url))
     key, authority = SigningKey.generate(), SigningKey.generate()
     write_private(folder / "server.key", KeyRecord("aggregator", key.public, key.private))
     (folder / "authority.pub").write_text(jwk_x(authority.public))
-    found = Running(Settings(data_dir=folder, database_url=url, drain_seconds=5.0), authority)
+    found = Running(Settings(data_dir=folder, drain_seconds=5.0), authority)
     yield found
     found.stop()

@@ -15,23 +15,24 @@ from sqlalchemy import Connection, inspect, text
 from sqlalchemy.exc import IntegrityError
 
 from he_migrations.run import downgrade, upgrade
-from he_server.store.engine import make_engine, sqlite_url
+from he_server.store.address import Address
+from he_server.store.engine import make_engine
 from he_server.store.schema import metadata
 
 from ..server.conftest import postgres_dsn
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
-async def empty(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[str]:
-    """URL of an empty database."""
+async def empty(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Address]:
+    """An empty database."""
     if request.param == "sqlite":
-        yield sqlite_url(tmp_path / "100% new.db")
+        yield Address.of_file(tmp_path / "100% new?#%20.db")
         return
     dsn, name = postgres_dsn(), f"hushsum_{secrets.token_hex(6)}"
     admin = await asyncpg.connect(dsn)
     await admin.execute(f'CREATE DATABASE "{name}"')
     try:
-        yield dsn.rsplit("/", 1)[0].replace("postgresql://", "postgresql+asyncpg://") + f"/{name}"
+        yield Address.read(dsn.rsplit("/", 1)[0] + f"/{name}")
     finally:
         await admin.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
         await admin.close()
@@ -42,31 +43,31 @@ def _differences(connection: Connection) -> list[object]:
     return list(compare_metadata(context, metadata))
 
 
-async def test_the_migrated_schema_is_the_stores(empty: str) -> None:
-    await upgrade("server", empty)
+async def test_the_migrated_schema_is_the_stores(empty: Address) -> None:
+    await upgrade("server", empty.url)
     engine = make_engine(empty)
     async with engine.connect() as connection:
         assert await connection.run_sync(_differences) == []
     await engine.dispose()
 
 
-async def test_migrating_twice_and_together_is_harmless(empty: str) -> None:
-    await asyncio.gather(upgrade("server", empty), upgrade("server", empty))
-    await upgrade("server", empty)
+async def test_migrating_twice_and_together_is_harmless(empty: Address) -> None:
+    await asyncio.gather(upgrade("server", empty.url), upgrade("server", empty.url))
+    await upgrade("server", empty.url)
 
 
-async def test_down_and_up_again(empty: str) -> None:
-    await upgrade("server", empty)
-    await downgrade("server", empty, "base")
+async def test_down_and_up_again(empty: Address) -> None:
+    await upgrade("server", empty.url)
+    await downgrade("server", empty.url, "base")
     engine = make_engine(empty)
     async with engine.connect() as connection:
         assert await connection.run_sync(lambda c: inspect(c).get_table_names()) == ["alembic_version"]
     await engine.dispose()
-    await upgrade("server", empty)
+    await upgrade("server", empty.url)
 
 
-async def test_the_database_itself_refuses_a_second_open_round(empty: str) -> None:
-    await upgrade("server", empty)
+async def test_the_database_itself_refuses_a_second_open_round(empty: Address) -> None:
+    await upgrade("server", empty.url)
     engine = make_engine(empty)
     columns = (
         "task_hash, number, state, updates, opened_at, deadline, closed_at, opening_deadline, manifest, manifest_hash,"

@@ -22,7 +22,8 @@ from he_protocol.identity.jws import SigningKey, jwk_x
 from he_server.services import submit
 from he_server.services.context import open_server
 from he_server.settings import Settings
-from he_server.store.engine import make_engine, sqlite_url
+from he_server.store.address import Address
+from he_server.store.engine import make_engine
 from he_server.store.schema import metadata
 from he_testing.clocks import FakeClock
 
@@ -46,7 +47,7 @@ def postgres_dsn() -> str:
 @pytest.fixture(scope="session")
 def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("template") / "server.db"
-    asyncio.run(upgrade("server", sqlite_url(path)))
+    asyncio.run(upgrade("server", Address.of_file(path).url))
     return path
 
 
@@ -81,10 +82,10 @@ async def database(request: pytest.FixtureRequest, tmp_path: Path, sqlite_templa
     if getattr(request, "param", "sqlite") == "sqlite":
         path = tmp_path / "server.db"
         shutil.copy(sqlite_template, path)
-        yield sqlite_url(path)
+        yield f"sqlite:///{path}"
         return
     url = request.getfixturevalue("postgres_database")
-    engine = make_engine(url)
+    engine = make_engine(Address.read(url))
     async with engine.begin() as connection:
         for table in reversed(metadata.sorted_tables):  # TRUNCATE makes every table's files anew: ten times as long
             await connection.execute(delete(table))

@@ -141,10 +141,17 @@ async def test_the_command(world: World, tmp_path: Path) -> None:
     await world.fill(3)
     pinned = tmp_path / "head.json"
     pinned.write_bytes(msgspec.json.encode(await world.get(None, paths.AUDIT_HEAD, documents.AuditStatus)))
-    url = world.server.settings.url
+    url = world.server.settings.database
 
     def run(*arguments: str) -> tuple[int, str]:
-        command = ["audit", "--data-dir", str(tmp_path), "--database-url", url, *arguments]
+        command = [
+            "audit",
+            "--data-dir",
+            str(tmp_path),
+            "--database-url",
+            world.server.settings.database_url,
+            *arguments,
+        ]
         result = CliRunner().invoke(app, command)
         return result.exit_code, result.output
 

@@ -30,7 +30,7 @@ async def _found(settings: Settings) -> dict[str, Finding]:
 
 
 async def _execute(settings: Settings, *commands: str) -> None:
-    engine = make_engine(settings.url)
+    engine = make_engine(settings.database)
     async with engine.begin() as connection:
         for command in commands:
             await connection.execute(text(command))

@@ -15,7 +15,7 @@ from he_protocol.errors import ProblemError
 from he_protocol.messages import Contribution
 from he_server.blobs.local import LocalWriter
 from he_server.services.context import ServerContext
-from he_server.store.engine import sqlite_url
+from he_server.store.address import Address
 from he_server.store.rounds import RoundStore
 from he_server.store.tasks import TaskStore
 
@@ -90,7 +90,7 @@ async def test_a_full_disk_puts_a_round_off(world: World, monkeypatch: pytest.Mo
 async def test_a_database_that_is_gone_and_comes_back(world: World, url: str) -> None:
     ada = world.person("ada", "client")
     upload = world.upload(ada)
-    async with world.other_database(url):
+    async with world.other_database(Address.read(url)):
         response = await world.put(ada, upload)
         assert response.headers["Retry-After"] == "1"
         assert await world.problem(response) == problems.DATABASE_UNAVAILABLE
@@ -100,7 +100,7 @@ async def test_a_database_that_is_gone_and_comes_back(world: World, url: str) ->
 
 
 async def test_a_database_without_a_schema(world: World) -> None:
-    async with world.other_database(sqlite_url(world.server.settings.data_dir / "empty.db")):
+    async with world.other_database(Address.of_file(world.server.settings.data_dir / "empty.db")):
         assert await world.problem(await world.call(None, "GET", paths.TASKS)) == problems.DATABASE_UNAVAILABLE
 
 

@@ -213,7 +213,7 @@ async def test_status_says_who_is_missing_and_who_refused_with_what(world: World
 async def test_a_round_is_given_up_by_an_operator(world: World) -> None:
     uploads = await world.fill(3)
     await world.work()
-    url, folder = world.server.settings.url, world.server.settings.data_dir
+    url, folder = world.server.settings.database_url, world.server.settings.data_dir
     where = ["--data-dir", str(folder), "--database-url", url]
 
     def run(*arguments: str) -> str:
@@ -242,7 +242,7 @@ async def test_a_server_goes_on_after_what_holders_have_seen(world: World) -> No
     for holder in (0, 1):
         await objects(world, holder, problems.STALE_UPDATE.slug, "the model went back", (7, 5))
     assert await world.server.store.answers.seen_by_holders(world.task) == (7, 5)
-    folder, url = world.server.settings.data_dir, world.server.settings.url
+    folder, url = world.server.settings.data_dir, world.server.settings.database_url
 
     def run() -> str:
         arguments = ["recover", world.task.id, "--data-dir", str(folder), "--database-url", url]

@@ -13,6 +13,7 @@ from he_protocol import paths, problems
 from he_server.http.app import begin_draining
 from he_server.jobs import folding, worker
 from he_server.services.context import METRICS_SECONDS
+from he_server.store.address import Address
 from tests.support.revocations import revoked
 
 from .conftest import both
@@ -53,7 +54,7 @@ async def test_the_end_of_the_revocation_list_is_shown(world: World) -> None:
 
 
 async def test_metrics_answer_while_the_database_is_down(world: World) -> None:
-    async with world.other_database("postgresql+asyncpg://nobody@127.0.0.1:1/none"):
+    async with world.other_database(Address.read("postgresql://nobody@127.0.0.1:1/none")):
         text = await (await world.call(None, "GET", "/metrics")).text()
         assert "hushsum_database_up 0.0" in text
     await asyncio.sleep(METRICS_SECONDS)

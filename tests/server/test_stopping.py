@@ -56,7 +56,7 @@ async def serving(world: World, settings: Settings, *program: str, drain: float 
     """A server process on the settings' directory and database, which `world` speaks to meanwhile."""
     port_file = settings.data_dir / "port"
     port_file.unlink(missing_ok=True)
-    arguments = ["serve", "--data-dir", str(settings.data_dir), "--database-url", settings.url]
+    arguments = ["serve", "--data-dir", str(settings.data_dir), "--database-url", settings.database_url]
     arguments += ["--port", "0", "--port-file", str(port_file), "--drain-seconds", str(drain)]
     environment = os.environ | {"HUSHSUM_SERVER_LEASE_SECONDS": str(LONG)}
     with (settings.data_dir / "log").open("ab") as log:

@@ -51,6 +51,7 @@ from he_server.http.listening import Listener
 from he_server.http.process import make_listener, make_runner
 from he_server.jobs.worker import Worker
 from he_server.services.context import ServerContext
+from he_server.store.address import Address
 from he_server.store.engine import make_engine
 from he_testing.clocks import FakeClock
 from he_testing.plans import changed, made
@@ -130,10 +131,10 @@ class World:
         await self.http.close()
 
     @asynccontextmanager
-    async def other_database(self, url: str) -> AsyncIterator[None]:
+    async def other_database(self, address: Address) -> AsyncIterator[None]:
         """While the server's database is another one."""
         database = self.server.store.database
-        good, database._engine = database._engine, make_engine(url)
+        good, database._engine = database._engine, make_engine(address)
         try:
             yield
         finally:

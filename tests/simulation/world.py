@@ -50,7 +50,7 @@ from he_server.http.app import make_app
 from he_server.jobs.worker import Worker
 from he_server.services.context import ServerContext, open_server
 from he_server.settings import Settings
-from he_server.store.engine import sqlite_url
+from he_server.store.address import Address
 from he_testing.clocks import FakeClock
 from he_testing.parties import Authority
 from he_testing.plans import tables
@@ -167,7 +167,7 @@ async def _provision(home: Path, ledger: Path, tasks: list[Task], model: bytes) 
         with closing(sqlite3.connect(path)) as made:
             made.execute(f"PRAGMA page_size={PAGE_BYTES}")
             made.execute("VACUUM")  # writes the header: whoever opens it now finds its page size chosen
-    await upgrade("server", sqlite_url(home / "server.db"))
+    await upgrade("server", Address.of_file(home / "server.db").url)
     server = open_server(Settings(data_dir=home), lambda: START)
     sha256 = keep_model(server.blobs, tasks[0], model)
     await server.store.tasks.add(tasks[0], sha256, START)
