@@ -21,10 +21,9 @@ from he_protocol.errors import ProblemError
 from he_protocol.privacy.quantise import Floats
 from he_protocol.problems import BAD_TENSORS, DIGEST_MISMATCH, MALFORMED
 from he_protocol.task import Task
-from he_protocol.tensors import header
+from he_protocol.tensors import check_model, header
 from he_server.blobs.keys import model_blob
 from he_server.blobs.store import BlobStore, BlobWriter
-from he_server.rules.aggregation import check_tensors
 
 
 def read_tensors(data: bytes, specs: Sequence[TensorSpec]) -> dict[str, Floats]:
@@ -33,7 +32,7 @@ def read_tensors(data: bytes, specs: Sequence[TensorSpec]) -> dict[str, Floats]:
         tensors = load(data)
     except (SafetensorError, KeyError, ValueError) as error:
         raise ProblemError(MALFORMED, f"not a safetensors file: {error}") from None
-    check_tensors(tensors, specs)
+    check_model(tensors, {spec.name: spec.shape for spec in specs})
     return dict(tensors)
 
 

@@ -11,7 +11,7 @@ import pytest
 from aiohttp import web
 from safetensors.numpy import save
 
-from he_client import HushSumClient, Submission, SyncClient
+from he_client import HushSumClient, Limited, Submission, SyncClient
 from he_client.published import VERSION_HEADER
 from he_protocol import documents
 from he_protocol.privacy.plan import epsilon
@@ -261,3 +261,15 @@ def test_the_synchronous_client_says_no_inside_a_loop(world, tmp_path) -> None:
 
     with pytest.raises(RuntimeError, match="running event loop"):
         asyncio.run(inside())
+
+
+async def test_a_submission_says_what_the_limits_took_of_the_update(service: Service) -> None:
+    async with service.client(1) as client:
+        update = {"w": np.full((2, 3), 5.0), "b": np.zeros(2)}
+        sent = await client.submit(service.task, update, base_version=0)
+        assert sent.limited == Limited(0.0, pytest.approx(150**0.5), pytest.approx(2.0))  # clipped before it is cut
+        assert sent.saturated == 0.0
+    async with service.client(2) as client:
+        zeros = np.zeros(service.task.length, dtype=np.int64)
+        sealed = await client.encrypt(service.task, lambda start, stop: zeros[start:stop], base_version=0)
+        assert (await client.upload(service.task, sealed)).saturated is None
