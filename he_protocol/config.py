@@ -31,6 +31,8 @@ MAX_LENGTH = 1 << 30
 MAX_VECTORS = 1024
 """Of one holder's share: their digests must fit into the head of a frame."""
 HASH_DIGITS = 64
+LEAST_CLIENTS = 2
+"""In a sum: that of one update is that update. Devices ask for no less by default, and no authority signs less."""
 
 
 class TensorSpec(Message, frozen=True):
@@ -292,6 +294,17 @@ def _check_together(config: TaskConfig) -> None:
     config.sum_plan.check(scale)
     aggregation.load_weighting().check(config.sum_plan, scale)
     config.encryption.load().check_openings(rounds.max_openings * rounds.buckets, rounds.max_clients, length)
+
+
+def check_fewest(min_clients: int) -> None:
+    """Refuse sums that hide nobody. Raises `bad-plan`."""
+    if min_clients < LEAST_CLIENTS:
+        raise ProblemError(
+            BAD_PLAN,
+            "min_clients: the sum of one update is that update, and clients refuse such a task",
+            expected=f"at least {LEAST_CLIENTS}",
+            got=min_clients,
+        )
 
 
 def check_numbers(table: Struct, path: str = "") -> None:

@@ -27,13 +27,17 @@ from he_server.blobs.store import BlobStore, BlobWriter
 
 
 def read_tensors(data: bytes, specs: Sequence[TensorSpec]) -> dict[str, Floats]:
-    """The tensors of a model file. Raises `malformed` or `bad-tensors`."""
+    """The tensors of these names in a model file; what the authority has excluded may be there, too.
+
+    Raises `malformed` or `bad-tensors`.
+    """
+    shapes = {spec.name: spec.shape for spec in specs}
     try:
-        tensors = load(data)
+        tensors = {name: value for name, value in load(data).items() if name in shapes}
     except (SafetensorError, KeyError, ValueError) as error:
         raise ProblemError(MALFORMED, f"not a safetensors file: {error}") from None
-    check_model(tensors, {spec.name: spec.shape for spec in specs})
-    return dict(tensors)
+    check_model(tensors, shapes)
+    return tensors
 
 
 def keep_model(blobs: BlobStore, task: Task, data: bytes) -> str:
