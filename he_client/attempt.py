@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from he_client.tensors import Tensors
+from he_client.tensors import Tensors, by_name
 from he_protocol.task import Task
 
 log = logging.getLogger("he-client")
@@ -45,7 +45,9 @@ def attempt(
         log.exception("training failed: a zero update takes its place")
         result = None
     update, examples = result if isinstance(result, tuple) and len(result) == 2 else (result, None)
-    if task.config.privacy.noisy and not raise_errors and not (isinstance(update, Mapping | list) and update):
+    if isinstance(update, list) and update:
+        update = by_name(task, update)
+    if task.config.privacy.noisy and not raise_errors and not (isinstance(update, Mapping) and update):
         log.warning("training gave no update: a zero update takes its place")
         return {spec.name: np.zeros(spec.shape, dtype=np.float32) for spec in task.config.model.tensors}, None
     return update, examples

@@ -74,8 +74,7 @@ class UpdateQuantiser:
             )
         self._config = task.config
         self._update = update
-        norm = l2_norm(update)
-        weight, clip = (_total if task.config.privacy.noisy else _checked)(task, update, norm, examples)
+        weight, clip, norm = (_total if task.config.privacy.noisy else _checked)(task, update, examples)
         self._factor = clip * weight
         self._tail = task.weighting.tail(weight)
         self.limited = Limited(self._saturated(), norm, clip * norm)
@@ -122,24 +121,25 @@ def load_kernels() -> None:
     noise.add(integers, secret_words(noise.words(integers.size)))
 
 
-def _checked(task: Task, update: Floats, norm: float, examples: float | None) -> tuple[float, float]:
-    """Without DP: the weight as a fraction of the largest, and no clip. Raises for nonsense."""
+def _checked(task: Task, update: Floats, examples: float | None) -> tuple[float, float, float]:
+    """Without DP: the weight as a fraction of the largest, no clip, and the update's norm. Raises for nonsense."""
     task.weighting.check_examples(examples)
-    if not isfinite(norm):
+    length = l2_norm(update)
+    if not isfinite(length):
         raise ProblemError(BAD_TENSORS, _not_finite(task, update))
-    return task.weighting.fraction(examples), 1.0
+    return task.weighting.fraction(examples), 1.0, length
 
 
-def _total(task: Task, update: Floats, norm: float, examples: float | None) -> tuple[float, float]:
-    """Under DP: the weight, and the clip, for anything. An update or a weight that cannot be used makes it zero."""
-    plan = task.config.privacy
+def _total(task: Task, update: Floats, examples: float | None) -> tuple[float, float, float]:
+    """Under DP: weight, clip and norm, for anything. What cannot be used makes the weight zero."""
+    plan, length = task.config.privacy, l2_norm(update)
     weight = task.weighting.fraction(examples)
-    if not isfinite(norm):
+    if not isfinite(length):
         log.warning("%s: a zero update takes its place", _not_finite(task, update))
-        return 0.0, 1.0
+        return 0.0, 1.0, length
     if weight == 0:
         log.warning("the update has no usable number of examples: a zero update takes its place")
-    return weight, clip_factor(norm, plan.clip_norm) if plan.unit == "client" else 1.0
+    return weight, clip_factor(length, plan.clip_norm) if plan.unit == "client" else 1.0, length
 
 
 def _not_finite(task: Task, update: Floats) -> str:

@@ -30,7 +30,7 @@ def flatten(task: Task, tensors: Tensors) -> Floats:
     Raises `bad-tensors` when names, shapes or types are not the task's. What cannot be read all the same is refused,
     too; under a DP plan it is taken for NaN, which is judged with the rest: that it cannot be read may depend on data.
     """
-    given, expected = _by_name(task, tensors), task.config.model.shapes
+    given, expected = by_name(task, tensors), task.config.model.shapes
     if given.keys() != expected.keys():
         check_shapes({name: tuple(getattr(value, "shape", ())) for name, value in given.items()}, expected)
     arrays = {spec.name: _read(task, spec, given[spec.name]) for spec in task.config.model.tensors}
@@ -38,16 +38,8 @@ def flatten(task: Task, tensors: Tensors) -> Floats:
     return np.concatenate([array.reshape(-1) for array in arrays.values()])
 
 
-def unflatten(task: Task, vector: Floats) -> dict[str, npt.NDArray[np.float32]]:
-    """Inverse of `flatten`."""
-    out, at = {}, 0
-    for spec in task.config.model.tensors:
-        out[spec.name] = vector[at : at + spec.size].reshape(spec.shape)
-        at += spec.size
-    return out
-
-
-def _by_name(task: Task, tensors: Tensors) -> Mapping[str, Any]:
+def by_name(task: Task, tensors: Tensors) -> Mapping[str, Any]:
+    """A list in the task's order as a dict. Raises `bad-tensors` for another length, and for what is neither."""
     names = [spec.name for spec in task.config.model.tensors]
     if isinstance(tensors, Mapping):
         return tensors
@@ -62,6 +54,15 @@ def _by_name(task: Task, tensors: Tensors) -> Mapping[str, Any]:
             BAD_TENSORS, "a list has one array for each of the task's tensors", expected=len(names), got=len(tensors)
         )
     return dict(zip(names, tensors, strict=True))
+
+
+def unflatten(task: Task, vector: Floats) -> dict[str, npt.NDArray[np.float32]]:
+    """Inverse of `flatten`."""
+    out, at = {}, 0
+    for spec in task.config.model.tensors:
+        out[spec.name] = vector[at : at + spec.size].reshape(spec.shape)
+        at += spec.size
+    return out
 
 
 def _read(task: Task, spec: TensorSpec, value: Any) -> Floats:

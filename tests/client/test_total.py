@@ -127,6 +127,7 @@ ATTACKS = {
     "the end of the program": (failing(SystemExit(1)), HONEST),
     "no update": (giving(None), HONEST),
     "an empty update": (giving({}), HONEST),
+    "an empty list": (giving([]), HONEST),
     "nan": (giving(with_value(nan)), HONEST),
     "infinite": (giving(with_value(-inf)), HONEST),
     "above float32": (giving(with_value(1e300)), HONEST),
@@ -238,6 +239,13 @@ def test_errors_are_raised_without_dp_and_where_asked_for() -> None:
     assert examples is None
     assert isinstance(update, dict)
     assert all(not value.any() for value in update.values())
+
+
+def test_a_list_in_the_models_order_is_an_update_too() -> None:
+    for task in (task_of("client"), task_of("none")):
+        update, examples = attempt(task, lambda model: [2 * value for value in model.values()], HONEST)
+        assert examples is None
+        assert np.array_equal(flatten(task, update), 2 * flatten(task, HONEST))
 
 
 def test_tensors_of_another_model_are_refused_all_the_same() -> None:
