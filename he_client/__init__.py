@@ -12,15 +12,17 @@ if TYPE_CHECKING:
     from he_client.client import HushSumClient, Submission
     from he_client.floors import Floors
     from he_client.published import Model
+    from he_client.quantise import Limited
     from he_client.sync import SyncClient
     from he_party import __version__
     from he_party.identity import Identity
 
-__all__ = ["Floors", "HushSumClient", "Identity", "Model", "Submission", "SyncClient", "__version__"]
+__all__ = ["Floors", "HushSumClient", "Identity", "Limited", "Model", "Submission", "SyncClient", "__version__"]
 _HOMES = {
     "Floors": "he_client.floors",
     "HushSumClient": "he_client.client",
     "Identity": "he_party.identity",
+    "Limited": "he_client.quantise",
     "Model": "he_client.published",
     "Submission": "he_client.client",
     "SyncClient": "he_client.sync",

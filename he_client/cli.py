@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -137,7 +138,7 @@ def submit(
     settings = _settings(config, data_dir, server, task, tls_ca)
     from he_party.tensors import read_tensors
 
-    tensors = read_tensors(file, BAD_TENSORS, f"cannot read {file}")
+    tensors = read_tensors(file, BAD_TENSORS, f"cannot read {file}", widen=True)
 
     async def work() -> Submission:
         async with _client(settings) as client:
@@ -165,8 +166,9 @@ def train(
 ) -> None:
     """Pull the model, train, submit, wait for the round; as often as asked.
 
-    FUNCTION gets a dict of float32 arrays and returns the update of the same names and shapes, or a pair of it
-    and the number of examples. Under a DP plan an update of zeros is sent when it fails: that nothing comes would tell
+    FUNCTION gets a dict of float32 arrays and returns the update, new minus old, of the same names and shapes, or a
+    pair of it and the number of examples. If it has a second parameter without a default, that is the task: its plan is
+    task.config.privacy. Under a DP plan an update of zeros is sent when it fails: that nothing comes would tell
     something of the data. What went wrong is logged here. A round that fails is reported, and the next one begins; then
     the exit code is 1.
     """
@@ -328,7 +330,9 @@ def _client(settings: ClientSettings) -> HushSumClient:
 
 def _row(sent: Submission) -> dict[str, object]:
     seconds = {f"{stage}_seconds": round(value, 4) for stage, value in sent.seconds.items()}
-    return {"update_id": sent.update_id, "round": sent.round, "bytes": sent.bytes} | seconds
+    limits = {} if sent.limited is None else asdict(sent.limited)
+    limited = {name: float(f"{value:.4g}") for name, value in limits.items()}
+    return {"update_id": sent.update_id, "round": sent.round, "bytes": sent.bytes} | seconds | limited
 
 
 def _import(name: str) -> Train:
@@ -338,4 +342,6 @@ def _import(name: str) -> Train:
         found: Train = getattr(import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:
         raise ProblemError(BAD_SETTINGS, f"cannot import {name!r}: {error}", expected="MODULE:FUNCTION") from None
+    if not callable(found):
+        raise ProblemError(BAD_SETTINGS, f"{name!r} cannot be called", expected="a function", got=type(found).__name__)
     return found

@@ -9,7 +9,7 @@ import secrets
 import ssl
 import time
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -18,7 +18,7 @@ from typing import Self
 from he_client.attempt import Train, attempt
 from he_client.floors import Floors, check_floors
 from he_client.published import Model, checked_version, opened_sum, pull_model
-from he_client.quantise import UpdateQuantiser
+from he_client.quantise import Limited, UpdateQuantiser
 from he_client.resend import make_fit
 from he_client.revocations import REVOCATIONS_FILE, RevocationFile
 from he_client.schemes import Encryptor, Source, make_encryptor
@@ -57,13 +57,22 @@ RESUMABLE_ABOVE = 8 << 20
 
 @dataclass(frozen=True)
 class Submission:
-    """An acknowledged update. `bytes` is what was uploaded, head included; `seconds` by stage."""
+    """An acknowledged update. `bytes` is what was uploaded, head included; `seconds` by stage.
+
+    limited: of an update that `submit` encrypted, what the task's limits took. It never leaves this device.
+    """
 
     task_id: str
     update_id: str
     round: int
     bytes: int
     seconds: dict[str, float]
+    limited: Limited | None = None
+
+    @property
+    def saturated(self) -> float | None:
+        """The share of the update's coordinates that were cut to the task's value range, where it is known."""
+        return None if self.limited is None else self.limited.saturated
 
 
 class HushSumClient:
@@ -135,7 +144,7 @@ class HushSumClient:
     ) -> Submission:
         """Clip, quantise, add noise, encrypt, store, upload.
 
-        update: float32 tensors of the task's names and shapes: the change of the model (or, at record
+        update: tensors of the task's names and shapes, of any library: the change of the model (or, at record
         level, the sum of clipped gradients times -1). `within` is as in `upload`. Under a DP plan values that cannot be
         used become zero (see `he_client.quantise.UpdateQuantiser`). Raises the refusal that names what is wrong: then
         nothing is left that could be sent later. Only when the service fails, so that nobody knows whether the update
@@ -155,13 +164,7 @@ class HushSumClient:
         except ProblemError as refusal:
             self._spool(task).note(encrypted, refusal, self._clock(), dropped=True)
             raise
-        return Submission(
-            sent.task_id,
-            sent.update_id,
-            sent.round,
-            sent.bytes,
-            {"encrypt": between - started} | sent.seconds,
-        )
+        return replace(sent, seconds={"encrypt": between - started} | sent.seconds, limited=quantiser.limited)
 
     async def submit_from(
         self, task: Task, train: Train, model: Model, *, within: float = 0.0, raise_errors: bool = False

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from math import inf
 from typing import Literal, get_args
 
+from he_protocol.config import LEAST_CLIENTS
 from he_protocol.errors import ProblemError
 from he_protocol.privacy.plan import epsilon
 from he_protocol.problems import BAD_SETTINGS, BELOW_FLOOR
@@ -24,7 +25,7 @@ class Floors:
     most `delta`. collusion: key holders that may side with the server (f) before an update can be read.
     """
 
-    min_clients: int = 2
+    min_clients: int = LEAST_CLIENTS
     unit: Unit = "none"
     epsilon: float = inf
     delta: float = 1e-4

@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from he_client.tensors import check_shapes
 from he_party.tensors import read_tensors
 from he_party.transport import Transport
 from he_protocol import paths
 from he_protocol.errors import ProblemError
 from he_protocol.privacy.quantise import Integers
-from he_protocol.problems import BAD_SETTINGS, BAD_TENSORS, DIGEST_MISMATCH, UNEXPECTED_ANSWER
+from he_protocol.problems import BAD_SETTINGS, DIGEST_MISMATCH, UNEXPECTED_ANSWER
 from he_protocol.task import Task
+from he_protocol.tensors import check_float32, check_shapes
 
 VERSION_HEADER = "HushSum-Model-Version"
 VERSION_DIGITS = 15
@@ -58,11 +58,8 @@ async def pull_model(transport: Transport, task: Task, folder: Path) -> Model:
         version = answer.headers.get(VERSION_HEADER, "")
         check_version(task, version, etag)
         tensors = await asyncio.to_thread(_read, kept if answer.status == 304 else fresh)
-        check_shapes(task, tensors)
-        if wrong := [name for name, value in tensors.items() if value.dtype != np.float32]:
-            raise ProblemError(
-                BAD_TENSORS, f"the model's {wrong[0]!r}", expected="float32", got=tensors[wrong[0]].dtype
-            )
+        check_shapes({name: value.shape for name, value in tensors.items()}, task.config.model.shapes)
+        check_float32(tensors)
         if answer.status != 304:
             await asyncio.to_thread(fresh.replace, kept)
     finally:

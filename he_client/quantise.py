@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from math import isfinite
 
 import numpy as np
@@ -19,12 +20,30 @@ from he_protocol.privacy.gaussian import Gaussian
 from he_protocol.privacy.quantise import Floats, Integers, clip_factor, l2_norm, quantise, shrink
 from he_protocol.problems import BAD_TENSORS
 from he_protocol.task import Task
+from he_protocol.tensors import NAMED
 
 log = logging.getLogger("he-client")
 
 Words = Callable[[int], npt.NDArray[np.uint64]]
 BLOCK = 1 << 15
 """Coordinates per block: bounds the memory that randomness takes."""
+MUCH_SATURATED = 0.001
+"""The share of cut coordinates above which a warning says so."""
+MUCH_CLIPPED = 0.5
+"""The share of its norm below which an update that was clipped to it is warned of."""
+
+
+@dataclass(frozen=True)
+class Limited:
+    """What a task's limits took of one update: known to this device only, since it tells of its data.
+
+    saturated: the share of the model's coordinates that were cut to ±value_range. norm: the update's L2 norm as it
+    came, not finite where a value is not. clipped_norm: after it was scaled to at most clip_norm.
+    """
+
+    saturated: float
+    norm: float
+    clipped_norm: float
 
 
 def secret_words(count: int) -> npt.NDArray[np.uint64]:
@@ -41,7 +60,8 @@ class UpdateQuantiser:
     made once, in any order and from any thread.
 
     Under a DP plan whether there is an update must not depend on data: one that cannot be used becomes zero, which
-    is said in the local log only, and is noised like any other. Without DP it is refused.
+    is said in the local log only, and is noised like any other. Without DP it is refused. `limited` says what the
+    task's limits took; where it is much, so does the log.
 
     Raises `bad-tensors` for another shape and `bad-plan` for examples that the task does not weight by: they do not
     depend on data. Without DP also for values.
@@ -54,8 +74,11 @@ class UpdateQuantiser:
             )
         self._config = task.config
         self._update = update
-        weight, self._factor = (_total if task.config.privacy.noisy else _checked)(task, update, examples)
+        weight, clip, norm = (_total if task.config.privacy.noisy else _checked)(task, update, examples)
+        self._factor = clip * weight
         self._tail = task.weighting.tail(weight)
+        self.limited = Limited(self._saturated(), norm, clip * norm)
+        _warn(task, self.limited)
         self._noise = Gaussian(task.noise_std) if task.noise_std > 0 else None
         self._words = words
 
@@ -74,6 +97,14 @@ class UpdateQuantiser:
             self._noise.add(integers, self._words(self._noise.words(block.size)))
         return integers
 
+    def _saturated(self) -> float:
+        """The share of coordinates beyond ±value_range, rounded to float32 as they are."""
+        with np.errstate(over="ignore"):
+            limit = np.float32(self._config.aggregation.value_range)
+        starts = range(0, self._update.size, BLOCK)
+        blocks = (shrink(self._update[at : at + BLOCK], self._factor) for at in starts)
+        return sum(int(np.count_nonzero(np.abs(block) > limit)) for block in blocks) / self._update.size
+
 
 def quantise_update(task: Task, update: Floats, examples: float | None, words: Words = secret_words) -> Integers:
     """All integers of an update at once, shape (task.length,), int64; see `UpdateQuantiser`."""
@@ -90,23 +121,52 @@ def load_kernels() -> None:
     noise.add(integers, secret_words(noise.words(integers.size)))
 
 
-def _checked(task: Task, update: Floats, examples: float | None) -> tuple[float, float]:
-    """Without DP: the weight as a fraction of the largest, and what to multiply the update by. Raises for nonsense."""
+def _checked(task: Task, update: Floats, examples: float | None) -> tuple[float, float, float]:
+    """Without DP: the weight as a fraction of the largest, no clip, and the update's norm. Raises for nonsense."""
     task.weighting.check_examples(examples)
-    if not isfinite(l2_norm(update)):
-        raise ProblemError(BAD_TENSORS, "the update has a value that is not finite")
-    weight = task.weighting.fraction(examples)
-    return weight, weight
+    length = l2_norm(update)
+    if not isfinite(length):
+        raise ProblemError(BAD_TENSORS, _not_finite(task, update))
+    return task.weighting.fraction(examples), 1.0, length
 
 
-def _total(task: Task, update: Floats, examples: float | None) -> tuple[float, float]:
-    """Under DP: the same, for anything. An update or a weight that cannot be used makes both zero."""
+def _total(task: Task, update: Floats, examples: float | None) -> tuple[float, float, float]:
+    """Under DP: weight, clip and norm, for anything. What cannot be used makes the weight zero."""
     plan, length = task.config.privacy, l2_norm(update)
     weight = task.weighting.fraction(examples)
     if not isfinite(length):
-        log.warning("the update has a value that is not finite: a zero update takes its place")
-        weight = 0.0
-    elif weight == 0:
+        log.warning("%s: a zero update takes its place", _not_finite(task, update))
+        return 0.0, 1.0, length
+    if weight == 0:
         log.warning("the update has no usable number of examples: a zero update takes its place")
-    clip = clip_factor(length, plan.clip_norm) if plan.unit == "client" and isfinite(length) else 1.0
-    return weight, clip * weight
+    return weight, clip_factor(length, plan.clip_norm) if plan.unit == "client" else 1.0, length
+
+
+def _not_finite(task: Task, update: Floats) -> str:
+    """Which tensors have values that are not finite; the first few."""
+    found, at = [], 0
+    for spec in task.config.model.tensors:
+        if bad := spec.size - int(np.count_nonzero(np.isfinite(update[at : at + spec.size]))):
+            found.append(f"{bad} of {spec.size} values of tensor {spec.name!r}")
+        at += spec.size
+    return f"{', '.join(found[:NAMED])} are not finite (NaN, infinite, or beyond float32)"
+
+
+def _warn(task: Task, limited: Limited) -> None:
+    """One line for each limit that took much."""
+    plan, reach = task.config.privacy, task.config.aggregation.value_range
+    if limited.saturated > MUCH_SATURATED:
+        log.warning(
+            "%.3g %% of the update's coordinates were cut to the task's value range, ±%g: the model learns less than"
+            " was sent. Send smaller updates (a lower learning rate, fewer steps), or ask for a larger"
+            " aggregation.value_range",
+            100 * limited.saturated,
+            reach,
+        )
+    if limited.clipped_norm < MUCH_CLIPPED * limited.norm:
+        log.warning(
+            "the update's norm of %.4g was clipped to the task's clip_norm, %g: the model learns less than was sent."
+            " Send smaller updates, or ask for a larger privacy.clip_norm (and more noise)",
+            limited.norm,
+            plan.clip_norm,
+        )

@@ -6,7 +6,7 @@ The only module of the client that imports torch.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,9 @@ from torch.func import functional_call, grad, vmap
 
 from he_client.quantise import Words, secret_words
 from he_protocol.config import TensorSpec
+from he_protocol.errors import ProblemError
+from he_protocol.problems import BAD_TENSORS
+from he_protocol.tensors import NAMED, check_shapes
 
 log = logging.getLogger("he-client")
 
@@ -23,30 +26,56 @@ Weights = dict[str, torch.Tensor]
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
-def tensor_specs(module: torch.nn.Module) -> tuple[TensorSpec, ...]:
-    """What a task's configuration says about this module's parameters (scalars as shape (1,))."""
-    return tuple(TensorSpec(name, tuple(value.shape) or (1,)) for name, value in module.named_parameters())
+def tensor_specs(module: torch.nn.Module, *, buffers: bool = False) -> tuple[TensorSpec, ...]:
+    """What a task's configuration says about the tensors of `arrays`."""
+    return tuple(TensorSpec(name, value.shape) for name, value in arrays(module, buffers=buffers).items())
 
 
-def arrays(module: torch.nn.Module) -> Arrays:
-    """Copies of the module's parameters: float32, by name."""
-    return {
-        name: value.detach().to(torch.float32).cpu().numpy().reshape(tuple(value.shape) or (1,)).copy()
-        for name, value in module.named_parameters()
-    }
+def arrays(module: torch.nn.Module, *, buffers: bool = False) -> Arrays:
+    """Copies of what the module trains (parameters that require a gradient): float32, by name.
+
+    With `buffers`, the floating-point ones of these too (BatchNorm's statistics), so that rounds average them.
+    """
+    chosen: Weights = {name: value for name, value in module.named_parameters() if value.requires_grad}
+    if buffers:
+        chosen |= {name: value for name, value in module.named_buffers() if value.is_floating_point()}
+    return {name: _array(value) for name, value in chosen.items()}
 
 
 def load_arrays(module: torch.nn.Module, values: Mapping[str, npt.NDArray[np.float32]]) -> None:
-    """Copy named tensors (as `arrays` gives them, or a pulled model) into the module."""
+    """Copy named tensors (as `arrays` gives them, or a pulled model) into the module; its others stay as they are.
+
+    Raises `bad-tensors` for names or shapes that the module does not have.
+    """
+    there = _named(module, values)
+    shapes = {name: tuple(value.shape) for name, value in there.items()}
+    check_shapes({name: value.shape for name, value in values.items()}, shapes)
     with torch.no_grad():
-        for name, parameter in module.named_parameters():
-            parameter.copy_(torch.from_numpy(np.ascontiguousarray(values[name])).reshape(parameter.shape))
+        for name, value in values.items():
+            there[name].copy_(torch.from_numpy(np.array(value)))
 
 
 def difference(after: torch.nn.Module, before: Mapping[str, npt.NDArray[np.float32]]) -> Arrays:
-    """The update of local training: parameters after it, less those before."""
+    """The update of local training: the tensors of `before`, as they are after it, less those before.
+
+    Raises `bad-tensors` for names that the module does not have.
+    """
+    there = _named(after, before)
     with np.errstate(all="ignore"):  # the encoder judges what is not finite
-        return {name: value - before[name] for name, value in arrays(after).items()}
+        return {name: np.asarray(_array(there[name]) - value) for name, value in before.items()}
+
+
+def _named(module: torch.nn.Module, names: Iterable[str]) -> Weights:
+    """Parameters and buffers of these names."""
+    there = dict(module.named_parameters()) | dict(module.named_buffers())
+    wanted = list(names)
+    if strange := [name for name in wanted if name not in there]:
+        raise ProblemError(BAD_TENSORS, f"the module has no {', '.join(strange[:NAMED])}", got=", ".join(there))
+    return {name: there[name] for name in wanted}
+
+
+def _array(value: torch.Tensor) -> npt.NDArray[np.float32]:
+    return np.array(value.detach().to(torch.float32).cpu().numpy())
 
 
 def poisson_sample(count: int, rate: float, words: Words = secret_words) -> npt.NDArray[np.int64]:
@@ -71,7 +100,8 @@ def clipped_gradient_sum(
     """Sum over records of the gradient of each, scaled to L2 norm <= `clip_norm` (Abadi et al. 2016).
 
     inputs: (records, ...); `loss(output, target)` is a scalar for one record. Gradients of single
-    records come from vmap, `microbatch` at a time. No records give zeros.
+    records come from vmap, `microbatch` at a time. No records give zeros. Parameters that require no gradient are
+    left out: they are not sent, and take nothing of the norm.
 
     What a record can do must be bounded whatever it is: one with a gradient that is not finite, or on which model or
     loss raise, counts as zero, which is said in the local log only. Otherwise a model of the server's choice finds out
@@ -79,11 +109,12 @@ def clipped_gradient_sum(
     """
     if len(inputs) != len(targets):
         raise ValueError(f"{len(inputs)} inputs and {len(targets)} targets")
-    parameters = {name: value.detach() for name, value in module.named_parameters()}
-    buffers = dict(module.named_buffers())
+    parameters = {name: value.detach() for name, value in module.named_parameters() if value.requires_grad}
+    fixed = {name: value.detach() for name, value in module.named_parameters() if not value.requires_grad}
+    fixed |= dict(module.named_buffers())
 
     def one(weights: Weights, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        output = functional_call(module, (weights, buffers), (x.unsqueeze(0),))
+        output = functional_call(module, (weights, fixed), (x.unsqueeze(0),))
         return loss(output, y.unsqueeze(0))
 
     per_record = vmap(grad(one), in_dims=(None, 0, 0))
@@ -108,7 +139,7 @@ def clipped_gradient_sum(
 
     for start in range(0, len(inputs), microbatch):
         add(start, min(start + microbatch, len(inputs)))
-    return {name: value.float().cpu().numpy().reshape(tuple(value.shape) or (1,)) for name, value in total.items()}
+    return {name: _array(value) for name, value in total.items()}
 
 
 def _clipped_sum(gradients: Weights, clip_norm: float) -> Weights:

@@ -96,8 +96,9 @@ def show(rows: Sequence[dict[str, object]], form: Format, title: str) -> None:
     from rich.table import Table
 
     table = Table(title=title)
-    for name in rows[0] if rows else ("nothing yet",):
+    names = list(dict.fromkeys(name for row in rows for name in row)) or ["nothing yet"]
+    for name in names:
         table.add_column(name.replace("_", " "))
     for row in rows:
-        table.add_row(*(escape(printable(str(value))) for value in row.values()))
+        table.add_row(*(escape(printable(str(row.get(name, "")))) for name in names))
     _out().print(table)

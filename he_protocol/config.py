@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import prod
+from math import isfinite, prod
 from typing import Annotated
 
-from msgspec import Meta
+import numpy as np
+from msgspec import Meta, Struct
+from msgspec.structs import asdict
 
 from he_protocol import envelope
 from he_protocol.aggregation.combination import COMBINATIONS, Combination, CombinationName
@@ -21,20 +23,44 @@ from he_protocol.schemes.registry import check_secure, load_scheme
 from he_protocol.schemes.scheme import Scheme
 from he_protocol.sharing import Sharing
 from he_protocol.sum_bounds import SumPlan
+from he_protocol.tensors import MODEL_HEADER_BYTES, header
 
+MAX_NAME = 256
+MAX_DIMENSIONS = 32
 MAX_LENGTH = 1 << 30
 MAX_VECTORS = 1024
 """Of one holder's share: their digests must fit into the head of a frame."""
 HASH_DIGITS = 64
+LEAST_CLIENTS = 2
+"""In a sum: that of one update is that update. Devices ask for no less by default, and no authority signs less."""
 
 
 class TensorSpec(Message, frozen=True):
-    name: Annotated[str, Meta(min_length=1, max_length=256)]
-    shape: Annotated[tuple[Positive, ...], Meta(max_length=32)]
+    """One tensor of a model; of a scalar the shape is ()."""
+
+    name: Annotated[str, Meta(min_length=1, max_length=MAX_NAME)]
+    shape: Annotated[tuple[Positive, ...], Meta(max_length=MAX_DIMENSIONS)]
 
     @property
     def size(self) -> int:
         return prod(self.shape)
+
+    def check(self) -> None:
+        """What readers of the signed task ask of it, before it is signed. Raises `bad-plan`."""
+        if not 1 <= len(self.name) <= MAX_NAME or self.name == "__metadata__":  # safetensors keeps that one for itself
+            raise ProblemError(
+                BAD_PLAN,
+                f"a tensor's name: {self.name[:80]!r}",
+                expected=f"1 to {MAX_NAME} characters, not '__metadata__'",
+                got=f"{len(self.name)} characters",
+            )
+        if len(self.shape) > MAX_DIMENSIONS or 0 in self.shape:
+            raise ProblemError(
+                BAD_PLAN,
+                f"the shape of tensor {self.name!r}",
+                expected=f"at most {MAX_DIMENSIONS} dimensions, none of them 0",
+                got=self.shape,
+            )
 
 
 class ModelSpec(Message, frozen=True):
@@ -48,9 +74,25 @@ class ModelSpec(Message, frozen=True):
         """Model parameters: d."""
         return sum(spec.size for spec in self.tensors)
 
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {spec.name: spec.shape for spec in self.tensors}
+
     def check(self) -> None:
         """Raises `bad-plan`."""
+        if not self.tensors:
+            raise ProblemError(BAD_PLAN, "the model has no tensors")
         check_distinct([spec.name for spec in self.tensors], "tensor names")
+        for spec in self.tensors:
+            spec.check()
+        if (size := len(header(self.shapes, np.dtype("<f4"))[0])) > MODEL_HEADER_BYTES:
+            raise ProblemError(
+                BAD_PLAN,
+                f"the model has too many tensors ({len(self.tensors)}) for the header of its file;"
+                " join some, or leave some out",
+                expected=f"names and shapes in at most {MODEL_HEADER_BYTES} bytes",
+                got=size,
+            )
 
 
 class Encryption(Message, frozen=True):
@@ -226,6 +268,7 @@ class TaskConfig(Message, frozen=True):
         a key that is none.
         """
         check_name(self.name)
+        check_numbers(self)
         check_public(self.server.key, f"the key of {self.server.name!r}")
         for table in (self.encryption, self.committee, self.model, self.rounds, self.aggregation, self.privacy):
             table.check()
@@ -251,6 +294,29 @@ def _check_together(config: TaskConfig) -> None:
     config.sum_plan.check(scale)
     aggregation.load_weighting().check(config.sum_plan, scale)
     config.encryption.load().check_openings(rounds.max_openings * rounds.buckets, rounds.max_clients, length)
+
+
+def check_fewest(min_clients: int) -> None:
+    """Refuse sums that hide nobody. Raises `bad-plan`."""
+    if min_clients < LEAST_CLIENTS:
+        raise ProblemError(
+            BAD_PLAN,
+            "min_clients: the sum of one update is that update, and clients refuse such a task",
+            expected=f"at least {LEAST_CLIENTS}",
+            got=min_clients,
+        )
+
+
+def check_numbers(table: Struct, path: str = "") -> None:
+    """No number of a configuration is infinite, or none: in JSON it would be null, which nobody reads.
+
+    Raises `bad-plan`.
+    """
+    for field, value in asdict(table).items():
+        if isinstance(value, Struct):
+            check_numbers(value, f"{path}{field}.")
+        elif isinstance(value, float) and not isfinite(value):
+            raise ProblemError(BAD_PLAN, f"{path}{field}", expected="a finite number", got=value)
 
 
 def check_name(name: str) -> None:

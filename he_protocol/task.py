@@ -12,9 +12,7 @@ from he_protocol.config import TaskConfig
 from he_protocol.identity.jws import payload_hash, verify
 from he_protocol.schemes.scheme import Scheme, Section
 from he_protocol.sharing import Sharing
-
-MODEL_HEADER_BYTES = 1024 * 1024
-"""Bytes that a model file, or an opened sum, may have on top of its values."""
+from he_protocol.tensors import MODEL_HEADER_BYTES
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,10 @@ class Weighting(Protocol):
     def appended_range(self) -> float:
         """The largest absolute value of what is appended, as an L2 norm: it adds to an update's sensitivity."""
 
+    @property
+    def uses_cap(self) -> bool:
+        """Whether `weight_cap` means anything: then no default of it is what a plan can have meant."""
+
     def check(self, sums: SumPlan, scale: float) -> None:
         """Refuse a task whose sums it cannot weigh. Raises `bad-plan`."""
 
@@ -68,6 +72,7 @@ class Uniform:
     cap: float
     appended = 0
     appended_range = 0.0
+    uses_cap = False
 
     def check(self, sums: SumPlan, scale: float) -> None:
         """Any task will do."""
@@ -96,6 +101,8 @@ class Fixed(Uniform):
     """A round is divided by `cap`, a bucket of it by its part of the updates: for DP-FedSGD, `cap` is the number of
     records that are expected to be sampled over all clients."""
 
+    uses_cap = True
+
     def weight(self, sums: SumPlan, scale: float, final: int, count: int, of: int) -> float:
         return self.cap * count / of
 
@@ -114,6 +121,7 @@ class Examples:
     value_range: float
     cap: float
     appended = 1
+    uses_cap = True
 
     @property
     def appended_range(self) -> float:

@@ -15,7 +15,7 @@ from msgspec import Meta
 from he_protocol.errors import ProblemError
 from he_protocol.messages import Message
 from he_protocol.privacy.accountant import Release, Spent, account
-from he_protocol.problems import BAD_PLAN
+from he_protocol.problems import BAD_PLAN, BUDGET_EXHAUSTED
 
 NonNegative = Annotated[float, Meta(ge=0)]
 
@@ -75,6 +75,17 @@ def check_ordinary(name: str, value: float) -> None:
     subnormal one)."""
     if not (isfinite(value) and value >= sys.float_info.min):
         raise ProblemError(BAD_PLAN, name, expected="> 0 and finite", got=value)
+
+
+def check_budget(plan: PrivacyPlan, openings: int) -> None:
+    """A task's whole budget of openings stays within the epsilon that it promises. Raises `budget-exhausted`."""
+    if plan.noisy and (cost := epsilon(plan, openings)) > plan.epsilon_budget:
+        raise ProblemError(
+            BUDGET_EXHAUSTED,
+            f"{openings} openings cost more than the task promises",
+            expected=f"epsilon at most {plan.epsilon_budget}",
+            got=f"{cost:.4f}",
+        )
 
 
 def sensitivity(plan: PrivacyPlan, *, scale: float, length: int, weight_range: float = 0.0) -> float:

@@ -21,20 +21,23 @@ from he_protocol.errors import ProblemError
 from he_protocol.privacy.quantise import Floats
 from he_protocol.problems import BAD_TENSORS, DIGEST_MISMATCH, MALFORMED
 from he_protocol.task import Task
-from he_protocol.tensors import header
+from he_protocol.tensors import check_model, header
 from he_server.blobs.keys import model_blob
 from he_server.blobs.store import BlobStore, BlobWriter
-from he_server.rules.aggregation import check_tensors
 
 
 def read_tensors(data: bytes, specs: Sequence[TensorSpec]) -> dict[str, Floats]:
-    """The tensors of a model file. Raises `malformed` or `bad-tensors`."""
+    """The tensors of these names in a model file; what the authority has excluded may be there, too.
+
+    Raises `malformed` or `bad-tensors`.
+    """
+    shapes = {spec.name: spec.shape for spec in specs}
     try:
-        tensors = load(data)
+        tensors = {name: value for name, value in load(data).items() if name in shapes}
     except (SafetensorError, KeyError, ValueError) as error:
         raise ProblemError(MALFORMED, f"not a safetensors file: {error}") from None
-    check_tensors(tensors, specs)
-    return dict(tensors)
+    check_model(tensors, shapes)
+    return tensors
 
 
 def keep_model(blobs: BlobStore, task: Task, data: bytes) -> str:

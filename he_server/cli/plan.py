@@ -43,6 +43,7 @@ def plan(
 ) -> None:
     """Recommend a profile, scale and value range; refuse what would wrap."""
     from he_protocol.committee import parse_committee
+    from he_protocol.config import check_fewest
     from he_protocol.privacy.plan import PrivacyPlan, spent
     from he_protocol.sharing import Sharing
     from he_protocol.sum_bounds import plan_sums
@@ -54,6 +55,7 @@ def plan(
     fewest = min_clients or clients // buckets
     if buckets * fewest > clients:
         raise ProblemError(BAD_PLAN, "buckets * min_clients exceeds clients", got=f"{buckets * fewest} > {clients}")
+    check_fewest(fewest)
     holders = parse_committee(committee)
     sharing = Sharing(holders.holders, holders.threshold)
     offers = plan_sums(

@@ -5,30 +5,15 @@ FedAvgM (Hsu, Qi, Brown 2019): velocity = momentum * velocity + mean; model += l
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 
 from he_protocol.aggregation.combination import Mean
-from he_protocol.config import Optimiser, TaskConfig, TensorSpec
+from he_protocol.config import Optimiser, TaskConfig
 from he_protocol.errors import ProblemError
 from he_protocol.privacy.quantise import Floats, Integers
-from he_protocol.problems import BAD_TENSORS, COMBINE_REFUSED
-
-
-def check_tensors(tensors: Mapping[str, npt.NDArray[np.generic]], specs: Sequence[TensorSpec]) -> None:
-    """Raises `bad-tensors` unless names, shapes and dtype are the task's and all values are finite."""
-    wanted = {spec.name: tuple(spec.shape) for spec in specs}
-    got = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    for name in wanted.keys() | got.keys():
-        if wanted.get(name) != got.get(name):
-            raise ProblemError(BAD_TENSORS, f"tensor {name!r}", expected=wanted.get(name, ""), got=got.get(name, ""))
-    for name, tensor in tensors.items():
-        if tensor.dtype != np.float32:
-            raise ProblemError(BAD_TENSORS, f"tensor {name!r}", expected="float32", got=tensor.dtype)
-        if not np.isfinite(tensor).all():
-            raise ProblemError(BAD_TENSORS, f"tensor {name!r} has a value that is not finite")
+from he_protocol.problems import COMBINE_REFUSED
 
 
 def check_range(opened: Integers, largest: float) -> None:

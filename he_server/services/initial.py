@@ -11,7 +11,8 @@ from contextlib import contextmanager
 
 from he_protocol.errors import ProblemError
 from he_protocol.problems import DIGEST_MISMATCH, OVERLOADED
-from he_protocol.task import MODEL_HEADER_BYTES, Task
+from he_protocol.task import Task
+from he_protocol.tensors import MODEL_HEADER_BYTES
 from he_server.blobs.keys import model_blob
 from he_server.blobs.store import BlobWriter
 from he_server.blobs.tensor_file import check_finite, check_header, header_size, model_file

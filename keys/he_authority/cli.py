@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,10 +13,9 @@ from he_party.console import command
 from he_party.program import add_version
 from he_protocol.errors import ProblemError
 from he_protocol.messages import Role
-from he_protocol.problems import BAD_PLAN, BAD_SETTINGS, BAD_TENSORS
+from he_protocol.problems import BAD_PLAN, BAD_SETTINGS
 
 if TYPE_CHECKING:
-    import numpy as np
     import numpy.typing as npt
 
     from he_protocol.config import TaskConfig
@@ -108,14 +107,22 @@ def task_sign(
     server: Annotated[Path, typer.Option(help="the server's credential")],
     holder: Annotated[list[Path], typer.Option(help="a key holder's credential; once for each, in order")],
     out: Annotated[Path, typer.Option(help="where to write the signed task")],
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option(help="tensors that stay on the devices, such as '*num_batches_tracked'; may be repeated"),
+    ] = None,
     directory: AuthorityDir = Path("authority"),
 ) -> None:
-    """Check a plan, complete it (scale, fingerprint, committee) and sign it."""
+    """Check a plan, complete it (scale, fingerprint, committee) and sign it.
+
+    Whatever 'he-server task add', key holders or clients would refuse is refused here.
+    """
     import tomllib
 
-    from he_authority.tasks import build_config
+    from he_authority.models import trained
+    from he_authority.tasks import build_config, check_said, sign_task
     from he_protocol.config import ModelSpec, TensorSpec
-    from he_protocol.tensors import model_digest
+    from he_protocol.tensors import check_model, model_digest
 
     key = _key(directory)
     try:
@@ -123,10 +130,12 @@ def task_sign(
     except (OSError, ValueError) as error:  # not there, not UTF-8, not TOML
         raise ProblemError(BAD_PLAN, f"{plan}: {error}") from None
     holders = [_text(path) for path in holder]
-    tensors = _tensors(model)
+    tensors = trained(_tensors(model), exclude or ())
     shapes = tuple(TensorSpec(name, value.shape) for name, value in tensors.items())
     config = build_config(fields, ModelSpec(shapes, model_digest(tensors)), _text(server), holders, key.public)
-    _write(out, key.sign(config))
+    check_said(fields, config)
+    check_model(tensors, config.model.shapes)
+    _write(out, sign_task(key, config))
     _describe(config, out)
 
 
@@ -140,18 +149,16 @@ def task_next(
     directory: AuthorityDir = Path("authority"),
 ) -> None:
     """Sign a task's next epoch: the same plan, new keys. Its privacy budget adds to those of the epochs before."""
-    from he_authority.tasks import next_epoch
+    from he_authority.tasks import next_epoch, sign_task
     from he_protocol.task import Task
-    from he_protocol.tensors import model_digest
+    from he_protocol.tensors import check_model, model_digest
 
     key = _key(directory)
     before = Task.from_token(_text(last), key.public).config
     tensors = _tensors(model)
-    shapes = {spec.name: spec.shape for spec in before.model.tensors}
-    if {name: value.shape for name, value in tensors.items()} != shapes:
-        raise ProblemError(BAD_TENSORS, f"{model} does not have the tensors of {before.name!r}")
+    check_model(tensors, before.model.shapes)
     config = next_epoch(before, [_text(path) for path in holder], key.public, model_digest(tensors))
-    _write(out, key.sign(config))
+    _write(out, sign_task(key, config))
     _describe(config, out)
 
 
@@ -164,24 +171,27 @@ def _key(directory: Path) -> SigningKey:
 
 def _describe(config: TaskConfig, out: Path) -> None:
     from he_protocol.committee import describe
+    from he_protocol.privacy.plan import spent
 
-    encryption = config.encryption
+    encryption, privacy, openings = config.encryption, config.privacy, config.rounds.max_openings
     console.out.print(
         f"task {config.name!r}, epoch {config.epoch}, {encryption.scheme}/{encryption.profile},"
         f" scale 2^{encryption.scale.hex().split('p')[1]}: {out}\n"
         f"{describe(config.committee.numbers)}"
     )
+    if privacy.noisy:
+        console.out.print(
+            f"{privacy.unit}-level epsilon {spent(privacy, openings).epsilon:.4g} at delta {privacy.delta:g} after"
+            f" {openings} openings, of a budget of {privacy.epsilon_budget:g}"
+        )
+    else:
+        console.out.print("sums are opened without differential privacy")
 
 
-def _tensors(model: Path) -> dict[str, npt.NDArray[np.float32]]:
-    import numpy as np
-
+def _tensors(model: Path) -> dict[str, npt.NDArray[Any]]:
     from he_party.tensors import read_tensors
 
-    found = read_tensors(model, BAD_PLAN, f"cannot read the model {model}")
-    if wrong := [name for name, value in found.items() if value.dtype != np.float32]:
-        raise ProblemError(BAD_TENSORS, f"{model}, {', '.join(wrong)[:200]}", expected="float32")
-    return found
+    return read_tensors(model, BAD_PLAN, f"cannot read the model {model}")
 
 
 def _text(path: Path) -> str:

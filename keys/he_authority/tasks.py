@@ -9,11 +9,13 @@ import msgspec
 from msgspec.structs import replace
 
 from he_protocol import envelope
-from he_protocol.config import HolderEntry, ModelSpec, ServerEntry, TaskConfig
+from he_protocol.config import HolderEntry, ModelSpec, ServerEntry, TaskConfig, check_fewest, check_numbers
 from he_protocol.errors import ProblemError
-from he_protocol.identity.jws import public_from_jwk, verify
+from he_protocol.identity.jws import SigningKey, public_from_jwk, verify
 from he_protocol.messages import Credential
+from he_protocol.privacy.plan import check_budget
 from he_protocol.problems import BAD_COMMITTEE, BAD_PLAN, WRONG_ROLE
+from he_protocol.task import Task
 
 
 def build_config(
@@ -36,11 +38,37 @@ def build_config(
         config = msgspec.convert(complete, TaskConfig)
     except msgspec.ValidationError as error:
         raise ProblemError(BAD_PLAN, str(error)) from None
+    check_numbers(config)  # before a scale is looked for: with an infinite number there is none
     config = _encrypted(config, fingerprint=config.encryption.load().profile.fingerprint)
     if "scale" not in encryption:
         config = _encrypted(config, scale=config.sum_plan.largest_scale())
     config.check()
     return config
+
+
+def check_said(plan: Mapping[str, Any], config: TaskConfig) -> None:
+    """Refuse a plan file that leaves out a number of which no default can be meant. Raises `bad-plan`."""
+    table = _table(plan, "aggregation")
+    if config.aggregation.load_weighting().uses_cap and "weight_cap" not in table:
+        raise ProblemError(
+            BAD_PLAN,
+            f"aggregation.weighting {config.aggregation.weighting!r} needs aggregation.weight_cap: the most examples"
+            " that one client counts for, or with 'fixed' the records that are expected in a round",
+            expected="a number",
+            got=f"none, which would be {config.aggregation.weight_cap:g}",
+        )
+
+
+def sign_task(authority: SigningKey, config: TaskConfig) -> str:
+    """The signed task, read again as every other party reads it: what one of them would refuse is not signed.
+
+    Raises what `Task.from_token` raises, `bad-plan` for sums of single updates, and `budget-exhausted`.
+    """
+    check_fewest(config.rounds.min_clients)
+    check_budget(config.privacy, config.rounds.max_openings)
+    token = authority.sign(config)
+    Task.from_token(token, authority.public)
+    return token
 
 
 def next_epoch(last: TaskConfig, holders: Sequence[str], authority: bytes, initial_model: bytes) -> TaskConfig:

@@ -18,11 +18,10 @@ from he_party.keyfile import read_private
 from he_protocol.committee import describe
 from he_protocol.errors import ProblemError
 from he_protocol.messages import Count, Digest, Key32, Message
-from he_protocol.privacy.plan import epsilon
+from he_protocol.privacy.plan import check_budget
 from he_protocol.problems import (
     BAD_COMMITTEE,
     BAD_KEY_FILE,
-    BUDGET_EXHAUSTED,
     KEYS_NOT_READY,
     TOO_FEW_CLIENTS,
     WRONG_EPOCH,
@@ -141,12 +140,5 @@ class KeyHolder:
 
 
 def check_promise(task: Task) -> None:
-    """The task's whole budget of openings stays within the epsilon that it promises."""
-    plan, openings = task.config.privacy, task.config.rounds.max_openings
-    if plan.noisy and (cost := epsilon(plan, openings)) > plan.epsilon_budget:
-        raise ProblemError(
-            BUDGET_EXHAUSTED,
-            f"{openings} openings cost more than the task promises",
-            expected=f"epsilon at most {plan.epsilon_budget}",
-            got=f"{cost:.4f}",
-        )
+    """The task's whole budget of openings stays within the epsilon that it promises. Raises `budget-exhausted`."""
+    check_budget(task.config.privacy, task.config.rounds.max_openings)

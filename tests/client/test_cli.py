@@ -9,7 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import load_file, save_file
+from safetensors.torch import save_file as torch_file
 from typer.testing import CliRunner, Result
 
 from he_authority.enrollment import issue_credential
@@ -31,6 +33,15 @@ def weighted(model):
 
 def wrong(model):
     return {"other": np.zeros(3, dtype=np.float32)}
+
+def whole_numbers(model):
+    return {name: value.astype(int) for name, value in model.items()}
+
+def told(model, task):
+    plan = task.config.privacy
+    return {name: np.full(value.shape, plan.clip_norm / 8, dtype=np.float32) for name, value in model.items()}
+
+number = 3
 """
 
 
@@ -150,6 +161,17 @@ async def test_train_takes_part_in_rounds(service: Service, training: str) -> No
     assert "client-level epsilon" in result.stderr
 
 
+async def test_a_function_may_ask_for_the_task(service: Service, training: str) -> None:
+    """Of what it clips by, it needs no second copy."""
+    async with service.committee():
+        partner = asyncio.create_task(_partner(service, 1))
+        result = await ask(service, "train", f"{training}:told", "--format", "json")
+        await partner
+    assert result.exit_code == 0, result.output
+    (row,) = json.loads(result.stdout)
+    assert row["norm"] == row["clipped_norm"] == pytest.approx(8**0.5 * service.task.config.privacy.clip_norm / 8, 1e-3)
+
+
 async def _partner(service: Service, rounds: int) -> None:
     zeros = np.zeros(service.task.length, dtype=np.int64)
     async with service.client(2) as client:
@@ -179,7 +201,9 @@ async def test_train_first_sends_what_was_left_behind(service: Service, training
         ("{training}:nothing", "bad-settings"),
         ("{training}", "bad-settings"),
         (":update", "bad-settings"),
+        ("{training}:number", "bad-settings"),
         ("{training}:wrong", "bad-tensors"),
+        ("{training}:whole_numbers", "bad-tensors"),
         ("{training}:weighted", "bad-plan"),
     ],
 )
@@ -244,6 +268,23 @@ async def test_updates_are_listed_waited_for_sent_and_dropped(service: Service) 
         assert json.loads(waited.stdout)[0]["model_version"] == 1
     for unknown in ("0" * 32, "../rounds/1", "%2e%2e", "not an id", "\u2603"):
         refused(await ask(service, "wait", unknown), "not-found")
+
+
+async def test_submit_reads_small_floats_and_says_what_the_limits_took(service: Service, tmp_path: Path) -> None:
+    """A norm of 24 under a clip of 2: before, nobody heard of it."""
+    file = tmp_path / "update.safetensors"
+    update = {"w": torch.full((2, 3), 9.0, dtype=torch.bfloat16), "b": torch.full((2,), 7.0).to(torch.float8_e4m3fn)}
+    torch_file(update, file)
+    result = await ask(service, "submit", file, "--base-version", "0", "--format", "json")
+    assert result.exit_code == 0, result.output
+    (row,) = json.loads(result.stdout)
+    assert (row["saturated"], row["norm"], row["clipped_norm"]) == (0.0, 24.17, 2.0)
+    whole = dict.fromkeys(("w", "b"), torch.zeros(2, 3))
+    for name, wrong in (("w", torch.zeros(2, 3, dtype=torch.int32)), ("b", torch.zeros(2).to(torch.float8_e8m0fnu))):
+        torch_file(whole | {name: wrong}, file)
+        result = await ask(service, "submit", file, "--base-version", "0")
+        refused(result, "bad-tensors")
+        assert f"tensor '{name}'" in result.stderr
 
 
 @pytest.mark.parametrize("content", [None, b"not safetensors"])

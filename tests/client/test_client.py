@@ -331,3 +331,16 @@ async def test_a_client_works_after_a_fork(service: Service, program_text: str) 
         program.kill()
         raise
     assert program.returncode == 7, said.decode()
+
+
+async def test_a_submission_says_what_the_limits_took_of_the_update(service: Service) -> None:
+    async with service.client(1) as client:
+        update = {"w": np.full((2, 3), 5.0), "b": np.zeros(2)}
+        sent = await client.submit(service.task, update, base_version=0)
+        assert sent.limited is not None
+        assert (sent.limited.norm, sent.limited.clipped_norm) == (pytest.approx(150**0.5), pytest.approx(2.0))
+        assert sent.saturated == 0.0  # clipped before it is cut
+    async with service.client(2) as client:
+        zeros = np.zeros(service.task.length, dtype=np.int64)
+        sealed = await client.encrypt(service.task, lambda start, stop: zeros[start:stop], base_version=0)
+        assert (await client.upload(service.task, sealed)).saturated is None

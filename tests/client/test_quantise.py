@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from he_client.quantise import BLOCK, UpdateQuantiser, quantise_update, secret_words
+from he_client.quantise import BLOCK, Limited, UpdateQuantiser, quantise_update, secret_words
 from he_client.tensors import flatten, unflatten
 from he_protocol.config import TensorSpec
 from he_protocol.problems import BAD_PLAN, BAD_TENSORS
@@ -197,3 +197,68 @@ def test_tensors_flatten_in_the_tasks_order_and_back() -> None:
 def test_tensors_of_another_model_are_named(tensors: dict[str, npt.NDArray[np.float32]], named: str) -> None:
     with expect_problem(BAD_TENSORS, f"these differ: {named} "):
         flatten(World(tensors=(TensorSpec("w", (2,)),)).task, tensors)
+
+
+def limited(task: Task, update: npt.NDArray[np.float32], examples: float | None = None) -> Limited:
+    return UpdateQuantiser(task, update, examples, Words(1)).limited
+
+
+def test_an_update_beyond_the_value_range_is_said_loudly(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    assert limited(task_of(world, 4), floats(5.0, 3.0, -4.5, 0.0)).saturated == 0.5
+    [line] = caplog.messages
+    assert "50 % of the update's coordinates were cut to the task's value range, ±4:" in line
+    assert "aggregation.value_range" in line
+
+
+def test_what_just_fits_is_not_cut_and_a_little_is_not_warned_of(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    """0.1 as float32 is above 0.1: nobody can send less than the rounded range."""
+    edge = task_of(world, 3, value_range=0.1)
+    assert limited(edge, floats(0.1, -0.1, 0.05)).saturated == 0.0
+    assert limited(edge, floats(0.1, -np.nextafter(np.float32(0.1), np.float32(1)), 0.05)).saturated == 1 / 3
+    caplog.clear()
+    count = 2 * BLOCK + 1000
+    values = np.zeros(count, dtype=np.float32)
+    values[-60:] = 5.0
+    assert limited(task_of(world, count), values).saturated == 60 / count < 0.001
+    assert not caplog.messages
+    values[:10] = -5.0
+    assert limited(task_of(world, count), values).saturated == 70 / count > 0.001
+    assert len(caplog.messages) == 1
+
+
+def test_only_what_is_sent_counts_as_cut(world: World) -> None:
+    """A light weight, or a clip, brings coordinates back into the range."""
+    weighted = task_of(world, 2, weighting="examples", weight_cap=100.0)
+    assert limited(weighted, floats(5.0, 5.0), 50).saturated == 0.0
+    assert limited(weighted, floats(5.0, 5.0), 100).saturated == 1.0
+    assert limited(task_of(world, 2, privacy=CLIENT_LEVEL), floats(30.0, 40.0)).saturated == 0.0
+
+
+def test_a_clip_that_takes_most_of_an_update_is_said_loudly(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    task = task_of(world, 2, privacy=CLIENT_LEVEL)
+    took = limited(task, floats(14.4, 19.2))
+    assert (took.norm, took.clipped_norm) == (pytest.approx(24), pytest.approx(1))
+    [line] = caplog.messages
+    assert "norm of 24 was clipped to the task's clip_norm, 1:" in line
+    caplog.clear()
+    took = limited(task, floats(0.6, 0.9))
+    assert took.norm > took.clipped_norm == pytest.approx(1)
+    took = limited(task, floats(0.3, 0.4))
+    assert took.norm == took.clipped_norm == pytest.approx(0.5)
+    assert not caplog.messages
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e300])
+def test_a_value_that_is_not_finite_names_its_tensor(bad: float, caplog: pytest.LogCaptureFixture) -> None:
+    """In the refusal without DP; with it in the local log only, and the update goes on as zero."""
+    specs = (TensorSpec("first", (2, 2)), TensorSpec("gain", ()), TensorSpec("last", (3,)))
+    update = {"first": np.zeros((2, 2)), "gain": np.float64(bad), "last": np.array([0.0, bad, bad])}
+    named = "1 of 1 values of tensor 'gain', 2 of 3 values of tensor 'last' are not finite"
+    plain = World(tensors=specs).task
+    with expect_problem(BAD_TENSORS, named):
+        quantise_update(plain, flatten(plain, update), None)
+    private = World(plan={"privacy": CLIENT_LEVEL}, tensors=specs).task
+    assert np.abs(quantise_update(private, flatten(private, update), None)).max() <= SLIGHT
+    assert f"{named} (NaN, infinite, or beyond float32): a zero update takes its place" in caplog.text

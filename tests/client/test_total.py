@@ -107,6 +107,16 @@ def with_value(bad: float) -> Callable[[Arrays], Arrays]:
     return lambda good: good | {"2.bias": np.array([0.0, bad, 0.0])}
 
 
+class Lost:
+    """Reports late what failed in training, as CUDA does."""
+
+    shape = (3,)
+    dtype = np.dtype(np.float32)
+
+    def __array__(self, *_: object, **__: object) -> Any:
+        raise RuntimeError("device-side assert triggered")
+
+
 ATTACKS = {
     "gradients are infinite": (by_records, hostile(3e37, 100.0)),
     "gradients are no numbers": (by_records, hostile(inf, 1.0)),
@@ -117,9 +127,13 @@ ATTACKS = {
     "the end of the program": (failing(SystemExit(1)), HONEST),
     "no update": (giving(None), HONEST),
     "an empty update": (giving({}), HONEST),
+    "an empty list": (giving([]), HONEST),
     "nan": (giving(with_value(nan)), HONEST),
     "infinite": (giving(with_value(-inf)), HONEST),
     "above float32": (giving(with_value(1e300)), HONEST),
+    "a tensor that is none": (giving(lambda good: good | {"2.bias": None}), HONEST),
+    "a tensor that the device cannot give": (giving(lambda good: good | {"2.bias": Lost()}), HONEST),
+    "a ragged list": (giving(lambda good: good | {"2.bias": [[1.0], [1.0, 2.0]]}), HONEST),
 }
 
 
@@ -223,7 +237,15 @@ def test_errors_are_raised_without_dp_and_where_asked_for() -> None:
             attempt(task, fails, HONEST, raise_errors=raise_errors)
     update, examples = attempt(task_of("client"), fails, HONEST)
     assert examples is None
+    assert isinstance(update, dict)
     assert all(not value.any() for value in update.values())
+
+
+def test_a_list_in_the_models_order_is_an_update_too() -> None:
+    for task in (task_of("client"), task_of("none")):
+        update, examples = attempt(task, lambda model: [2 * value for value in model.values()], HONEST)
+        assert examples is None
+        assert np.array_equal(flatten(task, update), 2 * flatten(task, HONEST))
 
 
 def test_tensors_of_another_model_are_refused_all_the_same() -> None:

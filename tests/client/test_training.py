@@ -12,10 +12,12 @@ from torch.nn.functional import cross_entropy, mse_loss
 
 from he_client.training import arrays, clipped_gradient_sum, difference, load_arrays, poisson_sample, tensor_specs
 from he_protocol.config import TensorSpec
+from he_protocol.problems import BAD_TENSORS
+from he_testing.problems import expect_problem
 
 
 class Affine(nn.Module):
-    """Has a scalar parameter, whose shape () no safetensors task can name."""
+    """Has a scalar parameter, of shape ()."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -61,7 +63,7 @@ def plain_loop(
     clip: float,
 ) -> dict[str, np.ndarray]:
     """Abadi et al. 2016, algorithm 1, one record at a time with autograd."""
-    total = {name: np.zeros(tuple(value.shape) or (1,)) for name, value in module.named_parameters()}
+    total = {name: np.zeros(tuple(value.shape)) for name, value in module.named_parameters()}
     for i in range(len(x)):
         module.zero_grad()
         loss(module(x[i : i + 1]), y[i : i + 1]).backward()
@@ -111,7 +113,7 @@ def test_a_scalar_parameter_counts_in_the_norm() -> None:
     inputs, targets = torch.tensor([[1.0, 2.0], [3.0, -4.0]]), torch.tensor([[0.0], [1.0]])
     expected = plain_loop(module, squared, inputs, targets, 0.5)
     got = clipped_gradient_sum(module, squared, inputs, targets, 0.5)
-    assert got["gain"].shape == (1,)
+    assert got["gain"].shape == ()
     for name, value in got.items():
         np.testing.assert_allclose(value, expected[name], rtol=1e-5, err_msg=name)
 
@@ -159,13 +161,70 @@ def test_arrays_go_into_a_module_and_come_out_the_same(make: Callable[[], nn.Mod
     module = make()
     before = arrays(module)
     assert [TensorSpec(name, value.shape) for name, value in before.items()] == list(tensor_specs(module))
+    assert {name: value.shape for name, value in before.items()} == {
+        name: tuple(value.shape) for name, value in module.state_dict().items()
+    }
     wanted = {name: value + np.float32(0.5) for name, value in before.items()}
     load_arrays(module, wanted)
     after = arrays(module)
     assert all(np.array_equal(after[name], wanted[name]) for name in wanted)
     assert all(value.dtype == np.float32 for value in after.values())
     moved = difference(module, before)
-    assert all(np.allclose(value, 0.5) for value in moved.values())
+    assert all(np.allclose(value, 0.5) and value.shape == before[name].shape for name, value in moved.items())
+    assert all(isinstance(value, np.ndarray) for value in moved.values())
+
+
+def normalised() -> nn.Module:
+    torch.manual_seed(5)
+    return nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4), nn.Linear(4, 3))
+
+
+def test_buffers_are_averaged_if_asked_for_and_counters_never() -> None:
+    module = normalised()
+    assert "1.running_mean" not in arrays(module)
+    before = arrays(module, buffers=True)
+    assert [spec.name for spec in tensor_specs(module, buffers=True)] == list(before)
+    assert before.keys() == module.state_dict().keys() - {"1.num_batches_tracked"}
+    module(torch.randn(6, 5))
+    moved = difference(module, before)
+    assert moved["1.running_mean"].any()
+    assert not moved["0.weight"].any()
+    load_arrays(module, before)
+    assert not difference(module, before)["1.running_mean"].any()
+
+
+def test_what_a_task_excludes_stays_as_the_device_has_it() -> None:
+    """A head of one's own, say: neither loaded nor sent."""
+    module = normalised()
+    shared = {name: value + np.float32(1) for name, value in arrays(module).items() if not name.startswith("2.")}
+    own = arrays(module)["2.weight"]
+    load_arrays(module, shared)
+    assert np.array_equal(arrays(module)["2.weight"], own)
+    assert difference(module, shared).keys() == shared.keys()
+
+
+def test_tensors_that_the_module_does_not_have_are_named() -> None:
+    module = normalised()
+    for use in (load_arrays, difference):
+        with expect_problem(BAD_TENSORS, "no 9.weight"):
+            use(module, {"9.weight": np.zeros(3, np.float32)})
+    with expect_problem(BAD_TENSORS, "0.weight"):
+        load_arrays(module, {"0.weight": np.zeros((5, 4), np.float32)})
+
+
+def test_frozen_parameters_are_not_sent_and_take_nothing_of_the_norm() -> None:
+    module = classifier()
+    inputs, targets = records(7, (5,))
+    whole = clipped_gradient_sum(module, classes, inputs, targets, 1e6)
+    module[0].requires_grad_(False)  # type: ignore[index]
+    assert not {"0.weight", "0.bias"} & arrays(module).keys()
+    assert arrays(module).keys() == {spec.name for spec in tensor_specs(module)}
+    free = clipped_gradient_sum(module, classes, inputs, targets, 1e6)
+    assert free.keys() == arrays(module).keys()
+    for name, value in free.items():
+        np.testing.assert_allclose(value, whole[name], rtol=1e-5, atol=1e-6, err_msg=name)
+    one = clipped_gradient_sum(module, classes, inputs[:1], targets[:1], 1e-3)
+    assert norm_of(one) == pytest.approx(1e-3, rel=1e-4)
 
 
 def test_arrays_are_copies() -> None:

@@ -18,10 +18,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import save
 
+from he_party.tensors import read_tensors
 from he_protocol.arithmetic.ntt_lanes import LANES
 from he_protocol.config import TensorSpec
 from he_protocol.problems import COMBINE_REFUSED, DISK_FULL, MALFORMED, WRONG_SIZE
 from he_protocol.schemes.scheme import blocks
+from he_protocol.tensors import model_digest
 from he_server.blobs.keys import model_blob, sum_blob, total_blob, velocity_blob
 from he_server.blobs.tensor_file import TensorFile, model_file, write_tensors
 from he_server.jobs.opening import write_version
@@ -226,3 +228,16 @@ def test_opening_takes_a_few_megabytes_whatever_the_models_size(
     found = subprocess.run(arguments, capture_output=True, text=True, timeout=120, check=False)
     assert found.returncode == 0, found.stderr
     assert 1 << 20 < int(found.stdout) < 32 << 20
+
+
+def test_a_scalar_is_published_as_a_scalar(tmp_path: Path) -> None:
+    """Through the server's files and a client's reader, byte for byte as the safetensors library has it."""
+    specs = (TensorSpec("w", (2, 3)), TensorSpec("gain", ()), TensorSpec("bias", (3,)))
+    closed = ClosedRound(tmp_path, specs, 1)
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(closed.blobs.read(model_blob(closed.task.id, closed.open())))
+    published = read_tensors(path, MALFORMED, "a model")
+    assert {name: value.shape for name, value in published.items()} == closed.task.config.model.shapes
+    assert published["gain"] != closed.model["gain"]
+    assert save(published) == path.read_bytes()
+    assert model_digest(published) == sha256(path.read_bytes()).digest()

@@ -41,7 +41,7 @@ class ClosedRound:
         sizes = {"min_clients": self.count, "max_clients": buckets * self.count, "buckets": buckets}
         optimiser = {"optimiser": Optimiser(learning_rate=0.7, momentum=0.9)}
         self._rng = np.random.default_rng(1)
-        self.model = {spec.name: self._rng.standard_normal(spec.shape, dtype=np.float32) for spec in specs}
+        self.model = {spec.name: np.array(self._rng.standard_normal(spec.shape), np.float32) for spec in specs}
         initial = {} if version else {"initial_model": sha256(write_tensors(self.model)).digest()}
         self.task = World(1, shape | sizes | optimiser | initial | plan, specs).task
         self.blobs = LocalBlobs(root)
