@@ -21,6 +21,7 @@ from he_protocol.problems import (
     NOT_FOUND,
     OLD_EPOCH,
     STALE_UPDATE,
+    TASK_CLOSED,
     UNREACHABLE,
     WRONG_EPOCH,
     WRONG_TASK,
@@ -37,7 +38,17 @@ PAUSE_SECONDS = 1.0
 log = logging.getLogger("he-client")
 
 _ENDED = frozenset(
-    {AMBIGUOUS_TASK, BELOW_FLOOR, BUDGET_EXHAUSTED, EPOCH_DESTROYED, NOT_FOUND, OLD_EPOCH, WRONG_EPOCH, WRONG_TASK}
+    {
+        AMBIGUOUS_TASK,
+        BELOW_FLOOR,
+        BUDGET_EXHAUSTED,
+        EPOCH_DESTROYED,
+        NOT_FOUND,
+        OLD_EPOCH,
+        TASK_CLOSED,
+        WRONG_EPOCH,
+        WRONG_TASK,
+    }
 )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import msgspec
 
@@ -31,6 +31,10 @@ class Failure(Document, frozen=True):
     detail: str
 
 
+TaskState: TypeAlias = Literal["open", "paused", "closed"]
+"""What a server's operator wants of a task. The rounds under way of a paused or closed one are still opened."""
+
+
 class TaskStatus(Document, frozen=True):
     """One task: the authority's signed configuration and where it stands."""
 
@@ -40,6 +44,7 @@ class TaskStatus(Document, frozen=True):
     keys_ready: bool
     model_version: int
     round: int
+    state: TaskState = "open"
 
 
 class TaskList(Document, frozen=True):

@@ -221,6 +221,12 @@ BELOW_FLOOR = _conflict("below-floor", 409, "The task promises less than this de
 KEYS_NOT_READY = _conflict("keys-not-ready", 409, "The committee has not finished its key ceremony").same_request(
     "Wait for the key holders to finish the ceremony."
 )
+TASK_PAUSED = _conflict("task-paused", 409, "The task takes no updates for now").same_request(
+    "Wait until the server's operator lets the task go on, or the round before is over."
+)
+TASK_CLOSED = _conflict("task-closed", 409, "The task takes no more updates").never(
+    "Take part in the job's next epoch, once the authority has signed one."
+)
 EPOCH_DESTROYED = _conflict("epoch-destroyed", 409, "This holder has destroyed its keys of the epoch").never(
     "Have the authority start a new epoch."
 )

@@ -16,10 +16,11 @@ from he_protocol.errors import ProblemError
 from he_protocol.messages import EnrollRequest, Name
 from he_protocol.problems import BAD_SETTINGS
 from he_server.cli.inspect import audit, doctor
-from he_server.cli.options import Config, DatabaseUrl, DataDir
+from he_server.cli.options import Config, DatabaseUrl, DataDir, TaskArgument
 from he_server.cli.plan import plan
 
 if TYPE_CHECKING:
+    from he_protocol.documents import TaskState
     from he_server.settings import Settings
 
 app = typer.Typer(
@@ -135,6 +136,46 @@ def task_add(
     typer.echo(run_async(stored.add_task(settings, task, model)))
 
 
+@task_app.command("pause")
+@command
+def task_pause(
+    task: TaskArgument, config: Config = None, data_dir: DataDir = None, database_url: DatabaseUrl = None
+) -> None:
+    """Take no updates to a task for now. Its rounds under way are still opened."""
+    _move_task(task, "paused", _settings(config, data_dir=data_dir, database_url=database_url))
+
+
+@task_app.command("resume")
+@command
+def task_resume(
+    task: TaskArgument, config: Config = None, data_dir: DataDir = None, database_url: DatabaseUrl = None
+) -> None:
+    """Take updates to a paused task again."""
+    _move_task(task, "open", _settings(config, data_dir=data_dir, database_url=database_url))
+
+
+@task_app.command("close")
+@command
+def task_close(
+    task: TaskArgument,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    config: Config = None,
+    data_dir: DataDir = None,
+    database_url: DatabaseUrl = None,
+) -> None:
+    """Take no more updates to a task, for ever. Its rounds under way are still opened, its models stay."""
+    settings = _settings(config, data_dir=data_dir, database_url=database_url)
+    if not yes:
+        typer.confirm("No update to this task is taken any more, ever. Go on?", abort=True, err=True)
+    _move_task(task, "closed", settings)
+
+
+def _move_task(task: str, state: TaskState, settings: Settings) -> None:
+    from he_server.cli import stored
+
+    typer.echo(f"{run_async(stored.move_task(settings, task, state))}: {state}")
+
+
 @app.command()
 @command
 def revoke(
@@ -179,7 +220,7 @@ def status(
 @app.command()
 @command
 def abandon(
-    task: Annotated[str, typer.Argument(help="The task's hash, or its beginning.")],
+    task: TaskArgument,
     number: Annotated[int, typer.Argument(help="The round.")],
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
     config: Config = None,
@@ -203,7 +244,7 @@ def abandon(
 @app.command()
 @command
 def recover(
-    task: Annotated[str, typer.Argument(help="The task's hash, or its beginning.")],
+    task: TaskArgument,
     opening: Annotated[
         int | None, typer.Option(min=0, help="The last opening that holders voted for; default: what they say.")
     ] = None,

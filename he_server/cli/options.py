@@ -13,3 +13,4 @@ DatabaseUrl = Annotated[
     str | None,
     typer.Option(help="sqlite+aiosqlite:///FILE, postgresql+asyncpg://USER@HOST/DB.", show_default=False),
 ]
+TaskArgument = Annotated[str, typer.Argument(help="The task's name, or its hash or the beginning of it.")]

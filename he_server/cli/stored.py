@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from he_party.console import Format
-from he_protocol.documents import RoundStatus
+from he_protocol.documents import RoundStatus, TaskState
 from he_protocol.errors import ProblemError
 from he_protocol.identity.revocation import Revocations
 from he_protocol.problems import BAD_SETTINGS, DATABASE_UNAVAILABLE, NOT_ADDRESSED, NOT_FOUND
@@ -27,11 +27,23 @@ from he_server.store.engine import make_engine
 
 
 async def _found(store: Store, wanted: str) -> TaskRecord:
-    """The one task whose hash begins so. Raises `not-found`."""
-    found = [task for task in await store.tasks.all() if task.task.startswith(wanted)]
+    """The one task of this name, or whose hash begins so. Raises `not-found`."""
+    known = await store.tasks.all()
+    found = [task for task in known if task.name == wanted] or [t for t in known if t.task.startswith(wanted)]
     if len(found) != 1:
-        raise ProblemError(NOT_FOUND, f"{len(found)} tasks have hashes that begin so", got=wanted[:80])
+        raise ProblemError(NOT_FOUND, f"{len(found)} tasks have this name, or hashes that begin so", got=wanted[:80])
     return found[0]
+
+
+async def move_task(settings: Settings, wanted: str, state: TaskState) -> str:
+    """Pause a task, let it go on, or close it; the answer is its name."""
+    store = Store(make_engine(settings.database))
+    try:
+        record = await _found(store, wanted)
+        await store.tasks.move(record.task, state)
+        return record.name
+    finally:
+        await store.close()
 
 
 async def abandon(settings: Settings, wanted: str, number: int) -> None:
@@ -111,6 +123,7 @@ def show(found: list[tuple[TaskRecord, list[RoundStatus]]], form: Format) -> Non
             {
                 "task": task.task,
                 "name": task.name,
+                "state": task.state,
                 "model_version": task.model_version,
                 "round": task.round,
                 "rounds": rounds,
@@ -121,7 +134,7 @@ def show(found: list[tuple[TaskRecord, list[RoundStatus]]], form: Format) -> Non
         return
     table = Table("task", "name", "model", "round", "state", "updates", "shares", "why")
     for task, rounds in found:
-        table.add_row(task.task[:12], task.name, str(task.model_version), str(task.round), "", "", "", "")
+        table.add_row(task.task[:12], task.name, str(task.model_version), str(task.round), task.state, "", "", "")
         for r in rounds:
             why = r.failure.detail if r.failure is not None else waiting_for(r)
             table.add_row("", "", str(r.version), str(r.round), r.state, str(r.updates), str(r.shares), why)

@@ -163,7 +163,9 @@ def _record(metrics: Metrics, request: web.Request, status: int, seconds: float)
     metrics.requests.labels(method, route, str(status)).inc()
     metrics.latency.labels(method, route).observe(seconds)
     party = request[PARTY].name if PARTY in request else ""
-    log.info("request", method=request.method, route=route, status=status, ms=round(seconds * 1000, 1), party=party)
+    # Polls are no events: what only asked, and was answered, is not shown by default.
+    tell = log.debug if request.method in {"GET", "HEAD"} and status < 400 else log.info
+    tell("request", method=request.method, route=route, status=status, ms=round(seconds * 1000, 1), party=party)
 
 
 def route_of(request: web.Request) -> str:

@@ -15,7 +15,7 @@ from he_protocol.problems import AUDIT_BROKEN
 
 Event = Literal["task-added", "board-post", "round-closed", "round-screened", "round-opening", "vote-cast",
                 "round-refused", "share-accepted", "round-published", "round-failed", "keys-revoked",
-                "numbers-recovered"]  # fmt: skip
+                "numbers-recovered", "task-open", "task-paused", "task-closed"]  # fmt: skip
 GENESIS = bytes(32)
 """The hash before the first entry."""
 

@@ -6,7 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from he_protocol.documents import DroppedBucket, ExcludedUpdate, Failure, HolderStatus, RoundState, RoundStatus
+from he_protocol.documents import (
+    DroppedBucket,
+    ExcludedUpdate,
+    Failure,
+    HolderStatus,
+    RoundState,
+    RoundStatus,
+    TaskState,
+)
 from he_protocol.task import Task
 
 Kind: TypeAlias = Literal["screening", "vote", "objection"]
@@ -151,6 +159,7 @@ class TaskRecord:
     model_version: int
     round: int
     confirmations: int
+    state: TaskState
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+from he_protocol.documents import TaskState
 from he_protocol.errors import ProblemError
 from he_protocol.identity.credentials import CLOCK_SKEW_SECONDS
 from he_protocol.messages import UpdateHeader
@@ -10,6 +13,8 @@ from he_protocol.problems import (
     EXPIRED_CREDENTIAL,
     NOT_ADDRESSED,
     STALE_UPDATE,
+    TASK_CLOSED,
+    TASK_PAUSED,
     WRONG_EPOCH,
     WRONG_SIZE,
     WRONG_TASK,
@@ -72,3 +77,26 @@ def check_base_version(base: int, current: int, staleness: int, waiting: int = 0
         raise ProblemError(
             STALE_UPDATE, f"fetch version {current} and train on it", expected=f"{least} to {current}", got=base
         )
+
+
+@dataclass(frozen=True)
+class Openings:
+    """Of an epoch's opening numbers: `used` is the highest that was given out; `waiting` rounds are closed, and each
+    will need one; `undecided` rounds of all are closed and neither published nor failed."""
+
+    used: int
+    waiting: int
+    undecided: int
+
+
+def check_taking(task: Task, state: TaskState, openings: Openings) -> None:
+    """An update that comes now can still be opened, and is wanted. Raises `task-closed` or `task-paused`."""
+    most = task.config.rounds.max_openings
+    if state == "closed":
+        raise ProblemError(TASK_CLOSED, "the server's operator has closed it")
+    if openings.used >= most:
+        raise ProblemError(TASK_CLOSED, "every opening of the epoch has been used", expected=f"fewer than {most}")
+    if state == "paused":
+        raise ProblemError(TASK_PAUSED, "the server's operator has paused it")
+    if openings.used + openings.waiting >= most:
+        raise ProblemError(TASK_PAUSED, "the epoch's last opening is for a round that waits for its key holders")

@@ -44,4 +44,4 @@ async def task_status(tasks: TaskCache, record: TaskRecord) -> TaskStatus:
     """The public document about a task."""
     task = await tasks.get(record.task)
     ready = not task.scheme.ceremony or record.confirmations == len(task.config.committee.holders)
-    return TaskStatus(record.task, record.name, record.token, ready, record.model_version, record.round)
+    return TaskStatus(record.task, record.name, record.token, ready, record.model_version, record.round, record.state)

@@ -34,6 +34,8 @@ tasks = Table(
     Column("created", Float(53), nullable=False),
     # Opening numbers up to this one were used by a server whose database was lost.
     Column("opened", BigInteger, nullable=False, server_default="0"),
+    # What its operator wants of it: open, paused or closed.
+    Column("state", String(16), nullable=False, server_default="open"),
 )
 
 rounds = Table(

@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Row, Select, func, insert, select
+from sqlalchemy import Row, Select, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
+from he_protocol.documents import TaskState
 from he_protocol.errors import ProblemError
-from he_protocol.problems import BAD_TENSORS, NOT_FOUND
+from he_protocol.problems import BAD_TENSORS, NOT_FOUND, WRONG_STATE
 from he_protocol.task import Task
+from he_server.rules.audit_chain import Event
 from he_server.rules.records import TaskRecord
 from he_server.store import audit
 from he_server.store.engine import Database
@@ -69,6 +71,18 @@ class TaskStore:
             found = await connection.execute(_tasks().order_by(tasks.c.created, tasks.c.task_hash))
             return tuple(_task_record(row) for row in found)
 
+    async def move(self, task: str, state: TaskState) -> None:
+        """Pause a task, let it go on, or close it. Raises `wrong-state`: a closed one stays closed."""
+        async with self.database.write() as connection:
+            mine = (tasks.c.task_hash == task) & (tasks.c.state != "closed")
+            changed = await connection.execute(update(tasks).where(mine).values(state=state))
+            if not changed.rowcount:
+                raise ProblemError(
+                    WRONG_STATE, "the task is closed: its clients were told so", expected="open or paused"
+                )
+            events: dict[TaskState, Event] = {"open": "task-open", "paused": "task-paused", "closed": "task-closed"}
+            await audit.append(connection, events[state], task, 0)
+
     async def get(self, task: str) -> TaskRecord:
         """Raises `not-found`."""
         async with self.database.read() as connection:
@@ -95,6 +109,7 @@ def _tasks() -> Select[Any]:
         tasks.c.task_hash,
         tasks.c.name,
         tasks.c.token,
+        tasks.c.state,
         newest.label("version"),
         current.label("round"),
         confirmed.label("confirmations"),
@@ -102,4 +117,4 @@ def _tasks() -> Select[Any]:
 
 
 def _task_record(row: Row[Any]) -> TaskRecord:
-    return TaskRecord(row.task_hash, row.name, row.token, row.version, row.round, row.confirmations)
+    return TaskRecord(row.task_hash, row.name, row.token, row.version, row.round, row.confirmations, row.state)

@@ -8,16 +8,17 @@ from dataclasses import dataclass, field
 from sqlalchemy import and_, func, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from he_protocol.documents import TaskState
 from he_protocol.errors import ProblemError
 from he_protocol.problems import ALREADY_IN_ROUND, NOT_FOUND, REPEATED_BASE, UPDATE_ID_REUSED, WRONG_STATE
 from he_protocol.task import Task
 from he_server.rules.records import Accepted, RoundRecord, UpdateRecord
-from he_server.rules.updates import check_base_version
+from he_server.rules.updates import Openings, check_base_version, check_taking
 from he_server.store import audit
 from he_server.store.engine import Database
 from he_server.store.queries import SELECT_ROUNDS
 from he_server.store.records import round_record, update_record
-from he_server.store.schema import models, rounds, updates
+from he_server.store.schema import models, rounds, tasks, updates
 from he_server.store.transitions import create_round, lock_task, move_round
 
 
@@ -42,19 +43,27 @@ For the other updates it checks that their blobs still exist."""
 
 
 @dataclass(frozen=True)
+class CurrentTask:
+    """Where a task stands: its open round, the version of its newest model, what its operator wants of it."""
+
+    round: RoundRecord
+    version: int
+    state: TaskState
+    openings: Openings
+
+
+@dataclass(frozen=True)
 class KnownUpdates:
     """What the database knows about new updates of one task.
 
     by_id: header hash, receipt and round number of updates with the offered ids, and of some others. in_round: update
-    ids by client, of the offered clients in the open round, and of some others. version: of the newest model. waiting:
-    rounds that are closed and not published yet. bases: offered clients with the base versions of updates that are, or
-    may be, in an opened sum; only without DP noise.
+    ids by client, of the offered clients in the open round, and of some others. bases: offered clients with the base
+    versions of updates that are, or may be, in an opened sum; only without DP noise.
     """
 
     by_id: dict[str, tuple[str, str, int]]
     in_round: dict[str, str]
-    version: int
-    waiting: int = 0
+    current: CurrentTask
     bases: set[tuple[str, int]] = field(default_factory=set)
 
 
@@ -67,8 +76,8 @@ class UpdateStore:
     async def expect(self, task: Task, offered: NewUpdate) -> Accepted | None:
         """What `accept` would refuse now, before any body is read; an earlier receipt if there is one."""
         async with self.database.read() as connection:
-            current, version = await _current_round(connection, task.id)
-            return admit(task, offered, await _known(connection, task, current, version, [offered]))
+            current_task = await _current_task(connection, task.id)
+            return admit(task, offered, await _known(connection, task, current_task, [offered]))
 
     async def accept(
         self, task: Task, offers: Sequence[tuple[NewUpdate, float]], write_blobs: WriteBlobs
@@ -80,8 +89,9 @@ class UpdateStore:
         """
         async with self.database.write() as connection:
             await lock_task(connection, task.id)
-            current, version = await _current_round(connection, task.id)
-            known = await _known(connection, task, current, version, [offered for offered, _ in offers])
+            current_task = await _current_task(connection, task.id)
+            current = current_task.round
+            known = await _known(connection, task, current_task, [offered for offered, _ in offers])
             outcomes: list[Accepted | ProblemError] = []
             entering: list[tuple[NewUpdate, float]] = []
             for offered, now in offers:
@@ -125,12 +135,14 @@ class UpdateStore:
 def admit(task: Task, offered: NewUpdate, known: KnownUpdates) -> Accepted | None:
     """The receipt of the same update, sent again; None for a new one that may enter the open round.
 
-    Raises `update-id-reused`, `already-in-round`, `stale-update` or `repeated-base`.
+    Raises `task-closed`, `task-paused`, `update-id-reused`, `already-in-round`, `stale-update` or `repeated-base`.
     """
     header_hash, receipt, number = known.by_id.get(offered.update_id, ("", "", 0))
     if header_hash == offered.header_hash:
         return Accepted(receipt, number, created=False)
-    check_base_version(offered.base_version, known.version, task.config.rounds.staleness, known.waiting)
+    now = known.current
+    check_taking(task, now.state, now.openings)
+    check_base_version(offered.base_version, now.version, task.config.rounds.staleness, now.openings.undecided)
     if header_hash:
         raise ProblemError(
             UPDATE_ID_REUSED,
@@ -151,8 +163,9 @@ def admit(task: Task, offered: NewUpdate, known: KnownUpdates) -> Accepted | Non
 
 
 async def _known(
-    connection: AsyncConnection, task: Task, current: RoundRecord, version: int, offers: Sequence[NewUpdate]
+    connection: AsyncConnection, task: Task, current_task: CurrentTask, offers: Sequence[NewUpdate]
 ) -> KnownUpdates:
+    current = current_task.round
     ids, clients = [offer.update_id for offer in offers], [offer.client for offer in offers]
     offered_before = and_(updates.c.task_hash == current.task, updates.c.update_id.in_(ids))
     in_round = and_(updates.c.round_id == current.id, updates.c.client.in_(clients))
@@ -168,10 +181,7 @@ async def _known(
         .join(rounds, rounds.c.id == updates.c.round_id)
         .where(or_(offered_before, in_round))
     )
-    undecided = select(func.count()).where(
-        rounds.c.task_hash == current.task, rounds.c.state.in_(("closed", "opening"))
-    )
-    known = KnownUpdates({}, {}, version, (await connection.execute(undecided)).scalar_one())
+    known = KnownUpdates({}, {}, current_task)
     for row in found:
         known.by_id[row.update_id] = row.header_hash, row.receipt, row.number
         if row.round_id == current.id:
@@ -237,9 +247,20 @@ async def _enter(
         await audit.append(connection, "round-closed", task.id, current.number, updates=count)
 
 
-async def _current_round(connection: AsyncConnection, task: str) -> tuple[RoundRecord, int]:
-    """The open round of a task, and the version of its newest model."""
+async def _current_task(connection: AsyncConnection, task: str) -> CurrentTask:
     newest = select(func.max(models.c.version)).where(models.c.task_hash == task).scalar_subquery()
-    query = SELECT_ROUNDS.add_columns(newest.label("newest"))
+    other = rounds.alias()
+    waiting = select(func.count()).where(other.c.task_hash == task, other.c.state == "closed").scalar_subquery()
+    opening = select(func.count()).where(other.c.task_hash == task, other.c.state == "opening").scalar_subquery()
+    given = select(func.max(other.c.opening)).where(other.c.task_hash == task, other.c.state != "closed")
+    query = SELECT_ROUNDS.add_columns(
+        newest.label("newest"),
+        tasks.c.state.label("task_state"),
+        tasks.c.opened,
+        waiting.label("waiting"),
+        opening.label("in_opening"),
+        given.scalar_subquery().label("given"),
+    ).join(tasks, tasks.c.task_hash == rounds.c.task_hash)
     row = (await connection.execute(query.where(rounds.c.task_hash == task, rounds.c.state == "open"))).one()
-    return round_record(row), row.newest
+    openings = Openings(max(row.given or 0, row.opened), row.waiting, row.waiting + row.in_opening)
+    return CurrentTask(round_record(row), row.newest, row.task_state, openings)

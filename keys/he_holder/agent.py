@@ -66,18 +66,29 @@ class Agent:
         async with self._transport:
             while True:
                 began = loop.time()
-                if began - looked >= END_SECONDS:
-                    if await self._ended():
-                        break
-                    looked = began
+                try:
+                    if began - looked >= END_SECONDS:
+                        if await self._ended():
+                            break
+                        looked = began
+                    news = await self.step(WAIT_SECONDS)
+                except ProblemError as refusal:  # the ledger: busy, or on a full disk
+                    log.warning("tried again", problem=refusal.problem.slug, detail=str(refusal))
+                    news = False
+                except Exception as error:  # one task's misfortune is not the others'
+                    log.error("unexpected failure; tried again", task=self._task.config.name, error=repr(error)[:500])
+                    news = False
                 # A server that keeps no answer back, or always has another, is not asked without pause.
-                pause = LEAST_SECONDS if await self.step(WAIT_SECONDS) else self._poll
+                pause = LEAST_SECONDS if news else self._poll
                 await asyncio.sleep(max(0.0, began + pause - loop.time()))
-        log.info("epoch destroyed", task=self._task.config.name, epoch=self._task.config.epoch)
 
     async def _ended(self) -> bool:
-        """Destroy the keys when it is time, or when another process has said so; the server is not asked."""
+        """Destroy the keys when it is time, or when another process has said so; the server is not asked. Also when we
+        have left the task."""
         holder, task = self._holder, self._task
+        if task.hash in await holder.ledger.left():
+            log.info("left", task=task.config.name, epoch=task.config.epoch)
+            return True
         if task.hash not in await holder.ledger.destroyed():
             votes = await holder.ledger.votes(task.hash)
             if not due(votes, task.config.rounds.max_openings, self._destroy_after, holder.clock()):
@@ -85,6 +96,7 @@ class Agent:
         await destroy(holder, task)
         if hpke_path(holder, task).exists():
             log.warning("HPKE key kept for another task: old ciphertexts can be opened", task=task.config.name)
+        log.info("epoch destroyed", task=task.config.name, epoch=task.config.epoch)
         return True
 
     async def step(self, wait: int = 0) -> bool:

@@ -23,10 +23,12 @@ async def joined_tasks(holder: KeyHolder) -> list[tuple[Task, str]]:
     return [(Task.from_token(token, holder.identity.authority), url) for token, url in rows]
 
 
-async def state_of(holder: KeyHolder, task: Task) -> Literal["open", "destroyed", "closed"]:
+async def state_of(holder: KeyHolder, task: Task) -> Literal["open", "left", "destroyed", "closed"]:
     """closed: the keys are not here, or belong to another ledger than ours."""
     if task.hash in await holder.ledger.destroyed():
         return "destroyed"
+    if task.hash in await holder.ledger.left():
+        return "left"
     try:
         await asyncio.to_thread(holder.hpke, task)
     except ProblemError:

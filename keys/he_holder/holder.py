@@ -99,6 +99,7 @@ class KeyHolder:
                 expected=f"f at least {self.least_f} (least_f)",
                 got=task.committee.colluders,
             )
+        check_reachable(task, self.min_clients_floor)
         if task.config.rounds.min_clients < self.min_clients_floor:
             raise ProblemError(
                 TOO_FEW_CLIENTS,
@@ -137,6 +138,21 @@ class KeyHolder:
         if (secret.task_hash, secret.epoch) != (task.hash, task.config.epoch):
             raise ProblemError(WRONG_EPOCH, "the secret is of another task or epoch", expected=task.id, got=secret)
         return {entry.subshare: entry.seed for entry in secret.seeds}
+
+
+def check_reachable(task: Task, min_clients_floor: int) -> None:
+    """A bucket of the task can have as many clients as we ask for: else every round would wait for us for ever.
+
+    Raises `too-few-clients`.
+    """
+    rounds = task.config.rounds
+    if (most := rounds.max_clients // rounds.buckets) < min_clients_floor:
+        raise ProblemError(
+            TOO_FEW_CLIENTS,
+            f"task {task.config.name!r} can never reach our floor (min_clients_floor)",
+            expected=f"sums of at least {min_clients_floor} clients",
+            got=f"at most {most}: max_clients {rounds.max_clients}, buckets {rounds.buckets}",
+        )
 
 
 def check_promise(task: Task) -> None:

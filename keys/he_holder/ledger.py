@@ -1,7 +1,6 @@
 """A key holder's ledger: what it has joined, voted for and refused, in a SQLite file of its own.
 
 A vote is one transaction that reads the history, judges, and writes; it is durable before the vote is signed.
-Primary keys repeat the two rules that matter most: one manifest for each opening number, one opening per update.
 """
 
 from __future__ import annotations
@@ -18,17 +17,9 @@ from typing import cast
 from alembic.util import CommandError
 from sqlalchemy import (
     URL,
-    Column,
     ColumnClause,
     Connection,
-    Float,
-    ForeignKeyConstraint,
-    Index,
     Integer,
-    LargeBinary,
-    MetaData,
-    Table,
-    Text,
     delete,
     event,
     func,
@@ -40,10 +31,11 @@ from sqlalchemy import (
 from sqlalchemy.dialects.sqlite import insert as insert_or
 from sqlalchemy.engine import AdaptedConnection
 from sqlalchemy.engine.interfaces import DBAPIConnection
-from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry
 
+from he_holder.ledger_schema import identity, refusals, revocations, tasks, voted_updates, votes
 from he_holder.request import LedgerView, OpeningRequest
 from he_holder.rules import VOTING, Rule, check_alive, check_all
 from he_migrations.run import upgrade
@@ -61,60 +53,6 @@ BATCH = 500
 KEPT_REFUSALS = 1_000
 """Of each problem, the newest: a server can cause them without end, but cannot wash one kind out with another."""
 
-metadata = MetaData()
-identity = Table("identity", metadata, Column("ledger", LargeBinary, primary_key=True))
-tasks = Table(
-    "tasks",
-    metadata,
-    Column("task_hash", LargeBinary, primary_key=True),
-    Column("token", Text, nullable=False),
-    Column("server_url", Text, nullable=False),
-    Column("joined", Float, nullable=False),
-    Column("destroyed", Float),
-)
-votes = Table(
-    "votes",
-    metadata,
-    Column("task_hash", LargeBinary, primary_key=True),
-    Column("opening", Integer, primary_key=True),
-    Column("manifest_hash", LargeBinary, nullable=False),
-    Column("manifest", Text, nullable=False),
-    Column("round", Integer, nullable=False),
-    Column("model_version", Integer, nullable=False),
-    Column("formed", Integer, nullable=False),
-    Column("updates", Integer, nullable=False),
-    Column("decided", Float, nullable=False),
-    Column("settled", Float),
-    ForeignKeyConstraint(["task_hash"], ["tasks.task_hash"], name="votes_task"),
-)
-voted_updates = Table(
-    "voted_updates",
-    metadata,
-    Column("task_hash", LargeBinary, primary_key=True),
-    Column("update_id", LargeBinary, primary_key=True),
-    Column("opening", Integer, nullable=False),
-    Column("client", Text, nullable=False),
-    Column("base_version", Integer, nullable=False),
-    ForeignKeyConstraint(["task_hash", "opening"], ["votes.task_hash", "votes.opening"], name="voted_updates_vote"),
-    Index("voted_bases", "task_hash", "client", "base_version"),
-)
-refusals = Table(
-    "refusals",
-    metadata,
-    Column("task_hash", LargeBinary, primary_key=True),
-    Column("round", Integer, primary_key=True),
-    Column("manifest_hash", LargeBinary, primary_key=True),
-    Column("problem", Text, primary_key=True),
-    Column("manifest", Text, nullable=False),
-    Column("detail", Text, nullable=False),
-    Column("seen", Float, nullable=False),
-)
-revocations = Table(
-    "revocations",
-    metadata,
-    Column("number", Integer, primary_key=True, autoincrement=False),
-    Column("token", Text, nullable=False),
-)
 _ROWID: ColumnClause[int] = literal_column("refusals.rowid", Integer)
 
 
@@ -182,7 +120,9 @@ class Ledger:
         async with self._transaction() as connection:
             check_alive(task, await _destroyed(connection, task.hash))
             await connection.execute(
-                insert_or(tasks).values(values).on_conflict_do_update(["task_hash"], set_={"server_url": server_url})
+                insert_or(tasks)
+                .values(values)
+                .on_conflict_do_update(["task_hash"], set_={"server_url": server_url, "left": None})
             )
 
     async def joined(self) -> list[tuple[str, str]]:
@@ -252,6 +192,17 @@ class Ledger:
         async with self._transaction() as connection:
             return frozenset(await connection.scalars(select(tasks.c.task_hash).where(tasks.c.destroyed.is_not(None))))
 
+    async def leave(self, task: Task, now: float) -> None:
+        """Open no sums of this task any more, until it is joined again."""
+        mine = (tasks.c.task_hash == task.hash) & tasks.c.left.is_(None)
+        async with self._transaction() as connection:
+            await connection.execute(update(tasks).where(mine).values(left=now))
+
+    async def left(self) -> frozenset[bytes]:
+        """Hashes of the tasks that this holder has left."""
+        async with self._transaction() as connection:
+            return frozenset(await connection.scalars(select(tasks.c.task_hash).where(tasks.c.left.is_not(None))))
+
     async def snapshot(self) -> bytes:
         """The file's bytes, read without a concurrent writer."""
         async with self._transaction():
@@ -289,7 +240,9 @@ class Ledger:
         try:
             async with self._engine.begin() as connection:
                 yield connection
-        except (OperationalError, sqlite3.OperationalError) as error:  # held by another for too long, or a full disk
+        except IntegrityError:
+            raise
+        except (DBAPIError, sqlite3.Error) as error:  # held by another for too long, a full disk, a damaged file
             raise ProblemError(DATABASE_UNAVAILABLE, "the ledger", got=str(getattr(error, "orig", error))) from error
 
 

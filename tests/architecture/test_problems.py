@@ -67,6 +67,7 @@ def test_of_what_an_upload_may_meet_these_drop_the_sealed_update() -> None:
     uploads = [route for route in ROUTES if "/uploads" in route.path]
     met = {problem for route in (put, *uploads) for problem in problems_of(route)}
     assert {problem.slug for problem in met if problem.drops} == {
+        "task-closed",
         "stale-update",
         "repeated-base",
         "wrong-task",

@@ -149,7 +149,7 @@ EDITS = (
     ),
     Edit("keys/he_holder/release.py: covers", "self._added[bucket] == ids", "self._added[bucket] >= ids"),
     Edit(
-        "keys/he_holder/ledger.py: voted_updates",
+        "keys/he_holder/ledger_schema.py: voted_updates",
         '"update_id", sa.LargeBinary, primary_key=True),\n        sa.Column("opening", sa.Integer, nullable=False)',
         '"update_id", sa.LargeBinary, primary_key=True),\n        sa.Column("opening", sa.Integer, primary_key=True)',
         at="migrations/he_migrations/ledger/versions/0001_votes.py: upgrade",

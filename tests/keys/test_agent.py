@@ -12,15 +12,18 @@ from typing import Any
 import msgspec
 import pytest
 from aiohttp import web
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from he_holder import agent
 from he_holder.agent import LEAST_SECONDS, REFUSED_SECONDS, Agent, serve
-from he_holder.epochs import joined_tasks
+from he_holder.epochs import joined_tasks, state_of
 from he_holder.holder import KeyHolder
+from he_holder.ledger import Ledger
 from he_party.http_transport import RetryPolicy
 from he_protocol import documents, paths
+from he_protocol.errors import ProblemError
 from he_protocol.identity.jws import SigningKey
-from he_protocol.problems import BAD_SIGNATURE, INTERNAL, UNREACHABLE, WRONG_STATE
+from he_protocol.problems import BAD_SIGNATURE, DATABASE_UNAVAILABLE, INTERNAL, UNREACHABLE, WRONG_STATE
 from he_testing.clocks import FakeClock
 from he_testing.fake_server import FakeServer, key_bodies, problem
 from he_testing.problems import expect_problem
@@ -295,3 +298,53 @@ async def test_joined_tasks_are_verified_again(world: World, holder: KeyHolder) 
     await holder.ledger.join(stranger.task, "http://two", NOW)
     with expect_problem(BAD_SIGNATURE):
         await joined_tasks(holder)
+
+
+@pytest.mark.parametrize(
+    "failure", [ProblemError(DATABASE_UNAVAILABLE, "the ledger", got="disk is full"), ValueError("a bug")]
+)
+async def test_a_ledger_that_fails_for_a_while_ends_nothing(
+    world: World,
+    server: FakeServer,
+    holder: KeyHolder,
+    bodies: list[bytes],
+    monkeypatch: pytest.MonkeyPatch,
+    failure: Exception,
+) -> None:
+    """A busy file, a full disk, whatever it is: rounds are served once it is over."""
+    transaction, failed = Ledger._transaction, 0
+
+    @asynccontextmanager
+    async def failing(self: Ledger) -> AsyncIterator[AsyncConnection]:
+        nonlocal failed
+        failed += 1
+        if failed < 20:
+            raise failure
+        async with transaction(self) as connection:
+            yield connection
+
+    await holder.join(world.task, server.url)
+    monkeypatch.setattr(Ledger, "_transaction", failing)
+    work = asyncio.create_task(serve(holder, [Agent(holder, world.task, server.url, poll_seconds=0.01)]))
+    try:
+        offer(world, server, bodies)
+        await server.until(lambda: (1, "holder-0") in server.shares)
+        assert failed >= 20
+        assert not work.done()
+    finally:
+        work.cancel()
+        await asyncio.wait([work])
+
+
+async def test_a_task_that_was_left_is_served_no_more_until_it_is_joined_again(
+    world: World, server: FakeServer, holder: KeyHolder
+) -> None:
+    await holder.join(world.task, server.url)
+    work = asyncio.create_task(Agent(holder, world.task, server.url, poll_seconds=0.01).run())
+    await server.until(lambda: bool(server.seen))
+    await holder.ledger.leave(world.task, NOW)
+    await asyncio.wait_for(work, 20)
+    assert await state_of(holder, world.task) == "left"
+    await holder.join(world.task, server.url)
+    assert await state_of(holder, world.task) == "open"
+    assert await holder.ledger.left() == frozenset()

@@ -12,7 +12,7 @@ import pytest
 from aiohttp import web
 from msgspec.structs import replace
 
-from he_holder.holder import KeyHolder, check_promise
+from he_holder.holder import KeyHolder, check_promise, check_reachable
 from he_holder.hpke_key import HpkeKey
 from he_holder.ledger import Ledger
 from he_holder.request import OpeningRequest
@@ -382,6 +382,16 @@ async def test_a_task_below_our_floor_is_not_joined(tmp_path: Path, world: World
         assert await holder.ledger.joined() == []
         holder.min_clients_floor = 3
         await holder.join(world.task, "http://server")
+
+
+@pytest.mark.parametrize(("buckets", "floor", "reached"), [(1, 9, True), (1, 10, False), (2, 4, True), (2, 5, False)])
+def test_a_floor_that_a_task_can_never_reach(buckets: int, floor: int, reached: bool) -> None:
+    task = World(plan={"min_clients": 2, "max_clients": 9, "buckets": buckets}).task
+    if reached:
+        check_reachable(task, floor)
+        return
+    with expect_problem(TOO_FEW_CLIENTS, f"at least {floor}"):
+        check_reachable(task, floor)
 
 
 @pytest.mark.parametrize(("text", "f"), [("2/3/2", 0), ("2/3/3", 1), ("2/4/3", 1), ("3/7/5", 2)])

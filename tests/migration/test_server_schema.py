@@ -75,7 +75,7 @@ async def test_the_database_itself_refuses_a_second_open_round(empty: Address) -
     )
     add = f"INSERT INTO rounds ({columns}) VALUES ('a', :number, :state, 0,0,0,0,0,'','',0,'','','',0,'',0)"
     async with engine.begin() as connection:
-        await connection.execute(text("INSERT INTO tasks VALUES ('a', 'a', 'a', 0, 0, 0)"))
+        await connection.execute(text("INSERT INTO tasks VALUES ('a', 'a', 'a', 0, 0, 0, 'open')"))
         await connection.execute(text(add), {"number": 1, "state": "failed"})
         await connection.execute(text(add), {"number": 2, "state": "open"})
     with pytest.raises(IntegrityError):

@@ -12,10 +12,13 @@ from safetensors.numpy import save
 
 from he_protocol import documents, frames, paths, problems
 from he_protocol.config import ServerEntry, TaskConfig, TensorSpec
+from he_protocol.documents import TaskState
 from he_protocol.identity.jws import SigningKey
 from he_protocol.messages import Message
 from he_protocol.problems import ProblemType
+from he_server.rules.updates import Openings, check_taking
 from he_testing.plans import changed
+from he_testing.problems import expect_problem
 from tests.support.kahe import INSECURE_TASK
 from tests.unit.parties import ALICE
 
@@ -101,3 +104,62 @@ async def test_tensors_that_are_not_the_tasks(empty_world: World, what: str) -> 
     signed = changed(config, initial_model=hashlib.sha256(model).digest())  # the authority says so itself
     status = await _post(empty_world, empty_world.authority.sign(signed), model)
     assert status == (400, problems.BAD_TENSORS)
+
+
+@pytest.mark.parametrize(
+    ("state", "openings", "expected"),
+    [
+        ("open", Openings(9, 0, 0), None),
+        ("open", Openings(9, 1, 1), problems.TASK_PAUSED),
+        ("open", Openings(10, 0, 1), problems.TASK_CLOSED),
+        ("open", Openings(11, 0, 0), problems.TASK_CLOSED),  # after `recover`
+        ("open", Openings(8, 1, 5), None),
+        ("paused", Openings(0, 0, 0), problems.TASK_PAUSED),
+        ("paused", Openings(10, 0, 0), problems.TASK_CLOSED),
+        ("closed", Openings(0, 0, 0), problems.TASK_CLOSED),
+    ],
+)
+async def test_when_a_task_takes_updates(
+    world: World, state: TaskState, openings: Openings, expected: ProblemType | None
+) -> None:
+    assert world.task.config.rounds.max_openings == 10
+    if expected is None:
+        check_taking(world.task, state, openings)
+        return
+    with expect_problem(expected):
+        check_taking(world.task, state, openings)
+
+
+@both
+async def test_a_paused_task_finishes_its_rounds_and_goes_on(world: World) -> None:
+    early, late = world.person("early", "client"), world.person("late", "client")
+    first = world.upload(early)
+    assert (await world.put(early, first)).status == 201
+    await world.fill(2)
+    await world.server.store.tasks.move(world.task.id, "paused")
+    assert await world.problem(await world.put(late, world.upload(late))) == problems.TASK_PAUSED
+    assert (await world.put(early, first)).status == 200  # its receipt is asked for again
+    await world.open(1)
+    assert (await world.round(1)).state == "published"
+    assert (await world.server.store.tasks.get(world.task.id)).state == "paused"
+    await world.server.store.tasks.move(world.task.id, "open")
+    assert (await world.put(late, world.upload(late, base_version=1))).status == 201
+
+
+@both
+async def test_a_closed_task_stays_closed(world: World) -> None:
+    await world.server.store.tasks.move(world.task.id, "closed")
+    late = world.person("late", "client")
+    assert await world.problem(await world.put(late, world.upload(late))) == problems.TASK_CLOSED
+    with expect_problem(problems.WRONG_STATE, "closed"):
+        await world.server.store.tasks.move(world.task.id, "open")
+
+
+@both
+async def test_after_the_last_opening_no_update_is_taken(world: World) -> None:
+    await world.add_task(max_openings=1)
+    await world.fill(3)
+    late = world.person("late", "client")
+    assert await world.problem(await world.put(late, world.upload(late))) == problems.TASK_PAUSED  # it may yet fail
+    await world.open(1)
+    assert await world.problem(await world.put(late, world.upload(late, base_version=1))) == problems.TASK_CLOSED

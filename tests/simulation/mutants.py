@@ -24,7 +24,7 @@ from rich.table import Table
 from sqlalchemy import delete, func, insert, select, update
 
 from he_client.client import HushSumClient
-from he_holder import ledger
+from he_holder import ledger, ledger_schema
 from he_holder import rules as checks
 from he_holder.ledger import Ledger
 from he_holder.opening import Openings
@@ -187,11 +187,13 @@ def _without(patch: Patch, *forgotten: Any) -> None:
 
     async def recorded(connection: Any, request: Any) -> None:
         ids, task_hash = [entry.update_id for entry in request.manifest.updates], request.task.hash
-        for table in (ledger.voted_updates, ledger.votes):
+        for table in (ledger_schema.voted_updates, ledger_schema.votes):
             mine = (table.c.task_hash == task_hash) & (table.c.opening == request.manifest.opening)
             await connection.execute(delete(table).where(mine))
-        mine = ledger.voted_updates.c.task_hash == task_hash
-        await connection.execute(delete(ledger.voted_updates).where(mine, ledger.voted_updates.c.update_id.in_(ids)))
+        mine = ledger_schema.voted_updates.c.task_hash == task_hash
+        await connection.execute(
+            delete(ledger_schema.voted_updates).where(mine, ledger_schema.voted_updates.c.update_id.in_(ids))
+        )
         await record(connection, request)
 
     async def decided(self: Ledger, request: Any, rules: Any) -> Any:

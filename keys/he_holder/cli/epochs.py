@@ -42,6 +42,21 @@ def rotate_(data_dir: DataDir = None) -> None:
     )
 
 
+@app.command("leave")
+@command
+def leave(
+    task: Annotated[str, typer.Argument(help="the task's name or hash")],
+    data_dir: DataDir = None,
+) -> None:
+    """Serve a task no more. Its keys stay, and 'he-holder join' takes it up again; destroy-epoch ends it for ever.
+
+    A running 'he-holder run' sees it within a second. To the others this holder is away.
+    """
+    from he_holder.settings import Settings
+
+    console.out.print(f"left {run_async(_leave(Settings.load(data_dir=data_dir), task))}")
+
+
 @app.command("destroy-epoch")
 @command
 def destroy_epoch(
@@ -92,6 +107,16 @@ def restore_(
         f"restored to {directory}, with a new key: the epochs that are running stay closed to it.\n"
         "Send enroll-request.jws to the authority, and join the next epoch. Never start the old holder again."
     )
+
+
+async def _leave(settings: Settings, name: str) -> str:
+    holder = await open_holder(settings)
+    try:
+        task, _ = await _find(holder, name)
+        await holder.ledger.leave(task, time.time())
+        return f"{task.config.name}, epoch {task.config.epoch}"
+    finally:
+        await holder.ledger.close()
 
 
 async def _destroy(settings: Settings, name: str, *, yes: bool, force: bool) -> list[dict[str, object]]:

@@ -9,7 +9,7 @@ from he_holder.agent import Agent, serve
 from he_holder.ceremony.run import Ceremony
 from he_holder.cli.options import open_holder
 from he_holder.epochs import destroy, joined_tasks, state_of
-from he_holder.holder import KeyHolder
+from he_holder.holder import KeyHolder, check_reachable
 from he_holder.settings import Settings
 from he_party import console
 from he_party.board import ServerBoard
@@ -68,9 +68,15 @@ async def run(settings: Settings) -> None:
 
 
 async def _served(holder: KeyHolder, task: Task) -> bool:
-    """Not so an epoch whose keys are gone, or belong to the ledger that a restored one is a copy of."""
+    """Not so an epoch whose keys are gone, or belong to the ledger that a restored one is a copy of; nor a task that we
+    have left, or whose rounds we would refuse, all of them."""
     state = await state_of(holder, task)
     if state == "open":
+        try:
+            check_reachable(task, holder.min_clients_floor)
+        except ProblemError as refusal:
+            console.err.print(f"not served: {refusal}", markup=False, soft_wrap=True)
+            return False
         return True
     if state == "destroyed":
         await destroy(holder, task)  # finishes what a crash may have cut short

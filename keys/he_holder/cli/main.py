@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from he_holder.cli.epochs import app as epochs_app
-from he_holder.cli.options import ConfigFile, DataDir, TlsCa
+from he_holder.cli.options import ConfigFile, DataDir, MinClientsFloor, TlsCa
 from he_party import console
 from he_party.console import OutputFormat, command, run_async
 from he_party.kernels import Steps, Warm, offer_to_warm
@@ -49,12 +49,13 @@ def join(
     config: ConfigFile = None,
     tls_ca: TlsCa = None,
     patience: Annotated[float, typer.Option(help="seconds to wait for the others in each phase")] = 600,
+    min_clients_floor: MinClientsFloor = None,
 ) -> None:
     """Join a task: check what it promises, agree to open its sums, and make the committee's key with the others."""
     from he_holder.cli import joined
     from he_holder.settings import Settings
 
-    settings = Settings.load(config, data_dir=data_dir, tls_ca=tls_ca)
+    settings = Settings.load(config, data_dir=data_dir, tls_ca=tls_ca, min_clients_floor=min_clients_floor)
     run_async(joined.join(settings, task, server, patience))
 
 
@@ -64,7 +65,7 @@ def run(
     data_dir: DataDir = None,
     config: ConfigFile = None,
     tls_ca: TlsCa = None,
-    min_clients_floor: Annotated[int | None, typer.Option(help="our own minimum of clients per sum")] = None,
+    min_clients_floor: MinClientsFloor = None,
     poll_seconds: Annotated[float | None, typer.Option(help="how often to ask the server")] = None,
 ) -> None:
     """Serve the joined tasks: check every manifest, vote, release shares. Makes outbound requests only."""

@@ -15,6 +15,8 @@ DataDir = Annotated[Path | None, typer.Option(help="identity, secrets and ledger
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="TOML settings file")]
 TlsCa = Annotated[Path | None, typer.Option(help="PEM file that vouches for the server's certificate")]
 
+MinClientsFloor = Annotated[int | None, typer.Option(help="our own minimum of clients per sum")]
+
 
 async def open_holder(settings: Settings) -> KeyHolder:
     """The holder in the settings' directory; the caller closes its ledger. Raises `bad-key-file`."""

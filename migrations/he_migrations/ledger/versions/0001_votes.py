@@ -21,6 +21,7 @@ def upgrade() -> None:
         sa.Column("server_url", sa.Text, nullable=False),
         sa.Column("joined", sa.Float, nullable=False),
         sa.Column("destroyed", sa.Float),
+        sa.Column("left", sa.Float),
     )
     op.create_table(
         "votes",

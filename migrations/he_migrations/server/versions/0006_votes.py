@@ -1,4 +1,4 @@
-"""What key holders say about manifests; opening numbers; updates that were left out."""
+"""What key holders say about manifests; opening numbers; updates that were left out; tasks that take no updates."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -11,6 +11,7 @@ depends_on = None
 
 def upgrade() -> None:
     op.add_column("tasks", sa.Column("opened", sa.BigInteger, nullable=False, server_default="0"))
+    op.add_column("tasks", sa.Column("state", sa.String(16), nullable=False, server_default="open"))
     op.add_column("rounds", sa.Column("opening", sa.BigInteger, nullable=False, server_default="0"))
     op.add_column("rounds", sa.Column("excluded", sa.Text, nullable=False, server_default="[]"))
     op.create_table(
@@ -30,4 +31,5 @@ def downgrade() -> None:
     op.drop_table("answers")
     op.drop_column("rounds", "excluded")
     op.drop_column("rounds", "opening")
+    op.drop_column("tasks", "state")
     op.drop_column("tasks", "opened")
