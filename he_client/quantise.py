@@ -17,7 +17,7 @@ import numpy.typing as npt
 from he_protocol.arithmetic.keystream import KEY_BYTES, expand_words
 from he_protocol.errors import ProblemError
 from he_protocol.privacy.gaussian import Gaussian
-from he_protocol.privacy.quantise import Floats, Integers, clip_factor, l2_norm, quantise, shrink
+from he_protocol.privacy.quantise import Floats, Integers, clip_factor, l2_norm, quantise, saturated, shrink
 from he_protocol.problems import BAD_TENSORS
 from he_protocol.task import Task
 from he_protocol.tensors import NAMED
@@ -77,7 +77,8 @@ class UpdateQuantiser:
         weight, clip, norm = (_total if task.config.privacy.noisy else _checked)(task, update, examples)
         self._factor = clip * weight
         self._tail = task.weighting.tail(weight)
-        self.limited = Limited(self._saturated(), norm, clip * norm)
+        cut = saturated(update, self._factor, task.config.aggregation.value_range)
+        self.limited = Limited(cut / update.size, norm, clip * norm)
         _warn(task, self.limited)
         self._noise = Gaussian(task.noise_std) if task.noise_std > 0 else None
         self._words = words
@@ -97,14 +98,6 @@ class UpdateQuantiser:
             self._noise.add(integers, self._words(self._noise.words(block.size)))
         return integers
 
-    def _saturated(self) -> float:
-        """The share of coordinates beyond ±value_range, rounded to float32 as they are."""
-        with np.errstate(over="ignore"):
-            limit = np.float32(self._config.aggregation.value_range)
-        starts = range(0, self._update.size, BLOCK)
-        blocks = (shrink(self._update[at : at + BLOCK], self._factor) for at in starts)
-        return sum(int(np.count_nonzero(np.abs(block) > limit)) for block in blocks) / self._update.size
-
 
 def quantise_update(task: Task, update: Floats, examples: float | None, words: Words = secret_words) -> Integers:
     """All integers of an update at once, shape (task.length,), int64; see `UpdateQuantiser`."""
@@ -116,6 +109,7 @@ def load_kernels() -> None:
     """Call every kernel that `UpdateQuantiser` calls, on a block of zeros."""
     block = np.zeros(64, dtype=np.float32)
     l2_norm(block)
+    saturated(block, 1.0, 1.0)
     integers = quantise(block, 1.0, 1.0, secret_words(32).view("<u4"))
     noise = Gaussian(1000.0)
     noise.add(integers, secret_words(noise.words(integers.size)))

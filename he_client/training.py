@@ -28,7 +28,7 @@ Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 def tensor_specs(module: torch.nn.Module, *, buffers: bool = False) -> tuple[TensorSpec, ...]:
     """What a task's configuration says about the tensors of `arrays`."""
-    return tuple(TensorSpec(name, value.shape) for name, value in arrays(module, buffers=buffers).items())
+    return tuple(TensorSpec(name, tuple(value.shape)) for name, value in _trained(module, buffers).items())
 
 
 def arrays(module: torch.nn.Module, *, buffers: bool = False) -> Arrays:
@@ -36,10 +36,7 @@ def arrays(module: torch.nn.Module, *, buffers: bool = False) -> Arrays:
 
     With `buffers`, the floating-point ones of these too (BatchNorm's statistics), so that rounds average them.
     """
-    chosen: Weights = {name: value for name, value in module.named_parameters() if value.requires_grad}
-    if buffers:
-        chosen |= {name: value for name, value in module.named_buffers() if value.is_floating_point()}
-    return {name: _array(value) for name, value in chosen.items()}
+    return {name: _array(value) for name, value in _trained(module, buffers).items()}
 
 
 def load_arrays(module: torch.nn.Module, values: Mapping[str, npt.NDArray[np.float32]]) -> None:
@@ -63,6 +60,13 @@ def difference(after: torch.nn.Module, before: Mapping[str, npt.NDArray[np.float
     there = _named(after, before)
     with np.errstate(all="ignore"):  # the encoder judges what is not finite
         return {name: np.asarray(_array(there[name]) - value) for name, value in before.items()}
+
+
+def _trained(module: torch.nn.Module, buffers: bool = False) -> Weights:
+    chosen: Weights = {name: value for name, value in module.named_parameters() if value.requires_grad}
+    if buffers:
+        chosen |= {name: value for name, value in module.named_buffers() if value.is_floating_point()}
+    return chosen
 
 
 def _named(module: torch.nn.Module, names: Iterable[str]) -> Weights:
@@ -109,7 +113,7 @@ def clipped_gradient_sum(
     """
     if len(inputs) != len(targets):
         raise ValueError(f"{len(inputs)} inputs and {len(targets)} targets")
-    parameters = {name: value.detach() for name, value in module.named_parameters() if value.requires_grad}
+    parameters = {name: value.detach() for name, value in _trained(module).items()}
     fixed = {name: value.detach() for name, value in module.named_parameters() if not value.requires_grad}
     fixed |= dict(module.named_buffers())
 

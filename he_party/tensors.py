@@ -26,7 +26,7 @@ def read_tensors(path: Path, problem: ProblemType, detail: str, *, widen: bool =
                 name: _widened(path, name, kind) if widen and kind in WIDENED else _plain(file, name, kind)
                 for name, kind in kinds.items()
             }
-    except (SafetensorError, TypeError, ValueError, OSError) as error:
+    except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
         raise ProblemError(problem, f"{detail}: {error}") from None
 
 

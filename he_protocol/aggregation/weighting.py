@@ -151,8 +151,8 @@ class Examples:
     def check_examples(self, examples: float | None) -> None:
         if examples is None:
             raise ProblemError(BAD_PLAN, "a number of examples goes with weighting 'examples'")
-        if not examples > 0:
-            raise ProblemError(BAD_PLAN, "the number of examples must be positive", got=examples)
+        if self.fraction(examples) == 0:
+            raise ProblemError(BAD_PLAN, "the number of examples must be a positive number", got=examples)
 
     def fraction(self, examples: float | None) -> float:
         try:

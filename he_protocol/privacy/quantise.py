@@ -37,6 +37,13 @@ def shrink(update: Floats, factor: float) -> Floats:
     return (usable.astype(np.float64) * factor).astype(np.float32)
 
 
+def saturated(update: Floats, factor: float, value_range: float) -> int:
+    """How many coordinates of `shrink(update, factor)` lie beyond ±`value_range`, rounded to float32 as they are."""
+    with np.errstate(over="ignore"):
+        limit = np.float32(value_range)
+    return _saturated(np.ascontiguousarray(update, dtype=np.float32), factor, limit)
+
+
 def quantise(update: Floats, scale: float, value_range: float, words: npt.NDArray[np.uint32]) -> Integers:
     """Clip each (finite) coordinate to ±`value_range`, multiply by `scale`, round stochastically.
 
@@ -66,6 +73,15 @@ def _squares(update: Floats) -> float:
     for i in range(COLUMNS):
         total += sums[i]
     return total
+
+
+@kernel
+def _saturated(update: Floats, factor: float, limit: np.float32) -> int:
+    count = 0
+    for i in range(update.size):
+        if abs(np.float32(np.float64(update[i]) * factor)) > limit:
+            count += 1
+    return count
 
 
 @kernel

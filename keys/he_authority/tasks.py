@@ -47,15 +47,25 @@ def build_config(
 
 
 def check_said(plan: Mapping[str, Any], config: TaskConfig) -> None:
-    """Refuse a plan file that leaves out a number of which no default can be meant. Raises `bad-plan`."""
-    table = _table(plan, "aggregation")
-    if config.aggregation.load_weighting().uses_cap and "weight_cap" not in table:
+    """Refuse a plan file whose weights cannot be meant: a cap that is left out, or that makes all weights equal.
+
+    Raises `bad-plan`.
+    """
+    weighting = config.aggregation.load_weighting()
+    if weighting.uses_cap and "weight_cap" not in _table(plan, "aggregation"):
         raise ProblemError(
             BAD_PLAN,
             f"aggregation.weighting {config.aggregation.weighting!r} needs aggregation.weight_cap: the most examples"
             " that one client counts for, or with 'fixed' the records that are expected in a round",
             expected="a number",
             got=f"none, which would be {config.aggregation.weight_cap:g}",
+        )
+    if weighting.appended and weighting.fraction(1.0) == weighting.fraction(2.0):
+        raise ProblemError(
+            BAD_PLAN,
+            "aggregation.weight_cap: two examples would count no more than one, so all clients the same",
+            expected="the most examples that one client counts for, above 1",
+            got=config.aggregation.weight_cap,
         )
 
 

@@ -162,8 +162,8 @@ def test_another_length_is_refused(world: World) -> None:
         quantise_update(task_of(world, 3), floats(0.0, 1.0), None)
 
 
-@pytest.mark.parametrize("examples", [0.0, -1.0, float("nan")])
-def test_a_number_of_examples_that_is_none_is_refused(world: World, examples: float) -> None:
+@pytest.mark.parametrize("examples", [0.0, -1.0, float("nan"), "many", "5", b"5", 1j, [5], np.ones(2), object()])
+def test_a_number_of_examples_that_is_none_is_refused(world: World, examples: Any) -> None:
     with expect_problem(BAD_PLAN, "positive"):
         quantise_update(task_of(world, 1, weighting="examples"), floats(0.0), examples)
 

@@ -95,6 +95,12 @@ def refused(result: Result, slug: str, *words: str) -> None:
         ("min_clients = 3", "min_clients = 1", "bad-plan", "the sum of one update is that update"),
         ("epsilon_budget = 100.0", "epsilon_budget = 1.0", "budget-exhausted", "epsilon at most 1.0, got 3.3414"),
         ("[aggregation]", '[aggregation]\nweighting = "examples"', "bad-plan", "needs aggregation.weight_cap"),
+        (
+            "[aggregation]",
+            '[aggregation]\nweighting = "examples"\nweight_cap = 1.0',
+            "bad-plan",
+            "two examples would count no more than one",
+        ),
         ("[aggregation]", '[aggregation]\nweighting = "fixed"', "bad-plan", "needs aggregation.weight_cap"),
     ],
 )
@@ -173,6 +179,14 @@ def test_patterns_may_be_repeated_and_what_is_left_is_the_task() -> None:
     load_arrays(module, {name: np.ones(shape, np.float32) for name, shape in task.config.model.shapes.items()})
     assert (module.gain.item(), module.norm.running_mean.tolist()) == (1.0, [0.0, 0.0])  # type: ignore[union-attr]
     assert sign("--exclude", "*").exit_code == 2
+
+
+@pytest.mark.usefixtures("office")
+def test_weights_that_are_said_in_words_are_signed() -> None:
+    save_file({"w": W}, "model.safetensors")
+    for words in ('weighting = "examples"\nweight_cap = 500', 'weighting = "fixed"\nweight_cap = 1.0'):
+        Path("plan.toml").write_text(PLAN.replace("[aggregation]", f"[aggregation]\n{words}"))
+        assert sign().exit_code == 0
 
 
 @pytest.mark.usefixtures("office")
