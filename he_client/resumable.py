@@ -16,14 +16,17 @@ from he_party.transport import Answer, Transport
 from he_protocol import documents, frames, paths, tus
 from he_protocol.errors import ProblemError
 from he_protocol.messages import from_json
-from he_protocol.problems import UNEXPECTED_ANSWER
+from he_protocol.problems import REFUSED_BETWEEN, UNEXPECTED_ANSWER
 from he_protocol.task import Task
 
 CHUNK_BYTES = 8 << 20
+LARGEST_BETWEEN, LEAST_CHUNK = 1 << 20, 1 << 14
+"""Where something between takes no chunk of 8 MiB, chunks are halved from 1 MiB, which is what nginx takes, down."""
 TRIES = 5
 """How often in a row a chunk may end where it began."""
 _VERSION = {"Tus-Resumable": tus.VERSION}
-_LOCATION = re.compile(paths.upload_path("[0-9a-f]{32}"))
+_LOCATION = re.compile(r"(?:https?://[^/?#]+)?(?:/[^?#]*)?(" + paths.upload_path("[0-9a-f]{32}") + ")")
+"""A proxy may have put its own name and a path before the server's."""
 
 
 class ResumableUpload:
@@ -35,6 +38,7 @@ class ResumableUpload:
         self._update_id = bytes.fromhex(encrypted.update_id)
         self._pieces: tuple[Piece, ...] = (frames.start(encrypted.head), *encrypted.sections)
         self._length = len(frames.start(encrypted.head)) + encrypted.size
+        self._chunk = CHUNK_BYTES
 
     async def send(self) -> documents.UpdateReceipt:
         """Raises what the PUT of the update would; `unexpected-answer` from a server that makes no progress."""
@@ -52,6 +56,9 @@ class ResumableUpload:
             try:
                 reached = self._offset(await self._append(path, offset))
             except ProblemError as refusal:
+                if refusal.problem == REFUSED_BETWEEN and self._chunk > LEAST_CHUNK:
+                    self._chunk = min(self._chunk // 2, LARGEST_BETWEEN)
+                    continue
                 if refusal.problem.upload != "ask-offset":
                     raise
                 reached = await self._ask(path)
@@ -70,16 +77,17 @@ class ResumableUpload:
             audience=self._task.config.server.name,
             headers=_VERSION | about,
         )
-        path = answer.headers.get("Location", "")
-        if _LOCATION.fullmatch(path) is None:
-            raise ProblemError(UNEXPECTED_ANSWER, "Location", expected=_LOCATION.pattern, got=path[:80])
-        return path
+        location = answer.headers.get("Location", "")
+        found = _LOCATION.fullmatch(location)
+        if found is None:
+            raise ProblemError(UNEXPECTED_ANSWER, "Location", expected=_LOCATION.pattern, got=location[:80])
+        return found[1]
 
     async def _ask(self, path: str) -> int:
         return self._offset(await self._transport.request("HEAD", path, headers=_VERSION))
 
     async def _append(self, path: str, offset: int) -> Answer:
-        chunk = await asyncio.to_thread(_read, self._pieces, offset, CHUNK_BYTES)
+        chunk = await asyncio.to_thread(_read, self._pieces, offset, self._chunk)
         about = {
             "Content-Type": tus.CONTENT_TYPE,
             "Upload-Offset": str(offset),

@@ -33,7 +33,10 @@ from he_protocol import limits
 from he_protocol.errors import ProblemError
 from he_protocol.identity.requests import prove_request
 from he_protocol.problems import (
+    BAD_SETTINGS,
+    EXPECTATION_FAILED,
     PROBLEMS,
+    REFUSED_BETWEEN,
     TOO_LARGE,
     TRAILING_BYTES,
     UNEXPECTED_ANSWER,
@@ -47,6 +50,11 @@ LATER_STATUS = frozenset(problem.status for problem in PROBLEMS.values() if prob
 CONNECT_SECONDS = 10.0
 EXPECT_BYTES = 1 << 15
 """A larger body is sent once the server has said that it takes it (Expect: 100-continue)."""
+EXPECT_SECONDS = 5.0
+"""How long the server may take to say so; after that it is not asked again, but sent the body."""
+BETWEEN = frozenset({405, 413, 501})
+"""What proxies answer to bodies and methods that they do not let through; the server names a problem type."""
+TLS_ADVICE = "a certificate that the system does not know needs --tls-ca (tls_ca), a server without TLS http://"
 PROBLEM_BYTES = 1 << 16
 MAX_HEADERS, MAX_HEADER_BYTES = 64, 8190
 """Of an answer: how many header fields, and how long each and the status line may be."""
@@ -92,13 +100,15 @@ class HttpTransport(Transport):
         clock: Callable[[], float] = time.time,
         request_seconds: float = 300.0,
     ) -> None:
-        self.url = url.rstrip("/")
+        self.url = checked_url(url)
         self.identity = identity
         self.clock = clock
         self._tls = tls
         self._retry = retry or RetryPolicy()
         self._request_seconds = request_seconds
         self._session: aiohttp.ClientSession | None = None
+        self._asks_first = True
+        """Whether large bodies wait for the server's "100 Continue": not every proxy hands it on."""
 
     async def __aenter__(self) -> Self:
         connector = aiohttp.TCPConnector(ssl=self._tls if self._tls is not None else True)
@@ -106,6 +116,7 @@ class HttpTransport(Transport):
             connector=connector,
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
+            trust_env=True,  # HTTP_PROXY, HTTPS_PROXY and NO_PROXY
             headers={"Accept-Encoding": "identity"},
             max_headers=MAX_HEADERS,
             max_line_size=MAX_HEADER_BYTES,
@@ -202,13 +213,16 @@ class HttpTransport(Transport):
         if asked.pieces:
             headers["Content-Length"] = str(size)
         sign = (self._signing(asked),) if asked.audience else ()
+        asks_first, moving = size > EXPECT_BYTES and self._asks_first, False
         loop = asyncio.get_running_loop()
         bounds = aiohttp.ClientTimeout(total=None, connect=CONNECT_SECONDS, sock_read=patience)
         try:
             async with AsyncExitStack() as stack:
-                async with asyncio.timeout(patience) as waiting:
+                async with asyncio.timeout(min(patience, EXPECT_SECONDS) if asks_first else patience) as waiting:
 
                     def moved() -> None:
+                        nonlocal moving
+                        moving = True
                         with suppress(RuntimeError):  # the server may answer before it has read everything
                             waiting.reschedule(loop.time() + patience)
 
@@ -220,17 +234,26 @@ class HttpTransport(Transport):
                         allow_redirects=False,
                         middlewares=sign,
                         timeout=bounds,
-                        expect100=size > EXPECT_BYTES,
+                        expect100=asks_first,
                     )
                     response = await stack.enter_async_context(sending)
                 if response.status >= 400:
                     refusal = ProblemError.from_document(await _read_capped(response, PROBLEM_BYTES), response.status)
+                    if response.status == EXPECTATION_FAILED.status and asks_first:
+                        self._asks_first = False
+                        raise _LaterError(refusal)
+                    if refusal.problem is UNEXPECTED_ANSWER and response.status in BETWEEN:
+                        raise ProblemError(REFUSED_BETWEEN, f"{asked.method} {self.url}", got=f"HTTP {response.status}")
                     if not passes_soon(refusal.problem, response.status):
                         raise refusal
                     raise _LaterError(refusal, parse_retry_after(response.headers.get("Retry-After", "")))
                 check_answer(response.status, response.headers, conditional="If-None-Match" in headers)
                 yield response
+        except (aiohttp.ClientSSLError, aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError) as error:
+            raise ProblemError(BAD_SETTINGS, f"{self.url}: {error}; {TLS_ADVICE}") from None
         except (aiohttp.ClientError, TimeoutError, ConnectionError) as error:
+            if asks_first and not moving and isinstance(error, TimeoutError):
+                self._asks_first = False
             why = str(error) or type(error).__name__
             raise _LaterError(ProblemError(UNREACHABLE, f"{asked.method} {self.url}{asked.target}: {why}")) from None
 
@@ -268,6 +291,20 @@ class _LaterError(Exception):
         super().__init__(str(refusal))
         self.refusal = refusal
         self.after = after
+
+
+def checked_url(url: str) -> str:
+    """A server's URL, with a path where a proxy puts it below one. Raises `bad-settings` for what can never work."""
+    try:
+        parsed = URL(url.strip().rstrip("/"))
+        port = parsed.port
+    except ValueError as error:
+        raise ProblemError(BAD_SETTINGS, f"the server's URL: {error}", got=url[:200]) from None
+    plain = not (parsed.query_string or parsed.fragment or parsed.user or parsed.password)
+    if parsed.scheme not in {"http", "https"} or not parsed.host or not port or not plain:
+        expected = "http:// or https://, a host, perhaps a port and a path"
+        raise ProblemError(BAD_SETTINGS, "the server's URL", expected=expected, got=url[:200])
+    return str(parsed).rstrip("/")
 
 
 def passes_soon(problem: ProblemType, status: int) -> bool:

@@ -109,7 +109,7 @@ class ProblemError(Exception):
             doc = msgspec.json.decode(body, type=ProblemDocument)
             problem = PROBLEMS[doc.type.removeprefix(URN)]
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, KeyError):
-            detail = "the peer did not answer with a known problem type"
+            detail = "something between answered, or the peer is no HushSum server"
             return ProblemError(UNEXPECTED_ANSWER, detail, got=f"HTTP {status}")
         return ProblemError(problem, doc.detail, expected=doc.expected, got=doc.got)
 

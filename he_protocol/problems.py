@@ -333,6 +333,9 @@ SHUTTING_DOWN = _unavailable("shutting-down", 503, "The server is draining; try 
 INTERNAL = _unavailable("internal", 500, "The server failed; the incident was logged").after_change(
     "Tell the operator when it happened: the server's log says what failed."
 )
+REFUSED_BETWEEN = _unavailable(
+    "refused-between", 502, "Something between here and the server does not let this through"
+).after_change("Have the proxy let it through: nginx's client_max_body_size, the methods PUT, PATCH, HEAD and DELETE.")
 UNREACHABLE = _unavailable("unreachable", 503, "The server cannot be reached").same_request(
     "Check the address and the network, and try again."
 )

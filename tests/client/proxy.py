@@ -31,13 +31,17 @@ class Seen:
 
 @dataclass
 class Proxy:
-    """In front of `upstream`; `tls` is its own, if any. `faults`: what happens to the next requests of a method."""
+    """In front of `upstream`; `tls` is its own, if any. `faults`: what happens to the next requests of a method.
+
+    largest: of a request's body, in bytes; it refuses more, as proxies do.
+    """
 
     upstream: str = ""
     faults: dict[str, list[Fault]] = field(default_factory=dict)
     seen: list[Seen] = field(default_factory=list)
     url: str = ""
     tls: ssl.SSLContext | None = None
+    largest: int = 1 << 40
 
     def of(self, method: str) -> list[Seen]:
         return [request for request in self.seen if request.method == method]
@@ -58,6 +62,8 @@ class Proxy:
     async def _handle(self, request: web.Request) -> web.StreamResponse:
         body = await request.read()
         self.seen.append(Seen(request.method, request.path, dict(request.headers), body))
+        if len(body) > self.largest:
+            return web.Response(status=413, text="<html>413 Request Entity Too Large</html>")
         waiting = self.faults.get(request.method, [])
         fault = waiting.pop(0) if waiting else "pass"
         if isinstance(fault, web.Response):  # one object cannot be sent twice, and tests share theirs

@@ -26,7 +26,7 @@ from he_server.blobs.tensor_file import keep_model
 from he_server.http.app import make_app
 from he_server.services.context import open_server
 from he_server.settings import Settings
-from he_testing.deployment import client_name, provision
+from he_testing.deployment import Model, client_name, provision
 from he_testing.plans import plan
 
 CLIENTS, HOLDERS = 3, 4
@@ -67,10 +67,12 @@ class Service:
         self.task = Task.from_token((root / "task.jws").read_text(), authority)
 
     @classmethod
-    async def provision(cls, root: Path, scheme: str, profile: str, clients: int = CLIENTS, **changes: Any) -> None:
+    async def provision(
+        cls, root: Path, scheme: str, profile: str, clients: int = CLIENTS, *, model: Model = MODEL, **changes: Any
+    ) -> None:
         """Fill `root`: identities, the task in the server's database, the committee's keys. `changes` to the plan."""
         wanted = PLAN | {"scheme": scheme, "profile": profile} | changes
-        provision(root, plan(**wanted), MODEL, clients=clients, holders=HOLDERS)
+        provision(root, plan(**wanted), model, clients=clients, holders=HOLDERS)
         service = cls(root)
         await upgrade("server", service.settings.database.url)
         server = open_server(service.settings)

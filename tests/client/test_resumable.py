@@ -25,6 +25,7 @@ from he_protocol.messages import Receipt, SignedUpdate, from_json
 from he_protocol.problems import (
     CHECKSUM_MISMATCH,
     NOT_FOUND,
+    REFUSED_BETWEEN,
     UNEXPECTED_ANSWER,
     UNREACHABLE,
     UPLOAD_EXPIRED,
@@ -186,7 +187,8 @@ async def test_a_server_that_makes_no_progress_is_left(service: Service, proxy: 
     ("method", "headers"),
     [
         ("POST", {}),
-        ("POST", {"Location": "http://elsewhere.example/v1/uploads/" + "0" * 32}),
+        ("POST", {"Location": "http://elsewhere.example/v1/uploads/" + "0" * 32 + "?x"}),
+        ("POST", {"Location": "ftp://elsewhere.example/v1/uploads/" + "0" * 32}),
         ("POST", {"Location": "/v1/uploads/../tasks"}),
         ("HEAD", {}),
         ("HEAD", {"Upload-Offset": "-1"}),
@@ -268,3 +270,31 @@ async def test_what_another_projects_client_sends_damaged_is_refused(service: Se
     with pytest.raises(TusUploadFailed) as caught:
         await asyncio.to_thread(upload)
     assert caught.value.status_code == 460
+
+
+@pytest.mark.parametrize("before", ["", "/hushsum", "https://inner.example", "http://inner:8470/a/b"])
+async def test_a_proxy_may_put_its_own_name_before_a_location(before: str) -> None:
+    """Where it points is not gone to: only the upload's name is taken, under the server's URL as we know it."""
+    location = "/v1/uploads/" + "0" * 32
+    assert (found := module._LOCATION.fullmatch(before + location))
+    assert found[1] == location
+
+
+@pytest.mark.parametrize("largest", [20_000, 1 << 14])
+async def test_what_is_too_large_for_a_proxy_goes_in_smaller_pieces(service: Service, largest: int) -> None:
+    """Also an update that would go whole; down to 16 KiB."""
+    async with Proxy(service.url, largest=largest) as proxy, service.client(1, proxy.url) as client:
+        sealed = await seal(client, service)
+        assert sealed.size > largest
+        sent = await client.upload(service.task, sealed)
+    assert sent.round == 1
+    passed = [len(one.body) for one in proxy.of("PATCH") if len(one.body) <= largest]
+    assert sum(passed) == sent.bytes
+
+
+async def test_a_proxy_that_lets_nothing_through_is_named(service: Service) -> None:
+    async with Proxy(service.url, largest=100) as proxy, service.client(1, proxy.url) as client:
+        sealed = await seal(client, service)
+        with expect_problem(REFUSED_BETWEEN, "HTTP 413"):
+            await client.upload(service.task, sealed)
+    assert (sealed.folder / "head").exists()

@@ -51,7 +51,7 @@ def _silent() -> Iterator[None]:
 
 def provisioned(root: Path, scheme: str, profile: str) -> Path:
     """Nine clients; a round closes with six of them, or at its deadline. The sums are exact: there is no noise."""
-    plan = {"privacy": {"unit": "none"}, "min_clients": LEAST, "max_clients": SIX, "staleness": 1}
+    plan: dict[str, Any] = {"privacy": {"unit": "none"}, "min_clients": LEAST, "max_clients": SIX, "staleness": 1}
     asyncio.run(Service.provision(root, scheme, profile, SIX + EXTRA, **plan))
     return root
 

@@ -130,7 +130,7 @@ def test_what_each_party_does_by_itself():
         "no-quorum",
         "disk-full",
     }
-    assert slugs(lambda p: p.family == "unavailable") == slugs(lambda p: p.transient) | {"internal"}
+    assert slugs(lambda p: p.family == "unavailable") == slugs(lambda p: p.transient) | {"internal", "refused-between"}
     assert slugs(lambda p: p.may_pass) == slugs(lambda p: p.family == "unavailable") | {
         "already-in-round",
         "task-paused",

@@ -39,7 +39,9 @@ async def get_events(server: ServerContext, request: web.Request) -> web.StreamR
     """Server-sent events (WHATWG HTML section 9.2): the newest round first, then every change of state."""
     task = await task_of(server.tasks, request)
     with server.news.events.listening(task.id, party_of(request).public) as watch:
-        response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache"})
+        response = web.StreamResponse(
+            headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+        )
         request[STREAMING] = response
         await response.prepare(request)
         async for text in texts(watch):
