@@ -7,8 +7,6 @@ story and frees the sections. Re-encrypting after a crash would put the same vec
 
 from __future__ import annotations
 
-import fcntl
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -17,6 +15,7 @@ from pathlib import Path
 from typing import Self
 
 from he_party.files import private_directory, sync, write_durably
+from he_party.locks import locked
 from he_protocol.messages import SignedUpdate, from_json, to_json
 
 HEAD, RECEIPT = "head", "receipt"
@@ -52,7 +51,7 @@ class Spool:
     @contextmanager
     def encrypting(self) -> Iterator[Self]:
         """Around everything from `begin` to `commit`: meanwhile no process takes it for abandoned."""
-        with self._locked(fcntl.LOCK_SH):
+        with self._locked(shared=True):
             yield self
 
     def begin(self, update_id: str) -> EncryptedUpdate:
@@ -102,24 +101,17 @@ class Spool:
     def _remove_abandoned(self) -> None:
         if not self._root.exists():
             return
-        with suppress(BlockingIOError), self._locked(fcntl.LOCK_EX | fcntl.LOCK_NB):
+        with suppress(BlockingIOError), self._locked(shared=False, wait=False):
             for folder in self._folders():
                 if not (folder / HEAD).exists():
                     shutil.rmtree(folder)
 
     @contextmanager
-    def _locked(self, how: int) -> Iterator[None]:
-        """A lock on the task's folder, which the system releases when its holder dies."""
+    def _locked(self, *, shared: bool, wait: bool = True) -> Iterator[None]:
+        """A lock for the task's folder, in a file beside it."""
         private_directory(self._root)
-        descriptor = os.open(self._root, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            fcntl.flock(descriptor, how)
-            try:
-                yield
-            finally:
-                fcntl.flock(descriptor, fcntl.LOCK_UN)  # a forked worker process may hold a copy of the descriptor
-        finally:
-            os.close(descriptor)
+        with locked(self._root.with_name(f"{self._root.name}.lock"), shared=shared, wait=wait):
+            yield
 
     def _folders(self) -> list[Path]:
         return [path for path in self._root.iterdir() if path.is_dir()] if self._root.exists() else []
