@@ -80,11 +80,12 @@ def enroll_request(data_dir: DataDir = None) -> None:
     """Print the signed enrollment request again."""
     from he_client.settings import ClientSettings
     from he_party.identity import REQUEST_FILE
+    from he_party.text import read_text
 
     path = ClientSettings.load(data_dir=data_dir).data_dir / REQUEST_FILE
     if not path.exists():
         raise ProblemError(BAD_SETTINGS, f"no {path}; 'he-client init' makes it")
-    typer.echo(path.read_text().strip())
+    typer.echo(read_text(path, BAD_SETTINGS))
 
 
 @app.command("status")
@@ -304,7 +305,7 @@ def _warn(client: HushSumClient, task: Task) -> None:
             f" if all {task.config.rounds.max_openings} openings are used; neighbours: {plan.neighbours}"
         )
     else:
-        console.err.print(f"{task.config.name}: sums are opened [bold]without[/bold] differential privacy")
+        console.err.print(f"{task.config.name}: sums are opened without differential privacy", style="bold")
 
 
 def _settings(
@@ -323,7 +324,9 @@ def _client(settings: ClientSettings) -> HushSumClient:
     from he_party.identity import Identity
     from he_party.keyfile import environment_passphrase
 
-    identity = Identity.load(settings.data_dir, environment_passphrase())
+    identity = Identity.load(
+        settings.data_dir, environment_passphrase(), role="client", group_may_read=settings.group_readable_keys
+    )
     state = settings.data_dir / "state"
     return HushSumClient(settings.server, identity, state_dir=state, floors=settings.floors, tls=settings.tls)
 

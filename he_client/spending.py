@@ -6,7 +6,6 @@ it. So each counts once, from before its first sending, however often it is sent
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from he_party.files import sync
+from he_party.locks import locked
 from he_protocol.errors import ProblemError
 from he_protocol.messages import Digest, Message, Name, UpdateId, from_json, to_json
 from he_protocol.privacy.accountant import Spent
@@ -89,8 +89,7 @@ class Spending:
     def _locked(self) -> Iterator[BinaryIO]:
         """The file, for one process and thread at a time; another one's update must not pass the same check."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        with os.fdopen(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), "r+b") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+        with locked(self._path) as file:
             yield file
 
 

@@ -9,8 +9,6 @@ more, is kept for a person to read.
 
 from __future__ import annotations
 
-import fcntl
-import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -20,6 +18,7 @@ from pathlib import Path
 from typing import BinaryIO, Literal, Self
 
 from he_party.files import private_directory, private_opener, sync, write_durably
+from he_party.locks import locked
 from he_protocol.errors import ProblemError
 from he_protocol.messages import Message, SignedUpdate, from_json, to_json
 
@@ -83,7 +82,7 @@ class Spool:
     @contextmanager
     def encrypting(self) -> Iterator[Self]:
         """Around everything from `begin` to `commit`: meanwhile no process takes it for abandoned."""
-        with self._locked(fcntl.LOCK_SH):
+        with self._locked(shared=True):
             yield self
 
     def begin(self, update_id: str) -> EncryptedUpdate:
@@ -168,24 +167,17 @@ class Spool:
     def _remove_abandoned(self) -> None:
         if not self._root.exists():
             return
-        with suppress(BlockingIOError), self._locked(fcntl.LOCK_EX | fcntl.LOCK_NB):
+        with suppress(BlockingIOError), self._locked(shared=False, wait=False):
             for folder in self._folders():
                 if not ((folder / HEAD).exists() or (folder / NOTE).exists()):
                     shutil.rmtree(folder)
 
     @contextmanager
-    def _locked(self, how: int) -> Iterator[None]:
-        """A lock on the task's folder, which the system releases when its holder dies."""
+    def _locked(self, *, shared: bool, wait: bool = True) -> Iterator[None]:
+        """A lock for the task's folder, in a file beside it."""
         private_directory(self._root)
-        descriptor = os.open(self._root, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            fcntl.flock(descriptor, how)
-            try:
-                yield
-            finally:
-                fcntl.flock(descriptor, fcntl.LOCK_UN)  # a forked worker process may hold a copy of the descriptor
-        finally:
-            os.close(descriptor)
+        with locked(self._root.with_name(f"{self._root.name}.lock"), shared=shared, wait=wait):
+            yield
 
     def _folders(self) -> list[Path]:
         there = self._root.iterdir() if self._root.exists() else ()

@@ -6,15 +6,19 @@ import functools
 import os
 import sys
 from collections.abc import Callable, Coroutine, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, ParamSpec, TypeVar
 
 import msgspec
 import typer
 
+from he_party.text import reason
 from he_protocol.errors import ProblemError, printable
+from he_protocol.problems import BAD_SETTINGS
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from he_party.tables import Cell
 
     out: Console
     err: Console
@@ -46,14 +50,15 @@ def __getattr__(name: str) -> Console:
 def _out() -> Console:
     from rich.console import Console
 
-    return Console(width=None if sys.stdout.isatty() else WIDE)
+    width = None if sys.stdout.isatty() else WIDE
+    return Console(width=width, soft_wrap=True, markup=False, emoji=False)  # a folder's name may look like either
 
 
 @functools.cache
 def _err() -> Console:
     from rich.console import Console
 
-    return Console(stderr=True)
+    return Console(stderr=True, soft_wrap=True, markup=False, emoji=False)
 
 
 def command(function: Callable[P, T]) -> Callable[P, T]:
@@ -64,10 +69,12 @@ def command(function: Callable[P, T]) -> Callable[P, T]:
         try:
             return function(*args, **kwargs)
         except ProblemError as refusal:
-            from rich.markup import escape
-
-            _err().print(f"[red]refused[/red] {escape(str(refusal))}", highlight=False, soft_wrap=True, markup=True)
-            raise typer.Exit(REFUSED) from None
+            _refuse(refusal)
+        except BrokenPipeError:
+            raise  # the reader has seen enough: click ends in silence
+        except OSError as error:  # what the machine refuses: a folder that is a file, a disk that is read-only or full
+            where = f"{error.filename}: " if error.filename is not None else ""
+            _refuse(ProblemError(BAD_SETTINGS, f"{where}{reason(error)}"))
         except KeyboardInterrupt:
             from he_party.threads import abandoned
 
@@ -80,6 +87,11 @@ def command(function: Callable[P, T]) -> Callable[P, T]:
     return run
 
 
+def _refuse(refusal: ProblemError) -> NoReturn:
+    typer.echo(f"{typer.style('refused', fg='red')} {refusal}", err=True)
+    raise typer.Exit(REFUSED) from None
+
+
 def run_async(work: Coroutine[Any, Any, T]) -> T:
     """Run one coroutine to its end."""
     import asyncio
@@ -90,15 +102,26 @@ def run_async(work: Coroutine[Any, Any, T]) -> T:
 def show(rows: Sequence[dict[str, object]], form: Format, title: str) -> None:
     """Print rows as a table, or as one JSON array."""
     if form == "json":
-        typer.echo(msgspec.json.encode(rows).decode())
+        show_json(rows)
         return
-    from rich.markup import escape
-    from rich.table import Table
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    cells = [[printable(str(row.get(name, ""))) for name in names] for row in rows]
+    show_table([name.replace("_", " ") for name in names], cells, title)
 
-    table = Table(title=title)
-    names = list(dict.fromkeys(name for row in rows for name in row)) or ["nothing yet"]
-    for name in names:
-        table.add_column(name.replace("_", " "))
-    for row in rows:
-        table.add_row(*(escape(printable(str(row.get(name, "")))) for name in names))
-    _out().print(table)
+
+def show_table(names: Sequence[str], rows: Sequence[Sequence[Cell]], title: str = "") -> None:
+    """Print rows as a table on standard output, as wide as the console is, or as COLUMNS says."""
+    from he_party.tables import table
+
+    console = _out()
+    if title:
+        console.print(title, style="italic")
+    asked = os.environ.get("COLUMNS", "")
+    width = int(asked) if asked.isascii() and asked.isdigit() and 0 < len(asked) < 5 else console.width
+    shown = table(names, rows, width) if rows else "nothing yet"
+    console.print(shown, width=width, soft_wrap=False)
+
+
+def show_json(value: object) -> None:
+    """Print a value as JSON, which is UTF-8 whatever the console's encoding is (RFC 8259, section 8.1)."""
+    typer.echo(msgspec.json.encode(value))

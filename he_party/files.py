@@ -4,6 +4,7 @@ and as a whole.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from contextlib import suppress
@@ -24,7 +25,7 @@ def write_durably(path: Path, data: bytes) -> None:
 
 def private_opener(path: str, flags: int) -> int:
     """For `open(..., opener=private_opener)`: a file that is made is its owner's only."""
-    return os.open(path, flags | os.O_CLOEXEC, 0o600)
+    return os.open(path, flags | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0), 0o600)
 
 
 def private_directory(path: Path) -> None:
@@ -35,11 +36,17 @@ def private_directory(path: Path) -> None:
 
 
 def close_to_others(path: Path) -> None:
-    """Take everybody else's rights away. Nothing happens to what is not there, what is not ours, or a shared /tmp."""
+    """Take everybody else's rights away. Nothing happens to what is not there, what is not ours, a shared /tmp, or what
+    lies on a system of files that is read-only.
+    """
     with suppress(FileNotFoundError, PermissionError):
         mode = stat.S_IMODE(path.stat().st_mode)
         if mode & 0o077 and not mode & stat.S_ISVTX:
-            path.chmod(mode & 0o700)
+            try:
+                path.chmod(mode & 0o700)
+            except OSError as error:
+                if error.errno != errno.EROFS:
+                    raise
 
 
 def close_database(path: Path) -> None:
@@ -51,7 +58,9 @@ def close_database(path: Path) -> None:
 
 def sync(path: Path) -> None:
     """Make a file's bytes, or the names in a folder, durable."""
-    descriptor = os.open(path, os.O_RDONLY)
+    if os.name != "posix" and path.is_dir():  # only there a folder can be opened
+        return
+    descriptor = os.open(path, os.O_RDONLY if os.name == "posix" else os.O_RDWR)
     try:
         os.fsync(descriptor)
     finally:

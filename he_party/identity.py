@@ -8,7 +8,8 @@ from pathlib import Path
 
 import msgspec
 
-from he_party.keyfile import KeyRecord, read_private, write_private
+from he_party.keyfile import KeyRecord, read_private, read_public, write_private
+from he_party.text import read_text
 from he_protocol.envelope import possession_message
 from he_protocol.errors import ProblemError
 from he_protocol.identity.jws import SigningKey, public_from_jwk, verify
@@ -31,20 +32,24 @@ class Identity:
     authority: bytes
 
     @classmethod
-    def load(cls, directory: Path, passphrase: str = "") -> Identity:
-        """Read `identity.key`, `credential.jws` and `authority.pub` from a directory.
+    def load(
+        cls, directory: Path, passphrase: str = "", *, role: Role | None = None, group_may_read: bool = False
+    ) -> Identity:
+        """Read `identity.key`, `credential.jws` and `authority.pub` from a directory, of a party in this role if given.
 
-        Raises `bad-key-file`, `bad-signature` when the credential is not by this authority, or
-        `not-addressed` when it was issued for another key.
+        Raises `bad-settings` for another party's directory, `bad-key-file`, `bad-signature` when the credential is not
+        by this authority, or `not-addressed` when it was issued for another key.
         """
-        record = read_private(directory / KEY_FILE, KeyRecord, passphrase)
-        authority = public_from_jwk(_read(directory / AUTHORITY_FILE))
-        token = _read(directory / CREDENTIAL_FILE)
+        record = read_private(directory / KEY_FILE, KeyRecord, passphrase, group_may_read=group_may_read)
+        authority = read_public(directory / AUTHORITY_FILE)
+        token = read_text(directory / CREDENTIAL_FILE, BAD_KEY_FILE)
         credential = verify(token, Credential, authority)
         if credential.sub != record.name or public_from_jwk(credential.cnf.jwk.x) != record.public:
             raise ProblemError(
                 NOT_ADDRESSED, "the credential is for another key", expected=record.name, got=credential.sub
             )
+        if role not in {None, credential.role}:
+            raise ProblemError(BAD_SETTINGS, f"whose directory is {directory}?", expected=role, got=credential.role)
         return cls(record.name, record.signing, token, authority)
 
 
@@ -73,11 +78,3 @@ def create(
     request = key.sign(EnrollRequest(name, role, key.public, int(now), hpke, possession))
     (directory / REQUEST_FILE).write_text(request + "\n")
     return request
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text().strip()
-    except (OSError, UnicodeDecodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else "not text"
-        raise ProblemError(BAD_KEY_FILE, f"cannot read {path}: {why}") from None

@@ -8,6 +8,7 @@ unreadable under a passphrase only (crypto-erase, NIST SP 800-88).
 
 from __future__ import annotations
 
+import codecs
 import os
 from pathlib import Path
 from typing import Annotated, TypeVar
@@ -18,8 +19,9 @@ from joserfc.jwk import OctKey
 from msgspec import Meta
 
 from he_party.files import private_directory, sync, write_durably
+from he_party.text import read_text
 from he_protocol.errors import ProblemError
-from he_protocol.identity.jws import SigningKey
+from he_protocol.identity.jws import SigningKey, public_from_jwk
 from he_protocol.messages import MESSAGE_LIMIT, Key32, Message, Name, from_json, to_json
 from he_protocol.problems import BAD_KEY_FILE, BAD_SETTINGS
 
@@ -96,18 +98,24 @@ def erase_private(path: Path) -> None:
     sync(path.parent)
 
 
-def read_private(path: Path, kind: type[M], passphrase: str = "", *, limit: int = MESSAGE_LIMIT) -> M:
+def read_private(
+    path: Path, kind: type[M], passphrase: str = "", *, limit: int = MESSAGE_LIMIT, group_may_read: bool = False
+) -> M:
     """Read what `write_private` wrote; `limit` in bytes of the message.
 
     Raises `bad-key-file` when it is missing, readable by others, or the passphrase is wrong.
     """
+    most = 2 * limit + 4096  # base64url, and a JWE's header
     try:
         mode = path.stat().st_mode
-        data = path.read_bytes()
+        with path.open("rb") as file:
+            data = file.read(most + 1)
     except OSError as error:
         raise ProblemError(BAD_KEY_FILE, f"cannot read {path}: {error.strerror}") from None
-    if mode & 0o077:
-        raise ProblemError(BAD_KEY_FILE, f"{path} is open to others", expected="mode 0600", got=f"{mode & 0o777:04o}")
+    if len(data) > most:
+        raise ProblemError(BAD_KEY_FILE, f"{path} is no key file", expected=f"at most {most} bytes")
+    _check_mode(path, mode, group_may_read)
+    data = data.removeprefix(codecs.BOM_UTF8).strip()  # what an editor, or a paste, puts around
     if not data.startswith(b"{"):
         if len(passphrase.encode()) < MIN_PASSPHRASE_BYTES:
             raise ProblemError(BAD_KEY_FILE, f"{path} is under a passphrase that was not given")
@@ -119,6 +127,28 @@ def read_private(path: Path, kind: type[M], passphrase: str = "", *, limit: int 
         except (JoseError, ValueError, OverflowError):  # the last for a negative number of rounds
             raise ProblemError(BAD_KEY_FILE, f"the passphrase does not open {path}") from None
     return from_json(data, kind, limit=limit)
+
+
+def read_public(path: Path) -> bytes:
+    """An Ed25519 public key from a text file, as `authority.pub`.
+
+    Raises `bad-key-file` for one that cannot be read, and what `public_from_jwk` raises; both name the file.
+    """
+    text = read_text(path, BAD_KEY_FILE)
+    try:
+        return public_from_jwk(text)
+    except ProblemError as refusal:
+        raise ProblemError(refusal.problem, f"{path}: {refusal.detail}") from None
+
+
+def _check_mode(path: Path, mode: int, group_may_read: bool) -> None:
+    """Raises `bad-key-file` for a file that others may read or write. Only POSIX has such modes."""
+    allowed, expected = (0o740, "mode 0640 or less") if group_may_read else (0o700, "mode 0600")
+    if os.name == "posix" and mode & 0o777 & ~allowed:
+        detail = f"{path} is open to others"
+        if not mode & 0o037:
+            detail += " in its group, which the setting group_readable_keys allows"
+        raise ProblemError(BAD_KEY_FILE, detail, expected=expected, got=f"{mode & 0o777:04o}")
 
 
 def _overwrite(descriptor: int) -> None:

@@ -1,11 +1,14 @@
-"""What the command line of every program has: `--version`."""
+"""What the command line of every program has: `--version`, and an output that takes any text."""
 
 from __future__ import annotations
 
+import io
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from he_protocol.version import PROTOCOL
 
@@ -23,9 +26,20 @@ Version = Annotated[
 ]
 
 
-def add_version(app: typer.Typer) -> None:
-    """Give a program the option `--version`."""
+class Program(TyperGroup):
+    """The commands of a program."""
 
-    @app.callback()
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """What the console's encoding has no letter for is shown as an escape, in place of an error."""
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")
+        return super().main(*args, **kwargs)
+
+
+def add_version(app: typer.Typer) -> None:
+    """Give a program the option `--version`, and make it a `Program`."""
+
+    @app.callback(cls=Program)
     def program(version: Version = False) -> None:
         """Replaced by the help text that the program was made with."""

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import os
 import ssl
-import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Self
+from typing import Any, ClassVar, Self
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import (
     BaseSettings,
+    InitSettingsSource,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     SettingsError,
-    TomlConfigSettingsSource,
 )
 
+from he_party.text import read_toml
 from he_protocol.errors import ProblemError
 from he_protocol.problems import BAD_SETTINGS
 
@@ -28,6 +28,18 @@ class FileSettings(BaseSettings):
     """Settings that stand in TOML files, too. Subclasses name their environment prefix."""
 
     model_config = SettingsConfigDict(extra="forbid", frozen=True)
+    files: ClassVar[Sequence[Path]] = ()
+
+    group_readable_keys: bool = Field(
+        default=False, description="use a key file that its group may read, too, as Kubernetes mounts a secret"
+    )
+
+    @field_validator("*")
+    @classmethod
+    def _nameable(cls, value: object) -> object:
+        if isinstance(value, Path) and "\0" in str(value):
+            raise ValueError("no file's name has a NUL byte")
+        return value
 
     @classmethod
     def settings_customise_sources(
@@ -39,29 +51,34 @@ class FileSettings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Flags over environment over file."""
-        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
+        return init_settings, env_settings, InitSettingsSource(settings_cls, _tables(cls.files))
 
     @classmethod
     def load(cls, file: Path | None = None, **flags: Flag) -> Self:
         """Read the settings; flags that are None do not count. Raises `bad-settings`, naming the setting."""
-        if file is not None and not file.is_file():
+        if file is not None and not file.exists():
             raise ProblemError(BAD_SETTINGS, f"there is no settings file {file}")
         return cls._read([file] if file is not None else [], flags)
 
     @classmethod
     def _read(cls, files: list[Path], flags: Mapping[str, Flag]) -> Self:
         """Of several files the later one wins."""
-        config = SettingsConfigDict(**{**cls.model_config, "toml_file": files})
-        reader = type(cls.__name__, (cls,), {"model_config": config, "__module__": cls.__module__})
+        reader = type(cls.__name__, (cls,), {"files": files, "__module__": cls.__module__})
         try:
             found: Self = reader(**{name: value for name, value in flags.items() if value is not None})
         except ValidationError as error:
             first = error.errors()[0]
             raise ProblemError(BAD_SETTINGS, f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
-        except (SettingsError, tomllib.TOMLDecodeError, OSError) as error:
-            where = ", ".join(map(str, files)) or "the environment"
-            raise ProblemError(BAD_SETTINGS, f"{where}: {error}") from None
+        except SettingsError as error:
+            raise ProblemError(BAD_SETTINGS, f"the environment: {error}") from None
         return found
+
+
+def _tables(files: Sequence[Path]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for file in files:
+        found |= read_toml(file, BAD_SETTINGS)
+    return found
 
 
 class PartySettings(FileSettings):

@@ -5,14 +5,14 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
-from he_party.files import private_directory, private_opener, write_durably
+from he_party.files import private_directory, write_durably
+from he_party.locks import locked
 from he_protocol import documents
 from he_protocol.config import looks_like_hash
 from he_protocol.errors import ProblemError
@@ -137,10 +137,7 @@ class TaskMemory:
     def learn(self, task: Task) -> None:
         """Keep what `learn` says, before the task is used."""
         private_directory(self._path.parent)
-        with open(
-            self._path.with_suffix(".lock"), "wb", opener=private_opener
-        ) as lock:  # other processes of this device learn too
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with locked(self._path.with_suffix(".lock")):  # other processes of this device learn too
             after = learn(before := self.seen(), task)
             if after == before:
                 return

@@ -8,10 +8,9 @@ from typing import Literal
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
-from he_party.keyfile import KeyRecord, environment_passphrase, read_private
+from he_party.keyfile import KeyRecord, environment_passphrase, read_private, read_public
 from he_party.settings import FileSettings, Flag
 from he_protocol.errors import ProblemError
-from he_protocol.identity.jws import public_from_jwk
 from he_protocol.problems import BAD_SETTINGS
 from he_server.store.address import Address
 
@@ -65,20 +64,33 @@ class Settings(FileSettings):
         """Where the database is. Raises `bad-settings`."""
         return Address.read(self.database_url) if self.database_url else Address.of_file(self.data_dir / "server.db")
 
+    @property
+    def key_path(self) -> Path:
+        return self.key_file or self.data_dir / "server.key"
+
+    def check_home(self) -> None:
+        """The data directory is there, with a server's key, or what else a server leaves. Raises `bad-settings`."""
+        if not self.data_dir.is_dir():
+            what = "is no folder" if self.data_dir.exists() else "is not there"
+            raise ProblemError(BAD_SETTINGS, f"data_dir {self.data_dir} {what}; `he-server init` makes one")
+        if not any(path.exists() for path in (self.key_path, self.data_dir / "server.db", self.data_dir / "blobs")):
+            raise ProblemError(
+                BAD_SETTINGS,
+                f"no server lives in data_dir {self.data_dir.absolute()}",
+                expected=f"its key {self.key_path}; `he-server init` makes one",
+            )
+
     def read_key(self) -> KeyRecord:
         """The server's own key. Raises `bad-key-file`."""
-        path = self.key_file or self.data_dir / "server.key"
-        return read_private(path, KeyRecord, environment_passphrase())
+        return read_private(self.key_path, KeyRecord, environment_passphrase(), group_may_read=self.group_readable_keys)
 
     def read_authority(self) -> bytes:
         """The authority's public key. Raises `bad-settings`."""
         path = self.authority_key_file or self.data_dir / "authority.pub"
         try:
-            return public_from_jwk(path.read_text().strip())
-        except (OSError, UnicodeDecodeError) as error:
-            raise ProblemError(BAD_SETTINGS, f"cannot read the authority's public key: {error}") from None
+            return read_public(path)
         except ProblemError as refusal:
-            raise ProblemError(BAD_SETTINGS, f"{path}: {refusal.detail}") from None
+            raise ProblemError(BAD_SETTINGS, f"the authority's public key: {refusal.detail}") from None
 
 
 def load_settings(file: Path | None = None, **flags: Flag) -> Settings:

@@ -8,19 +8,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import msgspec
 import typer
 
 from he_bench.cases import DESCRIPTIONS
 from he_bench.results import Failed, LoadPoint, LoadRun, Measurement, Report, Run, SuiteName
 from he_bench.units import number, seconds
-from he_party.console import Format, OutputFormat, command
+from he_party import console
+from he_party.console import Format, OutputFormat, command, show_json
 from he_party.program import add_version
 from he_protocol.errors import ProblemError
 from he_protocol.problems import BAD_SETTINGS
 
 if TYPE_CHECKING:
-    from rich.console import Console
     from rich.progress import Progress
 
 CASES = "\n\n".join(f"`{name}`: {text}." for name, text in DESCRIPTIONS.items())
@@ -180,7 +179,7 @@ def load(
     for count in clients or [1000]:
         for number_of in processes or [1]:
             for database in ("", postgres) if postgres and number_of == 1 else (postgres,):
-                _err().print(f"{count} clients, {number_of} process(es), {database or 'SQLite'}", highlight=False)
+                console.err.print(f"{count} clients, {number_of} process(es), {database or 'SQLite'}", highlight=False)
                 point = LoadPoint(chosen, parameters, count, number_of, bursts)
                 found.append(asyncio.run(measure_load(point, database)))
     _finish(LoadRun(described, tuple(found)), json_file, form)
@@ -204,7 +203,7 @@ def report(
         _show(each, form)
     if folder is not None:
         written = files.write(loaded, folder)
-        _err().print(f"wrote {', '.join(str(path) for path in written)}", soft_wrap=True, highlight=False)
+        console.err.print(f"wrote {', '.join(str(path) for path in written)}", soft_wrap=True, highlight=False)
 
 
 def _finish(found: Report, json_file: Path | None, form: Format) -> None:
@@ -217,7 +216,7 @@ def _finish(found: Report, json_file: Path | None, form: Format) -> None:
 
 def _show(found: Report, form: Format) -> None:
     if form == "json":
-        typer.echo(msgspec.json.encode(found).decode())
+        show_json(found)
     else:
         from rich.console import Console
 
@@ -243,12 +242,6 @@ def _check_known(what: str, chosen: Sequence[str], known: Sequence[str]) -> None
             raise ProblemError(BAD_SETTINGS, f"unknown {what}", expected=", ".join(dict.fromkeys(known)), got=name)
 
 
-def _err() -> Console:
-    from rich.console import Console
-
-    return Console(stderr=True)
-
-
 def _progress() -> Progress:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
@@ -259,4 +252,4 @@ def _progress() -> Progress:
         TimeElapsedColumn(),
         TextColumn("{task.description}"),
     )
-    return Progress(*columns, console=_err(), transient=True)
+    return Progress(*columns, console=console.err, transient=True)

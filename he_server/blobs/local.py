@@ -138,10 +138,10 @@ class LocalBlobs(BlobStore):
         self._durable.add(directory)
 
     def _path(self, name: str) -> Path:
-        path = self._root / name
-        if ".." in path.parts:
+        inside = Path(name)
+        if inside.is_absolute() or ".." in inside.parts:
             raise ValueError("a blob's name stays inside its directory")
-        return path
+        return self._root / inside
 
 
 @contextmanager

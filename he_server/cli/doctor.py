@@ -11,8 +11,9 @@ import msgspec
 from sqlalchemy.exc import SQLAlchemyError
 
 from he_party.kernels import warm
-from he_protocol.errors import ProblemError
+from he_protocol.errors import ProblemError, printable
 from he_protocol.identity.revocation import Revocations
+from he_protocol.problems import DATABASE_UNAVAILABLE
 from he_protocol.task import Task
 from he_server.jobs.garbage import ROUND_FOLDERS, TASK_FOLDERS, orphans
 from he_server.rules.audit_chain import verify_chain
@@ -57,7 +58,9 @@ async def _outcome(name: str, check: Check, settings: Settings, store: Store) ->
     try:
         return await check(settings, store)
     except ProblemError as refusal:
-        return Finding(name, "wrong", str(refusal), _ADVICE.get(name, "see the message"))
+        cause = f" ({refusal.__cause__})" if refusal.__cause__ is not None else ""
+        told_by = "database" if refusal.problem == DATABASE_UNAVAILABLE else name
+        return Finding(name, "wrong", printable(f"{refusal}{cause}"), _ADVICE.get(told_by, "see the message"))
     except (OSError, SQLAlchemyError) as error:
         return Finding(name, "wrong", str(error), _ADVICE.get(name, "see the message"))
 
@@ -72,7 +75,7 @@ async def _settings(settings: Settings, _store: Store) -> Finding:
 async def _key(settings: Settings, _store: Store) -> Finding:
     key = await asyncio.to_thread(settings.read_key)
     await asyncio.to_thread(settings.read_authority)
-    return Finding("keys", "ok", f"{key.name}: key readable by its owner only, authority known")
+    return Finding("keys", "ok", f"{key.name}: key closed to others, authority known")
 
 
 async def _database(settings: Settings, store: Store) -> Finding:

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 import typer
 
-from he_party.console import OutputFormat
+from he_party.console import OutputFormat, show_json, show_table
 from he_protocol.errors import ProblemError
 from he_protocol.messages import AuditHead
 from he_protocol.problems import BAD_SETTINGS
 from he_server.cli.options import Config, DatabaseUrl, DataDir
 
 if TYPE_CHECKING:
+    from he_party.tables import Cell
     from he_server.cli.doctor import Finding
     from he_server.rules.audit_chain import Entry
     from he_server.settings import Settings
@@ -34,9 +35,10 @@ def doctor(
     from he_server.settings import load_settings
 
     settings = load_settings(config, data_dir=data_dir, database_url=database_url)
+    settings.check_home()
     findings = asyncio.run(examine(settings))
     if form == "json":
-        typer.echo(msgspec.json.encode(findings))
+        show_json(findings)
     else:
         _show_findings(findings)
     if any(finding.level == "wrong" for finding in findings):
@@ -64,14 +66,17 @@ def audit(
     from he_server.settings import load_settings
 
     settings = load_settings(config, data_dir=data_dir, database_url=database_url)
+    settings.check_home()
     start = _time(since) if since else 0.0
     head = None if pinned is None else read_head(pinned, settings)
     entries = asyncio.run(_entries(settings))
     if verify_it or head is not None:
-        verify_chain(entries, head)
+        seq, digest = verify_chain(entries, head)
+        up_to = f", and goes on from the pinned one, {head.seq}" if head is not None else ""
+        typer.echo(f"the audit log is whole: {seq} entries, head {digest.hex()}{up_to}", err=True)
     shown = [entry for entry in entries if entry.time >= start]
     if form == "json":
-        typer.echo(msgspec.json.encode(shown))
+        show_json(shown)
     else:
         _show_entries(shown)
 
@@ -81,14 +86,15 @@ def read_head(path: Path, settings: Settings) -> AuditHead:
 
     Raises `bad-settings` for a file that cannot be read, and what `verify` raises.
     """
+    from he_party.text import read_text
     from he_protocol.documents import AuditStatus
     from he_protocol.identity.jws import verify
 
+    text = read_text(path, BAD_SETTINGS)
     try:
-        text = path.read_text().strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ProblemError(BAD_SETTINGS, f"cannot read {path}: {error}") from None
-    token = msgspec.json.decode(text, type=AuditStatus).head if text.startswith("{") else text
+        token = msgspec.json.decode(text, type=AuditStatus).head if text.startswith("{") else text
+    except msgspec.MsgspecError as error:
+        raise ProblemError(BAD_SETTINGS, f"{path}: {error}", expected="what GET /v1/audit/head answered") from None
     return verify(token, AuditHead, settings.read_key().public)
 
 
@@ -112,24 +118,18 @@ def _time(text: str) -> float:
 
 
 def _show_findings(findings: Sequence[Finding]) -> None:
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
+    from rich.text import Text
 
-    table = Table("check", "", "found", "what to do")
-    for item in findings:
-        table.add_row(item.check, f"[{COLOURS[item.level]}]{item.level}[/]", escape(item.found), escape(item.advice))
-    Console().print(table)
+    rows: list[list[Cell]] = [
+        [item.check, Text(item.level, COLOURS[item.level]), item.found, item.advice] for item in findings
+    ]
+    show_table(["check", "level", "found", "what to do"], rows)
 
 
 def _show_entries(entries: Sequence[Entry]) -> None:
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    table = Table("seq", "time", "event", "task", "round", "detail", "hash")
+    rows = []
     for entry in entries:
         when = datetime.fromtimestamp(entry.time, UTC).isoformat(timespec="seconds")
-        numbers = (str(entry.round) if entry.round else "", escape(entry.detail), entry.hash[:16])
-        table.add_row(str(entry.seq), when, entry.event, entry.task[:12], *numbers)
-    Console().print(table)
+        number = str(entry.round) if entry.round else ""
+        rows.append([str(entry.seq), when, entry.event, entry.task[:12], number, entry.detail, entry.hash[:16]])
+    show_table(["seq", "time", "event", "task", "round", "detail", "hash"], rows)

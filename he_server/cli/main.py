@@ -279,5 +279,6 @@ def _settings(config: Path | None, **flags: str | int | float | Path | None) -> 
     from he_server.settings import load_settings
 
     settings = load_settings(config, **flags)
+    settings.check_home()
     logging.configure(settings.log_format, settings.log_level)
     return settings

@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Annotated, Literal
 
-import msgspec
 import typer
 
+from he_party import console
 from he_party.console import OutputFormat
 from he_protocol.errors import ProblemError
 from he_protocol.problems import BAD_PLAN, SUM_COULD_WRAP
@@ -18,20 +18,23 @@ if TYPE_CHECKING:
     from he_protocol.privacy.plan import PrivacyPlan
     from he_protocol.sum_bounds import Candidate
 
+MOST = 2**53
+"""What a number in a task's configuration can be."""
+
 
 def plan(
-    parameters: Annotated[int, typer.Option(min=1, help="Model parameters, d.")],
-    clients: Annotated[int, typer.Option(min=1, help="Most clients in one round.")],
+    parameters: Annotated[int, typer.Option(min=1, max=MOST, help="Model parameters, d.")],
+    clients: Annotated[int, typer.Option(min=1, max=MOST, help="Most clients in one round.")],
     min_clients: Annotated[
-        int | None, typer.Option(min=1, help="Fewest clients in one bucket; default: an equal part of them.")
+        int | None, typer.Option(min=1, max=MOST, help="Fewest clients in one bucket; default: an equal part of them.")
     ] = None,
     unit: Annotated[Literal["record", "client", "none"], typer.Option(help="What DP protects.")] = "client",
     clip_norm: Annotated[float, typer.Option(min=0, help="L2 bound of what is clipped.")] = 1.0,
     noise: Annotated[float, typer.Option(min=0, help="Noise multiplier on the sum.")] = 1.0,
     sampling_rate: Annotated[float, typer.Option(min=0, max=1, help="Poisson rate, unit record only.")] = 1.0,
     delta: Annotated[float, typer.Option(min=0, max=1, help="Delta of the DP promise.")] = 1e-5,
-    rounds: Annotated[int, typer.Option(min=1, help="Rounds to open in an epoch.")] = 100,
-    buckets: Annotated[int, typer.Option(min=1, help="Sums that a round is opened in.")] = 1,
+    rounds: Annotated[int, typer.Option(min=1, max=MOST, help="Rounds to open in an epoch.")] = 100,
+    buckets: Annotated[int, typer.Option(min=1, max=MOST, help="Sums that a round is opened in.")] = 1,
     committee: Annotated[
         str, typer.Option(help="Key holders: threshold/holders/agreement, that open, that there are, that must vote.")
     ] = "2/4/3",
@@ -70,7 +73,7 @@ def plan(
     )
     cost = spent(privacy, rounds) if privacy.noisy else None
     if form == "json":
-        typer.echo(msgspec.json.encode(_document(offers, cost, privacy, holders)))
+        console.show_json(_document(offers, cost, privacy, holders))
     else:
         _show(offers, cost, privacy, rounds, holders)
     if offers[0].refusal:
@@ -96,23 +99,20 @@ def _document(
 
 
 def _show(offers: list[Candidate], cost: Spent | None, privacy: PrivacyPlan, rounds: int, holders: Committee) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
     from he_protocol.committee import describe
 
-    table = Table("profile", "scale", "value range", "bytes/param", "error of mean", "DP noise of mean", "verdict")
+    names = ["profile", "scale", "value range", "bytes/param", "error of mean", "DP noise of mean", "verdict"]
+    rows = []
     for number, offer in enumerate(offers):
         verdict = offer.refusal or ("recommended" if number == 0 else "fits")
         numbers = (offer.scale, offer.value_range, offer.bytes_per_parameter, offer.mean_error, offer.mean_noise)
-        table.add_row(offer.profile, *(f"{value:.4g}" for value in numbers), verdict)
-    console = Console()
-    console.print(table)
+        rows.append([offer.profile, *(f"{value:.4g}" for value in numbers), verdict])
+    console.show_table(names, rows)
     if cost is None:
-        console.print(f"no differential privacy after {rounds} opened rounds")
+        console.out.print(f"no differential privacy after {rounds} opened rounds")
     else:
-        console.print(
+        console.out.print(
             f"{privacy.unit}-level epsilon {cost.epsilon:.3f} at delta {privacy.delta:g} after {rounds} opened rounds\n"
             f"neighbours: {privacy.neighbours}; accountant: {cost.method}"
         )
-    console.print(describe(holders))
+    console.out.print(describe(holders))

@@ -6,16 +6,13 @@ import asyncio
 import time
 from pathlib import Path
 
-import msgspec
-import typer
-from rich.console import Console
-from rich.table import Table
-
-from he_party.console import Format
+from he_party.console import Format, show_json, show_table
+from he_party.tables import Cell
+from he_party.text import read_text
 from he_protocol.documents import RoundStatus, TaskState
-from he_protocol.errors import ProblemError
+from he_protocol.errors import ProblemError, printable
 from he_protocol.identity.revocation import Revocations
-from he_protocol.problems import BAD_SETTINGS, DATABASE_UNAVAILABLE, NOT_ADDRESSED, NOT_FOUND
+from he_protocol.problems import BAD_SETTINGS, NOT_ADDRESSED, NOT_FOUND
 from he_protocol.task import Task
 from he_server.blobs.tensor_file import keep_model
 from he_server.rules.records import TaskRecord, waiting_for
@@ -76,7 +73,7 @@ async def add_task(settings: Settings, token: Path, model: Path) -> str:
     await migrate_database(settings)
     server = open_server(settings)
     try:
-        signed, initial = await asyncio.to_thread(lambda: (token.read_text().strip(), model.read_bytes()))
+        signed, initial = await asyncio.to_thread(lambda: (read_text(token, BAD_SETTINGS), model.read_bytes()))
         task = Task.from_token(signed, server.keys.authority)
         if task.config.server.key != server.keys.own.public:
             raise ProblemError(NOT_ADDRESSED, "the task is for another server", got=task.config.server.name)
@@ -93,23 +90,19 @@ async def revoke(settings: Settings, file: Path) -> Revocations:
     await migrate_database(settings)
     store = Store(make_engine(settings.database))
     try:
-        known = Revocations.read((await asyncio.to_thread(file.read_text)).strip(), settings.read_authority())
+        known = Revocations.read(await asyncio.to_thread(read_text, file, BAD_SETTINGS), settings.read_authority())
         await store.revocations.learn(known, time.time())
-    except (OSError, UnicodeDecodeError) as error:
-        raise ProblemError(BAD_SETTINGS, f"cannot read {file}: {error}") from None
     finally:
         await store.close()
     return known
 
 
 async def read(settings: Settings) -> list[tuple[TaskRecord, list[RoundStatus]]]:
-    file = settings.database.file
-    if file is not None and not await asyncio.to_thread(file.is_file):
-        raise ProblemError(DATABASE_UNAVAILABLE, f"there is no database {file}; `he-server migrate` makes one")
-    store, authority = Store(make_engine(settings.database)), settings.read_authority()
+    store = Store(make_engine(settings.database))
     try:
+        records, authority = await store.tasks.all(), settings.read_authority()
         found = []
-        for record in await store.tasks.all():
+        for record in records:
             task = Task.from_token(record.token, authority)
             found.append((record, await store.answers.statuses(task, await store.rounds.recent(task.id))))
         return found
@@ -130,12 +123,12 @@ def show(found: list[tuple[TaskRecord, list[RoundStatus]]], form: Format) -> Non
             }
             for task, rounds in found
         ]
-        typer.echo(msgspec.json.encode(documents))
+        show_json(documents)
         return
-    table = Table("task", "name", "model", "round", "state", "updates", "shares", "why")
+    rows: list[list[Cell]] = []
     for task, rounds in found:
-        table.add_row(task.task[:12], task.name, str(task.model_version), str(task.round), task.state, "", "", "")
+        rows.append([task.task[:12], task.name, str(task.model_version), str(task.round), task.state, "", "", ""])
         for r in rounds:
-            why = r.failure.detail if r.failure is not None else waiting_for(r)
-            table.add_row("", "", str(r.version), str(r.round), r.state, str(r.updates), str(r.shares), why)
-    Console().print(table)
+            why = printable(r.failure.detail) if r.failure is not None else waiting_for(r)
+            rows.append(["", "", str(r.version), str(r.round), r.state, str(r.updates), str(r.shares), why])
+    show_table(["task", "name", "model", "round", "state", "updates", "shares", "why"], rows)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, nullcontext
+from functools import partial
 from typing import cast
 
 import asyncpg  # type: ignore[import-untyped]
@@ -39,9 +41,16 @@ def make_engine(address: Address) -> AsyncEngine:
         options = dict(address.options)
         return create_async_engine(address.url, connect_args=options, pool_pre_ping=True, pool_size=10, pool_timeout=10)
     engine = create_async_engine(address.url)
+    event.listen(engine.sync_engine, "do_connect", partial(_check_there, address))
     event.listen(engine.sync_engine, "connect", _prepare_sqlite)
     event.listen(engine.sync_engine, "begin", _begin_sqlite)
     return engine
+
+
+def _check_there(address: Address, *_: object) -> None:
+    """SQLite makes a file that it does not find: here only a migration does."""
+    if address.file is not None and not address.file.is_file():
+        raise FileNotFoundError(errno.ENOENT, "there is no database", str(address.file))
 
 
 def _prepare_sqlite(connection: DBAPIConnection, _record: ConnectionPoolEntry) -> None:
@@ -127,6 +136,8 @@ async def translated() -> AsyncIterator[None]:
 
 
 def _refusal(error: Exception) -> ProblemError:
+    if isinstance(error, FileNotFoundError):
+        return ProblemError(DATABASE_UNAVAILABLE, "there is none yet: `he-server migrate` makes one")
     reason = str(getattr(error, "orig", error) or type(error).__name__)
     if "is full" in reason or "No space left" in reason:  # SQLite's words, and PostgreSQL's
         return ProblemError(DISK_FULL, "the database has no room")

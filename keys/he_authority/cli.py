@@ -31,7 +31,10 @@ app.add_typer(task_app, name="task")
 add_version(app)
 
 AuthorityDir = Annotated[Path, typer.Option("--authority-dir", help="where the authority's key lives")]
+Force = Annotated[bool, typer.Option("--force", help="replace another task in that file")]
 AUTHORITY_KEY = "authority.key"
+MOST_DAYS = 36_500
+"""A hundred years: no computation with dates fails."""
 
 
 @app.command("init")
@@ -57,18 +60,22 @@ def enroll(
     request: Annotated[Path, typer.Argument(help="the party's enroll-request.jws")],
     role: Annotated[Role, typer.Option(help="client, holder or server")],
     out: Annotated[Path, typer.Option(help="where to write the credential")],
-    days: Annotated[float, typer.Option(min=0.01, help="validity")] = 90,
+    days: Annotated[float, typer.Option(min=0.01, max=MOST_DAYS, help="validity")] = 90,
     renews: Annotated[Path | None, typer.Option(help="the party's last credential: it must be the same party")] = None,
     directory: AuthorityDir = Path("authority"),
 ) -> None:
     """Certify a party: read its signed request, write its credential (a JWT)."""
     from he_authority.enrollment import check_renewal, issue_credential
+    from he_protocol.identity.jws import fingerprint, read_unverified
+    from he_protocol.messages import EnrollRequest
 
     key = _key(directory)
     if renews is not None:
         check_renewal(_text(request), _text(renews), key.public)
-    _write(out, issue_credential(key, _text(request), role, now=time.time(), days=days))
-    console.out.print(f"credential for role {role}, valid {days:g} days: {out}")
+    asked = _text(request)
+    _write(out, issue_credential(key, asked, role, now=time.time(), days=days))
+    party = read_unverified(asked, EnrollRequest)  # which the line above verified
+    console.out.print(f"credential for {role} {party.name!r}, key {fingerprint(party.key)}, valid {days:g} days: {out}")
 
 
 @app.command("revoke")
@@ -77,7 +84,7 @@ def authority_revoke(
     out: Annotated[Path, typer.Option(help="where to write the list")],
     credential: Annotated[list[Path] | None, typer.Option(help="of a key that was stolen; may be repeated")] = None,
     previous: Annotated[Path | None, typer.Option(help="the list before; left out for the first one only")] = None,
-    days: Annotated[float, typer.Option(min=0.01, help="validity: bring the next list in time")] = 30,
+    days: Annotated[float, typer.Option(min=0.01, max=MOST_DAYS, help="validity: bring the next list in time")] = 30,
     directory: AuthorityDir = Path("authority"),
 ) -> None:
     """Sign the next revocation list: the keys of these credentials are no longer valid.
@@ -111,31 +118,28 @@ def task_sign(
         list[str] | None,
         typer.Option(help="tensors that stay on the devices, such as '*num_batches_tracked'; may be repeated"),
     ] = None,
+    force: Force = False,
     directory: AuthorityDir = Path("authority"),
 ) -> None:
     """Check a plan, complete it (scale, fingerprint, committee) and sign it.
 
     Whatever 'he-server task add', key holders or clients would refuse is refused here.
     """
-    import tomllib
-
     from he_authority.models import trained
     from he_authority.tasks import build_config, check_said, sign_task
+    from he_party.text import read_toml
     from he_protocol.config import ModelSpec, TensorSpec
     from he_protocol.tensors import check_model, model_digest
 
     key = _key(directory)
-    try:
-        fields = tomllib.loads(plan.read_text())
-    except (OSError, ValueError) as error:  # not there, not UTF-8, not TOML
-        raise ProblemError(BAD_PLAN, f"{plan}: {error}") from None
+    fields = read_toml(plan, BAD_PLAN)
     holders = [_text(path) for path in holder]
     tensors = trained(_tensors(model), exclude or ())
     shapes = tuple(TensorSpec(name, value.shape) for name, value in tensors.items())
     config = build_config(fields, ModelSpec(shapes, model_digest(tensors)), _text(server), holders, key.public)
     check_said(fields, config)
     check_model(tensors, config.model.shapes)
-    _write(out, sign_task(key, config))
+    _write_once(out, sign_task(key, config), force)
     _describe(config, out)
 
 
@@ -146,6 +150,7 @@ def task_next(
     holder: Annotated[list[Path], typer.Option(help="a key holder's new credential; once for each, in order")],
     model: Annotated[Path, typer.Option(help="the model to begin with, safetensors: 'he-client model' saves one")],
     out: Annotated[Path, typer.Option(help="where to write the signed task")],
+    force: Force = False,
     directory: AuthorityDir = Path("authority"),
 ) -> None:
     """Sign a task's next epoch: the same plan, new keys. Its privacy budget adds to those of the epochs before."""
@@ -158,7 +163,7 @@ def task_next(
     tensors = _tensors(model)
     check_model(tensors, before.model.shapes)
     config = next_epoch(before, [_text(path) for path in holder], key.public, model_digest(tensors))
-    _write(out, sign_task(key, config))
+    _write_once(out, sign_task(key, config), force)
     _describe(config, out)
 
 
@@ -195,10 +200,16 @@ def _tensors(model: Path) -> dict[str, npt.NDArray[Any]]:
 
 
 def _text(path: Path) -> str:
-    try:
-        return path.read_text().strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ProblemError(BAD_PLAN, f"cannot read {path}: {error}") from None
+    from he_party.text import read_text
+
+    return read_text(path, BAD_PLAN)
+
+
+def _write_once(path: Path, token: str, force: bool) -> None:
+    """Parties may have joined the task that stands there already. Raises `bad-settings`."""
+    if not force and path.exists() and _text(path) != token:
+        raise ProblemError(BAD_SETTINGS, f"{path} exists, with something else in it: --force replaces it")
+    _write(path, token)
 
 
 def _write(path: Path, token: str) -> None:

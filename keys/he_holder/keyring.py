@@ -78,12 +78,15 @@ def new_holder(directory: Path, name: str, now: float, passphrase: str = "") -> 
     return request
 
 
-def rotate(directory: Path, now: float, passphrase: str = "") -> str:
+def rotate(directory: Path, now: float, passphrase: str = "", *, group_may_read: bool = False) -> str:
     """Make a holder's HPKE key for the epochs to come; returns the request that lets the authority certify it.
 
     Tasks that were joined go on with the keys that they list.
     """
-    identity, key = Identity.load(directory, passphrase), HpkeKey.generate()
+    identity, key = (
+        Identity.load(directory, passphrase, role="holder", group_may_read=group_may_read),
+        HpkeKey.generate(),
+    )
     Keyring.of(directory, passphrase).add(key)
     proof = key.prove(possession_message(identity.name, identity.key.public, key.public))
     request = identity.key.sign(

@@ -107,8 +107,12 @@ class Ledger:
         event.listen(engine.sync_engine, "connect", _prepare)
         event.listen(engine.sync_engine, "begin", _begin)
         ledger = cls(engine, b"")
-        async with ledger._transaction() as connection:
-            ledger.name = (await connection.execute(select(identity.c.ledger))).scalar_one()
+        try:
+            async with ledger._transaction() as connection:
+                ledger.name = (await connection.execute(select(identity.c.ledger))).scalar_one()
+        except BaseException:
+            await ledger.close()
+            raise
         return ledger
 
     async def close(self) -> None:

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from he_client import spool as spool_module
 from he_client.spool import EncryptedUpdate, Spool
 from he_party import files
 from he_protocol.messages import SignedUpdate, to_json
@@ -120,7 +119,7 @@ def test_what_is_being_sealed_is_not_taken_for_abandoned(
     spool: Spool, tmp_path: Path, defence: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not defence:
-        monkeypatch.setattr("he_client.spool.fcntl.flock", lambda *_: None)
+        monkeypatch.setattr("he_party.locks._fcntl", None)
     with spool.encrypting():
         sealed = spool.begin(AA)
         write_parts(sealed)
@@ -173,7 +172,6 @@ def test_the_parts_are_durable_before_the_head_and_the_head_before_its_name(
 
     recording = SimpleNamespace(**vars(os))
     recording.open, recording.fsync = opened, lambda number: steps.append(f"fsync {names[number]}")
-    monkeypatch.setattr(spool_module, "os", recording)
     monkeypatch.setattr(files, "os", recording)
     rename = Path.replace
 

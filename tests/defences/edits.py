@@ -315,8 +315,8 @@ EDITS = (
     _never("he_server/rules/audit_chain.py: verify_chain", "entry != expected"),
     Edit(
         "he_server/settings.py: read_key",
-        "return read_private(path, KeyRecord,",
-        "from he_holder.keyring import HpkeRecord; return read_private(path, HpkeRecord,",
+        "return read_private(self.key_path, KeyRecord,",
+        "from he_holder.keyring import HpkeRecord; return read_private(self.key_path, HpkeRecord,",
     ),
     # Lying key holders.
     Edit(_CHOICES, "combinations(sorted(heard), sharing.threshold)", "[tuple(heard)[: sharing.threshold]]", "a wrong"),
@@ -500,7 +500,7 @@ EDITS = (
     Edit("he_server/http/auth.py: _checked", "path=request.raw_path,", "path=request.path,", "a request changed"),
     Edit("he_party/files.py: private_directory", "missing.mkdir(mode=0o700,", "missing.mkdir(mode=0o777,"),
     *_returns("he_party/files.py", "close_database"),
-    Edit("he_party/files.py: private_opener", "os.O_CLOEXEC, 0o600)", "os.O_CLOEXEC, 0o666)"),
+    Edit("he_party/files.py: private_opener", ", 0o600)", ", 0o666)"),
     Edit("he_server/services/submit.py: _accept", _REVOKED, "pass"),
     *_returns("he_protocol/identity/revocation.py", "check_key"),
     Edit(

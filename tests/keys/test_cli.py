@@ -27,8 +27,8 @@ from he_party.http_transport import RetryPolicy
 from he_party.identity import Identity, create
 from he_party.keyfile import KeyRecord, read_private
 from he_protocol.errors import ProblemError
-from he_protocol.identity.jws import public_from_jwk, verify
-from he_protocol.messages import Credential
+from he_protocol.identity.jws import fingerprint, public_from_jwk, read_unverified, verify
+from he_protocol.messages import Credential, EnrollRequest
 from he_protocol.problems import NOT_FOUND, STALE_UPDATE
 from he_protocol.task import Task
 from he_testing.fake_server import FakeServer, refusal
@@ -209,6 +209,34 @@ def test_a_place_that_cannot_be_written_is_one_line(office: Office) -> None:
         "no/such/folder/x",
     )
     refuses("bad-settings", *sign(out="no/such/folder/task.jws"))
+
+
+def test_a_signed_task_is_not_replaced_by_another(office: Office) -> None:
+    """Parties may have joined it. The same one again is no mistake."""
+    before = Path("task.jws").read_text()
+    done(*sign())
+    Path("other.toml").write_text(PLAN.replace('"demo"', '"other"'))
+    assert "--force" in refuses("bad-settings", *sign(plan="other.toml"))
+    assert Path("task.jws").read_text() == before
+    done(*sign(plan="other.toml"), "--force")
+    assert Path("task.jws").read_text() != before
+    refuses("bad-plan", *sign(out="holder"))
+
+
+def test_enrolling_says_whom(office: Office) -> None:
+    asked = read_unverified(Path("client/enroll-request.jws").read_text().strip(), EnrollRequest)
+    said = done("authority", "enroll", "client/enroll-request.jws", "--role", "client", "--out", "x")
+    assert "'client'" in said
+    assert fingerprint(asked.key) in said
+
+
+@pytest.mark.parametrize("days", ["inf", "-inf", "nan", "-1", "0", "1e308", str(2**70)])
+@pytest.mark.parametrize("words", [("enroll", "client/enroll-request.jws", "--role", "client"), ("revoke",)])
+def test_a_time_that_no_credential_can_have(office: Office, words: tuple[str, ...], days: str) -> None:
+    result = run("authority", *words, "--out", "x", "--days", days)
+    assert (result.exit_code, isinstance(result.exception, SystemExit)) == (2, True)
+    assert "--days" in result.stderr
+    assert not Path("x").exists()
 
 
 def test_a_name_that_nobody_could_enrol_is_refused_before_keys_are_made() -> None:
@@ -487,6 +515,7 @@ def test_an_epoch_is_destroyed_only_when_somebody_says_yes(joined: Office) -> No
         result = CliRunner().invoke(app, destroying, input=answer)
         assert result.exit_code == 1
         assert str(keys()[0]) in result.stderr
+        assert "not over: 10 of its 10 openings are left" in result.stderr
     assert len(keys()) == 1
     assert CliRunner().invoke(app, destroying, input="y\n").exit_code == 0
     assert keys() == []

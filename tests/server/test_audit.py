@@ -160,7 +160,8 @@ async def test_the_command(world: World, tmp_path: Path) -> None:
 
     shown = msgspec.json.decode((await command("--format", "json"))[1], type=list[Entry])
     assert [entry.event for entry in shown] == ["task-added", "round-closed"]
-    assert (await command("--verify", "--pinned", str(pinned)))[0] == 0
+    code, output = await command("--verify", "--pinned", str(pinned))
+    assert (code, "whole: 2 entries, head " in output, "the pinned one, 2" in output) == (0, True, True)
     assert "round-closed" in (await command("--since", "2020-01-01", "--format", "json"))[1]
     assert "round-closed" not in (await command("--since", "2999-01-01", "--format", "json"))[1]
     assert (await command("--since", "yesterday"))[0] == 2

@@ -71,6 +71,9 @@ async def test_the_database(world: World) -> None:
     settings = world.server.settings
     gone = await _found(settings.model_copy(update={"database_url": "postgresql+asyncpg://nobody@127.0.0.1:1/none"}))
     assert {name for name, finding in gone.items() if finding.level == "wrong"} >= {"database", "clock", "rounds"}
+    for name in ("database", "revocations", "rounds", "audit"):
+        assert "is it running" in gone[name].advice  # and not: somebody changed it
+        assert "127.0.0.1" in gone[name].found
     await _execute(settings, "UPDATE alembic_version SET version_num = '0001'")
     finding = (await _found(settings))["database"]
     assert (finding.level, "he-server migrate" in finding.advice) == ("wrong", True)

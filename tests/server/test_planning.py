@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import time
+from types import NoneType
 
 import pytest
 from typer.testing import CliRunner
@@ -27,6 +29,32 @@ def test_more_buckets_are_more_noise_of_every_client() -> None:
 def test_every_bucket_uses_flooding_noise() -> None:
     assert offers("--rounds", "100")["ckks-8192"]["refusal"] == ""
     assert "flooding" in str(offers("--rounds", "100", "--buckets", "100")["ckks-8192"]["refusal"])
+
+
+FAR = ["0", "-1", "1", "100", str(2**31), str(2**53), str(2**53 + 1), str(2**70), str(10**400), "inf", "nan"]
+
+
+@pytest.mark.parametrize("value", FAR)
+@pytest.mark.parametrize("option", ["--parameters", "--clients", "--rounds", "--min-clients", "--buckets"])
+def test_sizes_far_out_of_range_are_answered_at_once(option: str, value: str) -> None:
+    sizes = {"--parameters": "1000", "--clients": "1000", "--rounds": "100"} | {option: value}
+    begun = time.process_time()
+    for unit in (["--unit", "client"], ["--unit", "record", "--value-range", "1", "--sampling-rate", "0.1"]):
+        result = CliRunner().invoke(app, ["plan", *unit, *(word for pair in sizes.items() for word in pair)])
+        assert (result.exit_code in {0, 2}, isinstance(result.exception, (SystemExit, NoneType))) == (True, True)
+    assert time.process_time() - begun < 2 * 2.0
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "1e-320", "1e-9", "1e9", "1e308", "inf", "nan"])
+@pytest.mark.parametrize(
+    "option", ["--clip-norm", "--noise", "--sampling-rate", "--delta", "--value-range", "--accuracy"]
+)
+def test_so_are_other_numbers(option: str, value: str) -> None:
+    for unit in (["--unit", "client"], ["--unit", "record", "--value-range", "1"], ["--unit", "none"]):
+        line = ["plan", "--parameters", "1000", "--clients", "100", "--rounds", str(10**6), *unit, option, value]
+        begun, result = time.process_time(), CliRunner().invoke(app, line)
+        assert (result.exit_code in {0, 2}, isinstance(result.exception, (SystemExit, NoneType))) == (True, True)
+        assert time.process_time() - begun < 2.0
 
 
 def test_buckets_that_cannot_be_filled() -> None:

@@ -105,7 +105,7 @@ def test_init_makes_a_key_and_a_request(data_dir: Path) -> None:
             ["migrate", "--data-dir", "{dir}", "--database-url", "sqlite+aiosqlite:////none/a.db"],
             "database-unavailable",
         ),
-        (["status", "--data-dir", "{dir}/none"], "database-unavailable"),
+        (["status", "--data-dir", "{dir}/none"], "bad-settings"),
         (["status", "--database-url", "nonsense"], "bad-settings"),
         (["status", "--data-dir", "{dir}"], "database-unavailable"),
     ],

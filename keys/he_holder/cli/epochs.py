@@ -31,7 +31,7 @@ def rotate_(data_dir: DataDir = None) -> None:
     from he_party.keyfile import environment_passphrase
 
     settings = Settings.load(data_dir=data_dir)
-    rotate(settings.data_dir, time.time(), environment_passphrase())
+    rotate(settings.data_dir, time.time(), environment_passphrase(), group_may_read=settings.group_readable_keys)
     console.out.print(
         f"new key in {settings.data_dir}\n"
         "1. send enroll-request.jws to the authority: he-authority enroll ... --renews <the old credential>\n"
@@ -110,21 +110,17 @@ def restore_(
 
 
 async def _leave(settings: Settings, name: str) -> str:
-    holder = await open_holder(settings)
-    try:
+    async with open_holder(settings) as holder:
         task, _ = await _find(holder, name)
         await holder.ledger.leave(task, time.time())
         return f"{task.config.name}, epoch {task.config.epoch}"
-    finally:
-        await holder.ledger.close()
 
 
 async def _destroy(settings: Settings, name: str, *, yes: bool, force: bool) -> list[dict[str, object]]:
     from he_holder.epochs import check_finished, destroy, hpke_path, secrets_of
     from he_party.http_transport import HttpTransport
 
-    holder = await open_holder(settings)
-    try:
+    async with open_holder(settings) as holder:
         task, url = await _find(holder, name)
         if not force:
             async with HttpTransport(url, holder.identity, tls=settings.tls) as transport:
@@ -136,11 +132,21 @@ async def _destroy(settings: Settings, name: str, *, yes: bool, force: bool) -> 
             console.err.print(f"{task.config.name}, epoch {task.config.epoch}, will be destroyed for ever, with:")
             for path in files:
                 console.err.print(str(path), markup=False, soft_wrap=True)
-            typer.confirm("Destroy?", abort=True, err=True)
+            typer.confirm(await _question(holder, task), abort=True, err=True)
         await destroy(holder, task)
         return [{"task": task.config.name, "epoch": task.config.epoch, "file": str(path)} for path in files]
-    finally:
-        await holder.ledger.close()
+
+
+async def _question(holder: KeyHolder, task: Task) -> str:
+    """An epoch that is running is another matter than one that is over."""
+    most = task.config.rounds.max_openings
+    used, _ = await holder.ledger.newest(task.hash)
+    if used >= most:
+        return "Destroy?"
+    return (
+        f"This epoch is not over: {most - used} of its {most} openings are left, as far as this holder has seen, and it"
+        " could help with none of them any more. Destroy a running epoch?"
+    )
 
 
 async def _find(holder: KeyHolder, name: str) -> tuple[Task, str]:
@@ -160,8 +166,5 @@ async def _find(holder: KeyHolder, name: str) -> tuple[Task, str]:
 async def _backup(settings: Settings, file: Path) -> None:
     from he_holder.backup import backup
 
-    holder = await open_holder(settings)
-    try:
+    async with open_holder(settings) as holder:
         await backup(holder, file)
-    finally:
-        await holder.ledger.close()

@@ -23,48 +23,46 @@ from he_protocol.task import Task
 
 
 async def join(settings: Settings, name: str, server: str, patience: float) -> None:
-    holder = await open_holder(settings)
-    try:
-        async with HttpTransport(server, holder.identity, tls=settings.tls) as transport:
-            memory = TaskMemory(settings.data_dir / MEMORY_FILE, holder.identity.authority)
-            for joined, _ in await joined_tasks(holder):
-                await asyncio.to_thread(memory.learn, joined)
-            task = await transport.task(name, memory)
-            await holder.join(task, server)
-            console.out.print(f"joined {task.config.name!r} ({task.id[:16]}...)\n{describe(task.committee)}")
-            if task.scheme.ceremony:
-                board = ServerBoard(transport, task)
-                work = Ceremony(holder, task, board, patience=patience, progress=console.err.print)
-                console.out.print(f"joint key {(await work.run()).hex()}")
-    finally:
-        await holder.ledger.close()
+    async with (
+        open_holder(settings) as holder,
+        HttpTransport(server, holder.identity, tls=settings.tls) as transport,
+    ):
+        memory = TaskMemory(settings.data_dir / MEMORY_FILE, holder.identity.authority)
+        for joined, _ in await joined_tasks(holder):
+            await asyncio.to_thread(memory.learn, joined)
+        task = await transport.task(name, memory)
+        await holder.join(task, server)
+        console.out.print(f"joined {task.config.name!r} ({task.id[:16]}...)\n{describe(task.committee)}")
+        if task.scheme.ceremony:
+            board = ServerBoard(transport, task)
+            work = Ceremony(holder, task, board, patience=patience, progress=console.err.print)
+            console.out.print(f"joint key {(await work.run()).hex()}")
 
 
 async def run(settings: Settings) -> None:
-    holder = await open_holder(settings)
-    agents = [
-        Agent(
-            holder,
-            task,
-            url,
-            poll_seconds=settings.poll_seconds,
-            destroy_after=settings.destroy_after,
-            tls=settings.tls,
-        )
-        for task, url in await joined_tasks(holder)
-        if await _served(holder, task)
-    ]
-    if not agents:
-        await holder.ledger.close()
-        raise ProblemError(BAD_PLAN, "no task to serve; 'he-holder join' joins one")
-    work = asyncio.ensure_future(serve(holder, agents))
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, work.cancel)
-    try:
-        await work
-    except asyncio.CancelledError:
-        console.err.print("stopped")
+    async with open_holder(settings) as holder:
+        agents = [
+            Agent(
+                holder,
+                task,
+                url,
+                poll_seconds=settings.poll_seconds,
+                destroy_after=settings.destroy_after,
+                tls=settings.tls,
+            )
+            for task, url in await joined_tasks(holder)
+            if await _served(holder, task)
+        ]
+        if not agents:
+            raise ProblemError(BAD_PLAN, "no task to serve; 'he-holder join' joins one")
+        work = asyncio.ensure_future(serve(holder, agents))
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, work.cancel)
+        try:
+            await work
+        except asyncio.CancelledError:
+            console.err.print("stopped")
 
 
 async def _served(holder: KeyHolder, task: Task) -> bool:
@@ -85,46 +83,42 @@ async def _served(holder: KeyHolder, task: Task) -> bool:
 
 
 async def status(settings: Settings) -> list[dict[str, object]]:
-    holder = await open_holder(settings)
     rows: list[dict[str, object]] = []
-    for task, url in await joined_tasks(holder):
-        votes = await holder.ledger.votes(task.hash)
-        used = votes[-1].opening if votes else 0
-        rows.append(
-            {
-                "task": task.config.name,
-                "epoch": task.config.epoch,
-                "state": await state_of(holder, task),
-                "server": url,
-                "keys": "not needed" if not task.scheme.ceremony else holder.secret_path(task, "key").exists(),
-                "committee": str(task.committee),
-                "f": task.committee.colluders,
-                "openings": used,
-                "votes": len(votes),
-                "max_openings": task.config.rounds.max_openings,
-                "model_version": votes[-1].model_version if votes else 0,
-                "epsilon": round(epsilon(task.config.privacy, used), 4),
-                "epsilon_budget": task.config.privacy.epsilon_budget,
-            }
-        )
-    await holder.ledger.close()
+    async with open_holder(settings) as holder:
+        for task, url in await joined_tasks(holder):
+            votes = await holder.ledger.votes(task.hash)
+            used = votes[-1].opening if votes else 0
+            rows.append(
+                {
+                    "task": task.config.name,
+                    "epoch": task.config.epoch,
+                    "state": await state_of(holder, task),
+                    "server": url,
+                    "keys": "not needed" if not task.scheme.ceremony else holder.secret_path(task, "key").exists(),
+                    "committee": str(task.committee),
+                    "f": task.committee.colluders,
+                    "openings": used,
+                    "votes": len(votes),
+                    "max_openings": task.config.rounds.max_openings,
+                    "model_version": votes[-1].model_version if votes else 0,
+                    "epsilon": round(epsilon(task.config.privacy, used), 4),
+                    "epsilon_budget": task.config.privacy.epsilon_budget,
+                }
+            )
     return rows
 
 
 async def ledger(settings: Settings) -> list[dict[str, object]]:
-    holder = await open_holder(settings)
     rows: list[tuple[float, dict[str, object]]] = []
-    for task, _ in await joined_tasks(holder):
-        name = task.config.name
-        for vote in await holder.ledger.votes(task.hash):
-            left = "not settled" if vote.settled is None else "settled"
-            text = f"opening {vote.opening}: {vote.updates} updates on model {vote.model_version}, {left}"
-            rows.append((vote.decided, _decision(name, vote.round, "voted", vote.manifest_hash, text)))
-        for refusal in await holder.ledger.refusals(task.hash):
-            rows.append(
-                (refusal.seen, _decision(name, refusal.round, refusal.problem, refusal.manifest_hash, refusal.detail))
-            )
-    await holder.ledger.close()
+    async with open_holder(settings) as holder:
+        for task, _ in await joined_tasks(holder):
+            name = task.config.name
+            for vote in await holder.ledger.votes(task.hash):
+                left = "not settled" if vote.settled is None else "settled"
+                text = f"opening {vote.opening}: {vote.updates} updates on model {vote.model_version}, {left}"
+                rows.append((vote.decided, _decision(name, vote.round, "voted", vote.manifest_hash, text)))
+            for said in await holder.ledger.refusals(task.hash):
+                rows.append((said.seen, _decision(name, said.round, said.problem, said.manifest_hash, said.detail)))
     return [row for _, row in sorted(rows, key=lambda item: item[0])]
 
 
