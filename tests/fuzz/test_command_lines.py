@@ -95,14 +95,14 @@ def check(result: Result) -> None:
         assert REFUSED.match(lines[-1]), lines
 
 
-@settings(max_examples=500, deadline=None, suppress_health_check=list(HealthCheck), print_blob=True)
+@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck), print_blob=True)
 @given(line=typed())
 def test_whatever_is_typed_ends_with_an_answer_or_a_refusal(files: Path, line: Typed) -> None:
     check(run(files, line))
 
 
 @pytest.mark.long
-@settings(max_examples=5000, deadline=None, suppress_health_check=list(HealthCheck), print_blob=True)
+@settings(max_examples=1000, deadline=None, suppress_health_check=list(HealthCheck), print_blob=True)
 @given(line=typed())
 def test_so_does_what_is_typed_for_longer(files: Path, line: Typed) -> None:
     check(run(files, line))

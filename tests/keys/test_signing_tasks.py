@@ -57,7 +57,17 @@ def office(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def sign(*more: str) -> Result:
-    files = ("--model", "model.safetensors", "--server", "server.jws", "--holder", "holder.jws", "--out", "task.jws")
+    files = (
+        "--model",
+        "model.safetensors",
+        "--server",
+        "server.jws",
+        "--holder",
+        "holder.jws",
+        "--out",
+        "task.jws",
+        "--force",
+    )
     return run("task", "sign", "plan.toml", *files, *more)
 
 

@@ -23,7 +23,7 @@ ELSEWHERE = {
     # Raised only by other parties, or at start; everything else must be documented for some route.
     "duplicate-client", "duplicate-update", "number-used", "update-opened-before", "budget-exhausted",
     "too-many-clients", "tenseal-version", "private-context", "keys-not-ready", "commitment-broken", "bad-settings",
-    "bad-key-file", "unreachable", "unexpected-answer", "audit-broken",
+    "bad-key-file", "unreachable", "unexpected-answer", "audit-broken", "refused-between",
     "ledger-mismatch", "epoch-destroyed", "old-epoch", "ambiguous-task", "below-floor",
     # Told as a round's failure.
     "too-few-clients", "no-quorum", "combine-refused", "excluded-update", "abandoned",
