@@ -19,6 +19,7 @@ import typer
 
 from he_client.lab import MARK, URL_FILE, WARNING, Lab
 from he_party.console import command
+from he_party.keyfile import VARIABLE, environment_passphrase
 from he_protocol.errors import ProblemError
 from he_protocol.problems import BAD_SETTINGS
 from he_testing.deployment import ProvisionedDeployment, provision
@@ -55,6 +56,8 @@ def init(
     collect_seconds: Annotated[int, typer.Option(min=1, help="how long a round waits for its last client")] = 60,
 ) -> None:
     """Keys, credentials and data directories of everybody, and the signed task."""
+    if environment_passphrase():
+        raise ProblemError(BAD_SETTINGS, f"a lab's keys lie unprotected; make it without {VARIABLE}")
     wanted = plan(clients, holders, value_range=value_range, weight_cap=weight_cap, collect_seconds=collect_seconds)
     arrays = initial_model(model)
     with _new(folder) as partial:

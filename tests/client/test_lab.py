@@ -146,6 +146,12 @@ def test_what_init_refuses_leaves_nothing(tmp_path: Path, words: tuple[str, ...]
     assert [path for path in sorted(tmp_path.iterdir()) if path.name != "__pycache__"] == before
 
 
+def test_no_keys_are_made_in_clear_when_a_passphrase_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HUSHSUM_PASSPHRASE", "correct horse battery staple")
+    refused(init("mylab", "--model", "my.py:arrays"), "lie unprotected")
+    assert not Path("mylab").exists()
+
+
 def test_models_of_many_kinds(tmp_path: Path) -> None:
     save_file({"w": np.ones(2)}, tmp_path / "model.safetensors")
     assert {name: value.shape for name, value in initial_model("my.py:arrays").items()} == {

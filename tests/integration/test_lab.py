@@ -58,9 +58,10 @@ def up(folder: Path) -> Iterator[None]:
     log = folder / "up.log"
     with log.open("w") as file:
         process = subprocess.Popen(command, cwd=folder, env=CLEAN, stdout=file, stderr=file)
+    deadline = time.monotonic() + SECONDS
     try:
         while not (folder / "mylab" / URL_FILE).exists():
-            assert process.poll() is None, log.read_text()
+            assert process.poll() is None and time.monotonic() < deadline, log.read_text()
             time.sleep(0.05)
         yield
     finally:
