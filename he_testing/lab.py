@@ -19,6 +19,7 @@ import typer
 
 from he_client.lab import MARK, URL_FILE, WARNING, Lab
 from he_party.console import command
+from he_party.files import write_durably
 from he_party.keyfile import VARIABLE, environment_passphrase
 from he_protocol.errors import ProblemError
 from he_protocol.problems import BAD_SETTINGS
@@ -89,7 +90,7 @@ def up(
             with _shown(folder), deployment:
                 _start(deployment, joined)
                 (folder / JOINED_FILE).write_text(deployment.url)
-                url_file.write_text(deployment.url)
+                write_durably(url_file, deployment.url.encode())
                 typer.echo(f"ready: he-client train FILE.py:FUNCTION --lab {folder} --all")
                 _watch(deployment)
         except KeyboardInterrupt:

@@ -61,7 +61,8 @@ def up(folder: Path) -> Iterator[None]:
     deadline = time.monotonic() + SECONDS
     try:
         while not (folder / "mylab" / URL_FILE).exists():
-            assert process.poll() is None and time.monotonic() < deadline, log.read_text()
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
             time.sleep(0.05)
         yield
     finally:
