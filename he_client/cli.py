@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from dataclasses import asdict
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,9 +17,11 @@ from he_protocol.errors import ProblemError
 from he_protocol.problems import BAD_SETTINGS, BAD_TENSORS
 
 if TYPE_CHECKING:
-    from he_client.attempt import Train
     from he_client.client import HushSumClient, Submission
+    from he_client.lab import Lab
+    from he_client.rounds import Run
     from he_client.settings import ClientSettings
+    from he_client.trainees import Trainee
     from he_protocol.task import Task
 
 app = typer.Typer(help="A client of HushSum.", no_args_is_help=True, pretty_exceptions_enable=False)
@@ -153,7 +153,7 @@ def submit(
 @app.command("train")
 @command
 def train(
-    function: Annotated[str, typer.Argument(help="MODULE:FUNCTION, from the model to the update")],
+    function: Annotated[str, typer.Argument(help="FILE.py:FUNCTION or MODULE:FUNCTION, from the model to the update")],
     rounds: Annotated[int, typer.Option(min=1, help="how many rounds to take part in")] = 1,
     raise_errors: Annotated[
         bool, typer.Option("--raise-errors", help="stop when FUNCTION fails; for trying it out on public data")
@@ -163,6 +163,9 @@ def train(
     data_dir: DataDir = None,
     config: ConfigFile = None,
     tls_ca: TlsCa = None,
+    lab: Annotated[Path | None, typer.Option(help="a lab's folder: of 'he-server lab init'")] = None,
+    everyone: Annotated[bool, typer.Option("--all", help="as every client of the lab, in this process")] = False,
+    number: Annotated[int | None, typer.Option("--client", help="as this one of the lab's, counted from 1")] = None,
     form: OutputFormat = "text",
 ) -> None:
     """Pull the model, train, submit, wait for the round; as often as asked.
@@ -172,14 +175,28 @@ def train(
     task.config.privacy. Under a DP plan an update of zeros is sent when it fails: that nothing comes would tell
     something of the data. What went wrong is logged here. A round that fails is reported, and the next one begins; then
     the exit code is 1.
+
+    In a lab, with --all, clients train one after the other, and a parameter named 'client' gets each one's number,
+    from 0. The newest model is saved there, as model.safetensors.
     """
-    settings = _settings(config, data_dir, server, task, tls_ca)
+    from he_client.trainees import lab_clients, load_function, this_device
+
+    found = load_function(function)
+    chosen = _lab(lab, (server, task, data_dir, tls_ca), everyone=everyone, number=number)
+    if chosen is None:
+        trainees = this_device(_settings(config, data_dir, server, task, tls_ca), found)
+    else:
+        console.err.print(chosen.warning, markup=False, highlight=False)
+        trainees = lab_clients(chosen, found, config, number)
     rows: list[dict[str, object]] = []
     try:
-        run_async(_train(settings, _import(function), rounds, raise_errors, rows))
+        run_async(_train_all(trainees, rounds, raise_errors, rows))
     finally:
         if rows:
             console.show(rows, form, "rounds")
+    if chosen is not None:
+        saved = run_async(_save_model(trainees[0].settings, chosen.model))
+        console.err.print(f"model version {saved['model_version']}: {saved['file']}", markup=False, highlight=False)
     if any(row["refused"] for row in rows):
         raise typer.Exit(1)
 
@@ -230,23 +247,48 @@ def _kernels() -> Steps:
     return kernel_steps()
 
 
-async def _train(
-    settings: ClientSettings, function: Train, rounds: int, raise_errors: bool, rows: list[dict[str, object]]
-) -> None:
-    """Adds a row for every round, as it ends."""
+def _lab(lab: Path | None, of_a_device: tuple[object, ...], *, everyone: bool, number: int | None) -> Lab | None:
+    """The lab of this folder; None where none is asked for. Raises `bad-settings` for options that do not fit."""
+    from he_client.lab import Lab
+
+    if lab is None:
+        if everyone or number is not None:
+            raise ProblemError(BAD_SETTINGS, "--all and --client are about the clients of a --lab")
+        return None
+    if any(option is not None for option in of_a_device):
+        raise ProblemError(BAD_SETTINGS, "a lab has its own server, task and data directories: leave these options out")
+    if everyone == (number is not None):
+        raise ProblemError(BAD_SETTINGS, "which clients of the lab?", expected="--all or --client N")
+    return Lab.open(lab)
+
+
+async def _train_all(trainees: list[Trainee], rounds: int, raise_errors: bool, rows: list[dict[str, object]]) -> None:
+    """Adds a row for every round of each, as it ends."""
+    from he_client.lab import InTurn, together
+
+    run = InTurn(len(trainees))
+    with console.err.status("training, and waiting for the others and the committee"):
+        await together(*(_train(trainee, rounds, raise_errors, run, rows) for trainee in trainees))
+
+
+async def _train(trainee: Trainee, rounds: int, raise_errors: bool, run: Run, rows: list[dict[str, object]]) -> None:
     from he_client.rounds import train_rounds
 
-    async with _client(settings) as client:
-        task = await client.task(settings.task)
-        _warn(client, task)
-        with console.err.status("training, and waiting for the others and the committee"):
-            async for outcome in train_rounds(client, task, function, rounds, raise_errors=raise_errors):
-                row = {"update_id": "", "round": "", "bytes": 0} if outcome.sent is None else _row(outcome.sent)
-                refused = str(outcome.refusal) if outcome.refusal else ""
-                version = "" if outcome.version is None else outcome.version
-                rows.append(row | {"model_version": version, **_spent(client, task), "refused": refused})
-                said = refused or ("sat out" if outcome.sent is None else f"model version {version}")
-                console.err.print(f"round {len(rows)} of {rounds}: {said}", markup=False, highlight=False)
+    name = {"client": trainee.name} if trainee.name else {}
+    async with _client(trainee.settings) as client:
+        task = await client.task(trainee.settings.task)
+        if not trainee.name:
+            _warn(client, task)
+        number = 0
+        async for outcome in train_rounds(client, task, trainee.train, rounds, raise_errors=raise_errors, run=run):
+            number += 1
+            row = {"update_id": "", "round": "", "bytes": 0} if outcome.sent is None else _row(outcome.sent)
+            refused = str(outcome.refusal) if outcome.refusal else ""
+            version = "" if outcome.version is None else outcome.version
+            rows.append(name | row | {"model_version": version, **_spent(client, task), "refused": refused})
+            said = refused or ("sat out" if outcome.sent is None else f"model version {version}")
+            who = f"{trainee.name}, " if trainee.name else ""
+            console.err.print(f"{who}round {number} of {rounds}: {said}", markup=False, highlight=False)
 
 
 async def _updates(settings: ClientSettings, drop: list[str], *, retry: bool) -> list[dict[str, object]]:
@@ -336,15 +378,3 @@ def _row(sent: Submission) -> dict[str, object]:
     limits = {} if sent.limited is None else asdict(sent.limited)
     limited = {name: float(f"{value:.4g}") for name, value in limits.items()}
     return {"update_id": sent.update_id, "round": sent.round, "bytes": sent.bytes} | seconds | limited
-
-
-def _import(name: str) -> Train:
-    module, _, attribute = name.partition(":")
-    sys.path.insert(0, str(Path.cwd()))
-    try:
-        found: Train = getattr(import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ProblemError(BAD_SETTINGS, f"cannot import {name!r}: {error}", expected="MODULE:FUNCTION") from None
-    if not callable(found):
-        raise ProblemError(BAD_SETTINGS, f"{name!r} cannot be called", expected="a function", got=type(found).__name__)
-    return found

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
 
 from he_client.attempt import Train, attempt
 from he_client.client import HushSumClient, Submission
+from he_client.tensors import Tensors
 from he_party.threads import abandonable
 from he_protocol.errors import ProblemError
 from he_protocol.problems import (
@@ -36,6 +37,9 @@ TRIES = 3
 PAUSE_SECONDS = 1.0
 """After a round that was refused at once, and between two looks at one that we sit out."""
 log = logging.getLogger("he-client")
+
+Run = Callable[[Callable[[], tuple[Tensors, float | None]]], Awaitable[tuple[Tensors, float | None]]]
+"""Runs the work of one training without keeping the event loop."""
 
 _ENDED = frozenset(
     {
@@ -67,12 +71,18 @@ def goes_on(problem: ProblemType) -> bool:
 
 
 async def train_rounds(
-    client: HushSumClient, task: Task, train: Train, rounds: int, *, raise_errors: bool = False
+    client: HushSumClient,
+    task: Task,
+    train: Train,
+    rounds: int,
+    *,
+    raise_errors: bool = False,
+    run: Run = abandonable,
 ) -> AsyncIterator[RoundOutcome]:
     """Pull the model, train, submit, wait; `rounds` times. Without DP a client with 0 examples sits a round out.
 
     What an earlier run left behind is sent first. Raises what no further round would mend, such as an expired
-    credential or an exhausted budget.
+    credential or an exhausted budget. run: how a training is run.
     """
     for left in await client.resume(task):
         try:
@@ -84,7 +94,7 @@ async def train_rounds(
     for _ in range(rounds):
         sent: Submission | None = None
         try:
-            sent = await _submit(client, task, train, raise_errors)
+            sent = await _submit(client, task, train, raise_errors, run)
             version = await (_sit_out(client, task) if sent is None else client.wait(task, sent))
         except ProblemError as refusal:
             if not goes_on(refusal.problem):
@@ -95,12 +105,12 @@ async def train_rounds(
             yield RoundOutcome(sent, version)
 
 
-async def _submit(client: HushSumClient, task: Task, train: Train, raise_errors: bool) -> Submission | None:
+async def _submit(client: HushSumClient, task: Task, train: Train, raise_errors: bool, run: Run) -> Submission | None:
     """None where there is nothing to send. An update on a model that is too old by now is made again on the newest."""
     for tries_left in reversed(range(TRIES)):
         model = await client.pull_model(task)
         work = partial(attempt, task, train, model.tensors, raise_errors=raise_errors)
-        update, examples = await abandonable(work)
+        update, examples = await run(work)
         if examples == 0 and not task.config.privacy.noisy:
             return None
         try:

@@ -30,7 +30,7 @@ from he_party.http_transport import RetryPolicy
 from he_party.identity import AUTHORITY_FILE, CREDENTIAL_FILE, KEY_FILE, Identity, create
 from he_party.keyfile import KeyRecord, write_private
 from he_protocol.config import ModelSpec, TensorSpec
-from he_protocol.identity.jws import SigningKey, jwk_x
+from he_protocol.identity.jws import SigningKey, jwk_x, public_from_jwk
 from he_protocol.messages import Role
 from he_protocol.task import Task
 from he_protocol.tensors import model_digest
@@ -54,15 +54,20 @@ def holder_name(number: int) -> str:
     return f"holder-{number}"
 
 
-def provision(root: Path, plan: Mapping[str, Any], model: Model, *, clients: int, holders: int) -> Task:
-    """Fill `root`: a folder with key and credential for everybody, the signed task, the initial model."""
+def provision(
+    root: Path, plan: Mapping[str, Any], model: Model, *, clients: int, holders: int, days: float = VALID_DAYS
+) -> Task:
+    """Fill `root`: a folder with key and credential for everybody, the signed task, the initial model.
+
+    days: how long the credentials are valid.
+    """
     authority = SigningKey.generate()
     record = KeyRecord(AUTHORITY, authority.public, authority.private)
     write_private(root / AUTHORITY / "authority.key", record)
     for number in range(1, clients + 1):
-        _enroll(root / client_name(number), "client", authority)
-    committee = [_enroll(root / holder_name(number), "holder", authority) for number in range(1, holders + 1)]
-    server = _enroll(root / SERVER, "server", authority)
+        _enroll(root / client_name(number), "client", authority, days)
+    committee = [_enroll(root / holder_name(number), "holder", authority, days) for number in range(1, holders + 1)]
+    server = _enroll(root / SERVER, "server", authority, days)
     (root / SERVER / KEY_FILE).rename(root / SERVER / "server.key")
     spec = ModelSpec(tuple(TensorSpec(name, value.shape) for name, value in model.items()), model_digest(model))
     token = authority.sign(build_config(plan, spec, server, committee, authority.public))
@@ -71,38 +76,30 @@ def provision(root: Path, plan: Mapping[str, Any], model: Model, *, clients: int
     return Task.from_token(token, authority.public)
 
 
-def _enroll(folder: Path, role: Role, authority: SigningKey) -> str:
+def _enroll(folder: Path, role: Role, authority: SigningKey, days: float) -> str:
     """A party's folder; its credential."""
     now = time.time()
     name = folder.name
     request = new_holder(folder, name, now) if role == "holder" else create(folder, name, role, now)
-    credential = issue_credential(authority, request, role, now=now, days=VALID_DAYS)
+    credential = issue_credential(authority, request, role, now=now, days=days)
     (folder / CREDENTIAL_FILE).write_text(credential)
     (folder / AUTHORITY_FILE).write_text(jwk_x(authority.public))
     return credential
 
 
-class LocalDeployment:
-    """Server and key holders of one task. Every process logs to `<name>.log` under `root`.
+class ProvisionedDeployment:
+    """Server and key holders of the task in a folder that `provision` has filled, now or long ago.
 
-    plan: what `he-authority task sign` takes. environment: beside this process's own, without what is HushSum's.
+    Every process logs to `<name>.log` under `root`. environment: beside this process's own, without what is HushSum's.
     tls: a folder with ca.pem, server.pem and server-key.pem. port: 0 takes a free one at the first start.
 
     All methods block: in asynchronous code, `await asyncio.to_thread(deployment.start)`.
-
-    >>> with LocalDeployment(root, plan, model) as deployment:
-    ...     deployment.start()
-    ...     client = deployment.client(1)
     """
 
     def __init__(
         self,
         root: Path,
-        plan: Mapping[str, Any],
-        model: Model,
         *,
-        clients: int = 4,
-        holders: int = 4,
         environment: Mapping[str, str] | None = None,
         tls: Path | None = None,
         port: int = 0,
@@ -110,8 +107,9 @@ class LocalDeployment:
     ) -> None:
         self.root = root
         self.tls = tls
-        self.task = provision(root, plan, model, clients=clients, holders=holders)
-        self.holders = [holder_name(number) for number in range(1, holders + 1)]
+        authority = public_from_jwk((root / SERVER / AUTHORITY_FILE).read_text())
+        self.task = Task.from_token((root / TASK_FILE).read_text(), authority)
+        self.holders = [holder_name(number) for number in range(1, len(self.task.config.committee.holders) + 1)]
         self.running: dict[str, subprocess.Popen[bytes]] = {}
         self.start_seconds = 0.0
         """How long the server took to start, the last time that it was waited for."""
@@ -282,3 +280,28 @@ class LocalDeployment:
             if self.running[name].poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"{name} did not start: {self.log(name)}")
             time.sleep(0.02)
+
+
+class LocalDeployment(ProvisionedDeployment):
+    """A deployment in an empty folder. plan: what `he-authority task sign` takes.
+
+    >>> with LocalDeployment(root, plan, model) as deployment:
+    ...     deployment.start()
+    ...     client = deployment.client(1)
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        plan: Mapping[str, Any],
+        model: Model,
+        *,
+        clients: int = 4,
+        holders: int = 4,
+        environment: Mapping[str, str] | None = None,
+        tls: Path | None = None,
+        port: int = 0,
+        poll_seconds: float = 0.1,
+    ) -> None:
+        provision(root, plan, model, clients=clients, holders=holders)
+        super().__init__(root, environment=environment, tls=tls, port=port, poll_seconds=poll_seconds)

@@ -16,6 +16,7 @@ from he_protocol.errors import ProblemError
 from he_protocol.messages import EnrollRequest, Name
 from he_protocol.problems import BAD_SETTINGS
 from he_server.cli.inspect import audit, doctor
+from he_server.cli.lab import lab
 from he_server.cli.options import Config, DatabaseUrl, DataDir, TaskArgument
 from he_server.cli.plan import plan
 
@@ -39,6 +40,9 @@ add_version(app)
 
 for shown in (plan, doctor, audit):
     app.command(shown.__name__)(command(shown))
+# Words after `lab` are that program's.
+PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False}
+app.command("lab", context_settings=PASSED_ON)(command(lab))
 
 
 @app.command()

@@ -89,7 +89,7 @@ def test_it_says_what_it_is(wheel: zipfile.ZipFile) -> None:
     assert found["License-Expression"] == "Apache-2.0"
     assert found["Keywords"]
     assert "Typing :: Typed" in found.get_all("Classifier", [])
-    assert {"server", "holder", "authority", "client"} <= set(found.get_all("Provides-Extra", []))
+    assert {"server", "holder", "authority", "client", "quickstart"} <= set(found.get_all("Provides-Extra", []))
 
 
 def test_nobody_gets_what_only_others_need(wheel: zipfile.ZipFile) -> None:

@@ -15,10 +15,11 @@ from tests.integration.processes import Processes, Round
 MARK = "<!-- test: api -->"
 
 
-def example(readme: str) -> str:
-    """The one ```python block that follows the mark, and nothing between them."""
-    blocks = re.findall(re.escape(MARK) + r"\s*```python\n(.*?)^```", readme, re.DOTALL | re.MULTILINE)
-    assert len(blocks) == readme.count(MARK) == 1
+def marked(readme: str, name: str) -> str:
+    """The one ```python block that follows the mark of this name, and nothing between them."""
+    mark = f"<!-- test: {name} -->"
+    blocks = re.findall(re.escape(mark) + r"\s*```python\n(.*?)^```", readme, re.DOTALL | re.MULTILINE)
+    assert len(blocks) == readme.count(mark) == 1
     return str(blocks[0])
 
 
@@ -29,12 +30,12 @@ def example(readme: str) -> str:
 )
 def test_an_example_that_cannot_be_found_fails(text: str) -> None:
     with pytest.raises(AssertionError):
-        example(text)
+        marked(text, "api")
 
 
 def test_exactly_the_marked_block_is_taken() -> None:
     text = f"```python\nother\n```\n{MARK}\n\n```python\na\nb\n```\n```python\nmore\n```\n"
-    assert example(text) == "a\nb\n"
+    assert marked(text, "api") == "a\nb\n"
 
 
 async def test_the_example_runs(
@@ -48,7 +49,7 @@ async def test_the_example_runs(
         return {name: np.full(value.shape, 0.5, dtype=np.float32) for name, value in tensors.items()}
 
     names = {"__name__": "readme", "url": processes.url, "identity_dir": str(processes.folder(4)), "train": train}
-    code = compile(example((repository / "README.md").read_text()), "README.md", "exec")
+    code = compile(marked((repository / "README.md").read_text(), "api"), "README.md", "exec")
     before = (await clients[0].pull_model(processes.task)).version
     others = Round(processes, clients[:3], seed=20)
     _, _ = await asyncio.gather(others.submit(), asyncio.to_thread(exec, code, names))
