@@ -175,9 +175,10 @@ async def test_a_clock_that_was_a_year_behind_once(service: Service) -> None:
         assert states(client, service)[old.update_id] == ("dropped", STALE_UPDATE.slug)
 
 
-@pytest.mark.parametrize(
-    "problem", [p for p in PROBLEMS.values() if p.retry != "never" and p is not REFUSED_BETWEEN], ids=lambda p: p.slug
-)
+_OF_EACH_KIND = {(p.family, p.retry): p for p in PROBLEMS.values() if p.retry != "never" and p is not REFUSED_BETWEEN}
+
+
+@pytest.mark.parametrize("problem", [*_OF_EACH_KIND.values(), ALREADY_IN_ROUND, UNREACHABLE], ids=lambda p: p.slug)
 async def test_no_refusal_of_one_update_holds_up_the_next(service: Service, proxy: Proxy, problem: ProblemType) -> None:
     async with service.client(1, proxy.url, retry=ONCE) as client:
         first = await seal(client, service)

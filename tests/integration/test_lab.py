@@ -91,6 +91,7 @@ def loaded(file: Path) -> ModuleType:
     return module
 
 
+@pytest.mark.long
 def test_a_first_round_with_the_readmes_model(tmp_path: Path, repository: Path) -> None:
     """After `pip install`, three commands."""
     (tmp_path / "my.py").write_text(marked((repository / "README.md").read_text(), "lab"))
