@@ -23,7 +23,6 @@ from rich.console import Console
 from rich.table import Table
 from sqlalchemy import delete, func, insert, select, update
 
-from he_client.client import HushSumClient
 from he_holder import ledger, ledger_schema
 from he_holder import rules as checks
 from he_holder.ledger import Ledger
@@ -159,28 +158,6 @@ def folded_twice(patch: Patch) -> None:
     patch.setattr(FoldingStore, "checkpoint", careless)
 
 
-def sealed_again(patch: Patch) -> None:
-    seal = HushSumClient.encrypt
-    sources: dict[str, tuple[Any, int]] = {}
-
-    async def sealed(self: HushSumClient, task: Any, source: Any, *, base_version: int) -> Any:
-        made = await seal(self, task, source, base_version=base_version)
-        sources[made.update_id] = source, base_version
-        return made
-
-    async def resume(self: HushSumClient, task: Any) -> list[Any]:
-        sent = []
-        for old in self._spool(task).pending():
-            source, version = sources[old.update_id]
-            fresh = await self.encrypt(task, source, base_version=version)
-            self._spool(task).discard(old)
-            sent.append(await self.upload(task, fresh))
-        return sent
-
-    patch.setattr(HushSumClient, "encrypt", sealed)
-    patch.setattr(HushSumClient, "resume", resume)
-
-
 def _without(patch: Patch, *forgotten: Any) -> None:
     """A ledger that judges without these rules, and whose tables do not object."""
     record, decide = ledger._record, Ledger.decide
@@ -309,7 +286,6 @@ MUTANTS = (
     Mutant("dropped early", "a round's bytes go before it is published", dropped_early),
     Mutant("published twice", "publication does not look at lease and state", published_twice),
     Mutant("folded twice", "a checkpoint does not mark all that it has folded", folded_twice),
-    Mutant("sealed again", "a device encrypts again what it may have sent before", sealed_again),
     Mutant("forks forgotten", "a holder votes for a second manifest of a number", forks),
     Mutant("overlaps accepted", "a holder votes for an update in a second manifest", overlaps),
     Mutant("decided late", "a holder's vote is durable after it has left", decided_late),
