@@ -154,16 +154,7 @@ class HushSumClient:
         quantiser = UpdateQuantiser(task, flatten(task, update), examples)
         encrypted = await self.encrypt(task, quantiser.block, base_version=base_version)
         between = time.perf_counter()
-        try:
-            sent = await self.upload(task, encrypted, within=within)
-        except Unavailable:
-            raise
-        except WaitInterruptedError as interrupted:
-            self._spool(task).note(encrypted, interrupted.refusal, self._clock(), dropped=True)
-            raise
-        except ProblemError as refusal:
-            self._spool(task).note(encrypted, refusal, self._clock(), dropped=True)
-            raise
+        sent = await self._upload(task, encrypted, within, keep=False)
         return replace(sent, seconds={"encrypt": between - started} | sent.seconds, limited=quantiser.limited)
 
     async def submit_from(
@@ -234,14 +225,22 @@ class HushSumClient:
         `within` seconds; then `already-in-round` is raised. The update is kept, as after every
         refusal but those of which `retry` is `never`.
         """
+        return await self._upload(task, encrypted, within, keep=True)
+
+    async def _upload(self, task: Task, encrypted: EncryptedUpdate, within: float, *, keep: bool) -> Submission:
+        """keep: also what the server may take later. Where nobody knows whether it arrived, it is always kept."""
         started = time.perf_counter()
         spool = self._spool(task)
         head = encrypted.head
         await asyncio.to_thread(self._spending.count, task, encrypted.update_id)
         try:
             receipt = await send(self._transport, task, encrypted, within=within, in_pieces_above=self._resumable_above)
+        except WaitInterruptedError as interrupted:
+            if not keep:
+                spool.note(encrypted, interrupted.refusal, self._clock(), dropped=True)
+            raise
         except ProblemError as refusal:
-            if refusal.problem.drops:
+            if refusal.problem.drops or not (keep or isinstance(refusal, Unavailable)):
                 spool.note(encrypted, refusal, self._clock(), dropped=True)
             raise
         signed = verify(receipt.receipt, Receipt, task.config.server.key)

@@ -179,6 +179,20 @@ async def test_a_lying_receipt_that_is_believed_loses_the_update(
     assert (await service.server.store.rounds.get(service.task.id, 1)).updates == 0
 
 
+async def test_a_submit_with_a_receipt_that_cannot_be_believed_is_kept(service: Service, proxy: Proxy) -> None:
+    """It may have arrived: made again, it could be in two rounds."""
+    async with service.client(1, proxy.url) as client:
+        receipt = Receipt(service.task.hash, bytes(16), "client-01", bytes(32), 1)
+        proxy.faults["PUT"] = [partial(forged, receipt=SigningKey.generate().sign(receipt))]
+        zeros = {"w": np.zeros((2, 3), np.float32), "b": np.zeros(2, np.float32)}
+        with expect_problem(BAD_SIGNATURE):
+            await client.submit(service.task, zeros, base_version=0)
+        (kept,) = spooled(service)
+        (sent,) = await client.resume(service.task)
+    assert sent.update_id == kept
+    assert (await service.server.store.rounds.get(service.task.id, 1)).updates == 1
+
+
 @pytest.mark.parametrize("field", ["update_id", "header"])
 async def test_a_receipt_for_another_update_is_refused_and_the_update_kept(
     service: Service, proxy: Proxy, field: str

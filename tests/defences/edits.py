@@ -246,13 +246,13 @@ EDITS = (
     *_returns("he_protocol/schemes/seal_codec.py", "refuse_private"),
     _never("he_client/schemes/ckks.py: load_context", "context.has_secret_key()"),
     Edit(
-        "he_client/client.py: upload",
+        "he_client/client.py: _upload",
         "signed = verify(receipt.receipt, Receipt, task.config.server.key)",
         f"{_UNVERIFIED}signed = read_unverified(receipt.receipt, Receipt)",
         "a receipt",
     ),
     _never(
-        "he_client/client.py: upload",
+        "he_client/client.py: _upload",
         "(signed.update_id.hex(), signed.header) != (encrypted.update_id, token_hash(spool.header(encrypted).header))",
         "a receipt",
     ),
@@ -268,7 +268,7 @@ EDITS = (
         "task.config.privacy.noisy and not raise_errors and not (isinstance(update, Mapping) and update)",
     ),
     Edit(
-        "he_client/client.py: upload",
+        "he_client/client.py: _upload",
         "await asyncio.to_thread(self._spending.count, task, encrypted.update_id)",
         "pass",
     ),
