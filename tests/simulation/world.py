@@ -253,9 +253,9 @@ class Device(HushSumClient):
         spool = self._spool(task)
         return spool.acknowledged() + len(spool.pending())
 
-    async def upload(self, task: Task, encrypted: EncryptedUpdate, **options: Any) -> Submission:
+    async def _upload(self, task: Task, encrypted: EncryptedUpdate, within: float, *, keep: bool) -> Submission:
         self._world.record.sent[encrypted.update_id] = None
-        sent = await super().upload(task, encrypted, **options)
+        sent = await super()._upload(task, encrypted, within, keep=keep)
         self._world.record.acknowledged[task.id, encrypted.update_id] = self._client
         return sent
 
