@@ -17,7 +17,7 @@ from cryptography.x509.oid import NameOID
 
 from he_client.settings import ClientSettings
 from he_party.http_transport import HttpTransport, RetryPolicy
-from he_protocol.problems import UNREACHABLE
+from he_protocol.problems import BAD_SETTINGS, UNREACHABLE
 from he_testing.problems import expect_problem
 from tests.client.schemes import SCHEMES
 from tests.integration.processes import CLIENTS, TASK, Processes, Round
@@ -112,9 +112,13 @@ def test_a_round_under_tls(tmp_path: Path, certificates: Path) -> None:
             assert await Round(processes, clients, seed=1).publish() == 1
         brief = RetryPolicy(first=0.01, longest=0.02, give_up=0.1)
         identity = processes.identity(1)
-        for context, url in ((None, processes.url), (tls, processes.url.replace("https:", "http:"))):
+        wrong = (
+            (None, processes.url, BAD_SETTINGS),
+            (tls, processes.url.replace("https:", "http:"), UNREACHABLE),
+        )
+        for context, url, problem in wrong:
             async with HttpTransport(url, identity, tls=context, retry=brief) as transport:
-                with expect_problem(UNREACHABLE):
+                with expect_problem(problem):
                     await transport.task(TASK)
 
     try:

@@ -23,6 +23,7 @@ from rich.console import Console
 from rich.table import Table
 from sqlalchemy import delete, func, insert, select, update
 
+from he_client.spool import RECEIPT, EncryptedUpdate, Spool
 from he_holder import ledger, ledger_schema
 from he_holder import rules as checks
 from he_holder.ledger import Ledger
@@ -158,6 +159,18 @@ def folded_twice(patch: Patch) -> None:
     patch.setattr(FoldingStore, "checkpoint", careless)
 
 
+def sealed_again(patch: Patch) -> None:
+    """The device's next vector is then the one that it has sealed before: its spool says which vectors are its own."""
+
+    def pending(self: Spool) -> list[EncryptedUpdate]:
+        for folder in self._folders():
+            if not (folder / RECEIPT).exists():
+                self.discard(self._entry(folder.name))
+        return []
+
+    patch.setattr(Spool, "pending", pending)
+
+
 def _without(patch: Patch, *forgotten: Any) -> None:
     """A ledger that judges without these rules, and whose tables do not object."""
     record, decide = ledger._record, Ledger.decide
@@ -286,6 +299,7 @@ MUTANTS = (
     Mutant("dropped early", "a round's bytes go before it is published", dropped_early),
     Mutant("published twice", "publication does not look at lease and state", published_twice),
     Mutant("folded twice", "a checkpoint does not mark all that it has folded", folded_twice),
+    Mutant("sealed again", "a device encrypts again what it may have sent before", sealed_again),
     Mutant("forks forgotten", "a holder votes for a second manifest of a number", forks),
     Mutant("overlaps accepted", "a holder votes for an update in a second manifest", overlaps),
     Mutant("decided late", "a holder's vote is durable after it has left", decided_late),
