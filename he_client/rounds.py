@@ -14,20 +14,7 @@ from he_client.client import HushSumClient, Submission
 from he_client.tensors import Tensors
 from he_party.threads import abandonable
 from he_protocol.errors import ProblemError
-from he_protocol.problems import (
-    AMBIGUOUS_TASK,
-    BELOW_FLOOR,
-    BUDGET_EXHAUSTED,
-    EPOCH_DESTROYED,
-    NOT_FOUND,
-    OLD_EPOCH,
-    STALE_UPDATE,
-    TASK_CLOSED,
-    UNREACHABLE,
-    WRONG_EPOCH,
-    WRONG_TASK,
-    ProblemType,
-)
+from he_protocol.problems import STALE_UPDATE, UNREACHABLE
 from he_protocol.task import Task
 
 WITHIN = 3600.0
@@ -41,20 +28,6 @@ log = logging.getLogger("he-client")
 Run = Callable[[Callable[[], tuple[Tensors, float | None]]], Awaitable[tuple[Tensors, float | None]]]
 """Runs the work of one training without keeping the event loop."""
 
-_ENDED = frozenset(
-    {
-        AMBIGUOUS_TASK,
-        BELOW_FLOOR,
-        BUDGET_EXHAUSTED,
-        EPOCH_DESTROYED,
-        NOT_FOUND,
-        OLD_EPOCH,
-        TASK_CLOSED,
-        WRONG_EPOCH,
-        WRONG_TASK,
-    }
-)
-
 
 @dataclass(frozen=True)
 class RoundOutcome:
@@ -63,11 +36,6 @@ class RoundOutcome:
     sent: Submission | None
     version: int | None
     refusal: ProblemError | None = None
-
-
-def goes_on(problem: ProblemType) -> bool:
-    """Whether the next round may go well although this one did not: nothing is wrong with the task, or with us."""
-    return problem.family in {"unavailable", "conflict"} and problem not in _ENDED
 
 
 async def train_rounds(
@@ -88,7 +56,7 @@ async def train_rounds(
         try:
             await client.wait(task, left)
         except ProblemError as refusal:
-            if not goes_on(refusal.problem):
+            if not refusal.problem.only_this_round:
                 raise
             log.warning("update %s is in no model: %s", left.update_id, refusal)
     for _ in range(rounds):
@@ -97,7 +65,7 @@ async def train_rounds(
             sent = await _submit(client, task, train, raise_errors, run)
             version = await (_sit_out(client, task) if sent is None else client.wait(task, sent))
         except ProblemError as refusal:
-            if not goes_on(refusal.problem):
+            if not refusal.problem.only_this_round:
                 raise
             yield RoundOutcome(sent, None, refusal)
             await asyncio.sleep(PAUSE_SECONDS)

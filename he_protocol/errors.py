@@ -126,6 +126,10 @@ class NotAuthorised(ProblemError):
     """Who speaks has not shown that they may."""
 
 
+class TaskRefused(ProblemError):
+    """It belongs to another task than the one that is meant, or the task is nothing to take part in, or no longer."""
+
+
 class Conflict(ProblemError):
     """It does not fit what stands, what was done before, or what a rule protects."""
 
@@ -142,6 +146,7 @@ FAMILIES: dict[Family, type[ProblemError]] = {
     "invalid-message": InvalidMessage,
     "incompatible": Incompatible,
     "not-authorised": NotAuthorised,
+    "task": TaskRefused,
     "conflict": Conflict,
     "unavailable": Unavailable,
     "setup": BadSetup,

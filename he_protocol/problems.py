@@ -15,7 +15,9 @@ Retry: TypeAlias = Literal["never", "same-request", "after-change"]
 """`never`: the same bytes always meet it. `same-request`: the same request may pass later, and its sender has nothing
 to change. `after-change`: it may pass once somebody has changed something else than the bytes: a credential, a clock,
 a setting, a program."""
-Family: TypeAlias = Literal["invalid-message", "incompatible", "not-authorised", "conflict", "unavailable", "setup"]
+Family: TypeAlias = Literal[
+    "invalid-message", "incompatible", "not-authorised", "task", "conflict", "unavailable", "setup"
+]
 UploadStep: TypeAlias = Literal["", "ask-offset", "begin-anew"]
 """What a resumable upload that meets the problem does next: ask how far it is, or begin again, once."""
 RETRIES: tuple[Retry, ...] = get_args(Retry)
@@ -51,6 +53,11 @@ class ProblemType:
     def may_pass(self) -> bool:
         """Whether the receiver should keep the bytes: the same ones may be accepted later."""
         return self.family == "unavailable" or self.retry == "same-request"
+
+    @property
+    def only_this_round(self) -> bool:
+        """Whether the next round may go well for a client that meets it: nothing is wrong with the task, or with it."""
+        return self.family in {"conflict", "unavailable"}
 
     @property
     def damage(self) -> bool:
@@ -198,37 +205,44 @@ NOT_ADDRESSED = _denied("not-addressed", 403, "The message speaks for another pa
 )
 
 
+# It belongs to another task than the one that is meant, or the task is nothing to take part in
+_task = _Types("task")
+WRONG_TASK = _task("wrong-task", 409, "The message belongs to another task").never(
+    "Make the message anew for the task that it is sent to."
+)
+WRONG_EPOCH = _task("wrong-epoch", 409, "The message belongs to another epoch").never(
+    "Make the message anew for the epoch that runs now."
+)
+OLD_EPOCH = _task("old-epoch", 409, "A later epoch of this task has been seen").after_change(
+    "Ask the server's operator to list the newest epoch of the task."
+)
+AMBIGUOUS_TASK = _task("ambiguous-task", 409, "Several signed tasks have this name and epoch").after_change(
+    "Ask the authority which of them is meant, and name that one by its hash."
+)
+BELOW_FLOOR = _task("below-floor", 409, "The task promises less than this device asks for").after_change(
+    "Take part in another task, or lower your floors knowingly."
+)
+TASK_CLOSED = _task("task-closed", 409, "The task takes no more updates").never(
+    "Take part in the job's next epoch, once the authority has signed one."
+)
+EPOCH_DESTROYED = _task("epoch-destroyed", 409, "This holder has destroyed its keys of the epoch").never(
+    "Have the authority start a new epoch."
+)
+BUDGET_EXHAUSTED = _task(
+    "budget-exhausted", 409, "The opening would exceed the privacy or flooding budget"
+).after_change("Have the authority start a new epoch, within what its clients may spend.")
+
+
 # It does not fit what stands, what was done before, or what a rule protects
 _conflict = _Types("conflict")
 NOT_FOUND = _conflict("not-found", 404, "There is no such thing here", "begin-anew").after_change(
     "Check the name; what is not there yet may come, and what was deleted does not."
-)
-WRONG_TASK = _conflict("wrong-task", 409, "The message belongs to another task").never(
-    "Make the message anew for the task that it is sent to."
-)
-WRONG_EPOCH = _conflict("wrong-epoch", 409, "The message belongs to another epoch").never(
-    "Make the message anew for the epoch that runs now."
-)
-OLD_EPOCH = _conflict("old-epoch", 409, "A later epoch of this task has been seen").after_change(
-    "Ask the server's operator to list the newest epoch of the task."
-)
-AMBIGUOUS_TASK = _conflict("ambiguous-task", 409, "Several signed tasks have this name and epoch").after_change(
-    "Ask the authority which of them is meant, and name that one by its hash."
-)
-BELOW_FLOOR = _conflict("below-floor", 409, "The task promises less than this device asks for").after_change(
-    "Take part in another task, or lower your floors knowingly."
 )
 KEYS_NOT_READY = _conflict("keys-not-ready", 409, "The committee has not finished its key ceremony").same_request(
     "Wait for the key holders to finish the ceremony."
 )
 TASK_PAUSED = _conflict("task-paused", 409, "The task takes no updates for now").same_request(
     "Wait until the server's operator lets the task go on, or the round before is over."
-)
-TASK_CLOSED = _conflict("task-closed", 409, "The task takes no more updates").never(
-    "Take part in the job's next epoch, once the authority has signed one."
-)
-EPOCH_DESTROYED = _conflict("epoch-destroyed", 409, "This holder has destroyed its keys of the epoch").never(
-    "Have the authority start a new epoch."
 )
 LEDGER_MISMATCH = _conflict(
     "ledger-mismatch", 409, "The key belongs to another ledger, which knows what it has opened"
@@ -284,9 +298,6 @@ EXCLUDED_UPDATE = _conflict(
 ABANDONED = _conflict("abandoned", 409, "An operator has given the round up").never(
     "Send a new update to the next round."
 )
-BUDGET_EXHAUSTED = _conflict(
-    "budget-exhausted", 409, "The opening would exceed the privacy or flooding budget"
-).after_change("Have the authority start a new epoch, within what its clients may spend.")
 COMBINE_REFUSED = _conflict("combine-refused", 409, "The shares do not open the sum").never(
     "Read the detail for the holder or the update that does not fit, and send a new update."
 )

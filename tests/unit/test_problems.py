@@ -148,6 +148,17 @@ def test_what_each_party_does_by_itself():
         "wrong-share",
         "audit-broken",
     }
+    assert slugs(lambda p: p.family == "task") == {
+        "wrong-task",
+        "wrong-epoch",
+        "old-epoch",
+        "ambiguous-task",
+        "below-floor",
+        "task-closed",
+        "epoch-destroyed",
+        "budget-exhausted",
+    }
+    assert slugs(lambda p: p.only_this_round) == slugs(lambda p: p.family in {"conflict", "unavailable"})
     assert slugs(lambda p: p.upload == "begin-anew") == {"not-found", "upload-expired", "digest-mismatch"}
     assert slugs(lambda p: p.upload == "ask-offset") == {"wrong-offset", "checksum-mismatch"}
 
