@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import inspect
 import os
 from collections.abc import Awaitable, Callable, Iterator
@@ -13,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+from he_party.locks import locked
 from he_party.threads import abandonable
 from he_protocol.errors import ProblemError
 from he_protocol.problems import BAD_SETTINGS
@@ -62,7 +62,7 @@ class Lab:
 
     def url(self) -> str:
         """Where its server listens. Raises `bad-settings` while the lab is not up."""
-        with suppress(FileNotFoundError), suppress(BlockingIOError), self._locked(fcntl.LOCK_SH):
+        with suppress(FileNotFoundError, BlockingIOError), locked(self.root / MARK, shared=True, wait=False):
             (self.root / URL_FILE).unlink()  # of a lab that was killed
         try:
             return (self.root / URL_FILE).read_text().strip()
@@ -75,19 +75,10 @@ class Lab:
     def held(self) -> Iterator[None]:
         """While the lab is up. Raises `bad-settings` when it is already."""
         try:
-            with self._locked(fcntl.LOCK_EX):
+            with locked(self.root / MARK, wait=False):
                 yield
         except BlockingIOError:
             raise ProblemError(BAD_SETTINGS, f"the lab {self.root} is up already") from None
-
-    @contextmanager
-    def _locked(self, how: int) -> Iterator[None]:
-        descriptor = os.open(self.root / MARK, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            fcntl.flock(descriptor, how | fcntl.LOCK_NB)
-            yield
-        finally:
-            os.close(descriptor)
 
 
 class InTurn:

@@ -17,8 +17,13 @@ from tests.architecture.source import IMPORTABLE
 WITHOUT = """
 import sys
 sys.modules["fcntl"] = None
-import he_client, he_client.cli, he_client.sync
+from importlib import import_module
 from pathlib import Path
+from pkgutil import walk_packages
+
+import he_client
+for module in walk_packages(he_client.__path__, "he_client."):
+    import_module(module.name)
 from he_client.spool import Spool
 from he_party.locks import locked
 
