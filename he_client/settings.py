@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import asdict
 from math import inf
 from pathlib import Path
-from typing import Self
 
 from pydantic import Field
 from pydantic_settings import (
@@ -13,11 +12,7 @@ from pydantic_settings import (
 )
 
 from he_client.floors import Floors, Unit
-from he_party.files import write_durably
-from he_party.settings import Flag, PartySettings
-
-SETTINGS_FILE = "settings.toml"
-"""In a client's data directory: what `he-client init` was told, under every other source."""
+from he_party.settings import PartySettings
 
 
 class ClientSettings(PartySettings):
@@ -34,15 +29,6 @@ class ClientSettings(PartySettings):
     floor_delta: float = Field(default=1e-4, gt=0, lt=1, description="the largest delta at which epsilon counts")
     floor_collusion: int = Field(default=0, ge=0, description="the least f: key holders that may side with the server")
 
-    @classmethod
-    def load(cls, file: Path | None = None, **flags: Flag) -> Self:
-        """As above, with what `he-client init` kept in the data directory as the lowest source."""
-        first = super().load(file, **flags)
-        kept = first.data_dir / SETTINGS_FILE
-        if not kept.is_file():
-            return first
-        return cls._read([kept] if file is None else [kept, file], flags)
-
     @property
     def floors(self) -> Floors:
         """What this device asks of every task."""
@@ -52,9 +38,4 @@ class ClientSettings(PartySettings):
 
     def keep_floors(self) -> None:
         """Write the floors to the data directory: every later command and program finds them there."""
-        lines = [f"floor_{name} = {_toml(value)}" for name, value in asdict(self.floors).items()]
-        write_durably(self.data_dir / SETTINGS_FILE, ("\n".join(lines) + "\n").encode())
-
-
-def _toml(value: str | float) -> str:
-    return f'"{value}"' if isinstance(value, str) else repr(value)
+        self.keep(self.data_dir, {f"floor_{name}": value for name, value in asdict(self.floors).items()})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import ssl
 from collections.abc import Mapping, Sequence
@@ -17,19 +18,24 @@ from pydantic_settings import (
     SettingsError,
 )
 
+from he_party.files import write_durably
 from he_party.text import read_toml
 from he_protocol.errors import ProblemError
 from he_protocol.problems import BAD_SETTINGS
 
+SETTINGS_FILE = "settings.toml"
+"""In a party's data directory: what `init` was told, under every other source."""
 Flag = str | int | float | Path | None
 
 
 class FileSettings(BaseSettings):
-    """Settings that stand in TOML files, too. Subclasses name their environment prefix."""
+    """Settings that stand in TOML files, too; those in the data directory are found by every command. Subclasses name
+    their environment prefix."""
 
     model_config = SettingsConfigDict(extra="forbid", frozen=True)
     files: ClassVar[Sequence[Path]] = ()
 
+    data_dir: Path = Field(default=Path(), description="where the party's files live")
     group_readable_keys: bool = Field(
         default=False, description="use a key file that its group may read, too, as Kubernetes mounts a secret"
     )
@@ -55,10 +61,27 @@ class FileSettings(BaseSettings):
 
     @classmethod
     def load(cls, file: Path | None = None, **flags: Flag) -> Self:
-        """Read the settings; flags that are None do not count. Raises `bad-settings`, naming the setting."""
+        """Read the settings; flags that are None do not count. Raises `bad-settings`, naming the setting.
+
+        The lowest source is settings.toml in the data directory, if it is there.
+        """
         if file is not None and not file.exists():
             raise ProblemError(BAD_SETTINGS, f"there is no settings file {file}")
-        return cls._read([file] if file is not None else [], flags)
+        files = [file] if file is not None else []
+        first = cls._read(files, flags)
+        kept = first.data_dir / SETTINGS_FILE
+        if not kept.is_file():
+            return first
+        found = cls._read([kept, *files], flags)
+        if found.data_dir != first.data_dir:
+            raise ProblemError(BAD_SETTINGS, f"{kept} names another data_dir", got=found.data_dir)
+        return found
+
+    @classmethod
+    def keep(cls, data_dir: Path, settings: Mapping[str, str | float]) -> None:
+        """Write these settings to the data directory, in place of those that were kept there."""
+        lines = [f"{name} = {_toml(value)}\n" for name, value in settings.items()]
+        write_durably(data_dir / SETTINGS_FILE, "".join(lines).encode())
 
     @classmethod
     def _read(cls, files: list[Path], flags: Mapping[str, Flag]) -> Self:
@@ -74,6 +97,10 @@ class FileSettings(BaseSettings):
         return found
 
 
+def _toml(value: str | float) -> str:
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)
+
+
 def _tables(files: Sequence[Path]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for file in files:
@@ -84,7 +111,6 @@ def _tables(files: Sequence[Path]) -> dict[str, Any]:
 class PartySettings(FileSettings):
     """Settings that clients and key holders share."""
 
-    data_dir: Path = Field(default=Path(), description="where the identity and the state live")
     tls_ca: Path | None = Field(default=None, description="PEM file of the authority behind the server's certificate")
 
     @property

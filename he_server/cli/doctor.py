@@ -19,6 +19,7 @@ from he_server.jobs.garbage import ROUND_FOLDERS, TASK_FOLDERS, orphans
 from he_server.rules.audit_chain import verify_chain
 from he_server.rules.records import waiting_for
 from he_server.services.context import open_blobs
+from he_server.services.installation import check_database
 from he_server.services.kernels import kernel_steps
 from he_server.settings import Settings
 from he_server.store import Store
@@ -81,6 +82,7 @@ async def _key(settings: Settings, _store: Store) -> Finding:
 async def _database(settings: Settings, store: Store) -> Finding:
     from he_migrations.run import newest  # other commands need not wait for Alembic's import
 
+    await check_database(settings)
     wanted = newest("server")
     found = await store.database.revision()
     if found != wanted:

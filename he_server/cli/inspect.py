@@ -99,14 +99,10 @@ def read_head(path: Path, settings: Settings) -> AuditHead:
 
 
 async def _entries(settings: Settings) -> list[Entry]:
-    from he_server.store import Store
-    from he_server.store.engine import make_engine
+    from he_server.cli.stored import open_store
 
-    store = Store(make_engine(settings.database))
-    try:
+    async with open_store(settings) as store:
         return await store.audit.entries()
-    finally:
-        await store.close()
 
 
 def _time(text: str) -> float:

@@ -50,21 +50,31 @@ app.command("lab", context_settings=PASSED_ON)(command(lab))
 def init(
     data_dir: Annotated[Path, typer.Option(help="Directory to make the server's files in.")],
     name: Annotated[str, typer.Option(help="The server's name, as clients will address it.")],
+    database_url: DatabaseUrl = None,
     warm: Warm = None,
 ) -> None:
     """Make the server's key, and the request that the authority turns into a task's server entry.
+
+    A database URL is kept in settings.toml beside the key, as any other setting may be: with --data-dir every command
+    finds it there.
 
     HUSHSUM_PASSPHRASE, if it is set, protects the key file.
     """
     from he_party.keyfile import KeyRecord, environment_passphrase, write_private
     from he_protocol.identity.jws import SigningKey, jwk_x
+    from he_server.settings import Settings
+    from he_server.store.address import Address
 
     key = SigningKey.generate()
     request = data_dir / "enroll-request.jws"
     try:
         checked = msgspec.convert(name, Name)
+        if database_url is not None:
+            Address.read(database_url)
         record = KeyRecord(checked, key.public, key.private)
         write_private(data_dir / "server.key", record, environment_passphrase())
+        if database_url is not None:
+            Settings.keep(data_dir, {"database_url": database_url})
         request.write_text(key.sign(EnrollRequest(checked, "server", key.public, int(time.time()))) + "\n")
     except msgspec.ValidationError as error:
         raise ProblemError(BAD_SETTINGS, f"name: {error}") from None

@@ -11,6 +11,6 @@ Config = Annotated[Path | None, typer.Option("--config", help="TOML file with se
 DataDir = Annotated[Path | None, typer.Option(help="Where blobs, key and SQLite file live.", show_default=False)]
 DatabaseUrl = Annotated[
     str | None,
-    typer.Option(help="sqlite+aiosqlite:///FILE, postgresql+asyncpg://USER@HOST/DB.", show_default=False),
+    typer.Option(help="postgresql://USER@HOST/DATABASE; default: SQLite in the data directory.", show_default=False),
 ]
 TaskArgument = Annotated[str, typer.Argument(help="The task's name, or its hash or the beginning of it.")]

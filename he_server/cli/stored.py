@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 from he_party.console import Format, show_json, show_table
@@ -17,10 +19,22 @@ from he_protocol.task import Task
 from he_server.blobs.tensor_file import keep_model
 from he_server.rules.records import TaskRecord, waiting_for
 from he_server.services.context import open_server
+from he_server.services.installation import check_database
 from he_server.services.migration import migrate as migrate_database
 from he_server.settings import Settings
 from he_server.store import Store
 from he_server.store.engine import make_engine
+
+
+@asynccontextmanager
+async def open_store(settings: Settings) -> AsyncIterator[Store]:
+    """The store of this data directory. Raises `bad-settings` where it belongs to another database."""
+    await check_database(settings)
+    store = Store(make_engine(settings.database))
+    try:
+        yield store
+    finally:
+        await store.close()
 
 
 async def _found(store: Store, wanted: str) -> TaskRecord:
@@ -34,27 +48,20 @@ async def _found(store: Store, wanted: str) -> TaskRecord:
 
 async def move_task(settings: Settings, wanted: str, state: TaskState) -> str:
     """Pause a task, let it go on, or close it; the answer is its name."""
-    store = Store(make_engine(settings.database))
-    try:
+    async with open_store(settings) as store:
         record = await _found(store, wanted)
         await store.tasks.move(record.task, state)
         return record.name
-    finally:
-        await store.close()
 
 
 async def abandon(settings: Settings, wanted: str, number: int) -> None:
-    store = Store(make_engine(settings.database))
-    try:
+    async with open_store(settings) as store:
         record = await store.rounds.get((await _found(store, wanted)).task, number)
         await store.rounds.abandon(record, "an operator gave the round up: its updates are spent", time.time())
-    finally:
-        await store.close()
 
 
 async def recover(settings: Settings, wanted: str, opening: int | None, version: int | None) -> tuple[int, int]:
-    store = Store(make_engine(settings.database))
-    try:
+    async with open_store(settings) as store:
         record = await _found(store, wanted)
         task = Task.from_token(record.token, settings.read_authority())
         seen = await store.answers.seen_by_holders(task)
@@ -65,8 +72,6 @@ async def recover(settings: Settings, wanted: str, opening: int | None, version:
             version = max(seen[1] + 2 if any(seen) else 0, record.model_version)
         await store.rounds.recover(task.id, opening, version, time.time())
         return opening, version
-    finally:
-        await store.close()
 
 
 async def add_task(settings: Settings, token: Path, model: Path) -> str:
@@ -88,26 +93,20 @@ async def add_task(settings: Settings, token: Path, model: Path) -> str:
 
 async def revoke(settings: Settings, file: Path) -> Revocations:
     await migrate_database(settings)
-    store = Store(make_engine(settings.database))
-    try:
+    async with open_store(settings) as store:
         known = Revocations.read(await asyncio.to_thread(read_text, file, BAD_SETTINGS), settings.read_authority())
         await store.revocations.learn(known, time.time())
-    finally:
-        await store.close()
     return known
 
 
 async def read(settings: Settings) -> list[tuple[TaskRecord, list[RoundStatus]]]:
-    store = Store(make_engine(settings.database))
-    try:
+    async with open_store(settings) as store:
         records, authority = await store.tasks.all(), settings.read_authority()
         found = []
         for record in records:
             task = Task.from_token(record.token, authority)
             found.append((record, await store.answers.statuses(task, await store.rounds.recent(task.id))))
         return found
-    finally:
-        await store.close()
 
 
 def show(found: list[tuple[TaskRecord, list[RoundStatus]]], form: Format) -> None:

@@ -7,12 +7,14 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from he_party.files import close_database, private_directory
 from he_protocol.errors import ProblemError
 from he_protocol.problems import BAD_SETTINGS, DATABASE_UNAVAILABLE
+from he_server.services.installation import adopt_database, check_database
 from he_server.settings import Settings
 from he_server.store.engine import translated
 
 
 async def migrate(settings: Settings) -> None:
-    """Bring the database to the newest schema. Raises `database-unavailable` or `bad-settings`."""
+    """Bring the database of this data directory to the newest schema. Raises `database-unavailable` or `bad-settings`,
+    the latter before anything is made where the data directory belongs to another database."""
     from alembic.util import CommandError  # other commands need not wait for Alembic's import
 
     from he_migrations.run import upgrade
@@ -21,6 +23,7 @@ async def migrate(settings: Settings) -> None:
         private_directory(settings.data_dir)
     except OSError as error:
         raise ProblemError(BAD_SETTINGS, f"data_dir cannot be used: {error}") from None
+    await check_database(settings)
     try:
         async with translated():
             if (file := settings.database.file) is not None:
@@ -30,3 +33,4 @@ async def migrate(settings: Settings) -> None:
         raise ProblemError(DATABASE_UNAVAILABLE, f"the schema cannot be upgraded: {error}") from None
     except (SQLAlchemyError, ImportError) as error:
         raise ProblemError(BAD_SETTINGS, f"database_url: {error}") from None
+    await adopt_database(settings)

@@ -63,6 +63,14 @@ class Address:
         return cls(url, _options(given))
 
     @property
+    def shown(self) -> str:
+        """For a person to recognise: no user, no password."""
+        if self.file is not None:
+            return str(self.file)
+        found = {"host": self.url.host, "database": self.url.database} | dict(self.options)
+        return f"PostgreSQL, host {found['host'] or 'localhost'}, database {found['database'] or 'the default'}"
+
+    @property
     def file(self) -> Path | None:
         """The file of an SQLite database that is in one."""
         return Path(self.url.database) if self.url.drivername == SQLITE and self.url.database else None

@@ -11,7 +11,7 @@ from functools import partial
 from typing import cast
 
 import asyncpg  # type: ignore[import-untyped]
-from sqlalchemy import Connection, event, text
+from sqlalchemy import Connection, event, inspect, select, text
 from sqlalchemy.engine import AdaptedConnection
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import DBAPIError, InterfaceError, InternalError, OperationalError
@@ -22,6 +22,7 @@ from sqlalchemy.pool import ConnectionPoolEntry
 from he_protocol.errors import ProblemError
 from he_protocol.problems import DATABASE_UNAVAILABLE, DISK_FULL
 from he_server.store.address import Address
+from he_server.store.schema import installation
 
 BUSY_MILLISECONDS = 10_000
 _PRAGMAS = (
@@ -85,6 +86,13 @@ class Database:
         """Raises `database-unavailable` unless the database answers."""
         async with self.read() as connection:
             await connection.execute(text("SELECT 1 FROM tasks LIMIT 1"))
+
+    async def id(self) -> str:
+        """Which database this is, wherever it is; "" where there is no schema."""
+        async with self.read() as connection:
+            if not await connection.run_sync(lambda there: inspect(there).has_table(installation.name)):
+                return ""
+            return str((await connection.execute(select(installation.c.id))).scalar_one())
 
     async def revision(self) -> str:
         """The schema's version. Raises `database-unavailable` when there is no schema."""

@@ -24,6 +24,9 @@ from sqlalchemy import (
 
 metadata = MetaData()
 
+# One row: which database this is.
+installation = Table("installation", metadata, Column("id", String(32), primary_key=True))
+
 tasks = Table(
     "tasks",
     metadata,

@@ -14,8 +14,9 @@ from he_client import Floors, HushSumClient
 from he_client import client as client_module
 from he_client.cli import app
 from he_client.floors import check_floors
-from he_client.settings import SETTINGS_FILE, ClientSettings
+from he_client.settings import ClientSettings
 from he_party.http_transport import RetryPolicy
+from he_party.settings import SETTINGS_FILE
 from he_protocol.problems import BAD_SETTINGS, BELOW_FLOOR
 from he_protocol.task import Task
 from he_testing.fake_server import FakeServer

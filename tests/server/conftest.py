@@ -24,7 +24,7 @@ from he_server.services.context import open_server
 from he_server.settings import Settings
 from he_server.store.address import Address
 from he_server.store.engine import make_engine
-from he_server.store.schema import metadata
+from he_server.store.schema import installation, metadata
 from he_testing.clocks import FakeClock
 
 from .world import START, World
@@ -88,7 +88,8 @@ async def database(request: pytest.FixtureRequest, tmp_path: Path, sqlite_templa
     engine = make_engine(Address.read(url))
     async with engine.begin() as connection:
         for table in reversed(metadata.sorted_tables):  # TRUNCATE makes every table's files anew: ten times as long
-            await connection.execute(delete(table))
+            if table is not installation:
+                await connection.execute(delete(table))
     await engine.dispose()
     yield url
 

@@ -240,20 +240,28 @@ class Observer:
         return found
 
     def _closed(self, task: str, number: int) -> set[str]:
-        """The updates of a round because of which their buckets may stay closed: of revoked clients; and those that too
-        few honest holders can open: one, or two where nobody waits any longer for one that is away."""
-        world, found = self.world, set[str]()
+        """The updates of a round because of which their buckets may stay closed: of revoked clients; and those that
+        leave too few honest holders who can open the whole bucket: one, or two where nobody waits any longer for one
+        that is away."""
+        world, spoilt, found = self.world, self.world.record.spoilt, set[str]()
         rows = world.seen(
-            "SELECT update_id, opening_deadline, excluded FROM updates JOIN rounds ON rounds.id = round_id"
+            "SELECT update_id, bucket, opening_deadline, excluded FROM updates JOIN rounds ON rounds.id = round_id"
             " WHERE updates.task_hash = ? AND rounds.number = ?", task, number
         )  # fmt: skip
-        for update, deadline, excluded in rows:
-            if update in {one["update"] for one in json.loads(excluded)}:
-                continue  # it is in no bucket any longer
-            able = set(world.honest) - world.record.spoilt.get(update, frozenset())
-            late = world.clock() >= deadline
-            if world.record.frames[update].client in world.record.revoked or len(able) < THRESHOLD + late:
-                found.add(update)
+        out = {one["update"] for *_, excluded in rows for one in json.loads(excluded)}
+        late = any(world.clock() >= deadline for _, _, deadline, _ in rows)
+        buckets = defaultdict[int, list[str]](list)
+        for update, bucket, *_ in rows:
+            if update not in out:
+                buckets[bucket].append(update)
+        for there in buckets.values():
+            able = set(world.honest).difference(*(spoilt.get(update, ()) for update in there))
+            closed = len(able) < THRESHOLD + late
+            found |= {
+                update
+                for update in there
+                if world.record.frames[update].client in world.record.revoked or (closed and update in spoilt)
+            }
         return found
 
     def _newest(self, task: str) -> int:

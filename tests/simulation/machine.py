@@ -32,10 +32,18 @@ FateKind = Literal["none", "kill", "power", "freeze", "cut"]
 
 @dataclass(frozen=True)
 class Fate:
-    """What happens at point number `at` of an activity (for "cut": at its write number `at` on the wire)."""
+    """What happens at point number `at` of an activity (for "cut": at its write number `at` on the wire).
+
+    of_commits: only the points at which a database commits are counted. That is where what was done before becomes
+    true, or does not.
+    """
 
     kind: FateKind = "none"
     at: int = 0
+    of_commits: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.kind}@{self.at}{' of commits' if self.of_commits else ''}"
 
 
 UNTOUCHED = Fate()
@@ -51,9 +59,14 @@ class Activity:
     def __init__(self, fate: Fate) -> None:
         self.fate = fate
         self.points = 0
+        self.commits = 0
         self.writes = 0
         self.frozen = asyncio.Event()  # set for good: nothing freezes twice
         self._waiting: list[Callable[[], object]] | None = None
+
+    @property
+    def _counted(self) -> int:
+        return self.commits if self.fate.of_commits else self.points
 
     def thaw(self) -> bool:
         """Go on after a freeze; whether there was one."""
@@ -67,16 +80,18 @@ class Activity:
         self.writes += 1
         return self.fate.kind == "cut" and self.writes == self.fate.at % WRITES + 1
 
-    def point(self, machine: Machine) -> None:
+    def point(self, machine: Machine, commits: bool) -> None:
         """Something is about to take effect on a machine."""
         self.points += 1
-        if self.fate.kind in {"kill", "power"} and self.points == self.fate.at + 1:
+        self.commits += commits
+        counts = commits or not self.fate.of_commits
+        if self.fate.kind in {"kill", "power"} and counts and self._counted == self.fate.at + 1:
             machine.crash(power=self.fate.kind == "power")
             raise Crashed
 
     def when_running(self, now: Callable[[], object], later: Callable[[], object]) -> None:
         """Call `now`; during a freeze rather `later`, when it has ended."""
-        if not self.frozen.is_set() and self.fate.kind == "freeze" and self.points > self.fate.at:
+        if not self.frozen.is_set() and self.fate.kind == "freeze" and self._counted > self.fate.at:
             self._waiting = []
             self.frozen.set()
         if self._waiting is not None:
@@ -141,12 +156,12 @@ def alive() -> None:
         raise Crashed
 
 
-def point() -> None:
-    """Raises `Crashed` on a dead machine, and where a fate has it."""
+def point(*, commits: bool = False) -> None:
+    """Raises `Crashed` on a dead machine, and where a fate has it. commits: a transaction of a database."""
     alive()
     machine, activity = MACHINE.get(), ACTIVITY.get()
     if machine is not None and activity is not None:
-        activity.point(machine)
+        activity.point(machine, commits)
 
 
 class VirtualLoop(asyncio.BaseEventLoop):

@@ -58,6 +58,8 @@ _FATES: dict[FateKind, int] = {"none": 10, "kill": 3, "power": 3, "freeze": 5, "
 _POINTS: dict[Kind, int] = {"gather": 270, "open": 120, "contribute": 50, "work": 70, "answer": 75, "lie": 75}
 """About how many points the longer operations have; the others have at most `_OTHER_POINTS`."""
 _OTHER_POINTS = 12
+_COMMITS = 8
+"""One of so many, where commits are counted."""
 HOLDERS = 4
 LONGEST = 8
 """Operations in a schedule."""
@@ -93,6 +95,7 @@ class Schedule:
 
 _kinds = st.sampled_from([kind for kind, weight in _WEIGHTS.items() for _ in range(weight)])
 _fates = st.sampled_from([kind for kind, weight in _FATES.items() for _ in range(weight)])
+_of_commits = st.sampled_from([False, False, True])
 _whos, _picks, _wheres = st.integers(0, 11), st.integers(0, 255), st.integers(0, 999)
 
 
@@ -101,6 +104,8 @@ def _operations(draw: st.DrawFn) -> Operation:
     kind, who, pick, fate = draw(_kinds), draw(_whos), draw(_picks), draw(_fates)
     if fate == "none":
         return Operation(kind, who, pick)
+    if fate != "cut" and draw(_of_commits):
+        return Operation(kind, who, pick, Fate(fate, draw(_picks) % _COMMITS, of_commits=True))
     # Often near one of the ends: many operations are shorter than the longest of their kind, and at the end of those
     # is what cannot be taken back.
     where = (draw(_wheres) / 1000) ** 2

@@ -97,7 +97,7 @@ class Database(sqlite3.Connection):
         return cursor.execute(statement, parameters)
 
     def commit(self) -> None:
-        _turn(super().commit, point)
+        _turn(super().commit, partial(point, commits=True))
 
     def rollback(self) -> None:
         alive()

@@ -44,7 +44,8 @@ def soak(job: tuple[int, int]) -> tuple[Counter[str], str]:
 
 
 def mute() -> None:
-    """Say nothing about connections that dead machines have left open."""
+    """Say nothing about connections that dead machines have left open, and nothing of what devices log."""
+    logging.getLogger("he-client").setLevel(logging.CRITICAL)
     logging.getLogger("sqlalchemy.pool").setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore", "The garbage collector is trying to clean up", SAWarning)
 

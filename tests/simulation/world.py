@@ -248,10 +248,9 @@ class Device(HushSumClient):
         spool.commit = noted  # type: ignore[method-assign]
         return spool
 
-    def spooled(self, task: Task) -> int:
-        """How many updates are in the spool, with a receipt or without: the device's next vector is the next one."""
-        spool = self._spool(task)
-        return spool.acknowledged() + len(spool.pending())
+    def made(self, task: Task) -> int:
+        """How many updates its spool knows of, whatever became of them: the device's next vector is the next one."""
+        return len(self.updates(task))
 
     async def _upload(self, task: Task, encrypted: EncryptedUpdate, within: float, *, keep: bool) -> Submission:
         self._world.record.sent[encrypted.update_id] = None
@@ -370,7 +369,7 @@ class World:
                 version = self.version()
                 if self._waits(client, version):
                     return "waits for a model"
-                vector = _one_hot(client + CLIENTS * device.spooled(self.task))
+                vector = _one_hot(client + CLIENTS * device.made(self.task))
                 self.spoils[f"client-{client}"] = spoilt_for
                 await device.submit(self.task, {"w": vector}, base_version=version)
             except ProblemError as refusal:
@@ -568,9 +567,7 @@ class World:
             if fate.at % 2:
                 await asyncio.sleep(LEASE + 1)  # and what it has leased is free for others
             self.record.counts["frozen"] += 1
-        self.record.trace.append(
-            f"{name} {fate.kind}@{fate.at}: {outcome} ({activity.points} points, {activity.writes} writes)"
-        )
+        self.record.trace.append(f"{name} {fate}: {outcome} ({activity.points} points, {activity.writes} writes)")
         return outcome
 
     def _release(self) -> bool:
