@@ -245,9 +245,10 @@ ROUTES: tuple[Route, ...] = (
         f"{TASK}/model",
         tasks.get_model,
         "any",
-        "A published model; the ETag is its SHA-256",
+        "A published model; HushSum-Model is its PublishedModel's compact JWS, the ETag its SHA-256",
         {200: _SAFETENSORS, 304: None},
         query={"version": "a version; the newest by default"},
+        headers={"If-None-Match": "the ETag of the model that the party has"},
     ),
     Route(
         "PUT",
