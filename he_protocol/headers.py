@@ -7,3 +7,7 @@ MODEL = "HushSum-Model"
 
 An ETag would do, were it not that proxies weaken ETags, change them and leave them out.
 """
+METHOD_OVERRIDE = "X-HTTP-Method-Override"
+"""Of a POST: the method that is meant, as tus 1.0.0 has it, where a network lets that one not through."""
+OVERRIDABLE = frozenset({"PUT", "PATCH", "HEAD", "DELETE"})
+"""The methods that networks do not let through."""

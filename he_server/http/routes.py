@@ -180,18 +180,6 @@ UPLOADS = (
         sender=uploads.sender_of_chunk,
     ),
     Route(
-        "POST",
-        UPLOAD,
-        uploads.post_override,
-        "public",
-        "PATCH or DELETE, as X-HTTP-Method-Override says",
-        {204: None},
-        _CHUNK,
-        (*_PATCH, p.METHOD_NOT_ALLOWED),
-        headers=_TUS | _OFFSET | {"X-HTTP-Method-Override": "PATCH or DELETE"},
-        sender=uploads.sender_of_chunk,
-    ),
-    Route(
         "GET",
         UPLOAD,
         uploads.get_upload,

@@ -33,7 +33,8 @@ class Seen:
 class Proxy:
     """In front of `upstream`; `tls` is its own, if any. `faults`: what happens to the next requests of a method.
 
-    largest: of a request's body, in bytes; it refuses more, as proxies do. tags: what it puts in the place of these
+    largest: of a request's body, in bytes; it refuses more, as proxies do. closed: methods that it answers with this
+    status itself. loses: fields of requests that do not arrive. tags: what it puts in the place of these
     fields, of requests and answers, where they are; "" leaves them out. answered: the upstream's statuses.
     """
 
@@ -43,6 +44,8 @@ class Proxy:
     url: str = ""
     tls: ssl.SSLContext | None = None
     largest: int = 1 << 40
+    closed: dict[str, int] = field(default_factory=dict)
+    loses: frozenset[str] = frozenset()
     tags: dict[str, str] = field(default_factory=dict)
     answered: list[int] = field(default_factory=list)
 
@@ -67,6 +70,8 @@ class Proxy:
         self.seen.append(Seen(request.method, request.path, dict(request.headers), body))
         if len(body) > self.largest:
             return web.Response(status=413, text="<html>413 Request Entity Too Large</html>")
+        if request.method in self.closed:
+            return web.Response(status=self.closed[request.method], text="<html>not here</html>")
         waiting = self.faults.get(request.method, [])
         fault = waiting.pop(0) if waiting else "pass"
         if isinstance(fault, web.Response):  # one object cannot be sent twice, and tests share theirs
@@ -74,7 +79,7 @@ class Proxy:
         if fault == "lost":
             return _hang_up(request)
         headers = self._tagged(
-            {name: v for name, v in request.headers.items() if name not in {"Host", "Content-Length"}}
+            {name: v for name, v in request.headers.items() if name not in {"Host", "Content-Length", *self.loses}}
         )
         async with self._session.request(
             request.method, self.upstream + request.path_qs, data=body or None, headers=headers

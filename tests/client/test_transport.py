@@ -24,10 +24,11 @@ from he_party.http_transport import BETWEEN, PROBLEM_BYTES, HttpTransport, Retry
 from he_party.identity import Identity
 from he_party.keyfile import KeyRecord, read_private
 from he_party.transport import Transport
-from he_protocol import documents, frames, paths
+from he_protocol import documents, frames, headers, paths
 from he_protocol.errors import ProblemError
-from he_protocol.identity.jws import SigningKey
+from he_protocol.identity.jws import SigningKey, read_unverified
 from he_protocol.identity.requests import check_request
+from he_protocol.messages import RequestProof
 from he_protocol.problems import (
     BAD_SETTINGS,
     BAD_SIGNATURE,
@@ -43,6 +44,7 @@ from he_protocol.problems import (
     UNAUTHENTICATED,
     UNEXPECTED_ANSWER,
     UNREACHABLE,
+    WRONG_ROLE,
     ProblemType,
 )
 from he_testing.clocks import FakeClock
@@ -437,6 +439,55 @@ async def test_a_proxy_that_knows_no_100_continue(monkeypatch: pytest.MonkeyPatc
         for _ in range(2):
             assert (await transport.request("PUT", "/x", pieces=[bytes(1 << 16)])).body == b"ok"
     assert asked == [True, False, False]
+
+
+METHODS = ("PUT", "PATCH", "HEAD", "DELETE")
+
+
+@pytest.mark.parametrize("status", [403, 405, 501])
+async def test_methods_that_something_between_refuses_are_named_in_posts(status: int) -> None:
+    """It is found out once, and remembered; the proof is for the method that is meant."""
+    proxy = Proxy(faults={"POST": [web.Response() for _ in range(5)]}, closed=dict.fromkeys(METHODS, status))
+    async with proxy, HttpTransport(proxy.url, STRANGER, retry=PATIENT) as transport:
+        for method in ("PUT", *METHODS):
+            await transport.request(method, "/x", audience="server", pieces=[b"body"] * (method == "PUT"))
+    assert [one.method for one in proxy.seen] == ["PUT"] + ["POST"] * 5
+    assert [one.headers.get(headers.METHOD_OVERRIDE) for one in proxy.seen] == [None, "PUT", *METHODS]
+    assert [one.body for one in proxy.seen] == [b"body"] * 3 + [b""] * 3
+    proved = [read_unverified(one.headers["DPoP"], RequestProof).htm for one in proxy.seen]
+    assert proved == ["PUT", "PUT", *METHODS]
+
+
+async def test_where_the_name_of_the_method_is_lost_both_ways_are_refused(service: Service) -> None:
+    """The server sees a POST without one. What opens later is found: the other way is tried the next time."""
+    path = paths.update_path(service.task.id, "00" * 16)
+    proxy = Proxy(service.url, closed={"PUT": 405}, loses=frozenset({headers.METHOD_OVERRIDE}))
+    async with proxy, line(service, proxy.url) as transport:
+        for _ in range(2):
+            with expect_problem(REFUSED_BETWEEN, "PUT"):
+                await transport.request("PUT", path, audience=service.task.config.server.name, pieces=[b"x"])
+        assert [one.method for one in proxy.seen] == ["PUT", "POST"] * 2
+        proxy.closed.clear()
+        with expect_problem(MALFORMED):
+            await transport.put_frame(path, b"{", [], service.task.config.server.name)
+    assert proxy.seen[-1].method == "PUT"
+
+
+@pytest.mark.parametrize(("method", "status"), [("GET", 405), ("POST", 405), ("PUT", 413), ("PUT", 400)])
+async def test_no_other_refusal_is_laid_to_the_method(method: str, status: int) -> None:
+    async with Proxy(closed={method: status}) as proxy, HttpTransport(proxy.url, STRANGER, retry=PATIENT) as transport:
+        for _ in range(2):
+            with expect_problem(REFUSED_BETWEEN if status in BETWEEN else UNEXPECTED_ANSWER):
+                await transport.request(method, "/x")
+    assert [one.method for one in proxy.seen] == [method] * 2
+
+
+async def test_a_refusal_of_the_servers_is_not_laid_to_the_method(service: Service, proxy: Proxy) -> None:
+    proxy.faults["PUT"] = [said(WRONG_ROLE)]
+    async with line(service, proxy.url) as transport:
+        with expect_problem(WRONG_ROLE):
+            await transport.request("PUT", "/x")
+    assert [one.method for one in proxy.seen] == ["PUT"]
 
 
 async def test_a_proxy_of_the_environment_is_used(

@@ -489,6 +489,9 @@ EDITS = (
         f"{_UNVERIFIED}claims = read_unverified(proof, RequestProof)",
         attack="a stolen credential",
     ),
+    Edit(
+        _REQUEST, "wanted = (audience, method, path)", "wanted = (audience, claims.htm, path)", "a signed request made"
+    ),
     _never(_PUBLISHED, "said.task_hash != task.hash", "a model put in"),
     _never(_PUBLISHED, "said.sha256 != sha256", "a model put in"),
     Edit(

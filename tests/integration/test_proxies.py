@@ -46,6 +46,7 @@ http {{
       proxy_pass {upstream}/;
       proxy_buffering {buffering};
       proxy_request_buffering {buffering};
+      {more}
     }}
   }}
 }}
@@ -63,15 +64,26 @@ frontend front
   bind 127.0.0.1:{port}
   default_backend back
 backend back
+  {more}
   server one {address}
 """
 
+WEAK = r"""http-request replace-header If-None-Match (.*) W/\1
+  http-response replace-header ETag (.*) W/\1"""
+PLAIN = {"prefix": "", "buffering": "on", "http2": "", "more": ""}
 PROXIES = {
-    "nginx": {"prefix": "", "buffering": "on", "http2": ""},
-    "nginx, path prefix, HTTP/2": {"prefix": "/hushsum", "buffering": "on", "http2": "http2 on;"},
-    "nginx, no buffering": {"prefix": "", "buffering": "off", "http2": ""},
-    "haproxy": {"prefix": ""},
+    "nginx": PLAIN,
+    "nginx, path prefix, HTTP/2": PLAIN | {"prefix": "/hushsum", "http2": "http2 on;"},
+    "nginx, no buffering": PLAIN | {"buffering": "off"},
+    "nginx, no ETags": PLAIN | {"more": "proxy_hide_header ETag;"},
+    "nginx, GET and POST only": PLAIN | {"more": "limit_except GET POST { deny all; }"},
+    "haproxy": PLAIN,
+    "haproxy, weak ETags": PLAIN | {"more": WEAK},
+    "haproxy, GET and POST only": PLAIN
+    | {"more": "http-request deny deny_status 405 unless { METH_GET || METH_POST }"},
 }
+QUICK = {"nginx, path prefix, HTTP/2", "nginx, GET and POST only", "haproxy", "haproxy, weak ETags"}
+"""The others are for the long run."""
 
 
 @pytest.fixture(scope="module")
@@ -94,11 +106,7 @@ def free_port() -> int:
         return int(taken.getsockname()[1])
 
 
-@pytest.fixture(
-    params=[
-        pytest.param(name, marks=[pytest.mark.long] * (name in {"nginx", "nginx, no buffering"})) for name in PROXIES
-    ]
-)
+@pytest.fixture(params=[pytest.param(name, marks=[pytest.mark.long] * (name not in QUICK)) for name in PROXIES])
 async def url(request: pytest.FixtureRequest, service: Service, tmp_path: Path) -> AsyncIterator[str]:
     """The server's, through a proxy."""
     program = request.param.split(",")[0]

@@ -12,7 +12,7 @@ from he_protocol.problems import NOT_FOUND
 from he_server.blobs.keys import model_blob
 from he_server.http.params import task_of
 from he_server.http.responses import answer, stream_blob
-from he_server.rules.conditions import has_model
+from he_server.rules.requests import has_model
 from he_server.services.context import ServerContext
 from he_server.services.frames import Frame
 from he_server.services.tasks import accept_task, task_status
