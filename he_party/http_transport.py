@@ -57,6 +57,7 @@ EXPECT_SECONDS = 5.0
 BETWEEN = frozenset({403, 405, 413, 501})
 """What proxies answer to bodies and methods that they do not let through; the server names a problem type."""
 TLS_ADVICE = "a certificate that the system does not know needs --tls-ca (tls_ca), a server without TLS http://"
+CERTIFICATE_ADVICE = "it asks for a client certificate that it trusts: settings tls_cert and tls_key"
 PROBLEM_BYTES = 1 << 16
 MAX_HEADERS, MAX_HEADER_BYTES = 64, 8190
 """Of an answer: how many header fields, and how long each and the status line may be."""
@@ -249,8 +250,11 @@ class HttpTransport(Transport):
                 check_answer(response.status, response.headers, conditional="If-None-Match" in headers)
                 yield response
         except (aiohttp.ClientSSLError, aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError) as error:
-            raise ProblemError(BAD_SETTINGS, f"{self.url}: {error}; {TLS_ADVICE}") from None
+            advice = CERTIFICATE_ADVICE if refuses_certificate(error.__cause__) else TLS_ADVICE
+            raise ProblemError(BAD_SETTINGS, f"{self.url}: {error}; {advice}") from None
         except (aiohttp.ClientError, TimeoutError, ConnectionError) as error:
+            if refuses_certificate(error.__cause__):
+                raise ProblemError(BAD_SETTINGS, f"{self.url}: {error}; {CERTIFICATE_ADVICE}") from None
             if asks_first and not moving and isinstance(error, TimeoutError):
                 self._asks_first = False
             why = str(error) or type(error).__name__
@@ -260,7 +264,10 @@ class HttpTransport(Transport):
         self, asked: _Asked, response: aiohttp.ClientResponse, *, asks_first: bool, overridden: bool
     ) -> Exception:
         """What an answer of 400 or more is raised as. A way of asking that something between does not know is left."""
-        refusal = ProblemError.from_document(await _read_capped(response, PROBLEM_BYTES), response.status)
+        body = await _read_capped(response, PROBLEM_BYTES)
+        refusal = ProblemError.from_document(body, response.status)
+        if refusal.problem is UNEXPECTED_ANSWER and response.status == 400 and b"SSL certificate" in body:  # nginx
+            return ProblemError(BAD_SETTINGS, f"{self.url}: {CERTIFICATE_ADVICE}", got=f"HTTP {response.status}")
         if response.status == EXPECTATION_FAILED.status and asks_first:
             self._asks_first = False
             return _LaterError(refusal)
@@ -328,6 +335,13 @@ def checked_url(url: str) -> str:
 def passes_soon(problem: ProblemType, status: int) -> bool:
     """Whether the same request may pass in a moment; where no known problem came, only the status can tell."""
     return status in LATER_STATUS if problem is UNEXPECTED_ANSWER else problem.transient
+
+
+def refuses_certificate(error: BaseException | None) -> bool:
+    """Whether this is TLS's word of the other side that our certificate is missing, or not to its liking (RFC 8446
+    section 6.2). Under TLS 1.3 it comes after the handshake."""
+    reason = (error.reason or "") if isinstance(error, ssl.SSLError) else ""
+    return "ALERT" in reason and ("CERTIFICATE" in reason or "UNKNOWN_CA" in reason)
 
 
 def parse_retry_after(value: str) -> float:
