@@ -10,6 +10,7 @@ import pytest
 from he_client.settings import ClientSettings
 from he_holder.settings import Settings as HolderSettings
 from he_party.keyfile import environment_passphrase
+from he_party.settings import PartySettings
 from he_protocol.errors import ProblemError
 from he_protocol.problems import BAD_SETTINGS
 from he_testing.problems import expect_problem
@@ -99,7 +100,7 @@ def pair(tmp_path: Path) -> dict[str, Path]:
     return {name: tmp_path / name for name in [*contents, "missing"]}
 
 
-SETTINGS = {"client": ClientSettings, "holder": HolderSettings}
+SETTINGS: dict[str, type[PartySettings]] = {"client": ClientSettings, "holder": HolderSettings}
 
 
 @pytest.mark.parametrize("party", SETTINGS)

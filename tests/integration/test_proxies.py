@@ -84,8 +84,7 @@ PROXIES = {
     "nginx, GET and POST only": PLAIN | {"more": "limit_except GET POST { deny all; }"},
     "haproxy": PLAIN,
     "haproxy, weak ETags": PLAIN | {"more": WEAK},
-    "haproxy, GET and POST only": PLAIN
-    | {"more": "http-request deny deny_status 405 unless { METH_GET || METH_POST }"},
+    "haproxy, GET and POST only": PLAIN | {"more": "http-request deny deny_status 405 unless METH_GET || METH_POST"},
 }
 QUICK = {"nginx, path prefix, HTTP/2", "nginx, GET and POST only", "haproxy", "haproxy, weak ETags"}
 """The others are for the long run."""
