@@ -15,15 +15,14 @@ import numpy.typing as npt
 
 from he_party.tensors import read_tensors
 from he_party.transport import Transport
-from he_protocol import paths
+from he_protocol import headers, paths
 from he_protocol.errors import ProblemError
+from he_protocol.identity.jws import verify
+from he_protocol.messages import PublishedModel
 from he_protocol.privacy.quantise import Integers
-from he_protocol.problems import BAD_SETTINGS, DIGEST_MISMATCH, UNEXPECTED_ANSWER
+from he_protocol.problems import BAD_SETTINGS, DIGEST_MISMATCH, UNEXPECTED_ANSWER, WRONG_TASK
 from he_protocol.task import Task
 from he_protocol.tensors import check_float32, check_shapes
-
-VERSION_HEADER = "HushSum-Model-Version"
-VERSION_DIGITS = 15
 
 
 @dataclass(frozen=True)
@@ -37,10 +36,13 @@ class Model:
 async def pull_model(transport: Transport, task: Task, folder: Path) -> Model:
     """The newest published model; not downloaded again when the one in `folder` has not changed.
 
-    Version 0 is the model that the authority signed. Of later ones the server's word is all that there is.
+    Version 0 is the model that the authority signed. Of later ones the server's word is all that there is, and it is
+    signed: what stands between can pass on an older model of the task, and nothing else. This device keeps no memory of
+    versions against that: a server that was restored from a backup rightly publishes an older one (docs/operations.md).
+    Raises what `check_published` raises, `bad-tensors` for tensors of another model, and what `download` raises.
     """
     kept = folder / f"{task.id}.safetensors"
-    known = await asyncio.to_thread(_file_etag, kept)
+    known = await asyncio.to_thread(_digest, kept)
     fresh = kept.with_suffix(f".{secrets.token_hex(8)}")
     try:
         answer = await transport.download(
@@ -48,23 +50,18 @@ async def pull_model(transport: Transport, task: Task, folder: Path) -> Model:
             fresh,
             audience=task.config.server.name,
             limit=task.model_limit,
-            headers={"If-None-Match": known} if known else {},
+            headers={"If-None-Match": f'"{known.hex()}"'} if known else {},
         )
-        etag = known if answer.status == 304 else f'"{answer.sha256.hex()}"'
-        if answer.headers.get("ETag") != etag:
-            raise ProblemError(
-                DIGEST_MISMATCH, "the model's ETag", expected=etag, got=answer.headers.get("ETag", "none")
-            )
-        version = answer.headers.get(VERSION_HEADER, "")
-        check_version(task, version, etag)
-        tensors = await asyncio.to_thread(_read, kept if answer.status == 304 else fresh)
+        unchanged = answer.status == 304
+        version = check_published(task, answer.headers.get(headers.MODEL, ""), known if unchanged else answer.sha256)
+        tensors = await asyncio.to_thread(_read, kept if unchanged else fresh)
         check_shapes({name: value.shape for name, value in tensors.items()}, task.config.model.shapes)
         check_float32(tensors)
-        if answer.status != 304:
+        if not unchanged:
             await asyncio.to_thread(fresh.replace, kept)
     finally:
         fresh.unlink(missing_ok=True)
-    return Model(int(version), tensors)
+    return Model(version, tensors)
 
 
 async def opened_sum(transport: Transport, task: Task, number: int, folder: Path) -> Integers:
@@ -82,24 +79,31 @@ async def opened_sum(transport: Transport, task: Task, number: int, folder: Path
     return total
 
 
-def check_version(task: Task, version: str, etag: str) -> None:
-    """A published model's number is one, and version 0 is what the authority signed.
+def check_published(task: Task, token: str, sha256: bytes) -> int:
+    """The version of the model with this digest, by the `PublishedModel` that came with it.
 
-    Raises `unexpected-answer` or `digest-mismatch`.
+    Raises `unexpected-answer` where none came, what `verify` raises, `wrong-task`, and `digest-mismatch` for other
+    bytes than the server signed or, as version 0, than the authority signed.
     """
-    if not (version.isascii() and version.isdigit() and len(version) <= VERSION_DIGITS):
-        raise ProblemError(UNEXPECTED_ANSWER, VERSION_HEADER, expected="a number", got=version[:80])
-    signed = f'"{task.config.model.initial_model.hex()}"'
-    if int(version) == 0 and etag != signed:
-        raise ProblemError(DIGEST_MISMATCH, "the initial model", expected=signed, got=etag)
+    if not token:
+        raise ProblemError(UNEXPECTED_ANSWER, headers.MODEL, expected="what the server signed of the model", got="none")
+    said = verify(token, PublishedModel, task.config.server.key)
+    if said.task_hash != task.hash:
+        raise ProblemError(WRONG_TASK, "the model", expected=task.id, got=said.task_hash.hex())
+    if said.sha256 != sha256:
+        raise ProblemError(DIGEST_MISMATCH, "the model", expected=said.sha256.hex(), got=sha256.hex())
+    initial = task.config.model.initial_model
+    if said.version == 0 and sha256 != initial:
+        raise ProblemError(DIGEST_MISMATCH, "the initial model", expected=initial.hex(), got=sha256.hex())
+    return said.version
 
 
-def _file_etag(path: Path) -> str:
-    """The ETag of a model that we have, "" without one."""
+def _digest(path: Path) -> bytes:
+    """SHA-256 of a model that we have, nothing without one."""
     if not path.exists():
-        return ""
+        return b""
     with path.open("rb") as file:
-        return f'"{hashlib.file_digest(file, "sha256").hexdigest()}"'
+        return hashlib.file_digest(file, "sha256").digest()
 
 
 def _read(path: Path) -> dict[str, npt.NDArray[Any]]:

@@ -31,10 +31,12 @@ from he_party.pieces import BLOCK_BYTES, Piece, size_of, stream
 from he_party.transport import Answer, Transport
 from he_protocol import limits
 from he_protocol.errors import ProblemError
+from he_protocol.headers import METHOD_OVERRIDE, OVERRIDABLE
 from he_protocol.identity.requests import prove_request
 from he_protocol.problems import (
     BAD_SETTINGS,
     EXPECTATION_FAILED,
+    METHOD_NOT_ALLOWED,
     PROBLEMS,
     REFUSED_BETWEEN,
     TOO_LARGE,
@@ -52,9 +54,10 @@ EXPECT_BYTES = 1 << 15
 """A larger body is sent once the server has said that it takes it (Expect: 100-continue)."""
 EXPECT_SECONDS = 5.0
 """How long the server may take to say so; after that it is not asked again, but sent the body."""
-BETWEEN = frozenset({405, 413, 501})
+BETWEEN = frozenset({403, 405, 413, 501})
 """What proxies answer to bodies and methods that they do not let through; the server names a problem type."""
 TLS_ADVICE = "a certificate that the system does not know needs --tls-ca (tls_ca), a server without TLS http://"
+CERTIFICATE_ADVICE = "it asks for a client certificate that it trusts: settings tls_cert and tls_key"
 PROBLEM_BYTES = 1 << 16
 MAX_HEADERS, MAX_HEADER_BYTES = 64, 8190
 """Of an answer: how many header fields, and how long each and the status line may be."""
@@ -109,6 +112,8 @@ class HttpTransport(Transport):
         self._session: aiohttp.ClientSession | None = None
         self._asks_first = True
         """Whether large bodies wait for the server's "100 Continue": not every proxy hands it on."""
+        self._overrides = False
+        """Whether methods are named in POSTs: something between refuses them as they are."""
 
     async def __aenter__(self) -> Self:
         connector = aiohttp.TCPConnector(ssl=self._tls if self._tls is not None else True)
@@ -213,6 +218,9 @@ class HttpTransport(Transport):
         if asked.pieces:
             headers["Content-Length"] = str(size)
         sign = (self._signing(asked),) if asked.audience else ()
+        overridden = self._overrides and asked.method in OVERRIDABLE
+        if overridden:
+            headers[METHOD_OVERRIDE] = asked.method
         asks_first, moving = size > EXPECT_BYTES and self._asks_first, False
         loop = asyncio.get_running_loop()
         bounds = aiohttp.ClientTimeout(total=None, connect=CONNECT_SECONDS, sock_read=patience)
@@ -227,7 +235,7 @@ class HttpTransport(Transport):
                             waiting.reschedule(loop.time() + patience)
 
                     sending = self._session.request(
-                        asked.method,
+                        "POST" if overridden else asked.method,
                         URL(self.url + asked.target, encoded=True),
                         data=stream(asked.pieces, moved) if asked.pieces else None,
                         headers=headers,
@@ -238,24 +246,41 @@ class HttpTransport(Transport):
                     )
                     response = await stack.enter_async_context(sending)
                 if response.status >= 400:
-                    refusal = ProblemError.from_document(await _read_capped(response, PROBLEM_BYTES), response.status)
-                    if response.status == EXPECTATION_FAILED.status and asks_first:
-                        self._asks_first = False
-                        raise _LaterError(refusal)
-                    if refusal.problem is UNEXPECTED_ANSWER and response.status in BETWEEN:
-                        raise ProblemError(REFUSED_BETWEEN, f"{asked.method} {self.url}", got=f"HTTP {response.status}")
-                    if not passes_soon(refusal.problem, response.status):
-                        raise refusal
-                    raise _LaterError(refusal, parse_retry_after(response.headers.get("Retry-After", "")))
+                    raise await self._refused(asked, response, asks_first=asks_first, overridden=overridden)
                 check_answer(response.status, response.headers, conditional="If-None-Match" in headers)
                 yield response
         except (aiohttp.ClientSSLError, aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError) as error:
-            raise ProblemError(BAD_SETTINGS, f"{self.url}: {error}; {TLS_ADVICE}") from None
+            advice = CERTIFICATE_ADVICE if refuses_certificate(error.__cause__) else TLS_ADVICE
+            raise ProblemError(BAD_SETTINGS, f"{self.url}: {error}; {advice}") from None
         except (aiohttp.ClientError, TimeoutError, ConnectionError) as error:
+            if refuses_certificate(error.__cause__):
+                raise ProblemError(BAD_SETTINGS, f"{self.url}: {error}; {CERTIFICATE_ADVICE}") from None
             if asks_first and not moving and isinstance(error, TimeoutError):
                 self._asks_first = False
             why = str(error) or type(error).__name__
             raise _LaterError(ProblemError(UNREACHABLE, f"{asked.method} {self.url}{asked.target}: {why}")) from None
+
+    async def _refused(
+        self, asked: _Asked, response: aiohttp.ClientResponse, *, asks_first: bool, overridden: bool
+    ) -> Exception:
+        """What an answer of 400 or more is raised as. A way of asking that something between does not know is left."""
+        body = await _read_capped(response, PROBLEM_BYTES)
+        refusal = ProblemError.from_document(body, response.status)
+        if refusal.problem is UNEXPECTED_ANSWER and response.status == 400 and b"SSL certificate" in body:  # nginx
+            return ProblemError(BAD_SETTINGS, f"{self.url}: {CERTIFICATE_ADVICE}", got=f"HTTP {response.status}")
+        if response.status == EXPECTATION_FAILED.status and asks_first:
+            self._asks_first = False
+            return _LaterError(refusal)
+        lost = overridden and refusal.problem is METHOD_NOT_ALLOWED  # the server saw a POST that names no method
+        if lost or (refusal.problem is UNEXPECTED_ANSWER and response.status in BETWEEN):
+            refusal = ProblemError(REFUSED_BETWEEN, f"{asked.method} {self.url}", got=f"HTTP {response.status}")
+            if response.status == TOO_LARGE.status or asked.method not in OVERRIDABLE:
+                return refusal
+            self._overrides = not overridden
+            return refusal if overridden else _LaterError(refusal)
+        if not passes_soon(refusal.problem, response.status):
+            return refusal
+        return _LaterError(refusal, parse_retry_after(response.headers.get("Retry-After", "")))
 
     def _pause(self, state: tenacity.RetryCallState) -> float:
         """Seconds until the next try: the back-off or what the server asked for, at most the policy's longest."""
@@ -310,6 +335,13 @@ def checked_url(url: str) -> str:
 def passes_soon(problem: ProblemType, status: int) -> bool:
     """Whether the same request may pass in a moment; where no known problem came, only the status can tell."""
     return status in LATER_STATUS if problem is UNEXPECTED_ANSWER else problem.transient
+
+
+def refuses_certificate(error: BaseException | None) -> bool:
+    """Whether this is TLS's word of the other side that our certificate is missing, or not to its liking (RFC 8446
+    section 6.2). Under TLS 1.3 it comes after the handshake."""
+    reason = (error.reason or "") if isinstance(error, ssl.SSLError) else ""
+    return "ALERT" in reason and ("CERTIFICATE" in reason or "UNKNOWN_CA" in reason)
 
 
 def parse_retry_after(value: str) -> float:

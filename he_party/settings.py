@@ -112,13 +112,38 @@ class PartySettings(FileSettings):
     """Settings that clients and key holders share."""
 
     tls_ca: Path | None = Field(default=None, description="PEM file of the authority behind the server's certificate")
+    tls_cert: Path | None = Field(
+        default=None, description="PEM file of our certificate and its chain, for a server or a proxy that asks for one"
+    )
+    tls_key: Path | None = Field(default=None, description="PEM file of its key, where that is not in tls_cert")
 
     @property
     def tls(self) -> ssl.SSLContext | None:
-        """A context that trusts `tls_ca`, or None for the system's trust."""
-        if self.tls_ca is None:
+        """A context that trusts `tls_ca` and shows `tls_cert`, or None: the system's trust, and no certificate.
+
+        Raises `bad-settings` for a file that cannot be used, a certificate and a key that are no pair, or a key under a
+        passphrase.
+        """
+        if self.tls_ca is self.tls_cert is self.tls_key is None:
             return None
         try:
-            return ssl.create_default_context(cafile=os.fspath(self.tls_ca))
+            context = ssl.create_default_context(cafile=self.tls_ca and os.fspath(self.tls_ca))
         except OSError as error:
             raise ProblemError(BAD_SETTINGS, f"tls_ca {self.tls_ca}: {error}") from None
+        if self.tls_cert is not None:
+            self._show(context, self.tls_cert)
+        elif self.tls_key is not None:
+            raise ProblemError(BAD_SETTINGS, "tls_key is given without tls_cert")
+        return context
+
+    def _show(self, context: ssl.SSLContext, certificate: Path) -> None:
+        """Have the context show our certificate. OpenSSL would ask for a key's passphrase at the terminal."""
+        named = f"tls_cert {certificate}" + (f", tls_key {self.tls_key}" if self.tls_key else "")
+
+        def no_passphrase() -> str:
+            raise ProblemError(BAD_SETTINGS, named, expected="a key without a passphrase")
+
+        try:
+            context.load_cert_chain(certificate, self.tls_key, no_passphrase)
+        except OSError as error:
+            raise ProblemError(BAD_SETTINGS, f"{named}: {error}") from None

@@ -290,6 +290,14 @@ class AuditHead(Message, frozen=True):
     time: Time
 
 
+class PublishedModel(Message, frozen=True):
+    """The server's signed statement that the file with this digest is this version of the task's model."""
+
+    task_hash: Digest
+    version: Count
+    sha256: Digest
+
+
 class RequestProof(Message, frozen=True):
     """Short-lived proof for one HTTP request, in the manner of RFC 9449 (DPoP)."""
 

@@ -346,7 +346,9 @@ INTERNAL = _unavailable("internal", 500, "The server failed; the incident was lo
 )
 REFUSED_BETWEEN = _unavailable(
     "refused-between", 502, "Something between here and the server does not let this through"
-).after_change("Have the proxy let it through: nginx's client_max_body_size, the methods PUT, PATCH, HEAD and DELETE.")
+).after_change(
+    "Have the proxy let it through: nginx's client_max_body_size; PUT, PATCH, HEAD, DELETE, or X-HTTP-Method-Override."
+)
 UNREACHABLE = _unavailable("unreachable", 503, "The server cannot be reached").same_request(
     "Check the address and the network, and try again."
 )

@@ -39,6 +39,7 @@ Tests call every route by it.
 
 Requests that need a credential carry `Authorization: DPoP <credential>` and `DPoP: <proof>`:
 see the [protocol](protocol.md) and [ADR 7](adr/0007-request-proofs.md).
+{override}
 Errors are [problem documents](problems.md). Any route may answer {everywhere}; below, each has what comes beside these.
 """
 
@@ -49,7 +50,7 @@ def http_page(document: Json) -> str:
     for method, path, operation in _operations(document):
         grouped[_group(path)].append((method, path, operation))
     common = _everywhere(document)
-    out = [INTRODUCTION.replace("{everywhere}", _links(common))]
+    out = [INTRODUCTION.replace("{everywhere}", _links(common)).replace("{override}", document["info"]["description"])]
     for title, operations in grouped.items():
         if operations:
             out.append(f"## {title}\n")

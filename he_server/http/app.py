@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Mapping
 from contextlib import suppress
 
 from aiohttp import web
+from aiohttp.typedefs import Handler
 
 import he_party
+from he_protocol.headers import METHOD_OVERRIDE, OVERRIDABLE
 from he_server.http import openapi
-from he_server.http.auth import CONNECTION, authenticate
+from he_server.http.auth import CONNECTION, METHOD, authenticate
 from he_server.http.handlers import health, uploads
 from he_server.http.middleware import observe
 from he_server.http.pacing import minimum_rate
@@ -18,6 +20,7 @@ from he_server.http.params import check_empty
 from he_server.http.routes import ROUTES, Route
 from he_server.jobs.worker import Worker
 from he_server.rules.bodies import check_declared
+from he_server.rules.requests import effective_method
 from he_server.services.context import ServerContext
 from he_server.services.strangers import PACE_RATE, PACE_SECONDS
 
@@ -29,8 +32,13 @@ def make_app(server: ServerContext, *, work: bool = True) -> web.Application:
     app = web.Application(middlewares=[observe(server)])
     app[SERVER] = server
     app[health.OPENAPI] = openapi.document(ROUTES, he_party.__version__)
+    paths: dict[str, dict[str, Handler]] = {}
     for route in ROUTES:
-        app.router.add_route(route.method, route.path, _guarded(server, route), expect_handler=_expected)
+        paths.setdefault(route.path, {})[route.method] = _guarded(server, route)
+    for path, handlers in paths.items():
+        overriding = {"POST"} if OVERRIDABLE & handlers.keys() else set()
+        for method in handlers.keys() | overriding:
+            app.router.add_route(method, path, _meant(handlers), expect_handler=_expected)
     app.on_response_prepare.append(uploads.mark)
     app.on_response_prepare.append(_name_no_versions)
     app.cleanup_ctx.append(_resources)
@@ -54,7 +62,19 @@ def begin_draining(server: ServerContext) -> None:
     server.news.end()
 
 
-def _guarded(server: ServerContext, route: Route) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+def _meant(handlers: Mapping[str, Handler]) -> Handler:
+    """Of one path's handlers, that of the method that a request means."""
+
+    async def handle(request: web.Request) -> web.StreamResponse:
+        method = request[METHOD] = effective_method(request.method, request.headers.getall(METHOD_OVERRIDE, ()))
+        if method not in handlers:
+            raise web.HTTPMethodNotAllowed(method, handlers)
+        return await handlers[method](request)
+
+    return handle
+
+
+def _guarded(server: ServerContext, route: Route) -> Handler:
     async def handle(request: web.Request) -> web.StreamResponse:
         check_empty(request)
         await authenticate(server, request, route.access)

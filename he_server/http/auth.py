@@ -17,6 +17,8 @@ from he_server.services.context import ServerContext
 Access: TypeAlias = Literal["public", "any", "client", "holder"]
 PARTY = web.RequestKey("party", Party)
 CONNECTION = web.RequestKey("connection", Connection)
+METHOD = web.RequestKey("method", str)
+"""The method that is meant (`he_server.rules.requests.effective_method`)."""
 
 
 async def authenticate(server: ServerContext, request: web.Request, access: Access) -> None:
@@ -46,7 +48,7 @@ async def _checked(server: ServerContext, request: web.Request) -> Party:
             request.headers.get("DPoP", ""),
             authority=server.keys.authority,
             audience=server.keys.own.name,
-            method=request.method,
+            method=request[METHOD],
             path=request.raw_path,
             now=now,
         )

@@ -21,7 +21,7 @@ from he_protocol.problems import (
     SHUTTING_DOWN,
     TOO_LARGE,
 )
-from he_server.http.auth import CONNECTION, PARTY
+from he_server.http.auth import CONNECTION, METHOD, PARTY
 from he_server.http.openapi import PROBLEM
 from he_server.http.pacing import draw_retry_after
 from he_server.http.responses import STREAMING
@@ -93,7 +93,7 @@ async def _answer(server: ServerContext, request: web.Request, handler: Handler)
         return _refuse(server.metrics, request, refusal)
     except web.HTTPException as error:
         problem = _HTTP.get(error.status, MALFORMED)
-        response = _refuse(server.metrics, request, ProblemError(problem, f"{request.method} {request.path[:200]}"))
+        response = _refuse(server.metrics, request, ProblemError(problem, f"{_meant(request)} {request.path[:200]}"))
         if "Allow" in error.headers:
             response.headers["Allow"] = error.headers["Allow"]
         return response
@@ -102,7 +102,7 @@ async def _answer(server: ServerContext, request: web.Request, handler: Handler)
             return _break_off(request)
         return _refuse(server.metrics, request, ProblemError(MALFORMED, "the request ended early"))
     except Exception:
-        log.exception("unexpected failure", method=request.method, route=route_of(request))
+        log.exception("unexpected failure", method=_meant(request), route=route_of(request))
         return _refuse(server.metrics, request, ProblemError(INTERNAL, "see the server's log"))
 
 
@@ -159,13 +159,18 @@ def _break_off(request: web.Request) -> web.StreamResponse:
 
 def _record(metrics: Metrics, request: web.Request, status: int, seconds: float) -> None:
     route = route_of(request)
-    method = request.method if request.method in METH_ALL else "other"
+    method = meant if (meant := _meant(request)) in METH_ALL else "other"
     metrics.requests.labels(method, route, str(status)).inc()
     metrics.latency.labels(method, route).observe(seconds)
     party = request[PARTY].name if PARTY in request else ""
     # Polls are no events: what only asked, and was answered, is not shown by default.
-    tell = log.debug if request.method in {"GET", "HEAD"} and status < 400 else log.info
-    tell("request", method=request.method, route=route, status=status, ms=round(seconds * 1000, 1), party=party)
+    tell = log.debug if method in {"GET", "HEAD"} and status < 400 else log.info
+    tell("request", method=method, route=route, status=status, ms=round(seconds * 1000, 1), party=party)
+
+
+def _meant(request: web.Request) -> str:
+    method: str = request.get(METHOD, request.method)
+    return method
 
 
 def route_of(request: web.Request) -> str:

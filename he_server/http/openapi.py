@@ -11,11 +11,16 @@ import msgspec
 
 from he_protocol import problems as p
 from he_protocol.errors import ProblemDocument
+from he_protocol.headers import METHOD_OVERRIDE, OVERRIDABLE
 from he_protocol.messages import SignedUpdate
 from he_protocol.problems import ProblemType
 from he_server.http.routes import JSON, Content, Route
 
 Json: TypeAlias = dict[str, Any]
+_OVERRIDE = (
+    f"Where a network lets a method not through, a POST may name it in {METHOD_OVERRIDE}, at every path that has "
+    f"one of {', '.join(sorted(OVERRIDABLE))}. Such a request is what it names, and its proof is for that method."
+)
 PROBLEM = "application/problem+json"
 _ALWAYS = (
     p.NOT_FOUND,
@@ -63,7 +68,7 @@ def document(routes: Sequence[Route], version: str) -> bytes:
     return msgspec.json.encode(
         {
             "openapi": "3.1.0",
-            "info": {"title": "HushSum server", "version": version},
+            "info": {"title": "HushSum server", "version": version, "description": _OVERRIDE},
             "paths": paths,
             "components": {
                 "schemas": components,

@@ -17,7 +17,7 @@ Fault = Literal["pass", "lost", "dropped"] | web.Response | Callable[[bytes], by
 but its response is dropped; this response is given instead; or the response's body is changed."""
 
 
-KEPT = ("ETag", "HushSum-Model-Version", "Location", "Upload-Offset", "Upload-Length")
+KEPT = ("ETag", "HushSum-Model", "Location", "Upload-Offset", "Upload-Length")
 """Headers of answers that pass."""
 
 
@@ -33,7 +33,9 @@ class Seen:
 class Proxy:
     """In front of `upstream`; `tls` is its own, if any. `faults`: what happens to the next requests of a method.
 
-    largest: of a request's body, in bytes; it refuses more, as proxies do.
+    largest: of a request's body, in bytes; it refuses more, as proxies do. closed: methods that it answers with this
+    status itself. loses: fields of requests that do not arrive. tags: what it puts in the place of these
+    fields, of requests and answers, where they are; "" leaves them out. answered: the upstream's statuses.
     """
 
     upstream: str = ""
@@ -42,6 +44,10 @@ class Proxy:
     url: str = ""
     tls: ssl.SSLContext | None = None
     largest: int = 1 << 40
+    closed: dict[str, int] = field(default_factory=dict)
+    loses: frozenset[str] = frozenset()
+    tags: dict[str, str] = field(default_factory=dict)
+    answered: list[int] = field(default_factory=list)
 
     def of(self, method: str) -> list[Seen]:
         return [request for request in self.seen if request.method == method]
@@ -64,23 +70,32 @@ class Proxy:
         self.seen.append(Seen(request.method, request.path, dict(request.headers), body))
         if len(body) > self.largest:
             return web.Response(status=413, text="<html>413 Request Entity Too Large</html>")
+        if request.method in self.closed:
+            return web.Response(status=self.closed[request.method], text="<html>not here</html>")
         waiting = self.faults.get(request.method, [])
         fault = waiting.pop(0) if waiting else "pass"
         if isinstance(fault, web.Response):  # one object cannot be sent twice, and tests share theirs
             return web.Response(status=fault.status, body=fault.body, headers=fault.headers)
         if fault == "lost":
             return _hang_up(request)
-        headers = {name: value for name, value in request.headers.items() if name not in {"Host", "Content-Length"}}
+        headers = self._tagged(
+            {name: v for name, v in request.headers.items() if name not in {"Host", "Content-Length", *self.loses}}
+        )
         async with self._session.request(
             request.method, self.upstream + request.path_qs, data=body or None, headers=headers
         ) as answer:
             content = await answer.read()
+        self.answered.append(answer.status)
         if fault == "dropped":
             return _hang_up(request)
         if callable(fault):
             content = fault(content)
-        kept = {name: answer.headers[name] for name in KEPT if name in answer.headers}
+        kept = self._tagged({name: answer.headers[name] for name in KEPT if name in answer.headers})
         return web.Response(body=content, status=answer.status, headers=kept, content_type=answer.content_type)
+
+    def _tagged(self, headers: dict[str, str]) -> dict[str, str]:
+        changed = {name: self.tags.get(name, value) for name, value in headers.items()}
+        return {name: value for name, value in changed.items() if value}
 
 
 def _hang_up(request: web.Request) -> web.Response:

@@ -5,27 +5,36 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
 from aiohttp import web
+from msgspec.structs import replace
 from safetensors.numpy import save
 
 from he_client import HushSumClient, Submission, SyncClient
-from he_client.published import VERSION_HEADER
-from he_protocol import documents
+from he_party.keyfile import KeyRecord, read_private
+from he_protocol import documents, headers
+from he_protocol.identity.jws import SigningKey
+from he_protocol.messages import PublishedModel, Vote
 from he_protocol.privacy.plan import epsilon
 from he_protocol.problems import (
     BAD_PLAN,
+    BAD_SIGNATURE,
     BAD_TENSORS,
     COMBINE_REFUSED,
     DIGEST_MISMATCH,
+    MALFORMED,
     TOO_FEW_CLIENTS,
     UNEXPECTED_ANSWER,
     UNREACHABLE,
     WRONG_STATE,
+    WRONG_TASK,
+    ProblemType,
 )
 from he_testing.problems import expect_problem
 from tests.client.proxy import Proxy
@@ -47,10 +56,15 @@ async def publish(service: Service) -> int:
         return await two.wait(service.task, sent)
 
 
-def model_answer(body: bytes, **headers: str) -> web.Response:
-    return web.Response(
-        body=body, headers={VERSION_HEADER: "3", "ETag": f'"{hashlib.sha256(body).hexdigest()}"'} | headers
-    )
+def server_key(service: Service) -> SigningKey:
+    return read_private(service.root / "server" / "server.key", KeyRecord).signing
+
+
+def model_answer(service: Service, body: bytes, key: SigningKey | None = None, **signed: Any) -> web.Response:
+    """As the server gives it; `signed` changes what it has signed."""
+    said = PublishedModel(service.task.hash, 3, hashlib.sha256(body).digest())
+    token = (key or server_key(service)).sign(replace(said, **signed))
+    return web.Response(body=body, headers={headers.MODEL: token})
 
 
 async def test_the_task_is_found_by_name_and_by_hash(service: Service) -> None:
@@ -93,7 +107,7 @@ async def test_a_kept_model_that_was_damaged_is_pulled_again(service: Service) -
     assert np.array_equal(model.tensors["w"], MODEL["w"])
 
 
-async def test_a_model_that_is_not_its_etag_is_refused_and_not_kept(service: Service, proxy: Proxy) -> None:
+async def test_a_model_that_is_not_what_was_signed_is_refused_and_not_kept(service: Service, proxy: Proxy) -> None:
     proxy.faults["GET"] = [lambda body: body[:-1] + bytes([body[-1] ^ 1])]
     async with service.client(1, proxy.url) as client:
         with expect_problem(DIGEST_MISMATCH):
@@ -103,23 +117,62 @@ async def test_a_model_that_is_not_its_etag_is_refused_and_not_kept(service: Ser
 
 
 OTHER = {"w": MODEL["w"]}
+SAVED = save(dict(MODEL))
+
+
+def vote(service: Service) -> str:
+    """Signed by the server, with a digest in it, and something else."""
+    return server_key(service).sign(Vote(service.task.hash, 1, 3, hashlib.sha256(SAVED).digest(), "holder-1"))
 
 
 @pytest.mark.parametrize(
     ("answer", "problem"),
     [
-        (lambda: model_answer(save(OTHER)), BAD_TENSORS),
-        (lambda: model_answer(b"not safetensors"), UNEXPECTED_ANSWER),
-        (lambda: model_answer(save(dict(MODEL)), **{VERSION_HEADER: "new"}), UNEXPECTED_ANSWER),
-        (lambda: web.Response(body=save(dict(MODEL)), headers={VERSION_HEADER: "1"}), DIGEST_MISMATCH),
-        (lambda: model_answer(save(dict(MODEL)), **{VERSION_HEADER: ""}), UNEXPECTED_ANSWER),
+        (lambda service: model_answer(service, save(OTHER)), BAD_TENSORS),
+        (lambda service: model_answer(service, b"not safetensors"), UNEXPECTED_ANSWER),
+        (lambda service: web.Response(body=SAVED), UNEXPECTED_ANSWER),
+        (lambda service: web.Response(body=SAVED, headers={headers.MODEL: "3"}), MALFORMED),
+        (lambda service: web.Response(body=SAVED, headers={headers.MODEL: vote(service)}), BAD_SIGNATURE),
+        (lambda service: model_answer(service, SAVED, SigningKey.generate()), BAD_SIGNATURE),
+        (lambda service: model_answer(service, SAVED, task_hash=bytes(32)), WRONG_TASK),
+        (lambda service: model_answer(service, SAVED, sha256=bytes(32)), DIGEST_MISMATCH),
+        (lambda service: model_answer(service, save(OTHER), version=0), DIGEST_MISMATCH),
     ],
-    ids=["other tensors", "no tensors", "no number", "no etag", "no version"],
-)
-async def test_a_model_outside_the_protocol_is_a_refusal(service: Service, answer, problem) -> None:
-    async with Proxy(service.url, {"GET": [answer()]}) as proxy, service.client(1, proxy.url) as client:
+    ids=["other tensors", "no tensors", "nothing signed", "no token", "another kind of message", "another signer",
+         "another task", "other bytes", "another initial model"],
+)  # fmt: skip
+async def test_a_model_outside_the_protocol_is_a_refusal(
+    service: Service, answer: Callable[[Service], web.Response], problem: ProblemType
+) -> None:
+    async with Proxy(service.url, {"GET": [answer(service)]}) as proxy, service.client(1, proxy.url) as client:
         with expect_problem(problem):
             await client.pull_model(service.task)
+        assert (await client.pull_model(service.task)).version == 0
+
+
+@pytest.mark.parametrize(
+    "tag", ["", 'W/"{}"', '"{}-gzip"', '"x"'], ids=["dropped", "weakened", "lengthened", "another"]
+)
+async def test_what_a_proxy_does_to_etags_is_of_no_account(service: Service, proxy: Proxy, tag: str) -> None:
+    """The answer's is not looked at, and the question's is understood as long as the digest stands in it."""
+    sha256 = hashlib.sha256((service.root / "initial.safetensors").read_bytes()).hexdigest()
+    proxy.tags = {"ETag": tag.format(sha256), "If-None-Match": tag.format(sha256)}
+    async with service.client(1, proxy.url) as client:
+        models = [await client.pull_model(service.task) for _ in range(2)]
+    assert [model.version for model in models] == [0, 0]
+    assert np.array_equal(models[1].tensors["w"], MODEL["w"])
+    assert proxy.answered == [200, 304 if sha256 in tag.format(sha256) else 200]
+
+
+async def test_an_old_word_for_a_model_is_not_for_the_kept_one(service: Service, proxy: Proxy) -> None:
+    """Who answers "not changed" with what the server signed of another version changes nothing here."""
+    async with service.client(1, proxy.url) as client:
+        await client.pull_model(service.task)
+        other = model_answer(service, save(OTHER))
+        proxy.faults["GET"] = [web.Response(status=304, headers=other.headers)]
+        with expect_problem(DIGEST_MISMATCH):
+            await client.pull_model(service.task)
+        assert (await client.pull_model(service.task)).version == 0
 
 
 async def test_a_submission_is_encoded_encrypted_counted_and_published(service: Service) -> None:

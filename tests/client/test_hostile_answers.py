@@ -23,10 +23,11 @@ from he_client import published as published_module
 from he_party import http_transport
 from he_party.board import ServerBoard
 from he_party.http_transport import MAX_HEADERS, HttpTransport, RetryPolicy
-from he_protocol import documents, limits, paths
+from he_protocol import documents, headers, limits, paths
 from he_protocol.errors import ProblemError
-from he_protocol.messages import Vote, to_json
-from he_protocol.problems import DIGEST_MISMATCH, TOO_LARGE, UNEXPECTED_ANSWER, UNREACHABLE
+from he_protocol.identity.jws import SigningKey, read_unverified
+from he_protocol.messages import PublishedModel, Vote, to_json
+from he_protocol.problems import BAD_SIGNATURE, DIGEST_MISMATCH, TOO_LARGE, UNEXPECTED_ANSWER, UNREACHABLE
 from he_protocol.task import Task
 from he_testing.fake_server import FakeServer
 from he_testing.plans import changed
@@ -66,7 +67,7 @@ def always(**answer: Any) -> Handler:
 
 async def endless(request: web.Request) -> web.StreamResponse:
     """A body without a declared length, until its reader hangs up."""
-    response = web.StreamResponse(headers={"ETag": '"x"', "HushSum-Model-Version": "0"})
+    response = web.StreamResponse()
     await response.prepare(request)
     try:
         while True:
@@ -233,9 +234,11 @@ def model_of(world: World, value: float) -> bytes:
     return save({spec.name: np.full(spec.shape, value, dtype=np.float32) for spec in world.tensors})
 
 
-def published(body: bytes, version: str, etag: str = "") -> Handler:
-    etag = etag or f'"{hashlib.sha256(body).hexdigest()}"'
-    return always(body=body, headers={"ETag": etag, "HushSum-Model-Version": version})
+def published(world: World, body: bytes, version: int, *, status: int = 200, key: SigningKey | None = None) -> Handler:
+    """`status` 304: the word for it, without the body."""
+    said = PublishedModel(world.task.hash, version, hashlib.sha256(body).digest())
+    token = (key or world.server.key).sign(said)
+    return always(body=body if status == 200 else b"", status=status, headers={headers.MODEL: token})
 
 
 async def test_version_0_is_the_model_that_the_authority_signed(
@@ -243,38 +246,58 @@ async def test_version_0_is_the_model_that_the_authority_signed(
 ) -> None:
     honest, other = model_of(world, 0.0), model_of(world, 1.0)
     assert hashlib.sha256(honest).digest() == world.task.config.model.initial_model
-    async with serving(published(honest, "0")) as url, device(url, world, tmp_path) as client:
+    async with serving(published(world, honest, 0)) as url, device(url, world, tmp_path) as client:
         assert (await client.pull_model(world.task)).version == 0
-    async with serving(published(other, "0")) as url, device(url, world, tmp_path) as client:
+    async with serving(published(world, other, 0)) as url, device(url, world, tmp_path) as client:
         with expect_problem(DIGEST_MISMATCH, "initial model"):
             await client.pull_model(world.task)
         with monkeypatch.context() as off:
-            off.setattr(published_module, "check_version", lambda task, version, etag: None)
+            off.setattr(published_module, "check_published", lambda task, token, sha256: 0)
             assert (await client.pull_model(world.task)).tensors["w"].max() == 1.0
 
 
-@pytest.mark.parametrize("version", ["", "-1", "1e3", "x", "\u0661", "1" * 16])
-async def test_a_version_is_a_number(world: World, tmp_path: Path, version: str) -> None:
-    async with serving(published(model_of(world, 2.0), version)) as url, device(url, world, tmp_path) as client:
-        with expect_problem(UNEXPECTED_ANSWER):
+async def test_whoever_stands_between_publishes_no_model(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A proxy that ends the TLS connection could give any model out as the newest, and its tag with it."""
+    handler = published(world, model_of(world, 2.0), 7, key=SigningKey.generate())
+    async with serving(handler) as url, device(url, world, tmp_path) as client:
+        with expect_problem(BAD_SIGNATURE):
             await client.pull_model(world.task)
-    assert left(tmp_path) == []
+        assert left(tmp_path) == []
+        monkeypatch.setattr(published_module, "verify", lambda token, kind, public: read_unverified(token, kind))
+        assert (await client.pull_model(world.task)).version == 7
+
+
+async def test_the_word_for_one_version_is_not_for_another(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An old model under a new number would make its updates look fresh."""
+    new = PublishedModel(world.task.hash, 9, hashlib.sha256(model_of(world, 9.0)).digest())
+    mixed = always(body=model_of(world, 1.0), headers={headers.MODEL: world.server.key.sign(new)})
+    async with serving(mixed) as url, device(url, world, tmp_path) as client:
+        with expect_problem(DIGEST_MISMATCH):
+            await client.pull_model(world.task)
+        monkeypatch.setattr(published_module, "check_published", lambda task, token, sha256: new.version)
+        assert (await client.pull_model(world.task)).version == 9
 
 
 async def test_a_model_that_is_refused_leaves_the_kept_one(world: World, tmp_path: Path) -> None:
     body = model_of(world, 3.0)
-    async with serving(published(body, "4")) as url, device(url, world, tmp_path) as client:
+    async with serving(published(world, body, 4)) as url, device(url, world, tmp_path) as client:
         assert (await client.pull_model(world.task)).version == 4
     kept = left(tmp_path)
     assert len(kept) == 1
-    for wrong in (published(b"x" * 99, "5", '"y"'), published(b"x" * 99, "5"), published(body[:-1], "5")):
+    for wrong in (
+        published(world, b"x" * 99, 5),
+        published(world, body[:-1], 5),
+        published(world, b"y", 5, status=304),
+    ):
         async with serving(wrong) as url, device(url, world, tmp_path) as client:
             with pytest.raises(ProblemError, match=r"digest-mismatch|unexpected-answer"):
                 await client.pull_model(world.task)
     assert left(tmp_path) == kept
-    tag = f'"{hashlib.sha256(body).hexdigest()}"'
-    unchanged = always(status=304, headers={"ETag": tag, "HushSum-Model-Version": "4"})
-    async with serving(unchanged) as url, device(url, world, tmp_path) as client:
+    async with serving(published(world, body, 4, status=304)) as url, device(url, world, tmp_path) as client:
         assert (await client.pull_model(world.task)).tensors["w"].max() == 3.0
 
 
@@ -285,7 +308,7 @@ async def test_a_large_model_is_in_memory_once(tmp_path: Path) -> None:
     config = changed(world.task.config, tensors=(replace(world.tensors[0], shape=(size,)),))
     task = Task(config, "", world.task.hash)
     body = save({"w": np.ones(size, dtype=np.float32)})
-    async with serving(published(body, "1")) as url, device(url, world, tmp_path) as client:
+    async with serving(published(world, body, 1)) as url, device(url, world, tmp_path) as client:
         with peak_below(2 * len(body)):
             await client.pull_model(task)
 

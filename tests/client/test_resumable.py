@@ -6,6 +6,7 @@ import asyncio
 import random
 from base64 import b64encode
 from collections.abc import Iterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
@@ -17,8 +18,9 @@ from he_client import HushSumClient
 from he_client import resumable as module
 from he_client.resumable import ResumableUpload, _read
 from he_client.spool import EncryptedUpdate
+from he_holder.agent import Agent
 from he_party.http_transport import HttpTransport, RetryPolicy
-from he_protocol import documents, frames, paths, tus
+from he_protocol import documents, frames, headers, paths, tus
 from he_protocol.identity.jws import token_hash, verify
 from he_protocol.identity.requests import prove_request
 from he_protocol.messages import Receipt, SignedUpdate, from_json
@@ -290,6 +292,26 @@ async def test_what_is_too_large_for_a_proxy_goes_in_smaller_pieces(service: Ser
     assert sent.round == 1
     passed = [len(one.body) for one in proxy.of("PATCH") if len(one.body) <= largest]
     assert sum(passed) == sent.bytes
+
+
+@pytest.mark.parametrize("above", [0, 1 << 30], ids=["in pieces", "whole"])
+async def test_an_update_and_a_round_pass_where_only_get_and_post_do(service: Service, above: int) -> None:
+    """Key holders, too: all that they say is said in POSTs."""
+    closed = dict.fromkeys(("PUT", "PATCH", "HEAD"), 403)
+    async with Proxy(service.url, closed=closed) as proxy, AsyncExitStack() as stack:
+        holders = [await stack.enter_async_context(service.holder(number)) for number in range(1, 5)]
+        agents = [Agent(holder, service.task, proxy.url, poll_seconds=0.02) for holder in holders]
+        runs = [asyncio.create_task(agent.run()) for agent in agents]
+        clients = [await stack.enter_async_context(service.client(number, proxy.url)) for number in (1, 2)]
+        for client in clients:
+            client._resumable_above = above
+        sent = [await client.upload(service.task, await seal(client, service)) for client in clients]
+        assert await clients[0].wait(service.task, sent[0]) == 1
+        for run in runs:
+            run.cancel()
+        await asyncio.gather(*runs, return_exceptions=True)
+    named = {one.headers.get(headers.METHOD_OVERRIDE) for one in proxy.of("POST")}
+    assert named >= ({"PUT"} if above else {"PUT", "HEAD", "PATCH"})
 
 
 async def test_a_proxy_that_lets_nothing_through_is_named(service: Service) -> None:

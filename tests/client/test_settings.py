@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import ssl
 from pathlib import Path
 
 import pytest
 
 from he_client.settings import ClientSettings
+from he_holder.settings import Settings as HolderSettings
 from he_party.keyfile import environment_passphrase
+from he_party.settings import PartySettings
 from he_protocol.errors import ProblemError
 from he_protocol.problems import BAD_SETTINGS
 from he_testing.problems import expect_problem
+from tests.support.certificates import self_signed, under_passphrase
 
 
 @pytest.fixture(autouse=True)
 def _no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("DATA_DIR", "SERVER", "TASK", "TLS_CA"):
+    for name in ("DATA_DIR", "SERVER", "TASK", "TLS_CA", "TLS_CERT", "TLS_KEY"):
         monkeypatch.delenv(f"HUSHSUM_CLIENT_{name}", raising=False)
 
 
@@ -76,6 +80,64 @@ def test_a_certificate_authority_that_is_none_is_refused(tmp_path: Path, content
         path.write_text(content)
     with expect_problem(BAD_SETTINGS, "tls_ca"):
         _ = ClientSettings.load(tls_ca=path).tls
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> dict[str, Path]:
+    """Names of files by what is in them."""
+    key, certificate = self_signed("127.0.0.1")
+    contents = {
+        "certificate": certificate,
+        "key": key,
+        "both": key + certificate,
+        "another key": self_signed("127.0.0.1")[0],
+        "locked key": under_passphrase(key, b"a secret"),
+        "nothing": b"",
+        "words": b"not a certificate",
+    }
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+    return {name: tmp_path / name for name in [*contents, "missing"]}
+
+
+SETTINGS: dict[str, type[PartySettings]] = {"client": ClientSettings, "holder": HolderSettings}
+
+
+@pytest.mark.parametrize("party", SETTINGS)
+@pytest.mark.parametrize(("certificate", "key"), [("certificate", "key"), ("both", ""), ("both", "key")])
+def test_a_certificate_of_ours(
+    pair: dict[str, Path], monkeypatch: pytest.MonkeyPatch, party: str, certificate: str, key: str
+) -> None:
+    monkeypatch.setenv(f"HUSHSUM_{party.upper()}_TLS_CERT", str(pair[certificate]))
+    if key:
+        monkeypatch.setenv(f"HUSHSUM_{party.upper()}_TLS_KEY", str(pair[key]))
+    tls = SETTINGS[party].load().tls
+    assert tls is not None
+    assert (tls.verify_mode, tls.check_hostname) == (ssl.CERT_REQUIRED, True)  # theirs is looked at as before
+
+
+@pytest.mark.parametrize("party", SETTINGS)
+@pytest.mark.parametrize(
+    ("certificate", "key", "named"),
+    [
+        ("certificate", "another key", "mismatch"),
+        ("certificate", "locked key", "a key without a passphrase"),
+        ("certificate", "", "tls_cert"),
+        ("", "key", "tls_key is given without tls_cert"),
+        ("missing", "key", "tls_cert"),
+        ("certificate", "missing", "tls_key"),
+        ("words", "key", "tls_cert"),
+        ("certificate", "words", "tls_key"),
+        ("certificate", "nothing", "tls_key"),
+        ("key", "certificate", "tls_cert"),
+    ],
+)
+def test_a_certificate_that_cannot_be_shown_is_refused(
+    pair: dict[str, Path], party: str, certificate: str, key: str, named: str
+) -> None:
+    files = {"tls_cert": pair.get(certificate), "tls_key": pair.get(key)}
+    with expect_problem(BAD_SETTINGS, named):
+        _ = SETTINGS[party].load(**files).tls
 
 
 def test_the_passphrase_is_no_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

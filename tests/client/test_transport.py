@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import datetime
-import ipaddress
 import ssl
 import time
 from collections.abc import AsyncIterator
@@ -14,20 +12,25 @@ from pathlib import Path
 import msgspec
 import pytest
 from aiohttp import web
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
+from he_client.settings import ClientSettings
 from he_party import http_transport
-from he_party.http_transport import BETWEEN, PROBLEM_BYTES, HttpTransport, RetryPolicy, parse_retry_after
+from he_party.http_transport import (
+    BETWEEN,
+    PROBLEM_BYTES,
+    HttpTransport,
+    RetryPolicy,
+    parse_retry_after,
+    refuses_certificate,
+)
 from he_party.identity import Identity
 from he_party.keyfile import KeyRecord, read_private
 from he_party.transport import Transport
-from he_protocol import documents, frames, paths
+from he_protocol import documents, frames, headers, paths
 from he_protocol.errors import ProblemError
-from he_protocol.identity.jws import SigningKey
+from he_protocol.identity.jws import SigningKey, read_unverified
 from he_protocol.identity.requests import check_request
+from he_protocol.messages import RequestProof
 from he_protocol.problems import (
     BAD_SETTINGS,
     BAD_SIGNATURE,
@@ -43,6 +46,7 @@ from he_protocol.problems import (
     UNAUTHENTICATED,
     UNEXPECTED_ANSWER,
     UNREACHABLE,
+    WRONG_ROLE,
     ProblemType,
 )
 from he_testing.clocks import FakeClock
@@ -50,6 +54,7 @@ from he_testing.parties import Authority
 from he_testing.problems import expect_problem
 from tests.client.proxy import Fault, Proxy
 from tests.client.service import QUICK, TASK, Service
+from tests.support.certificates import self_signed
 
 PATIENT = RetryPolicy(first=0.001, longest=0.002, give_up=5.0)
 STRANGER: Identity = Authority(clock=FakeClock()).party("stranger", "client")
@@ -202,7 +207,7 @@ async def test_giving_up_bounds_a_request_that_hangs(begun: bytes) -> None:
 async def test_a_certificate_that_is_not_vouched_for_is_no_server(service: Service, tmp_path: Path) -> None:
     """Anybody on the way can make one. The task's signature would tell in the end, but the proof would be out."""
     file = tmp_path / "server.pem"
-    file.write_bytes(self_signed("127.0.0.1"))
+    file.write_bytes(b"".join(self_signed("127.0.0.1")))
     own = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     own.load_cert_chain(file)
     async with Proxy(service.url, tls=own) as proxy:
@@ -215,20 +220,57 @@ async def test_a_certificate_that_is_not_vouched_for_is_no_server(service: Servi
             assert (await transport.task(TASK)).hash == service.task.hash
 
 
-def self_signed(address: str) -> bytes:
-    """A private key and a certificate of a day for an IP address, as PEM."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, address)])
-    now = datetime.datetime.now(datetime.UTC)
-    certificate = (
-        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(hours=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(address))]), critical=False)
-        .sign(key, hashes.SHA256())
-    )
-    private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    return private + certificate.public_bytes(Encoding.PEM)
+@asynccontextmanager
+async def asking_for_certificates(trusted: Path, folder: Path) -> AsyncIterator[tuple[str, Path]]:
+    """The URL of something with TLS that wants a client certificate, and whom to trust for it."""
+    file = folder / "server.pem"
+    file.write_bytes(b"".join(self_signed("127.0.0.1")))
+    own = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=trusted)
+    own.load_cert_chain(file)
+    own.verify_mode = ssl.CERT_REQUIRED
+    async with Proxy(tls=own, faults={"GET": [web.Response(text="here")]}) as proxy:
+        yield proxy.url, file
+
+
+@pytest.mark.parametrize("apart", [True, False], ids=["a key of its own", "one file"])
+async def test_who_is_asked_for_a_certificate_shows_it(tmp_path: Path, apart: bool) -> None:
+    key, certificate = self_signed("127.0.0.1")
+    shown, beside = tmp_path / "client.pem", tmp_path / "client-key.pem"
+    shown.write_bytes(certificate if apart else key + certificate)
+    beside.write_bytes(key)
+    async with asking_for_certificates(shown, tmp_path) as (url, ca):
+        for files in ({}, {"tls_cert": shown, "tls_key": beside if apart else None}):
+            tls = ClientSettings.load(tls_ca=ca, **files).tls
+            async with HttpTransport(url, STRANGER, tls=tls, retry=BRIEF) as transport:
+                if files:
+                    assert (await transport.request("GET", "/x")).body == b"here"
+                else:
+                    with expect_problem(UNREACHABLE):  # Python's own server hangs up without a word
+                        await transport.request("GET", "/x")
+
+
+@pytest.mark.parametrize(
+    ("reason", "certificate"),
+    [
+        ("TLSV13_ALERT_CERTIFICATE_REQUIRED", True),
+        ("TLSV1_ALERT_UNKNOWN_CA", True),
+        ("SSLV3_ALERT_CERTIFICATE_EXPIRED", True),
+        ("CERTIFICATE_VERIFY_FAILED", False),  # our word on theirs
+        ("SSLV3_ALERT_BAD_RECORD_MAC", False),
+        (None, False),
+    ],
+)
+def test_that_our_certificate_is_refused_is_told_apart(reason: str | None, certificate: bool) -> None:
+    error = ssl.SSLError()
+    error.reason = reason  # type: ignore[assignment]
+    assert refuses_certificate(error) is certificate
+    assert not refuses_certificate(ConnectionResetError())
+
+
+@pytest.mark.parametrize("said", ["No required SSL certificate was sent", "The SSL certificate error"])
+async def test_nginx_says_in_words_that_it_wants_a_certificate(said: str) -> None:
+    with expect_problem(BAD_SETTINGS, "tls_cert"):
+        await asked_once(web.Response(status=400, text=f"<html><title>400 {said}</title></html>"))
 
 
 async def test_a_server_without_tls_is_no_server(service: Service) -> None:
@@ -437,6 +479,55 @@ async def test_a_proxy_that_knows_no_100_continue(monkeypatch: pytest.MonkeyPatc
         for _ in range(2):
             assert (await transport.request("PUT", "/x", pieces=[bytes(1 << 16)])).body == b"ok"
     assert asked == [True, False, False]
+
+
+METHODS = ("PUT", "PATCH", "HEAD", "DELETE")
+
+
+@pytest.mark.parametrize("status", [403, 405, 501])
+async def test_methods_that_something_between_refuses_are_named_in_posts(status: int) -> None:
+    """It is found out once, and remembered; the proof is for the method that is meant."""
+    proxy = Proxy(faults={"POST": [web.Response() for _ in range(5)]}, closed=dict.fromkeys(METHODS, status))
+    async with proxy, HttpTransport(proxy.url, STRANGER, retry=PATIENT) as transport:
+        for method in ("PUT", *METHODS):
+            await transport.request(method, "/x", audience="server", pieces=[b"body"] * (method == "PUT"))
+    assert [one.method for one in proxy.seen] == ["PUT"] + ["POST"] * 5
+    assert [one.headers.get(headers.METHOD_OVERRIDE) for one in proxy.seen] == [None, "PUT", *METHODS]
+    assert [one.body for one in proxy.seen] == [b"body"] * 3 + [b""] * 3
+    proved = [read_unverified(one.headers["DPoP"], RequestProof).htm for one in proxy.seen]
+    assert proved == ["PUT", "PUT", *METHODS]
+
+
+async def test_where_the_name_of_the_method_is_lost_both_ways_are_refused(service: Service) -> None:
+    """The server sees a POST without one. What opens later is found: the other way is tried the next time."""
+    path = paths.update_path(service.task.id, "00" * 16)
+    proxy = Proxy(service.url, closed={"PUT": 405}, loses=frozenset({headers.METHOD_OVERRIDE}))
+    async with proxy, line(service, proxy.url) as transport:
+        for _ in range(2):
+            with expect_problem(REFUSED_BETWEEN, "PUT"):
+                await transport.request("PUT", path, audience=service.task.config.server.name, pieces=[b"x"])
+        assert [one.method for one in proxy.seen] == ["PUT", "POST"] * 2
+        proxy.closed.clear()
+        with expect_problem(MALFORMED):
+            await transport.put_frame(path, b"{", [], service.task.config.server.name)
+    assert proxy.seen[-1].method == "PUT"
+
+
+@pytest.mark.parametrize(("method", "status"), [("GET", 405), ("POST", 405), ("PUT", 413), ("PUT", 400)])
+async def test_no_other_refusal_is_laid_to_the_method(method: str, status: int) -> None:
+    async with Proxy(closed={method: status}) as proxy, HttpTransport(proxy.url, STRANGER, retry=PATIENT) as transport:
+        for _ in range(2):
+            with expect_problem(REFUSED_BETWEEN if status in BETWEEN else UNEXPECTED_ANSWER):
+                await transport.request(method, "/x")
+    assert [one.method for one in proxy.seen] == [method] * 2
+
+
+async def test_a_refusal_of_the_servers_is_not_laid_to_the_method(service: Service, proxy: Proxy) -> None:
+    proxy.faults["PUT"] = [said(WRONG_ROLE)]
+    async with line(service, proxy.url) as transport:
+        with expect_problem(WRONG_ROLE):
+            await transport.request("PUT", "/x")
+    assert [one.method for one in proxy.seen] == ["PUT"]
 
 
 async def test_a_proxy_of_the_environment_is_used(

@@ -89,6 +89,7 @@ _FRAME = "he_server/services/frames.py: Frame"
 _TRANSPORT = "he_party/http_transport.py: HttpTransport"
 _CHOOSE = "he_party/tasks.py: choose"
 _ADMIT = "he_server/store/updates.py: admit"
+_PUBLISHED = "he_client/published.py: check_published"
 _UNVERIFIED = "from he_protocol.identity.jws import read_unverified; "
 _REVOKED = "check_key(await server.revocations.current(), party.name, party.public)"
 
@@ -234,7 +235,7 @@ EDITS = (
     *_returns("he_protocol/schemes/registry.py", "check_secure"),
     *_returns("he_client/floors.py", "check_floors"),
     Edit("he_client/client.py: encrypt", "await asyncio.to_thread(check_floors, task, self._floors)", "pass"),
-    _never("he_client/published.py: check_version", "int(version) == 0 and etag != signed"),
+    _never(_PUBLISHED, "said.version == 0 and sha256 != initial", "another initial model"),
     _never(
         "he_server/blobs/tensor_file.py: keep_model", "sha256 != (expected := task.config.model.initial_model.hex())"
     ),
@@ -487,6 +488,17 @@ EDITS = (
         "claims = verify(proof, RequestProof, party.public)",
         f"{_UNVERIFIED}claims = read_unverified(proof, RequestProof)",
         attack="a stolen credential",
+    ),
+    Edit(
+        _REQUEST, "wanted = (audience, method, path)", "wanted = (audience, claims.htm, path)", "a signed request made"
+    ),
+    _never(_PUBLISHED, "said.task_hash != task.hash", "a model put in"),
+    _never(_PUBLISHED, "said.sha256 != sha256", "a model put in"),
+    Edit(
+        _PUBLISHED,
+        "said = verify(token, PublishedModel, task.config.server.key)",
+        f"{_UNVERIFIED}said = read_unverified(token, PublishedModel)",
+        "a model put in",
     ),
     *_returns("he_protocol/identity/jws.py", "_check_version"),
     _never("he_protocol/frames.py: head_size", "not prefix.startswith(MAGIC)"),

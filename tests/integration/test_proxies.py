@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import shutil
 import socket
+import ssl
 import subprocess
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,13 @@ import numpy as np
 import pytest
 
 from he_client import HushSumClient
+from he_client.settings import ClientSettings
 from he_holder.agent import Agent
 from he_protocol.documents import RoundStatus
+from he_protocol.problems import BAD_SETTINGS
+from he_testing.problems import expect_problem
 from tests.client.service import Service, copy
+from tests.support.certificates import self_signed
 
 WIDE = {"w": np.zeros((1000, 400), np.float32)}
 """Updates of about 1.5 MB: more than nginx lets through by default."""
@@ -40,12 +45,13 @@ http {{
   gzip_types *;
   gzip_proxied any;
   server {{
-    listen 127.0.0.1:{port};
+    listen 127.0.0.1:{port}{tls};
     {http2}
     location {prefix}/ {{
       proxy_pass {upstream}/;
       proxy_buffering {buffering};
       proxy_request_buffering {buffering};
+      {more}
     }}
   }}
 }}
@@ -60,18 +66,34 @@ defaults
   compression algo gzip
   compression type application/octet-stream application/json
 frontend front
-  bind 127.0.0.1:{port}
+  bind 127.0.0.1:{port}{tls}
   default_backend back
 backend back
+  {more}
   server one {address}
 """
 
+WEAK = r"""http-request replace-header If-None-Match (.*) W/\1
+  http-response replace-header ETag (.*) W/\1"""
+PLAIN = {"prefix": "", "buffering": "on", "http2": "", "more": "", "tls": ""}
 PROXIES = {
-    "nginx": {"prefix": "", "buffering": "on", "http2": ""},
-    "nginx, path prefix, HTTP/2": {"prefix": "/hushsum", "buffering": "on", "http2": "http2 on;"},
-    "nginx, no buffering": {"prefix": "", "buffering": "off", "http2": ""},
-    "haproxy": {"prefix": ""},
+    "nginx": PLAIN,
+    "nginx, path prefix, HTTP/2": PLAIN | {"prefix": "/hushsum", "http2": "http2 on;"},
+    "nginx, no buffering": PLAIN | {"buffering": "off"},
+    "nginx, no ETags": PLAIN | {"more": "proxy_hide_header ETag;"},
+    "nginx, GET and POST only": PLAIN | {"more": "limit_except GET POST { deny all; }"},
+    "haproxy": PLAIN,
+    "haproxy, weak ETags": PLAIN | {"more": WEAK},
+    "haproxy, GET and POST only": PLAIN | {"more": "http-request deny deny_status 405 unless METH_GET || METH_POST"},
 }
+QUICK = {"nginx, path prefix, HTTP/2", "nginx, GET and POST only", "haproxy", "haproxy, weak ETags"}
+"""The others are for the long run."""
+ASKING = {
+    "nginx": " ssl; ssl_certificate {0}/server.pem; ssl_certificate_key {0}/server.pem;"
+    " ssl_client_certificate {0}/trusted.pem; ssl_verify_client on",
+    "haproxy": " ssl crt {0}/server.pem ca-file {0}/trusted.pem verify required",
+}
+"""A port with TLS that asks for a client certificate."""
 
 
 @pytest.fixture(scope="module")
@@ -94,29 +116,34 @@ def free_port() -> int:
         return int(taken.getsockname()[1])
 
 
-@pytest.fixture(
-    params=[
-        pytest.param(name, marks=[pytest.mark.long] * (name in {"nginx", "nginx, no buffering"})) for name in PROXIES
-    ]
-)
+@pytest.fixture(params=[pytest.param(name, marks=[pytest.mark.long] * (name not in QUICK)) for name in PROXIES])
 async def url(request: pytest.FixtureRequest, service: Service, tmp_path: Path) -> AsyncIterator[str]:
     """The server's, through a proxy."""
     program = request.param.split(",")[0]
+    async with running(program, PROXIES[request.param], service, tmp_path) as url:
+        yield url
+
+
+@asynccontextmanager
+async def running(
+    program: str, options: dict[str, str], service: Service, folder: Path, tls: ssl.SSLContext | None = None
+) -> AsyncIterator[str]:
+    """The URL of a proxy before the server; `tls`: how it is asked whether it is there."""
     found = shutil.which(program) or shutil.which(program, path="/usr/sbin")
     if found is None:
         pytest.skip(f"{program} is not installed")
-    options, port = PROXIES[request.param], free_port()
-    if options.get("http2") and version_of(found) < "1.25.1":
+    port = free_port()
+    if options["http2"] and version_of(found) < "1.25.1":
         options = options | {"http2": ""}
-    config = tmp_path / "proxy.conf"
+    config = folder / "proxy.conf"
     text = NGINX if program == "nginx" else HAPROXY
     address = service.url.removeprefix("http://")
-    config.write_text(text.format(folder=tmp_path, port=port, upstream=service.url, address=address, **options))
-    arguments = [found, "-p", str(tmp_path), "-c", str(config)] if program == "nginx" else [found, "-f", str(config)]
+    config.write_text(text.format(folder=folder, port=port, upstream=service.url, address=address, **options))
+    arguments = [found, "-p", str(folder), "-c", str(config)] if program == "nginx" else [found, "-f", str(config)]
     process = subprocess.Popen(arguments, stderr=subprocess.PIPE)
     try:
-        url = f"http://127.0.0.1:{port}{options['prefix']}"
-        await ready(url, process)
+        url = f"{'https' if tls else 'http'}://127.0.0.1:{port}{options['prefix']}"
+        await ready(url, process, tls)
         yield url
     finally:
         process.terminate()
@@ -128,12 +155,12 @@ def version_of(nginx: str) -> str:
     return said.strip().rpartition("/")[2]
 
 
-async def ready(url: str, process: subprocess.Popen[bytes]) -> None:
+async def ready(url: str, process: subprocess.Popen[bytes], tls: ssl.SSLContext | None) -> None:
     async with asyncio.timeout(20), aiohttp.ClientSession() as session:
         while True:
             assert process.poll() is None, process.stderr.read().decode()  # type: ignore[union-attr]
             try:
-                async with session.get(f"{url}/healthz") as answer:
+                async with session.get(f"{url}/healthz", ssl=tls or True) as answer:
                     if answer.status == 200:
                         return
             except aiohttp.ClientError:
@@ -177,3 +204,28 @@ async def test_a_round_goes_through(service: Service, url: str, in_pieces_above:
         for run in (*runs, listening):
             run.cancel()
         await asyncio.gather(*runs, listening, return_exceptions=True)
+
+
+@pytest.mark.parametrize("program", ASKING)
+async def test_a_proxy_that_asks_for_certificates(service: Service, tmp_path: Path, program: str) -> None:
+    """With ours all is as before; without it, or with one that the proxy does not know, we are told so at once."""
+    known, stranger, server = (self_signed("127.0.0.1") for _ in range(3))
+    for name, pair in (("known", known), ("stranger", stranger), ("server", server)):
+        (tmp_path / f"{name}.pem").write_bytes(b"".join(pair))
+    (tmp_path / "trusted.pem").write_bytes(known[1])
+    ca = tmp_path / "server.pem"
+    shown = ClientSettings.load(tls_ca=ca, tls_cert=tmp_path / "known.pem").tls
+    options = PLAIN | {"tls": ASKING[program].format(tmp_path)}
+    async with running(program, options, service, tmp_path, shown) as url:
+        state = tmp_path / "state"
+        async with HushSumClient(url, service.identity(1), state_dir=state, tls=shown) as client:
+            task = await client.task(service.task.config.name)
+            sent = await client.submit(task, {"w": np.zeros((1000, 400), np.float32)}, base_version=0)
+            assert sent.round == 1
+        for files in ({}, {"tls_cert": tmp_path / "stranger.pem"}):
+            tls = ClientSettings.load(tls_ca=ca, **files).tls
+            async with asyncio.timeout(20), HushSumClient(url, service.identity(1), state_dir=state, tls=tls) as client:
+                with expect_problem(BAD_SETTINGS, "tls_cert"):
+                    await client.task(service.task.config.name)
+                with expect_problem(BAD_SETTINGS, "tls_cert"):
+                    await client.submit(task, {"w": np.zeros((1000, 400), np.float32)}, base_version=0)

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load
 
-from he_protocol import documents, paths, problems
+from he_protocol import documents, headers, paths, problems
 from he_protocol.config import Optimiser
 from he_protocol.identity.jws import token_hash, verify
-from he_protocol.messages import FailedBucket, Manifest, Receipt
+from he_protocol.messages import FailedBucket, Manifest, PublishedModel, Receipt
 
 from .conftest import both
 from .world import World, half_a_unit
@@ -34,7 +34,8 @@ async def test_a_round_from_uploads_to_the_next_model(world: World) -> None:
     assert set(status.seconds) == {"collect", "screen", "sum", "wait_shares", "open"}
     response = await world.call(world.holders[0], "GET", paths.model_path(task.id))
     data = await response.read()
-    assert response.headers["HushSum-Model-Version"] == "1"
+    said = verify(response.headers[headers.MODEL], PublishedModel, world.server_key.public)
+    assert said == PublishedModel(task.hash, 1, hashlib.sha256(data).digest())
     assert response.headers["ETag"] == f'"{hashlib.sha256(data).hexdigest()}"'
     # 3 clients sent 200 = 2.0 * scale; their mean is 2.0, and the initial model was 0.
     np.testing.assert_allclose(load(data)["w"], np.full((2, 2), 2.0, dtype=np.float32), atol=1e-6)
@@ -179,12 +180,16 @@ async def test_a_round_without_a_bucket_that_opens_fails(empty_world: World) -> 
 async def test_an_etag_saves_the_download(world: World) -> None:
     path = paths.model_path(world.task.id)
     first = await world.call(world.holders[0], "GET", path)
-    again = await world.call(world.holders[0], "GET", path, headers={"If-None-Match": first.headers["ETag"]})
-    assert (again.status, await again.read()) == (304, b"")
+    tag = first.headers["ETag"]
+    for known in (tag, f"W/{tag}", tag[:-1] + '-gzip"', f'"x", {tag}', "*"):
+        again = await world.call(world.holders[0], "GET", path, headers={"If-None-Match": known})
+        assert (again.status, await again.read()) == (304, b"")
+        assert again.headers[headers.MODEL] == first.headers[headers.MODEL]
     other = await world.call(world.holders[0], "GET", path, headers={"If-None-Match": '"stale"'})
     assert other.status == 200
     old = await world.call(world.holders[0], "GET", f"{path}?version=0")
-    assert old.headers["HushSum-Model-Version"] == "0"
+    said = verify(old.headers[headers.MODEL], PublishedModel, world.server_key.public)
+    assert (said.version, said.sha256) == (0, world.task.config.model.initial_model)
 
 
 async def test_tasks_are_listed_and_a_repeat_changes_nothing(world: World) -> None:

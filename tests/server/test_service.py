@@ -12,6 +12,7 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from he_protocol import documents, paths, problems
+from he_protocol.headers import METHOD_OVERRIDE, OVERRIDABLE
 from he_protocol.problems import PROBLEMS
 from he_server.http.app import drain
 from he_server.http.openapi import PROBLEM, problems_of
@@ -25,6 +26,8 @@ ELSEWHERE = {
     "too-many-clients", "tenseal-version", "private-context", "keys-not-ready", "commitment-broken", "bad-settings",
     "bad-key-file", "unreachable", "unexpected-answer", "audit-broken", "refused-between",
     "ledger-mismatch", "epoch-destroyed", "old-epoch", "ambiguous-task", "below-floor",
+    # Said of a method that a path does not have.
+    "method-not-allowed",
     # Told as a round's failure.
     "too-few-clients", "no-quorum", "combine-refused", "excluded-update", "abandoned",
 }  # fmt: skip
@@ -44,7 +47,10 @@ async def test_every_route_is_described(world: World, description: dict[str, Any
         if route.resource is not None
     }
     described = {(method, path) for path, methods in description["paths"].items() for method in methods}
-    assert described == served == {(route.method.lower(), route.path) for route in ROUTES}
+    overriding = {("post", path) for method, path in described if method.upper() in OVERRIDABLE}
+    assert described == {(route.method.lower(), route.path) for route in ROUTES}
+    assert served == described | overriding
+    assert METHOD_OVERRIDE in description["info"]["description"]
     names = [op["operationId"] for methods in description["paths"].values() for op in methods.values()]
     assert len(set(names)) == len(names)
 

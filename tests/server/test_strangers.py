@@ -11,6 +11,7 @@ from safetensors.numpy import load, save
 
 from he_protocol import frames, paths, problems
 from he_protocol.errors import ProblemError
+from he_protocol.headers import METHOD_OVERRIDE
 from he_protocol.task import Task
 from he_server.jobs.garbage import collect_garbage
 from he_server.rules.admission import Limits
@@ -67,8 +68,8 @@ async def test_who_is_refused_was_never_admitted(world: World, monkeypatch: pyte
     for who in (None, forged):
         assert (await world.call(who, "PUT", path, data=bytes(1000))).status == 401
     tus = {"Tus-Resumable": "1.0.0", "Upload-Offset": "0", "Content-Type": "application/offset+octet-stream"}
-    for method in ("PATCH", "POST"):
-        answer = await world.call(None, method, paths.upload_path("0" * 32), data=bytes(10), headers=tus)
+    for method, named in (("PATCH", {}), ("POST", {METHOD_OVERRIDE: "PATCH"})):
+        answer = await world.call(None, method, paths.upload_path("0" * 32), data=bytes(10), headers=tus | named)
         assert await world.problem(answer) == problems.NOT_FOUND
 
 

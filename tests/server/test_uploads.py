@@ -18,7 +18,7 @@ import msgspec
 import pytest
 from aiohttp.test_utils import make_mocked_request
 
-from he_protocol import documents, frames, paths, problems, tus
+from he_protocol import documents, frames, headers, paths, problems, tus
 from he_protocol.errors import ProblemError
 from he_protocol.identity.credentials import check_credential, check_signed
 from he_protocol.identity.jws import verify
@@ -558,6 +558,9 @@ async def test_methods_come_in_a_header_where_a_network_knows_only_two(world: Wo
     path = await begun(world, ada, upload)
     answer = await append(world, path, 0, upload.frame[:100], "POST", X_HTTP_Method_Override="PATCH")
     assert (answer.status, answer.headers["Upload-Offset"]) == (204, "100")
+    fields = {"Tus-Resumable": tus.VERSION, headers.METHOD_OVERRIDE: "HEAD"}
+    asked = await world.call(None, "POST", path, headers=fields)
+    assert (asked.status, asked.headers["Upload-Offset"], await asked.read()) == (200, "100", b"")
     answer = await append(world, path, 100, b"", "POST", X_HTTP_Method_Override="PUT")
     assert await world.problem(answer) == problems.METHOD_NOT_ALLOWED
     answer = await append(world, path, 100, b"", "POST", X_HTTP_Method_Override="DELETE")

@@ -58,6 +58,7 @@ def examples() -> list[tuple[Message, SigningKey]]:
         (m.Confirmation(TASK_HASH, 1, "holder-0", sha("transcript"), sha("key")), HOLDER),
         (m.RevocationList(3, NOW, NOW + 86400, tuple(sorted((sha("key 1"), sha("key 2"))))), AUTHORITY),
         (m.AuditHead("aggregator", 17, sha("entry"), NOW), SERVER),
+        (m.PublishedModel(TASK_HASH, 3, sha("model")), SERVER),
         (m.RequestProof("aggregator", "PUT", "/v1/tasks", NOW, NOW + 60, "nonce", jwk_x(sha("credential"))), CLIENT),
     ]
 
@@ -101,7 +102,18 @@ def good_messages() -> list[Case]:
 
 FIXED = {"task_hash", "sha256", "header", "manifest", "transcript", "fingerprint", "update_id", "key", "hash"}
 """Fields with bytes of a fixed size."""
-WHOLE = {"epoch", "base_version", "created", "round", "model_version", "received", "iat", "exp", "min_clients"}
+WHOLE = {
+    "epoch",
+    "base_version",
+    "created",
+    "round",
+    "model_version",
+    "version",
+    "received",
+    "iat",
+    "exp",
+    "min_clients",
+}
 NAMES = {"client", "holder", "name", "sub", "aud"}
 
 

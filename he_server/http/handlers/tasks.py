@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from aiohttp import web
 
+from he_protocol import headers
 from he_protocol.documents import TaskList
 from he_protocol.errors import ProblemError
+from he_protocol.messages import PublishedModel
 from he_protocol.problems import NOT_FOUND
 from he_server.blobs.keys import model_blob
 from he_server.http.params import task_of
 from he_server.http.responses import answer, stream_blob
+from he_server.rules.requests import has_model
 from he_server.services.context import ServerContext
 from he_server.services.frames import Frame
 from he_server.services.tasks import accept_task, task_status
-
-MODEL_VERSION = "HushSum-Model-Version"
 
 
 async def list_tasks(server: ServerContext, _request: web.Request) -> web.StreamResponse:
@@ -39,7 +40,9 @@ async def get_model(server: ServerContext, request: web.Request) -> web.StreamRe
     if wanted is not None and not (wanted.isascii() and wanted.isdigit() and len(wanted) <= 15):
         raise ProblemError(NOT_FOUND, "no such model version", got=wanted[:80])
     model = await server.store.models.get(task.id, None if wanted is None else int(wanted))
-    headers = {"ETag": f'"{model.sha256}"', MODEL_VERSION: str(model.version), "Cache-Control": "no-cache"}
-    if any(tag.value in {model.sha256, "*"} for tag in request.if_none_match or ()):
-        return web.Response(status=304, headers=headers)
-    return await stream_blob(server, request, model_blob(task.id, model.sha256), headers=headers)
+    said = PublishedModel(task.hash, model.version, bytes.fromhex(model.sha256))
+    signed = await server.threads.run(server.keys.own.signing.sign, said)
+    fields = {"ETag": f'"{model.sha256}"', headers.MODEL: signed, "Cache-Control": "no-cache"}
+    if has_model(request.headers.get("If-None-Match", ""), model.sha256):
+        return web.Response(status=304, headers=fields)
+    return await stream_blob(server, request, model_blob(task.id, model.sha256), headers=fields)

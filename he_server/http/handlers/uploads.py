@@ -17,7 +17,6 @@ from he_protocol import tus
 from he_protocol.documents import UpdateReceipt
 from he_protocol.errors import ProblemError
 from he_protocol.paths import upload_path
-from he_protocol.problems import METHOD_NOT_ALLOWED
 from he_server.blobs.store import Upload
 from he_server.http.auth import CONNECTION, party_of
 from he_server.http.params import hex_id, task_of
@@ -114,17 +113,6 @@ async def delete_upload(server: ServerContext, request: web.Request) -> web.Stre
     async with _opened(server, request) as (upload, _):
         await forget_upload(server, upload)
     return web.Response(status=204)
-
-
-async def post_override(server: ServerContext, request: web.Request) -> web.StreamResponse:
-    """For networks that let only GET and POST through: tus has the method in a header then."""
-    match request.headers.get("X-HTTP-Method-Override", ""):
-        case "PATCH":
-            return await patch_upload(server, request)
-        case "DELETE":
-            return await delete_upload(server, request)
-        case other:
-            raise ProblemError(METHOD_NOT_ALLOWED, "X-HTTP-Method-Override", expected="PATCH or DELETE", got=other[:80])
 
 
 async def mark(request: web.Request, response: web.StreamResponse) -> None:
