@@ -256,8 +256,12 @@ EDITS = (
         "(signed.update_id.hex(), signed.header) != (encrypted.update_id, token_hash(spool.header(encrypted).header))",
         "a receipt",
     ),
-    Edit("he_client/training.py: _clipped_sum", "finite = norms.isfinite()", "finite = torch.ones_like(norms).bool()"),
-    Edit("he_client/training.py: add", "if raise_errors:", "if True:"),
+    Edit(
+        "he_client/training/gradients.py: _clipped_sum",
+        "finite = norms.isfinite()",
+        "finite = torch.ones_like(norms).bool()",
+    ),
+    Edit("he_client/training/gradients.py: _add_one", "if self._raise_errors:", "if True:"),
     Edit(
         "he_client/quantise.py: _total",
         "    if not isfinite(length):",
