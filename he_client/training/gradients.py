@@ -12,7 +12,7 @@ from torch import nn
 from torch.func import functional_call, grad, vmap
 
 from he_client.training.batches import Batch, mapped, records_in
-from he_client.training.layers import layer_of, refuse_mixing
+from he_client.training.layers import dense_embeddings, layer_of, refuse_mixing
 from he_client.training.modules import Arrays, Weights, array_of, plain_name, trained, unwrapped
 
 log = logging.getLogger("he-client")
@@ -38,8 +38,8 @@ def clipped_gradient_sum(
     gradient are left out: they are not sent, and take nothing of the norm. Every record sees the same weights and
     buffers, and with dropout a mask of its own.
 
-    Gradients come from vmap, `microbatch` records at a time; where it cannot do the module (GRU, sparse embeddings,
-    `.item()`), from autograd, record by record, which is slower and is said in the log.
+    Gradients come from vmap, `microbatch` records at a time; where it cannot do the module (GRU, `.item()`,
+    what is written in place), from autograd, record by record, which is slower and is said in the log.
 
     What a record can do must be bounded whatever it is: one with a gradient that is not finite, or on which model or
     loss raise, counts as zero, which is said in the local log only. Otherwise a model of the server's choice finds out
@@ -52,9 +52,10 @@ def clipped_gradient_sum(
     module = unwrapped(module)
     refuse_mixing(module)
     total = _ClippedSum(_RecordGradients(module, loss), clip_norm, raise_errors)
-    for start in range(0, count, microbatch):
-        some = itemgetter(slice(start, start + microbatch))
-        total.add(mapped(some, inputs), mapped(some, targets))
+    with dense_embeddings(module):
+        for start in range(0, count, microbatch):
+            some = itemgetter(slice(start, start + microbatch))
+            total.add(mapped(some, inputs), mapped(some, targets))
     total.tell()
     return {plain_name(module, path): array_of(path, value) for path, value in total.values.items()}
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from traceback import walk_tb
 
 from torch import nn
@@ -39,10 +41,23 @@ def refuse_mixing(module: nn.Module) -> None:
             )
 
 
+@contextmanager
+def dense_embeddings(module: nn.Module) -> Iterator[None]:
+    """Within this, embeddings give dense gradients: what is clipped is dense, and vmap knows no sparse ones."""
+    sparse = [layer for layer in module.modules() if isinstance(layer, nn.Embedding | nn.EmbeddingBag) and layer.sparse]
+    try:
+        for layer in sparse:
+            layer.sparse = False
+        yield
+    finally:
+        for layer in sparse:
+            layer.sparse = True
+
+
 def layer_of(module: nn.Module, error: BaseException) -> str:
-    """The innermost layer in which an exception was raised, as "GRU 'encoder'"; "the loss" where it was in none."""
+    """The innermost layer in which an exception was raised, as "GRU 'encoder'"; "the loss or its gradient" in none."""
     names = {id(layer): name for name, layer in module.named_modules()}
-    found = "the loss"
+    found = "the loss or its gradient"
     for frame, _ in walk_tb(error.__traceback__):
         layer = frame.f_locals.get("self")
         if id(layer) in names:
