@@ -269,7 +269,7 @@ EDITS = (
     ),
     _never(
         "he_client/attempt.py: attempt",
-        "task.config.privacy.noisy and not raise_errors and not (isinstance(update, Mapping) and update)",
+        "total and not (isinstance(result.tensors, Mapping) and result.tensors)",
     ),
     Edit(
         "he_client/client.py: _upload",
