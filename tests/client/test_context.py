@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from he_client.attempt import attempt
 from he_client.lab import as_client
 from he_client.rounds import RoundOutcome, train_rounds
 from he_client.tensors import flatten
+from he_client.training import tensor_specs
 from he_protocol.config import TensorSpec
 from he_protocol.problems import BAD_TENSORS, STALE_UPDATE
 from he_protocol.task import Task
@@ -24,8 +26,10 @@ from he_testing.problems import expect_problem
 from tests.client.proxy import Proxy
 from tests.client.service import Service
 from tests.client.test_resend import answer_of
+from tests.integration.test_readme import marked
 from tests.support.parties import World
 
+HOW_TO = (Path(__file__).parents[2] / "docs" / "how-to.md").read_text()
 MODEL = {"w": np.array([[3.0, -4.0], [1.0, 2.0]], np.float32), "b": np.array(5.0, np.float32)}
 STEP = {name: np.full(value.shape, 0.125, np.float32) for name, value in MODEL.items()}
 AFTER = {name: value + STEP[name] for name, value in MODEL.items()}
@@ -103,7 +107,8 @@ def test_a_result_keeps_what_it_says() -> None:
 
 
 def test_metrics_that_are_no_numbers_stop_nothing(caplog: pytest.LogCaptureFixture) -> None:
-    for metrics in ({"loss": "low", "good": 1}, {"matrix": np.zeros((2, 2)), "good": 1}):
+    kinds: list[dict[str, Any]] = [{"loss": "low", "good": 1}, {"matrix": np.zeros((2, 2)), "good": 1}]
+    for metrics in kinds:
         result = attempt(returning(LocalResult(STEP, metrics=metrics)), PLAIN, MODEL)
         assert result.metrics == {"good": 1.0}
     assert "metric 'loss' is not shown" in caplog.text
@@ -164,6 +169,32 @@ def test_a_mix_up_of_weights_and_update_is_said(
     """And no more than said: a refusal would depend on data."""
     attempt(returning(returned), context, model)
     assert [said in line for line in caplog.messages] == ([True] if said else [])
+
+
+def example(name: str, **about: Any) -> Any:
+    """The function of an example in docs/how-to.md, given the names that it takes as there."""
+    exec(compile(marked(HOW_TO, name), "how-to.md", "exec"), about)
+    return about["update"]
+
+
+def test_the_how_tos_function_that_returns_weights() -> None:
+    update = example("result", fit=lambda _: (AFTER, 7, 0.5))
+    result = attempt(update, PLAIN, MODEL)
+    assert np.allclose(update_of(result), 0.125)
+    assert (result.examples, result.metrics) == (7, {"loss": 0.5})
+
+
+def test_the_how_tos_function_that_asks_for_its_context() -> None:
+    module, inputs = torch.nn.Linear(2, 1), torch.full((9, 2), 100.0)
+    about = {"module": module, "loss": torch.nn.functional.mse_loss, "inputs": inputs, "targets": torch.zeros(9, 1)}
+    privacy = DP | {"unit": "record", "clip_norm": 0.25, "noise_multiplier": 100.0}
+    task = World(
+        plan=NUMBERS | {"weighting": "fixed", "weight_cap": 9.0, "privacy": privacy}, tensors=tensor_specs(module)
+    ).task
+    model = {"weight": np.ones((1, 2), np.float32), "bias": np.zeros(1, np.float32)}
+    result = attempt(example("context", **about), TrainingContext(task, 0, 1, "phone-1"), model)
+    assert np.linalg.norm(flatten(task, result.tensors)) == pytest.approx(9 * 0.25, 1e-4)
+    assert (flatten(task, result.tensors) < 0).all()
 
 
 async def outcomes(client: HushSumClient, service: Service, train: Any, rounds: int) -> list[RoundOutcome]:

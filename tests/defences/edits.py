@@ -262,6 +262,8 @@ EDITS = (
         "finite = torch.ones_like(norms).bool()",
     ),
     Edit("he_client/training/gradients.py: _add_one", "if self._raise_errors:", "if True:"),
+    *_returns("he_client/training/layers.py", "refuse_mixing"),
+    Edit("he_client/training/gradients.py: _buffers", "value.detach().clone()", "value.detach()"),
     Edit(
         "he_client/quantise.py: _total",
         "    if not isfinite(length):",
