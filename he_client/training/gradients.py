@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from math import inf
 from operator import itemgetter
 from typing import Any
 
@@ -14,6 +15,8 @@ from torch.func import functional_call, grad, vmap
 from he_client.training.batches import Batch, mapped, records_in
 from he_client.training.layers import dense_embeddings, layer_of, refuse_mixing
 from he_client.training.modules import Arrays, Weights, array_of, plain_name, trained, unwrapped
+from he_protocol.errors import ProblemError
+from he_protocol.problems import BAD_SETTINGS
 
 log = logging.getLogger("he-client")
 
@@ -46,8 +49,13 @@ def clipped_gradient_sum(
     such a client by its silence. `raise_errors` is for trying a model out, on data that is public.
 
     Raises `bad-tensors` for inputs and targets that do not fit together, for a module that trains nothing, and for
-    layers that mix records, such as BatchNorm: nothing of this depends on the records' values.
+    layers that mix records, such as BatchNorm; `bad-settings` for a `clip_norm` or `microbatch` that is none. Nothing
+    of this depends on the records' values.
     """
+    if not 0 < clip_norm < inf:  # also that of a task without DP, which is 0
+        raise ProblemError(BAD_SETTINGS, "clip_norm", expected="above 0, and finite", got=clip_norm)
+    if microbatch < 1:
+        raise ProblemError(BAD_SETTINGS, "microbatch", expected="at least 1", got=microbatch)
     count = records_in(inputs, targets)
     module = unwrapped(module)
     refuse_mixing(module)

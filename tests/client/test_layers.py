@@ -12,8 +12,6 @@ from torch import nn
 from torch.nn.functional import embedding, mse_loss
 
 from he_client.training import arrays, clipped_gradient_sum
-from he_protocol.problems import BAD_TENSORS
-from he_testing.problems import expect_problem
 from tests.client.per_record import norm_of, plain_loop
 
 RECORDS, STEPS, WIDTH = 7, 4, 8
@@ -183,9 +181,11 @@ def test_any_layer_is_the_loop_over_records(kind: str, caplog: pytest.LogCapture
     torch.manual_seed(5)
     make, data, *where = (TOGETHER | RECORD_BY_RECORD | LSTM)[kind]
     module, inputs = make(), data()
+    if "limited" in kind:
+        module(inputs)  # PyTorch writes the limit into the weights that it looks up
     before, given = arrays(module), inputs.clone()
     compared(module, inputs)
-    assert all(np.array_equal(value, before[name]) for name, value in arrays(module).items() if "limited" not in kind)
+    assert all(np.array_equal(value, before[name]) for name, value in arrays(module).items())
     assert torch.equal(inputs, given)
     if kind not in LSTM:
         said = [line for line in caplog.messages if "record by record" in line]
@@ -228,72 +228,3 @@ def test_each_record_has_a_dropout_mask_of_its_own(caplog: pytest.LogCaptureFixt
     assert caplog.messages == []
     module.eval()
     assert clipped_gradient_sum(module, ones, inputs, inputs, 1e6)["0.gain"] == 64
-
-
-class Remembering(nn.Module):
-    """Keeps the largest input that it has seen, and computes with it; with `.item()`, vmap cannot."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(1))
-        self.register_buffer("most", torch.zeros(()))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        self.most.fill_(max(self.most.item(), x.max().item()))  # type: ignore[operator]
-        return self.weight * torch.as_tensor(self.most)
-
-
-def test_no_record_sees_what_the_module_wrote_for_another() -> None:
-    """Otherwise one record would change the gradients of all that follow."""
-    module, inputs = Remembering(), torch.tensor([[100.0], [1.0], [2.0]])
-    got = clipped_gradient_sum(module, lambda output, _: output.sum(), inputs, inputs, 1e6)
-    assert got["weight"].tolist() == [103.0]
-    assert module.most.item() == 0  # type: ignore[operator]
-
-
-def test_a_sparse_embedding_stays_one_and_of_one_number_too() -> None:
-    """PyTorch loses the gradient of a single one when it makes it dense."""
-    module, ids = nn.Embedding(5, 1, sparse=True), torch.tensor([3, 1, 3])
-    got = clipped_gradient_sum(module, lambda output, _: output.sum(), ids, ids, 1.0)
-    assert got["weight"].ravel().tolist() == [0, 1, 0, 2, 0]
-    assert module.sparse
-
-
-@pytest.mark.parametrize("kind", ["Embedding", "sparse"])
-def test_a_record_that_fails_counts_as_zero_either_way(kind: str, caplog: pytest.LogCaptureFixture) -> None:
-    """Which way is taken must not decide whether an update comes, nor may what a record does to it."""
-    make, data, *_ = (TOGETHER | RECORD_BY_RECORD)[kind]
-    module, ids, targets = make(), data(), torch.randn(RECORDS)
-    rest = [at for at in range(RECORDS) if at != 3]
-    expected = plain_loop(module, squared, ids[rest], targets[rest], 1.0)
-    ids[3, 0] = 99
-    got = clipped_gradient_sum(module, squared, ids, targets, 1.0)
-    for name, value in got.items():
-        np.testing.assert_allclose(value, expected[name], atol=1e-5)
-    assert any("1 records count as zero" in line and "index out of range" in line for line in caplog.messages)
-
-
-def mixing() -> dict[str, tuple[nn.Module, str]]:
-    return {
-        "BatchNorm1d": (nn.BatchNorm1d(2), "GroupNorm"),
-        "BatchNorm2d": (nn.BatchNorm2d(2), "GroupNorm"),
-        "BatchNorm3d": (nn.BatchNorm3d(2), "GroupNorm"),
-        "SyncBatchNorm": (nn.SyncBatchNorm(2), "GroupNorm"),
-        "frozen": (nn.BatchNorm1d(2).requires_grad_(False), "GroupNorm"),
-        "without statistics": (nn.BatchNorm1d(2, track_running_stats=False).eval(), "GroupNorm"),
-        "InstanceNorm1d": (nn.InstanceNorm1d(2, track_running_stats=True), "track_running_stats=False"),
-    }
-
-
-@pytest.mark.parametrize("kind", mixing())
-def test_layers_that_mix_records_are_refused_by_name(kind: str) -> None:
-    layer, instead = mixing()[kind]
-    module = nn.Sequential(nn.Linear(2, 2), nn.Sequential(layer))
-    called = []
-    module.register_forward_pre_hook(lambda *_: called.append(1))
-    inputs = torch.randn(3, 2)
-    with expect_problem(BAD_TENSORS, f"{type(layer).__name__} '1.0'"):
-        clipped_gradient_sum(module, squared, inputs, inputs, 1.0)
-    with expect_problem(BAD_TENSORS, instead):
-        clipped_gradient_sum(module, squared, inputs[:0], inputs[:0], 1.0)
-    assert called == []
