@@ -60,6 +60,19 @@ def test_a_record_that_fails_counts_as_zero_either_way(kind: str, caplog: pytest
     assert any("1 records count as zero" in line and "index out of range" in line for line in caplog.messages)
 
 
+@pytest.mark.parametrize("kind", ["Linear", "GRU"])
+def test_parameters_without_use_have_a_gradient_of_zero_and_no_grad_changes_nothing(kind: str) -> None:
+    make, data, *_ = (TOGETHER | RECORD_BY_RECORD)[kind]
+    module, inputs, targets = make(), data(), torch.randn(RECORDS)
+    module.register_parameter("idle", nn.Parameter(torch.ones(3)))
+    expected = plain_loop(module, squared, inputs, targets, 1.0)
+    with torch.no_grad():
+        got = clipped_gradient_sum(module, squared, inputs, targets, 1.0, raise_errors=True)
+    assert got["idle"].tolist() == [0, 0, 0]
+    for name, value in got.items():
+        np.testing.assert_allclose(value, expected[name], atol=1e-5)
+
+
 def test_a_limited_embedding_is_not_written_to() -> None:
     module, ids = nn.Embedding(9, WIDTH, max_norm=0.5), words()
     before = arrays(module)["weight"]
