@@ -20,6 +20,7 @@ from he_client.rounds import RoundOutcome, train_rounds
 from he_client.tensors import flatten
 from he_client.training import tensor_specs
 from he_protocol.config import TensorSpec
+from he_protocol.errors import ProblemError
 from he_protocol.problems import BAD_TENSORS, STALE_UPDATE
 from he_protocol.task import Task
 from he_testing.problems import expect_problem
@@ -114,6 +115,12 @@ def test_metrics_that_are_no_numbers_stop_nothing(caplog: pytest.LogCaptureFixtu
     assert "metric 'loss' is not shown" in caplog.text
     for nothing in (None, 3.0, [("loss", 1.0)]):
         assert attempt(returning(LocalResult(STEP, metrics=nothing)), PLAIN, MODEL).metrics == {}  # type: ignore[arg-type]
+
+
+def test_metrics_of_a_training_that_gave_no_update_are_kept() -> None:
+    result = attempt(returning(LocalResult({}, metrics={"loss": 1.0})), NOISY, MODEL)
+    assert not update_of(result).any()
+    assert result.metrics == {"loss": 1.0}
 
 
 def test_a_function_may_change_what_it_gets() -> None:
@@ -236,12 +243,20 @@ async def test_an_update_that_is_made_again_is_of_the_same_round(service: Servic
 
 
 async def test_metrics_of_a_round_that_refuses_the_update_are_kept(service: Service, proxy: Proxy) -> None:
+    """And belong to no other round."""
+    notes = Notes()
+
+    def fails_later(model: dict[str, np.ndarray], context: TrainingContext) -> LocalResult:
+        if context.round == 2:
+            raise ProblemError(STALE_UPDATE, "of the function's own")
+        return notes(model, context)
+
     async with service.client(1, proxy.url) as client:
         proxy.faults["PUT"] = [answer_of(STALE_UPDATE)] * 3
-        (outcome,) = await outcomes(client, service, Notes(), 1)
-    assert outcome.refusal is not None
-    assert outcome.refusal.problem == STALE_UPDATE
-    assert dict(outcome.metrics) == {"loss": pytest.approx(1 / 3)}
+        rounds = train_rounds(client, service.task, fails_later, 2, raise_errors=True)
+        both = [outcome async for outcome in rounds]
+    assert [outcome.refusal and outcome.refusal.problem for outcome in both] == [STALE_UPDATE, STALE_UPDATE]
+    assert [dict(outcome.metrics) for outcome in both] == [{"loss": pytest.approx(1 / 3)}, {}]
 
 
 async def test_one_training_by_itself_is_a_run_of_one_round(service: Service) -> None:
