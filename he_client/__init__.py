@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from he_client.client import HushSumClient, Submission
+    from he_client.context import LocalResult, TrainingContext
     from he_client.floors import Floors
     from he_client.published import Model
     from he_client.quantise import Limited
@@ -17,15 +18,28 @@ if TYPE_CHECKING:
     from he_party import __version__
     from he_party.identity import Identity
 
-__all__ = ["Floors", "HushSumClient", "Identity", "Limited", "Model", "Submission", "SyncClient", "__version__"]
+__all__ = [
+    "Floors",
+    "HushSumClient",
+    "Identity",
+    "Limited",
+    "LocalResult",
+    "Model",
+    "Submission",
+    "SyncClient",
+    "TrainingContext",
+    "__version__",
+]
 _HOMES = {
     "Floors": "he_client.floors",
     "HushSumClient": "he_client.client",
     "Identity": "he_party.identity",
     "Limited": "he_client.quantise",
+    "LocalResult": "he_client.context",
     "Model": "he_client.published",
     "Submission": "he_client.client",
     "SyncClient": "he_client.sync",
+    "TrainingContext": "he_client.context",
     "__version__": "he_party",
 }
 

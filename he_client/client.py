@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Self
 
 from he_client.attempt import Train, attempt
+from he_client.context import TrainingContext
 from he_client.floors import Floors, check_floors
 from he_client.published import Model, checked_version, opened_sum, pull_model
 from he_client.quantise import Limited, UpdateQuantiser
@@ -118,6 +119,11 @@ class HushSumClient:
     ) -> None:
         await self._transport.__aexit__(kind, error, tb)
 
+    @property
+    def name(self) -> str:
+        """This client's name, as its credential has it."""
+        return self._transport.identity.name
+
     async def task(self, name: str) -> Task:
         """The task of this hash, or the newest epoch of this name, as the authority signed it.
 
@@ -162,11 +168,15 @@ class HushSumClient:
     ) -> Submission:
         """Train on a pulled model, in another thread, and `submit` the result.
 
-        Under a DP plan a `train` that raises sends a zero update (see `he_client.attempt`), unless `raise_errors`.
+        A run of one round: `train` may ask for its context, whose state begins empty. Metrics that it returns are shown
+        by `he_client.rounds.train_rounds`. Under a DP plan a `train` that raises sends a zero update (see
+        `he_client.attempt`), unless `raise_errors`.
         """
-        work = partial(attempt, task, train, model.tensors, raise_errors=raise_errors)
-        update, examples = await abandonable(work)
-        return await self.submit(task, update, base_version=model.version, examples=examples, within=within)
+        context = TrainingContext(task, model.version, 1, self.name)
+        result = await abandonable(partial(attempt, train, context, model.tensors, raise_errors=raise_errors))
+        return await self.submit(
+            task, result.tensors, base_version=model.version, examples=result.examples, within=within
+        )
 
     async def encrypt(self, task: Task, source: Source, *, base_version: int) -> EncryptedUpdate:
         """Encrypt the task.length integers of `source` (see `he_client.quantise.UpdateQuantiser`) and store them

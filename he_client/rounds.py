@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 
 from he_client.attempt import Train, attempt
 from he_client.client import HushSumClient, Submission
-from he_client.tensors import Tensors
+from he_client.context import LocalResult, TrainingContext
+from he_client.published import Model
 from he_party.threads import abandonable
 from he_protocol.errors import ProblemError
 from he_protocol.problems import STALE_UPDATE, UNREACHABLE
@@ -25,17 +26,41 @@ PAUSE_SECONDS = 1.0
 """After a round that was refused at once, and between two looks at one that we sit out."""
 log = logging.getLogger("he-client")
 
-Run = Callable[[Callable[[], tuple[Tensors, float | None]]], Awaitable[tuple[Tensors, float | None]]]
+Run = Callable[[Callable[[], LocalResult]], Awaitable[LocalResult]]
 """Runs the work of one training without keeping the event loop."""
 
 
 @dataclass(frozen=True)
 class RoundOutcome:
-    """One round: what was sent, None for nothing; the version that came of it, None for none; and why not."""
+    """One round: what was sent, None for nothing; the version that came of it, None for none; and why not.
+
+    metrics: what the training function said of the last training (`LocalResult`). They never leave this device.
+    """
 
     sent: Submission | None
     version: int | None
     refusal: ProblemError | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+class _Training:
+    """One client's training in one run: what its function is told, and what it said last."""
+
+    def __init__(self, client: HushSumClient, task: Task, train: Train, raise_errors: bool, run: Run) -> None:
+        self.metrics: Mapping[str, float] = {}
+        self._about = partial(TrainingContext, task, client=client.name, state={})
+        self._attempt = partial(attempt, train, raise_errors=raise_errors)
+        self._run = run
+        self._round = 0
+
+    def next_round(self) -> None:
+        self._round, self.metrics = self._round + 1, {}
+
+    async def __call__(self, model: Model) -> LocalResult:
+        context = self._about(version=model.version, round=self._round)
+        result = await self._run(partial(self._attempt, context, model.tensors))
+        self.metrics = result.metrics
+        return result
 
 
 async def train_rounds(
@@ -49,7 +74,8 @@ async def train_rounds(
 ) -> AsyncIterator[RoundOutcome]:
     """Pull the model, train, submit, wait; `rounds` times. Without DP a client with 0 examples sits a round out.
 
-    What an earlier run left behind is sent first. Raises what no further round would mend, such as an expired
+    What the function is told, and its `state` over the rounds of this call: `TrainingContext`. What an earlier run left
+    behind is sent first. Raises what no further round would mend, such as an expired
     credential or an exhausted budget. run: how a training is run.
     """
     for left in await client.resume(task):
@@ -59,30 +85,33 @@ async def train_rounds(
             if not refusal.problem.only_this_round:
                 raise
             log.warning("update %s is in no model: %s", left.update_id, refusal)
+    training = _Training(client, task, train, raise_errors, run)
     for _ in range(rounds):
+        training.next_round()
         sent: Submission | None = None
         try:
-            sent = await _submit(client, task, train, raise_errors, run)
+            sent = await _submit(client, task, training)
             version = await (_sit_out(client, task) if sent is None else client.wait(task, sent))
         except ProblemError as refusal:
             if not refusal.problem.only_this_round:
                 raise
-            yield RoundOutcome(sent, None, refusal)
+            yield RoundOutcome(sent, None, refusal, training.metrics)
             await asyncio.sleep(PAUSE_SECONDS)
         else:
-            yield RoundOutcome(sent, version)
+            yield RoundOutcome(sent, version, None, training.metrics)
 
 
-async def _submit(client: HushSumClient, task: Task, train: Train, raise_errors: bool, run: Run) -> Submission | None:
+async def _submit(client: HushSumClient, task: Task, training: _Training) -> Submission | None:
     """None where there is nothing to send. An update on a model that is too old by now is made again on the newest."""
     for tries_left in reversed(range(TRIES)):
         model = await client.pull_model(task)
-        work = partial(attempt, task, train, model.tensors, raise_errors=raise_errors)
-        update, examples = await run(work)
-        if examples == 0 and not task.config.privacy.noisy:
+        result = await training(model)
+        if result.examples == 0 and not task.config.privacy.noisy:
             return None
         try:
-            return await client.submit(task, update, base_version=model.version, examples=examples, within=WITHIN)
+            return await client.submit(
+                task, result.tensors, base_version=model.version, examples=result.examples, within=WITHIN
+            )
         except ProblemError as refusal:
             if refusal.problem != STALE_UPDATE or not tries_left:
                 raise

@@ -24,6 +24,7 @@ from tests.client.service import MODEL, TASK, Service
 
 TRAINING = """
 import numpy as np
+from he_client import LocalResult
 
 def update(model):
     return {name: np.full(value.shape, 0.25, dtype=np.float32) for name, value in model.items()}
@@ -37,9 +38,10 @@ def wrong(model):
 def whole_numbers(model):
     return {name: value.astype(int) for name, value in model.items()}
 
-def told(model, task):
-    plan = task.config.privacy
-    return {name: np.full(value.shape, plan.clip_norm / 8, dtype=np.float32) for name, value in model.items()}
+def told(model, context):
+    step = context.plan.clip_norm / 8
+    metrics = {"round": context.round, "named": float(context.client == "client-01")}
+    return LocalResult({name: value + step for name, value in model.items()}, metrics=metrics, weights=True)
 
 number = 3
 """
@@ -159,9 +161,10 @@ async def test_train_takes_part_in_rounds(service: Service, training: str) -> No
     assert rows[0]["update_id"] != rows[1]["update_id"]
     assert rows[0]["bytes"] == rows[1]["bytes"] > 0
     assert "client-level epsilon" in result.stderr
+    assert "metrics" not in rows[0]
 
 
-async def test_a_function_may_ask_for_the_task(service: Service, training: str) -> None:
+async def test_a_function_may_ask_for_its_context_and_return_metrics(service: Service, training: str) -> None:
     """Of what it clips by, it needs no second copy."""
     async with service.committee():
         partner = asyncio.create_task(_partner(service, 1))
@@ -170,6 +173,7 @@ async def test_a_function_may_ask_for_the_task(service: Service, training: str) 
     assert result.exit_code == 0, result.output
     (row,) = json.loads(result.stdout)
     assert row["norm"] == row["clipped_norm"] == pytest.approx(8**0.5 * service.task.config.privacy.clip_norm / 8, 1e-3)
+    assert row["metrics"] == {"round": 1.0, "named": 1.0}
 
 
 async def _partner(service: Service, rounds: int) -> None:

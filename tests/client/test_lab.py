@@ -49,8 +49,8 @@ def fails():
 def fit(model):
     return model
 
-def told(model, task, client):
-    return model, task, client
+def told(model, context, client):
+    return model, context, client
 """
 
 
@@ -238,7 +238,7 @@ def test_a_function_is_told_which_client_it_is() -> None:
         return client
 
     told = load_named("my.py:told")
-    assert as_client(told, 2)({}, "task") == ({}, "task", 2)
+    assert as_client(told, 2)({}, "context") == ({}, "context", 2)
     assert as_client(with_default, 0)({}) == 0
     assert as_client(with_default, None)({}) == 9
     assert as_client(print, 1) is print

@@ -14,6 +14,7 @@ from he_client.training import arrays, clipped_gradient_sum, difference, load_ar
 from he_protocol.config import TensorSpec
 from he_protocol.problems import BAD_TENSORS
 from he_testing.problems import expect_problem
+from tests.client.per_record import norm_of, plain_loop
 
 
 class Affine(nn.Module):
@@ -55,29 +56,6 @@ def records(count: int, shape: tuple[int, ...]) -> tuple[torch.Tensor, torch.Ten
     return torch.randn(count, *shape, generator=generator) * 3, torch.randint(3, (count,), generator=generator)
 
 
-def plain_loop(
-    module: nn.Module,
-    loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
-    x: torch.Tensor,
-    y: torch.Tensor,
-    clip: float,
-) -> dict[str, np.ndarray]:
-    """Abadi et al. 2016, algorithm 1, one record at a time with autograd."""
-    total = {name: np.zeros(tuple(value.shape)) for name, value in module.named_parameters()}
-    for i in range(len(x)):
-        module.zero_grad()
-        loss(module(x[i : i + 1]), y[i : i + 1]).backward()
-        gradients = {
-            name: value.grad.double().numpy()  # type: ignore[union-attr]
-            for name, value in module.named_parameters()
-        }
-        norm = np.sqrt(sum((value**2).sum() for value in gradients.values()))
-        for name, value in gradients.items():
-            total[name] += (value * min(1.0, clip / norm)).reshape(total[name].shape)
-    module.zero_grad()
-    return total
-
-
 @pytest.mark.parametrize(("make", "shape"), [(classifier, (5,)), (convolution, (1, 5))], ids=["linear", "convolution"])
 @pytest.mark.parametrize("clip", [0.05, 2.45, 1e6], ids=["all clipped", "some clipped", "none clipped"])
 @pytest.mark.parametrize("microbatch", [4, 64], ids=["in pieces", "at once"])
@@ -116,10 +94,6 @@ def test_a_scalar_parameter_counts_in_the_norm() -> None:
     assert got["gain"].shape == ()
     for name, value in got.items():
         np.testing.assert_allclose(value, expected[name], rtol=1e-5, err_msg=name)
-
-
-def norm_of(values: dict[str, np.ndarray]) -> float:
-    return float(np.sqrt(sum((value.astype(np.float64) ** 2).sum() for value in values.values())))
 
 
 @pytest.mark.parametrize("clip", [0.01, 0.7])

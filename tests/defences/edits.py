@@ -257,8 +257,14 @@ EDITS = (
         "(signed.update_id.hex(), signed.header) != (encrypted.update_id, token_hash(spool.header(encrypted).header))",
         "a receipt",
     ),
-    Edit("he_client/training.py: _clipped_sum", "finite = norms.isfinite()", "finite = torch.ones_like(norms).bool()"),
-    Edit("he_client/training.py: add", "if raise_errors:", "if True:"),
+    Edit(
+        "he_client/training/gradients.py: _clipped_sum",
+        "finite = norms.isfinite()",
+        "finite = torch.ones_like(norms).bool()",
+    ),
+    Edit("he_client/training/gradients.py: _add_one", "if self._raise_errors:", "if True:"),
+    *_returns("he_client/training/layers.py", "refuse_mixing"),
+    Edit("he_client/training/gradients.py: _buffers", "value.detach().clone()", "value.detach()"),
     Edit(
         "he_client/quantise.py: _total",
         "    if not isfinite(length):",
@@ -266,7 +272,7 @@ EDITS = (
     ),
     _never(
         "he_client/attempt.py: attempt",
-        "task.config.privacy.noisy and not raise_errors and not (isinstance(update, Mapping) and update)",
+        "total and not (isinstance(result.tensors, Mapping) and result.tensors)",
     ),
     Edit(
         "he_client/client.py: _upload",
