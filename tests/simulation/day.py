@@ -202,6 +202,11 @@ class Day:
         world.record.disowned.update(update for update, credential in waiting if _key(credential) in self._revoked)
         return f"list {self._lists}, {len(self._revoked)} keys"
 
+    async def _waiting(self, device: int) -> dict[str, bytes]:
+        """What waits in its spool: ids, and the signed heads."""
+        async with self._world.device(device) as program:
+            return {waiting.update_id: waiting.head for waiting in program.waiting(self._world.task)}
+
     async def _check_spool(self, device: int) -> list[SpooledUpdate]:
         """After a run of a device that is well, nothing waits but for a round, or for a server that did not answer."""
         async with self._world.device(device) as program:
@@ -229,6 +234,7 @@ class Day:
         kind: FateKind = "none" if self._now >= self._calm else _drawn(dice, HARSH if trouble else FATES)
         fate = Fate(kind, int(dice.uniform(*dice.choice(POINTS))))
         before, right = self._settle(device), not world.devices[device].ahead
+        waited = await asyncio.create_task(self._waiting(device))
         outcome = await world.run(self._take_part(device, trouble), fate, f"{name} {trouble}", name)
         self._counts["runs"] += 1
         self._counts[f"run: {outcome.split(' ', 1)[0]}"] += 1
@@ -241,8 +247,11 @@ class Day:
             raise Violation("who is well is not refused", f"{name}: {outcome}")
         if well:
             await asyncio.create_task(self._check_spool(device))
-        if not right and world.devices[device].ahead and kind == "none" and outcome not in SAID_TO_WRONG_CLOCKS:
-            raise Violation("a wrong clock is a clear problem", f"{name}: {outcome}")
+        if not right:
+            if kind == "none" and outcome not in SAID_TO_WRONG_CLOCKS:
+                raise Violation("a wrong clock is a clear problem", f"{name}: {outcome}")
+            if await asyncio.create_task(self._waiting(device)) != waited:
+                raise Violation("a wrong clock changes nothing that waits", f"{name}, {outcome}: {sorted(waited)}")
         return False
 
     async def _take_part(self, device: int, trouble: Trouble) -> str:
@@ -250,7 +259,7 @@ class Day:
         outcome = "nothing"
         async with self._world.device(device) as program:
             task = await program.task(NAME)
-            self._counts["updates that waited for a run"] += sum(u.state == "waiting" for u in program.updates(task))
+            self._counts["updates that waited for a run"] += len(program.waiting(task))
             run = partial(self._train, device, trouble)
             async for one in train_rounds(program, task, self._vector, 1, run=run):
                 outcome = one.refusal.problem.slug if one.refusal else f"version {one.version}"

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Any
 
-import msgspec
 import pytest
 
-from he_client import HushSumClient, client, resend
+from he_client import HushSumClient, resend
 from he_client.client import Submission
-from he_client.spool import EncryptedUpdate, Spool
+from he_protocol.messages import SignedUpdate
 from he_protocol.task import Task
 
 from . import day
 from .attendance import Attendance
 from .invariants import Violation
-from .mutants import Patch
+from .mutants import Mutant, Patch
 
 HOURS = 3.0
 """A morning: half of the hours that a credential, and all that an update lives."""
@@ -58,3 +57,59 @@ def test_who_never_comes_back_is_missed_at_the_end() -> None:
     for devices in ([1], [2]):
         with pytest.raises(Violation, match="at the end"):
             attendance.check_all(devices)
+
+
+def old_credentials(patch: Patch) -> None:
+    renewed = resend.renewed
+
+    def kept(task: Task, head: SignedUpdate, *rest: Any) -> SignedUpdate:
+        return SignedUpdate(renewed(task, head, *rest).header, head.credential)
+
+    patch.setattr(resend, "renewed", kept)
+
+
+def heads_of_the_future(patch: Patch) -> None:
+    patch.setattr(resend, "CLOCK_SKEW_SECONDS", 1 << 40)
+
+
+def old_keys(patch: Patch) -> None:
+    patch.setattr(resend, "_signed_by", lambda *_: True)
+
+
+def stopped(patch: Patch) -> None:
+    async def resume(self: HushSumClient, task: Task) -> list[Submission]:
+        return [await self.upload(task, waiting) for waiting in self._spool(task).pending()]
+
+    patch.setattr(HushSumClient, "resume", resume)
+
+
+def unasked(patch: Patch) -> None:
+    async def welcome(*_: Any) -> bool:
+        return True
+
+    patch.setattr(HushSumClient, "_welcome", welcome)
+
+
+MUTANTS = (
+    Mutant("stopped", "the first refusal of an update that waits ends the run", stopped),
+    Mutant("old credentials", "an update that waits keeps its old credential", old_credentials),
+    Mutant("old keys", "an update that waits keeps the signature of the old key", old_keys),
+    Mutant("heads of the future", "what a clock ahead has signed is not signed again", heads_of_the_future),
+    Mutant("unasked", "a device judges what waits by a clock that may be wrong", unasked),
+)
+DAYS, HALF = 4, 12.0
+"""So many days are tried, the first half of each."""
+
+
+@pytest.mark.parametrize(
+    "mutant", [pytest.param(m, id=m.name, marks=[pytest.mark.long][: number > 1]) for number, m in enumerate(MUTANTS)]
+)
+def test_a_planted_bug_of_devices_that_come_back_is_found(mutant: Mutant, monkeypatch: pytest.MonkeyPatch) -> None:
+    mutant.plant(monkeypatch)
+    with pytest.raises(Violation):
+        _try_days()
+
+
+def _try_days() -> None:
+    for seed in range(DAYS):
+        day.live(seed, HALF)

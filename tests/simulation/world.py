@@ -266,8 +266,11 @@ class Device(HushSumClient):
 
     def spooled(self, task: Task) -> int:
         """How many updates are in the spool, with a receipt or without: the device's next vector is the next one."""
-        spool = self._spool(task)
-        return spool.acknowledged() + len(spool.pending())
+        return self._spool(task).acknowledged() + len(self.waiting(task))
+
+    def waiting(self, task: Task) -> list[EncryptedUpdate]:
+        """What is in the spool without a receipt."""
+        return self._spool(task).pending()
 
     async def _upload(self, task: Task, encrypted: EncryptedUpdate, within: float, *, keep: bool) -> Submission:
         self._world.record.sent[encrypted.update_id] = None
