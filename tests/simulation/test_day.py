@@ -68,10 +68,6 @@ def old_credentials(patch: Patch) -> None:
     patch.setattr(resend, "renewed", kept)
 
 
-def heads_of_the_future(patch: Patch) -> None:
-    patch.setattr(resend, "CLOCK_SKEW_SECONDS", 1 << 40)
-
-
 def old_keys(patch: Patch) -> None:
     patch.setattr(resend, "_signed_by", lambda *_: True)
 
@@ -91,18 +87,17 @@ def unasked(patch: Patch) -> None:
 
 
 MUTANTS = (
+    Mutant("unasked", "a device judges what waits by a clock that may be wrong", unasked),
     Mutant("stopped", "the first refusal of an update that waits ends the run", stopped),
     Mutant("old credentials", "an update that waits keeps its old credential", old_credentials),
     Mutant("old keys", "an update that waits keeps the signature of the old key", old_keys),
-    Mutant("heads of the future", "what a clock ahead has signed is not signed again", heads_of_the_future),
-    Mutant("unasked", "a device judges what waits by a clock that may be wrong", unasked),
 )
 DAYS, HALF = 4, 12.0
 """So many days are tried, the first half of each."""
 
 
 @pytest.mark.parametrize(
-    "mutant", [pytest.param(m, id=m.name, marks=[pytest.mark.long][: number > 1]) for number, m in enumerate(MUTANTS)]
+    "mutant", [pytest.param(m, id=m.name, marks=[pytest.mark.long][: number > 0]) for number, m in enumerate(MUTANTS)]
 )
 def test_a_planted_bug_of_devices_that_come_back_is_found(mutant: Mutant, monkeypatch: pytest.MonkeyPatch) -> None:
     mutant.plant(monkeypatch)
