@@ -265,10 +265,13 @@ class HushSumClient:
 
         No update stops the others, or this device. What can never pass (a model that is too old by now, a head that a
         crash cut off) is dropped with a warning; whatever else is refused waits for the next call, until it is too old.
-        `updates` tells why. While the server cannot be reached, all wait.
+        `updates` tells why. While the server cannot be reached, or refuses this device, all wait.
         """
         sent, spool = [], self._spool(task)
-        for encrypted in await asyncio.to_thread(spool.pending):
+        pending = await asyncio.to_thread(spool.pending)
+        if pending and not await self._welcome(task, spool, pending):
+            return []
+        for encrypted in pending:
             if not await asyncio.to_thread(self._made_fit, task, spool, encrypted):
                 continue
             try:
@@ -282,6 +285,21 @@ class HushSumClient:
                 if refusal.problem == UNREACHABLE:  # the next one would wait as long; it comes first the next time
                     break
         return sent
+
+    async def _welcome(self, task: Task, spool: Spool, pending: list[EncryptedUpdate]) -> bool:
+        """Whether the server takes a signed request; what waits is told why not.
+
+        By a clock that is a year ahead every update is too old, and one that is behind makes its head too old for the
+        day when it is right again. So nothing is judged or signed by our clock before the server has agreed with it.
+        """
+        try:
+            await self.rounds(task)
+        except ProblemError as refusal:
+            log.info("%d updates wait: %s", len(pending), refusal)
+            for encrypted in pending:
+                spool.note(encrypted, refusal, self._clock(), dropped=False)
+            return False
+        return True
 
     def updates(self, task: Task) -> list[SpooledUpdate]:
         """This device's updates to a task: those that wait, those that were acknowledged, and the newest of those that

@@ -102,12 +102,15 @@ class Service:
 
     @asynccontextmanager
     async def client(
-        self, number: int, url: str | None = None, *, retry: RetryPolicy = QUICK
+        self, number: int, url: str | None = None, *, retry: RetryPolicy = QUICK, ahead: float = 0.0
     ) -> AsyncIterator[HushSumClient]:
-        """A client, perhaps through a proxy; entering it again is a restart of the device."""
+        """A client, perhaps through a proxy; entering it again is a restart of the device.
+
+        ahead: seconds that its clock is before everybody else's.
+        """
         state = self.folder(number) / "state"
         async with HushSumClient(
-            url or self.url, self.identity(number), state_dir=state, retry=retry, clock=self.clock
+            url or self.url, self.identity(number), state_dir=state, retry=retry, clock=lambda: self.clock() + ahead
         ) as client:
             yield client
 

@@ -35,6 +35,7 @@ from he_protocol.problems import (
     REFUSED_BETWEEN,
     STALE_UPDATE,
     TOO_FEW_CLIENTS,
+    UNAUTHENTICATED,
     UNREACHABLE,
     WRONG_SIZE,
     ProblemType,
@@ -175,6 +176,21 @@ async def test_a_clock_that_was_a_year_behind_once(service: Service) -> None:
         (sent,) = await client.resume(service.task)
         assert sent.update_id == fresh.update_id
         assert states(client, service)[old.update_id] == ("dropped", STALE_UPDATE.slug)
+
+
+@pytest.mark.parametrize("years", [1, -1])
+async def test_a_clock_that_is_wrong_while_an_update_waits_changes_nothing_of_it(service: Service, years: int) -> None:
+    """It would be dropped as too old, or signed again with a time that makes it too old when the clock is right."""
+    async with service.client(1) as client:
+        waiting = await seal(client, service)
+        head = waiting.head
+    async with service.client(1, ahead=years * 365 * 86400.0) as client:
+        assert await client.resume(service.task) == []
+        assert states(client, service) == {waiting.update_id: ("waiting", UNAUTHENTICATED.slug)}
+    assert waiting.head == head
+    async with service.client(1) as client:
+        (sent,) = await client.resume(service.task)
+    assert sent.update_id == waiting.update_id
 
 
 _OF_EACH_KIND = {(p.family, p.retry): p for p in PROBLEMS.values() if p.retry != "never" and p is not REFUSED_BETWEEN}

@@ -22,7 +22,7 @@ from he_protocol.task import Task
 from he_server.rules.rounds import TRANSITIONS
 
 from .machine import Machine
-from .world import AGREEMENT, CLIENTS, MIN_CLIENTS, SCALE, THRESHOLD, World
+from .world import AGREEMENT, MIN_CLIENTS, SCALE, THRESHOLD, World
 
 EXCUSED = frozenset({TOO_FEW_CLIENTS.urn, ABANDONED.urn})
 """Failures that honest parties can meet; any other one of a round means that something was lost or spoilt."""
@@ -236,7 +236,7 @@ class Observer:
         for (update,) in rows:
             frame = record.frames[update]
             stale = frame.base < newest - frame.task.config.rounds.staleness
-            found[update in record.spoilt or frame.client in record.revoked or stale].append(update)
+            found[update in record.spoilt or record.revokes(update) or stale].append(update)
         return found
 
     def _closed(self, task: str, number: int) -> set[str]:
@@ -257,11 +257,7 @@ class Observer:
         for there in buckets.values():
             able = set(world.honest).difference(*(spoilt.get(update, ()) for update in there))
             closed = len(able) < THRESHOLD + late
-            found |= {
-                update
-                for update in there
-                if world.record.frames[update].client in world.record.revoked or (closed and update in spoilt)
-            }
+            found |= {update for update in there if world.record.revokes(update) or (closed and update in spoilt)}
         return found
 
     def _newest(self, task: str) -> int:
@@ -331,7 +327,7 @@ class Observer:
         model = np.zeros(task.parameters, dtype=np.float32)
         counted = Counter[int]()
         published = 0
-        witness = next(client for client in range(CLIENTS) if client not in record.revoked)
+        witness = next(client for client in range(len(self.world.devices)) if client not in record.revoked)
         async with self.world.device(witness) as device:
             for number, state, manifest, round_id, excluded, dropped in seen(query, task.id):
                 record.counts[f"rounds {state}"] += 1

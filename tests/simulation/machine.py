@@ -54,10 +54,14 @@ class Crashed(BaseException):
 
 
 class Activity:
-    """One operation with everything that it causes, on whichever machine."""
+    """One operation with everything that it causes, on whichever machine.
 
-    def __init__(self, fate: Fate) -> None:
+    only: the name of the one machine on which its fate may meet it; "" for any.
+    """
+
+    def __init__(self, fate: Fate, only: str = "") -> None:
         self.fate = fate
+        self.only = only
         self.points = 0
         self.commits = 0
         self.writes = 0
@@ -82,6 +86,8 @@ class Activity:
 
     def point(self, machine: Machine, commits: bool) -> None:
         """Something is about to take effect on a machine."""
+        if self.only not in {"", machine.name}:
+            return
         self.points += 1
         self.commits += commits
         counts = commits or not self.fate.of_commits
@@ -106,12 +112,13 @@ ACTIVITY: ContextVar[Activity | None] = ContextVar("activity", default=None)
 
 @dataclass(eq=False)
 class Machine:
-    """One boot of one computer."""
+    """One boot of one computer. `ahead`: seconds that its clock is before the right time; negative behind it."""
 
     name: str
     disk: Disk
     alive: bool = True
     crashes: int = 0
+    ahead: float = 0.0
     tasks: dict[asyncio.Task[Any], None] = field(default_factory=dict)  # in order: a set of objects has none
     databases: list[sqlite3.Connection] = field(default_factory=list)
     unplug: list[Callable[[], None]] = field(default_factory=list)
@@ -136,7 +143,7 @@ class Machine:
 
     def booted(self) -> Machine:
         """The same computer after a restart."""
-        return Machine(self.name, self.disk, crashes=self.crashes)
+        return Machine(self.name, self.disk, crashes=self.crashes, ahead=self.ahead)
 
 
 def enter(machine: Machine) -> None:
@@ -162,6 +169,12 @@ def point(*, commits: bool = False) -> None:
     machine, activity = MACHINE.get(), ACTIVITY.get()
     if machine is not None and activity is not None:
         activity.point(machine, commits)
+
+
+def clock(loop: VirtualLoop) -> float:
+    """Unix seconds, as the machine has them on which this runs."""
+    machine = MACHINE.get()
+    return START + loop.time() + (machine.ahead if machine is not None else 0.0)
 
 
 class VirtualLoop(asyncio.BaseEventLoop):
@@ -258,7 +271,8 @@ def fsync(descriptor: int) -> None:
         return _fsync(descriptor)
     point()
     loop = asyncio.get_running_loop()
-    machine.disk.sync(descriptor, START + loop.time())
+    assert isinstance(loop, VirtualLoop)
+    machine.disk.sync(descriptor, clock(loop))
     return None
 
 

@@ -6,7 +6,8 @@ import asyncio
 import gc
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from .liar import ATTACKS, PROOFS, certify, make_lie, tell
 from .machine import UNTOUCHED, VirtualLoop, enter
 from .schedules import HOLDERS, Operation, Schedule
 from .seams import simulated
-from .world import CLIENTS, COLLECT, LEASE, OPENING, WORKERS, Record, World
+from .world import CLIENTS, COLLECT, LEASE, OPENING, USUAL, WORKERS, Record, Setting, World
 
 WAITS = (1, LEASE + 1, COLLECT + 1, OPENING + 1, 3700)
 STEPS = ("work", "answers", "work", "answers", "answers", "work")
@@ -58,27 +59,39 @@ def _warm_up() -> None:
 
 @insecure_profiles()
 def _run_once(schedule: Schedule) -> Record:
+    gc.disable()  # one collection afterwards costs less than those on the way
+    try:
+        with staged(schedule) as (world, observer):
+            world.loop.run_until_complete(_run(world, observer, schedule.operations))
+    finally:
+        gc.enable()
+    return world.record
+
+
+@contextmanager
+def staged(schedule: Schedule, setting: Setting = USUAL) -> Iterator[tuple[World, Observer]]:
+    """A world of its own, with an observer, until nothing runs in it any more. What is raised in it gets a note of what
+    had happened."""
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(LOG_LEVEL))
     loop = VirtualLoop()
     memory = Path("/dev/shm")
     folder = tempfile.mkdtemp(prefix="hushsum-simulation-", dir=memory if memory.is_dir() else None)
     try:
         observer = Observer()
-        gc.disable()  # one collection afterwards costs less than those on the way
-        world = World(loop, Path(folder), observer.watch, schedule)
+        world = World(loop, Path(folder), observer.watch, schedule, setting)
         observer.world = world
         with simulated(world, schedule.number, streamed=schedule.streamed):
-            loop.run_until_complete(_run(world, observer, schedule.operations))
-            _end(loop, world)
+            try:
+                yield world, observer
+            finally:
+                _end(loop, world)
         machines = (world.server, *world.holders, *world.devices)
         world.record.counts["lies"] = world.record.lies
         world.record.counts["crashed"] = sum(machine.crashes for machine in machines)
-        return world.record
     except BaseException as error:
         error.add_note("\n".join([str(schedule), "what happened:", *world.record.trace]))
         raise
     finally:
-        gc.enable()
         loop.close()
         shutil.rmtree(folder)
         structlog.reset_defaults()

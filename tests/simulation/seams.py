@@ -30,7 +30,7 @@ from he_protocol.schemes.kahe import SEED_BYTES
 from he_server.services.backpressure import AdmissionController
 
 from . import machine
-from .machine import MACHINE, START, VirtualLoop, alive, point
+from .machine import MACHINE, VirtualLoop, alive, point
 from .world import World
 
 COMPILED = 1000
@@ -170,7 +170,7 @@ def simulated(world: World, seed: int, *, streamed: bool) -> Iterator[None]:
         patch.setattr("os.unlink", machine.unlink)
         patch.setattr("os.urandom", token_bytes)
         patch.setattr("secrets.token_bytes", token_bytes)
-        patch.setattr(time, "time", lambda: START + loop.time())
+        patch.setattr(time, "time", partial(machine.clock, loop))
         patch.setattr(time, "monotonic", loop.time)
         patch.setattr("random._urandom", token_bytes)
         patch.setattr(AdmissionController.__init__, "__defaults__", (loop.time,))

@@ -11,10 +11,10 @@ import random
 import sqlite3
 import tempfile
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Iterable
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +57,7 @@ from he_testing.plans import tables
 from tests.support.parties import zeros_digest
 
 from .disk import Disk
-from .machine import ACTIVITY, START, Activity, Crashed, Fate, Machine, VirtualLoop, enter
+from .machine import ACTIVITY, START, Activity, Crashed, Fate, Machine, VirtualLoop, clock, enter
 from .schedules import HOLDERS, Schedule
 from .traitor import MANNERS, Traitor
 from .wire import Network, Watch
@@ -73,7 +73,6 @@ PLANS: tuple[dict[str, Any], ...] = (
     {"buckets": 1, "staleness": 1000, "max_openings": 1000},
 )
 """What the epochs of the task differ in."""
-EPOCHS = len(PLANS)
 LOOKS = 1
 """That a key holder takes at most, as long as it finds something to do: it polls faster then."""
 IMAGES = 3
@@ -99,12 +98,23 @@ PLAN: dict[str, Any] = {
     "scale": SCALE,
     "privacy": {"unit": "none"},
     "min_clients": MIN_CLIENTS,
-    "max_clients": CLIENTS,
     "collect_seconds": COLLECT,
     "opening_seconds": OPENING,
     "threshold": THRESHOLD,
     "agreement": AGREEMENT,
 }
+
+
+@dataclass(frozen=True, eq=False)
+class Setting:
+    """How many devices there are, how long their vectors are, and the epochs of their task."""
+
+    clients: int = CLIENTS
+    coordinates: int = COORDINATES
+    plans: tuple[dict[str, Any], ...] = PLANS
+
+
+USUAL = Setting()
 
 
 @dataclass(frozen=True)
@@ -134,22 +144,22 @@ class Cast:
 
 
 @cache
-def cast() -> Cast:
+def cast(setting: Setting) -> Cast:
     """Enrols everybody, signs the epochs of the task, and migrates the databases."""
     now = START - 60
     authority = Authority(clock=FakeClock())
     server = authority.party("aggregator", "server", now=now)
     hpke = [HpkeKey.generate() for _ in range(HOLDERS)]
     holders = [authority.party(f"holder-{i}", "holder", hpke=key, now=now) for i, key in enumerate(hpke)]
-    clients = [authority.party(f"client-{i}", "client", now=now) for i in range(CLIENTS)]
-    tensors, credentials = (TensorSpec("w", (COORDINATES,)),), [h.credential for h in holders]
+    clients = [authority.party(f"client-{i}", "client", now=now) for i in range(setting.clients)]
+    tensors, credentials = (TensorSpec("w", (setting.coordinates,)),), [h.credential for h in holders]
     public = authority.key.public
     tasks = []
-    for epoch, special in enumerate(PLANS, start=1):
-        plan = tables(PLAN | special | {"epoch": epoch})
+    for epoch, special in enumerate(setting.plans, start=1):
+        plan = tables(PLAN | special | {"epoch": epoch, "max_clients": setting.clients})
         config = build_config(plan, ModelSpec(tensors, zeros_digest(tensors)), server.credential, credentials, public)
         tasks.append(Task.from_token(authority.key.sign(config), public))
-    model = write_tensors({"w": np.zeros(COORDINATES, dtype=np.float32)})
+    model = write_tensors({"w": np.zeros(setting.coordinates, dtype=np.float32)})
     with tempfile.TemporaryDirectory(prefix="hushsum-simulation-") as folder:
         root = Path(folder)
         record = KeyRecord(server.name, server.key.public, server.key.private)
@@ -199,7 +209,8 @@ class Frame:
 class Record:
     """What an observer of the whole world knows.
 
-    spoilt: updates with envelopes that these holders cannot open. revoked: clients.
+    spoilt: updates with envelopes that these holders cannot open. revoked: clients. disowned: updates that waited for
+    their round when the key that signed them was revoked, but not their client, who has a new one.
     """
 
     frames: dict[str, Frame] = field(default_factory=dict)
@@ -209,9 +220,14 @@ class Record:
     trace: list[str] = field(default_factory=list)
     spoilt: dict[str, frozenset[int]] = field(default_factory=dict)
     revoked: list[int] = field(default_factory=list)
+    disowned: set[str] = field(default_factory=set)
     lies: int = 0
     restored: int = 0
     counts: Counter[str] = field(default_factory=Counter)
+
+    def revokes(self, update: str) -> bool:
+        """Whether the key of an update was revoked."""
+        return self.frames[update].client in self.revoked or update in self.disowned
 
 
 class Device(HushSumClient):
@@ -220,10 +236,10 @@ class Device(HushSumClient):
     def __init__(self, world: World, client: int, state: Path) -> None:
         super().__init__(
             f"http://{SERVER}",
-            world.cast.clients[client],
+            world.identities[client],
             state_dir=state,
             retry=QUICK,
-            clock=world.clock,
+            clock=partial(clock, world.loop),
             resumable_above=0 if client == RESUMING else RESUMABLE_ABOVE,
         )
         self._world = world
@@ -252,6 +268,10 @@ class Device(HushSumClient):
         """How many updates its spool knows of, whatever became of them: the device's next vector is the next one."""
         return len(self.updates(task))
 
+    def waiting(self, task: Task) -> list[EncryptedUpdate]:
+        """What is in the spool without a receipt."""
+        return self._spool(task).pending()
+
     async def _upload(self, task: Task, encrypted: EncryptedUpdate, within: float, *, keep: bool) -> Submission:
         self._world.record.sent[encrypted.update_id] = None
         sent = await super()._upload(task, encrypted, within, keep=keep)
@@ -262,17 +282,20 @@ class Device(HushSumClient):
 class World:
     """All machines of one schedule. `run` executes one operation under a fate."""
 
-    def __init__(self, loop: VirtualLoop, root: Path, watch: Watch, schedule: Schedule) -> None:
+    def __init__(
+        self, loop: VirtualLoop, root: Path, watch: Watch, schedule: Schedule, setting: Setting = USUAL
+    ) -> None:
         self.loop = loop
         loop.wake = self._release
-        self.cast = cast()
+        self.cast = cast(setting)
+        self.identities = list(self.cast.clients)
         self.record = Record()
         self.epoch = 0
         self.root = root
         self.network = Network(watch)
         self.server = Machine(SERVER, Disk.of(self.cast.server_files, root))
         self.holders = [Machine(f"holder-{i}", Disk.of(self.cast.holder_files(i), root)) for i in range(HOLDERS)]
-        self.devices = [Machine(f"client-{i}", Disk.of({}, root)) for i in range(CLIENTS)]
+        self.devices = [Machine(f"client-{i}", Disk.of({}, root)) for i in range(setting.clients)]
         self.running: ServerContext
         self.workers: list[Worker]
         self.stalled: list[tuple[Activity, asyncio.Task[str]]] = []
@@ -369,7 +392,7 @@ class World:
                 version = self.version()
                 if self._waits(client, version):
                     return "waits for a model"
-                vector = _one_hot(client + CLIENTS * device.made(self.task))
+                vector = one_hot(client + CLIENTS * device.made(self.task), COORDINATES)
                 self.spoils[f"client-{client}"] = spoilt_for
                 await device.submit(self.task, {"w": vector}, base_version=version)
             except ProblemError as refusal:
@@ -479,7 +502,7 @@ class World:
     async def rotate(self) -> str:
         """The authority starts the next epoch of the task."""
         epoch = self.epoch + 1
-        if epoch == EPOCHS:
+        if epoch == len(self.cast.tasks):
             return "no more epochs"
         await self.boot()
         enter(self.server)
@@ -495,14 +518,19 @@ class World:
             self.record.revoked.append(client)
         if not self.record.revoked:
             return "nobody"
+        keys = [self.cast.clients[client].key.public for client in self.record.revoked]
+        await self.publish_revoked(keys, number=len(keys), until=int(START) + LIST_SECONDS)
+        return f"client-{client}"
+
+    async def publish_revoked(self, keys: Iterable[bytes], *, number: int, until: int) -> None:
+        """The authority's list of revoked keys comes to the server."""
         await self.boot()
         enter(self.server)
-        keys = sorted(key_digest(self.cast.clients[client].key.public) for client in self.record.revoked)
-        signed = RevocationList(len(keys), int(START), int(START) + LIST_SECONDS, tuple(keys))
+        digests = tuple(sorted(map(key_digest, keys)))
+        signed = RevocationList(number, int(START), until, digests)
         found = Revocations.read(self.cast.authority.key.sign(signed), self.cast.authority.key.public)
         await self.running.store.revocations.learn(found, self.clock())
         self.running.revocations.invalidate()
-        return f"client-{client}"
 
     async def abandon(self, task: Task, number: int) -> str:
         """The operator gives a round up."""
@@ -540,9 +568,9 @@ class World:
 
     # -- running ------------------------------------------------------------------------------------
 
-    async def run(self, what: Coroutine[Any, Any, str], fate: Fate, name: str) -> str:
-        """Run one operation until it ends, crashes or freezes."""
-        activity = Activity(fate)
+    async def run(self, what: Coroutine[Any, Any, str], fate: Fate, name: str, only: str = "") -> str:
+        """Run one operation until it ends, crashes or freezes. only: see `Activity`."""
+        activity = Activity(fate, only)
 
         async def act() -> str:
             ACTIVITY.set(activity)
@@ -592,8 +620,8 @@ class World:
         return self._observing.execute(query, parameters).fetchall()
 
 
-def _one_hot(coordinate: int) -> np.ndarray[Any, np.dtype[np.float32]]:
-    vector = np.zeros(COORDINATES, dtype=np.float32)
+def one_hot(coordinate: int, length: int) -> np.ndarray[Any, np.dtype[np.float32]]:
+    vector = np.zeros(length, dtype=np.float32)
     vector[coordinate] = 1.0
     return vector
 
