@@ -9,11 +9,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from he_client.client import HushSumClient, Submission
+    from he_client.client import HushSumClient
     from he_client.context import LocalResult, TrainingContext
     from he_client.floors import Floors
     from he_client.published import Model
     from he_client.quantise import Limited
+    from he_client.submission import Submission
     from he_client.sync import SyncClient
     from he_party import __version__
     from he_party.identity import Identity
@@ -37,7 +38,7 @@ _HOMES = {
     "Limited": "he_client.quantise",
     "LocalResult": "he_client.context",
     "Model": "he_client.published",
-    "Submission": "he_client.client",
+    "Submission": "he_client.submission",
     "SyncClient": "he_client.sync",
     "TrainingContext": "he_client.context",
     "__version__": "he_party",

@@ -17,10 +17,11 @@ from he_protocol.errors import ProblemError
 from he_protocol.problems import BAD_SETTINGS, BAD_TENSORS
 
 if TYPE_CHECKING:
-    from he_client.client import HushSumClient, Submission
+    from he_client.client import HushSumClient
     from he_client.lab import Lab
     from he_client.rounds import Run
     from he_client.settings import ClientSettings
+    from he_client.submission import Submission
     from he_client.trainees import Trainee
     from he_protocol.task import Task
 

@@ -9,7 +9,7 @@ import secrets
 import ssl
 import time
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -19,13 +19,14 @@ from he_client.attempt import Train, attempt
 from he_client.context import TrainingContext
 from he_client.floors import Floors, check_floors
 from he_client.published import Model, checked_version, opened_sum, pull_model
-from he_client.quantise import Limited, UpdateQuantiser
+from he_client.quantise import UpdateQuantiser
 from he_client.resend import make_fit
 from he_client.revocations import REVOCATIONS_FILE, RevocationFile
 from he_client.schemes import Encryptor, Source, make_encryptor
 from he_client.sending import WaitInterruptedError, send
 from he_client.spending import Spending
 from he_client.spool import EncryptedUpdate, Spool, SpooledUpdate, is_update_id
+from he_client.submission import Submission
 from he_client.tensors import Tensors, flatten
 from he_party.board import ServerBoard
 from he_party.http_transport import HttpTransport, RetryPolicy
@@ -54,26 +55,6 @@ log = logging.getLogger("he-client")
 
 SPENDING_FILE = "privacy-spent.jsonl"
 RESUMABLE_ABOVE = 8 << 20
-
-
-@dataclass(frozen=True)
-class Submission:
-    """An acknowledged update. `bytes` is what was uploaded, head included; `seconds` by stage.
-
-    limited: of an update that `submit` encrypted, what the task's limits took. It never leaves this device.
-    """
-
-    task_id: str
-    update_id: str
-    round: int
-    bytes: int
-    seconds: dict[str, float]
-    limited: Limited | None = None
-
-    @property
-    def saturated(self) -> float | None:
-        """The share of the update's coordinates that were cut to the task's value range, where it is known."""
-        return None if self.limited is None else self.limited.saturated
 
 
 class HushSumClient:

@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from he_client.attempt import Train, attempt
-from he_client.client import HushSumClient, Submission
+from he_client.client import HushSumClient
 from he_client.context import LocalResult, TrainingContext
 from he_client.published import Model
+from he_client.submission import Submission
 from he_party.threads import abandonable
 from he_protocol.errors import ProblemError
 from he_protocol.problems import STALE_UPDATE, UNREACHABLE

@@ -13,10 +13,11 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from he_client.attempt import Train
-from he_client.client import HushSumClient, Submission
+from he_client.client import HushSumClient
 from he_client.floors import Floors
 from he_client.published import Model
 from he_client.spool import SpooledUpdate
+from he_client.submission import Submission
 from he_client.tensors import Tensors
 from he_party.identity import Identity
 from he_protocol.task import Task

@@ -169,6 +169,9 @@ FINGERPRINT_MISMATCH = _incompatible(
 TENSEAL_VERSION = _incompatible("tenseal-version", 409, "The installed TenSEAL is not the pinned release").after_change(
     "Install the TenSEAL release that was expected."
 )
+MISSING_PACKAGE = _incompatible("missing-package", 409, "A package that this needs is not installed").after_change(
+    "Install the extra that the detail names."
+)
 TUS_VERSION = _incompatible("tus-version", 412, "The server speaks another version of tus").after_change(
     "Speak the version of tus that the answer names."
 )

@@ -30,6 +30,7 @@ from he_protocol.problems import (
     CEREMONY_CONFLICT,
     DIGEST_MISMATCH,
     KEYS_NOT_READY,
+    MISSING_PACKAGE,
     PRIVATE_CONTEXT,
     TENSEAL_VERSION,
     WRONG_EPOCH,
@@ -102,8 +103,13 @@ def joint_context(task: Task, scheme: Ckks, digest: bytes, packed: bytes) -> byt
 
 
 def check_tenseal(profile: CkksProfile) -> None:
-    """Refuse any TenSEAL but the pinned one: its bytes do not load across releases."""
-    import tenseal
+    """Refuse any TenSEAL but the pinned one: its bytes do not load across releases. Or `missing-package` for none."""
+    try:
+        import tenseal
+    except ImportError:
+        raise ProblemError(
+            MISSING_PACKAGE, "scheme ckks encrypts with TenSEAL", expected="pip install 'hushsum[ckks]'"
+        ) from None
 
     if tenseal.__version__ != profile.tenseal:
         raise ProblemError(

@@ -13,10 +13,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from math import ceil, erf, erfc, exp, expm1, floor, inf, isfinite, log, log1p, pi, sqrt
+from types import ModuleType
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
+
+from he_protocol.errors import ProblemError
+from he_protocol.problems import MISSING_PACKAGE
 
 if TYPE_CHECKING:
     from dp_accounting.pld.pld_pmf import PLDPmf
@@ -223,17 +227,27 @@ def _composed(releases: tuple[Release, ...], step: float, adding: bool) -> PLDPm
 
 def _one_release(noise: float, rate: float, step: float, adding: bool) -> PLDPmf:
     """One direction of one release on the grid of this step; dense, since sparse ones compose in unbounded time."""
-    from dp_accounting.pld import pld_pmf
-
+    pld_pmf = _library()
     reach = sqrt(2 * LOG_MASS)
     edges = (_sampled(sign * reach / noise + sign / 2 / noise**2, rate) for sign in (-1, 1))
     low, high = sorted(-edge if adding else edge for edge in edges)
     first, last = floor(low / step), ceil(high / step)
     epsilons: Reals = np.arange(first, last + 1, dtype=np.float64) * step
     deltas = np.clip(_deltas(epsilons, noise, rate, adding), 0.0, 1.0)
-    return pld_pmf.create_pmf_pessimistic_connect_dots_fixed_gap(
+    distribution: PLDPmf = pld_pmf.create_pmf_pessimistic_connect_dots_fixed_gap(
         step, first, last, np.minimum.accumulate(deltas)
     ).to_dense_pmf()
+    return distribution
+
+
+def _library() -> ModuleType:
+    """dp-accounting's distributions. Raises `missing-package`: under a looser bound in its place parties disagree."""
+    try:
+        from dp_accounting.pld import pld_pmf
+    except ImportError:
+        how = "pip install 'hushsum[accounting]'"
+        raise ProblemError(MISSING_PACKAGE, "dp-accounting says what sampled records cost", expected=how) from None
+    return pld_pmf  # type: ignore[no-any-return]
 
 
 def _deltas(epsilons: Reals, noise: float, rate: float, adding: bool) -> Reals:

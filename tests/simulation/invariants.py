@@ -118,6 +118,11 @@ class Observer:
         digest, manifest = payload_hash(token), read_unverified(token, Manifest)
         if self._voted.setdefault((machine.name, manifest.task_hash, opening), digest) != digest:
             self._violate("one manifest for a number", f"{machine.name} votes for two manifests of {opening}")
+        most = next(t.config.rounds.max_openings for t in self.world.cast.tasks if t.hash == manifest.task_hash)
+        if opening > most:
+            self._violate("openings are within the plan", f"{machine.name} votes for number {opening} of {most}")
+        if min(Counter(entry.bucket for entry in manifest.updates).values(), default=0) < MIN_CLIENTS:
+            self._violate("sums are large enough", f"{machine.name} votes for {len(manifest.updates)} updates")
         frames = [self.world.record.frames[entry.update_id.hex()] for entry in manifest.updates]
         self._manifests[digest] = manifest
         self._bases[digest] = [(frame.client_name, frame.base) for frame in frames]
@@ -144,11 +149,8 @@ class Observer:
         opened = [self._manifests[m] for m, by in self._holders_of.items() if len(by) >= self._honest(THRESHOLD)]
         for task in self.world.cast.tasks:
             mine = [manifest.opening for manifest in opened if manifest.task_hash == task.hash]
-            if len(mine) > task.config.rounds.max_openings or max(mine, default=0) > task.config.rounds.max_openings:
+            if len(mine) > task.config.rounds.max_openings:
                 self._violate("openings are within the plan", f"{sorted(mine)} of {task.config.rounds.max_openings}")
-        for manifest in opened:
-            if min(Counter(entry.bucket for entry in manifest.updates).values()) < MIN_CLIENTS:
-                self._violate("sums are large enough", f"opening {manifest.opening}")
 
     def _honest(self, needed: int) -> int:
         """So many honest holders are as good as `needed` ones for who has the traitor's word."""

@@ -34,8 +34,8 @@ FateKind = Literal["none", "kill", "power", "freeze", "cut"]
 class Fate:
     """What happens at point number `at` of an activity (for "cut": at its write number `at` on the wire).
 
-    of_commits: only the points at which a database commits are counted. That is where what was done before becomes
-    true, or does not.
+    of_commits: what counts are the commits of databases, where what was done before becomes true: number 2k is just
+    before commit k, and 2k + 1 at the first point after it.
     """
 
     kind: FateKind = "none"
@@ -63,14 +63,12 @@ class Activity:
         self.fate = fate
         self.only = only
         self.points = 0
-        self.commits = 0
         self.writes = 0
         self.frozen = asyncio.Event()  # set for good: nothing freezes twice
+        self._commits = 0
+        self._at = -1
+        self._crashed = False
         self._waiting: list[Callable[[], object]] | None = None
-
-    @property
-    def _counted(self) -> int:
-        return self.commits if self.fate.of_commits else self.points
 
     def thaw(self) -> bool:
         """Go on after a freeze; whether there was one."""
@@ -88,16 +86,17 @@ class Activity:
         """Something is about to take effect on a machine."""
         if self.only not in {"", machine.name}:
             return
+        self._at = 2 * self._commits - (not commits) if self.fate.of_commits else self.points
         self.points += 1
-        self.commits += commits
-        counts = commits or not self.fate.of_commits
-        if self.fate.kind in {"kill", "power"} and counts and self._counted == self.fate.at + 1:
+        self._commits += commits
+        if self.fate.kind in {"kill", "power"} and self._at == self.fate.at and not self._crashed:
+            self._crashed = True
             machine.crash(power=self.fate.kind == "power")
             raise Crashed
 
     def when_running(self, now: Callable[[], object], later: Callable[[], object]) -> None:
         """Call `now`; during a freeze rather `later`, when it has ended."""
-        if not self.frozen.is_set() and self.fate.kind == "freeze" and self._counted > self.fate.at:
+        if not self.frozen.is_set() and self.fate.kind == "freeze" and self._at >= self.fate.at:
             self._waiting = []
             self.frozen.set()
         if self._waiting is not None:

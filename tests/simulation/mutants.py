@@ -332,18 +332,15 @@ def hunt(mutant: Mutant, limit: int = LIMIT) -> Outcome:
     mute()
 
     def check(schedule: Schedule) -> None:
-        if outcome.invariant:
-            return
         outcome.schedules += 1
-        try:
-            run(schedule)
-        except Violation as violation:
-            outcome.invariant = violation.name
+        run(schedule)
 
     with pytest.MonkeyPatch.context() as patch:
         mutant.plant(patch)
         try:
             explore(check, limit, SEED, shrink=False)
+        except Violation as violation:
+            outcome.invariant = violation.name
         except Exception as error:
             outcome.error = "".join(traceback.format_exception(error))
     return outcome

@@ -22,7 +22,7 @@ from .operations import run
 from .schedules import Schedule, explore
 
 SLICE = 250
-"""Schedules that hypothesis draws together: they are more alike than those of two slices."""
+"""Schedules that one process runs in one go."""
 PROGRESS = 500
 """Schedules between two lines that say how far it is."""
 

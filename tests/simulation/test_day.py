@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from he_client import HushSumClient, resend
-from he_client.client import Submission
+from he_client.submission import Submission
 from he_protocol.messages import SignedUpdate
 from he_protocol.task import Task
 
@@ -68,10 +68,6 @@ def old_credentials(patch: Patch) -> None:
     patch.setattr(resend, "renewed", kept)
 
 
-def old_keys(patch: Patch) -> None:
-    patch.setattr(resend, "_signed_by", lambda *_: True)
-
-
 def stopped(patch: Patch) -> None:
     async def resume(self: HushSumClient, task: Task) -> list[Submission]:
         return [await self.upload(task, waiting) for waiting in self._spool(task).pending()]
@@ -90,7 +86,6 @@ MUTANTS = (
     Mutant("unasked", "a device judges what waits by a clock that may be wrong", unasked),
     Mutant("stopped", "the first refusal of an update that waits ends the run", stopped),
     Mutant("old credentials", "an update that waits keeps its old credential", old_credentials),
-    Mutant("old keys", "an update that waits keeps the signature of the old key", old_keys),
 )
 DAYS, HALF = 4, 12.0
 """So many days are tried, the first half of each."""

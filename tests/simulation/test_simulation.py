@@ -36,6 +36,25 @@ def _same(one: list[str], other: list[str]) -> None:
     assert one == other
 
 
+def test_a_failure_is_told_by_the_simplest_schedule_that_was_found() -> None:
+    tried = list[Schedule]()
+
+    def check(schedule: Schedule) -> None:
+        tried.append(schedule)
+        kinds = [operation.kind for operation in schedule.operations]
+        if kinds.count("open") > 1 and "lie" in kinds:
+            raise AssertionError(f"{len(kinds)} {schedule}")
+
+    with pytest.raises(AssertionError, match=r"^3 ") as caught:
+        explore(check, 200, 0)
+    said = str(caught.value)
+    assert "traitor: None" in said
+    assert said.count("kind='none'") == 3
+    with pytest.raises(AssertionError) as first:
+        explore(check, 200, 0, shrink=False)
+    assert str(tried[-1]) in str(first.value)
+
+
 def test_rounds_are_published_where_nothing_happens() -> None:
     rounds = 2 * (Operation("gather"), Operation("open"))
     assert run(Schedule(0, rounds)).counts["rounds published"] == 2

@@ -23,9 +23,10 @@ from aiohttp import web
 
 from he_authority.tasks import build_config
 from he_client import HushSumClient, Identity
-from he_client.client import RESUMABLE_ABOVE, Submission
+from he_client.client import RESUMABLE_ABOVE
 from he_client.schemes import Source
 from he_client.spool import EncryptedUpdate, Spool
+from he_client.submission import Submission
 from he_holder.agent import Agent
 from he_holder.holder import KeyHolder
 from he_holder.hpke_key import HpkeKey

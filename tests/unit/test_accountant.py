@@ -13,8 +13,13 @@ from hypothesis import strategies as st
 
 from he_protocol.privacy.accountant import Release, Spent, _gaussian, _renyi, account, gaussian_epsilon
 
-WARM = account([Release(1.0, 0.5, 2)], 1e-5)
-"""dp-accounting takes a second to import, once."""
+
+@pytest.fixture(autouse=True, scope="module")
+def _imported() -> None:
+    """dp-accounting takes a second to import, once."""
+    account([Release(1.0, 0.5, 2)], 1e-5)
+
+
 SECONDS = 2.0
 """Twice what is promised: tests share their cores."""
 

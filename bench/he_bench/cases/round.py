@@ -16,7 +16,8 @@ from he_bench.deployment import deployed
 from he_bench.results import Point
 from he_bench.updates import random_update
 from he_bench.world import TASK_NAME, World
-from he_client.client import HushSumClient, Submission
+from he_client.client import HushSumClient
+from he_client.submission import Submission
 from he_client.tensors import unflatten
 
 
