@@ -22,10 +22,13 @@ from he_bench.runner import run_point
 TINY = 3000
 
 
-LONG = [pytest.param(case, marks=pytest.mark.long) for case in ("encrypt", "ingest", "round")]
+LONG = [
+    pytest.param(case, marks=pytest.mark.long)
+    for case in ("encrypt", "encrypt_noise", "ingest", "share", "open", "round")
+]
 
 
-@pytest.mark.parametrize("case", ["encrypt_noise", "fold", "share", "open", *LONG])
+@pytest.mark.parametrize("case", ["fold", *LONG])
 async def test_case(case: str) -> None:
     found = await measured(Point(case, "kahe-30", TINY, 2, 2), 0.0)
     assert isinstance(found, Measurement), found
@@ -34,6 +37,7 @@ async def test_case(case: str) -> None:
     assert found.traffic > 0
 
 
+@pytest.mark.long
 async def test_ckks_goes_through_the_same_seam() -> None:
     found = await measured(Point("open", "ckks-8192", TINY, 2, 1), 0.0)
     assert isinstance(found, Measurement), found
@@ -45,6 +49,7 @@ def test_a_refusal_is_told_by_the_process() -> None:
     assert "sum-could-wrap" in found.reason
 
 
+@pytest.mark.long
 def test_run_and_report(tmp_path: Path) -> None:
     file = tmp_path / "run.json"
     arguments = ["run", "--case", "fold", "--profile", "kahe-20", "--d", str(TINY), "--clients", "2"]
@@ -58,6 +63,7 @@ def test_run_and_report(tmp_path: Path) -> None:
     assert "kahe-20" in (tmp_path / "out" / "report.html").read_text()
 
 
+@pytest.mark.long
 def test_peers_take_turns_and_open_their_sums(tmp_path: Path) -> None:
     chosen = [word for name in ("hushsum:kahe-30", "plain", "tenseal", "hushsum:kahe-99") for word in ("--peer", name)]
     arguments = ["peers", "--d", str(TINY), "--repetitions", "1", "--clients", "3", *chosen]
@@ -73,6 +79,7 @@ def test_peers_take_turns_and_open_their_sums(tmp_path: Path) -> None:
     assert "kahe-99" in unknown.reason
 
 
+@pytest.mark.long
 def test_a_load_is_acknowledged_whole() -> None:
     arguments = ["load", "--clients", "3", "--bursts", "2", "--d", str(TINY), "--format", "json"]
     ran = CliRunner().invoke(app, arguments)

@@ -69,7 +69,7 @@ def broken(court: Court, shown: Sequence[Asked]) -> bool:
 def test_up_to_f_liars_gain_nothing_in_any_schedule(text: str) -> None:
     f = parse_committee(text).colluders
 
-    @settings(max_examples=80, suppress_health_check=[HealthCheck.too_slow])
+    @settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow])
     @given(st.integers(0, f).flatmap(lambda liars: st.tuples(st.just(liars), schedules(text, liars))))
     def holds(drawn: tuple[int, Schedule]) -> None:
         liars, schedule = drawn

@@ -14,6 +14,7 @@ from typing import Any
 
 import asyncpg  # type: ignore[import-untyped]
 import pytest
+import structlog
 from sqlalchemy import delete
 
 from he_migrations.run import upgrade
@@ -42,6 +43,13 @@ def postgres_dsn() -> str:
         if probe.connect_ex(("127.0.0.1", 5432)):
             pytest.skip("no PostgreSQL on 127.0.0.1:5432")
     return "postgresql://postgres@127.0.0.1:5432/test"
+
+
+@pytest.fixture(autouse=True)
+def _log_as_before() -> Iterator[None]:
+    """Commands configure the process's log for their own standard error, which ends with them."""
+    yield
+    structlog.reset_defaults()
 
 
 @pytest.fixture(scope="session")

@@ -23,8 +23,8 @@ from .world import World
 ELSEWHERE = {
     # Raised only by other parties, or at start; everything else must be documented for some route.
     "duplicate-client", "duplicate-update", "number-used", "update-opened-before", "budget-exhausted",
-    "too-many-clients", "tenseal-version", "private-context", "keys-not-ready", "commitment-broken", "bad-settings",
-    "bad-key-file", "unreachable", "unexpected-answer", "audit-broken", "refused-between",
+    "too-many-clients", "tenseal-version", "missing-package", "private-context", "keys-not-ready", "commitment-broken",
+    "bad-settings", "bad-key-file", "unreachable", "unexpected-answer", "audit-broken", "refused-between",
     "ledger-mismatch", "epoch-destroyed", "old-epoch", "ambiguous-task", "below-floor",
     # Said of a method that a path does not have.
     "method-not-allowed",

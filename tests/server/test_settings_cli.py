@@ -9,11 +9,9 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import structlog
 from sqlalchemy.exc import ProgrammingError
 from typer.testing import CliRunner
 
@@ -31,13 +29,6 @@ from tests.support.kahe import INSECURE_TASK
 from .world import START, World, initial_model
 
 run = CliRunner().invoke
-
-
-@pytest.fixture(autouse=True)
-def _log_as_before() -> Iterator[None]:
-    """Commands configure the process's log for their own standard error, which ends with them."""
-    yield
-    structlog.reset_defaults()
 
 
 @pytest.fixture
