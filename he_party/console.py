@@ -6,6 +6,7 @@ import functools
 import os
 import sys
 from collections.abc import Callable, Coroutine, Sequence
+from traceback import walk_tb
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, ParamSpec, TypeVar
 
 import msgspec
@@ -13,7 +14,7 @@ import typer
 
 from he_party.text import reason
 from he_protocol.errors import ProblemError, printable
-from he_protocol.problems import BAD_SETTINGS
+from he_protocol.problems import BAD_SETTINGS, MISSING_PACKAGE
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -70,6 +71,12 @@ def command(function: Callable[P, T]) -> Callable[P, T]:
             return function(*args, **kwargs)
         except ProblemError as refusal:
             _refuse(refusal)
+        except ModuleNotFoundError as error:
+            if not _imported_here(error):
+                raise
+            extra = function.__module__.partition(".")[0].removeprefix("he_")
+            how = f"pip install 'hushsum[{extra}]'"
+            _refuse(ProblemError(MISSING_PACKAGE, f"{error.name} is not there", expected=how))
         except BrokenPipeError:
             raise  # the reader has seen enough: click ends in silence
         except OSError as error:  # what the machine refuses: a folder that is a file, a disk that is read-only or full
@@ -85,6 +92,13 @@ def command(function: Callable[P, T]) -> Callable[P, T]:
             raise typer.Exit(INTERRUPTED) from None
 
     return run
+
+
+def _imported_here(error: ModuleNotFoundError) -> bool:
+    """Whether one of our own modules asked for the package, and not a user's."""
+    names = [frame.f_globals.get("__name__", "") for frame, _ in walk_tb(error.__traceback__)]
+    asking = [name for name in names if not name.startswith("importlib")]
+    return asking[-1].startswith("he_") and not str(error.name).startswith("he_")
 
 
 def _refuse(refusal: ProblemError) -> NoReturn:

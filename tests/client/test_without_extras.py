@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from he_client.schemes.ckks import check_tenseal
+from he_party.console import command
 from he_protocol.privacy import accountant
 from he_protocol.privacy.accountant import Release, account
 from he_protocol.problems import MISSING_PACKAGE
@@ -82,3 +83,31 @@ def test_scheme_ckks_names_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setitem(sys.modules, "tenseal", None)
     with expect_problem(MISSING_PACKAGE, "hushsum[ckks]"):
         check_tenseal(PROFILES["ckks-8192"])
+
+
+@pytest.mark.parametrize(
+    ("program", "words", "extra"),
+    [
+        ("he_server.cli.main", ("status", "--data-dir", "there"), "server"),
+        ("he_holder.cli.main", ("status", "--data-dir", "there"), "holder"),
+    ],
+)
+def test_other_programs_name_their_extra(program: str, words: tuple[str, ...], extra: str, tmp_path: Path) -> None:
+    code = PROGRAM.replace("he_client.cli", program)
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(IMPORTABLE)},
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    assert f"hushsum[{extra}]" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_package_that_a_users_function_lacks_is_not_ours_to_name() -> None:
+    @command
+    def ours() -> None:
+        exec(compile("import nothing_of_ours", "theirs.py", "exec"), {"__name__": "theirs"})
+
+    with pytest.raises(ModuleNotFoundError):
+        ours()
