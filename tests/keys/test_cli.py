@@ -523,6 +523,14 @@ def test_an_epoch_is_destroyed_only_when_somebody_says_yes(joined: Office) -> No
     refuses("not-found", "destroy-epoch", "other", "--data-dir", "holder")
 
 
+def test_a_holder_leaves_a_task_and_keeps_its_keys(joined: Office) -> None:
+    before = keys()
+    assert done("leave", "demo", "--data-dir", "holder").strip() == "left demo, epoch 1"
+    assert keys() == before
+    assert "he-holder join" in run("run", "--data-dir", "holder").stderr  # there is nothing left to serve
+    refuses("not-found", "leave", "other", "--data-dir", "holder")
+
+
 def test_a_key_that_stays_is_named(joined: Office) -> None:
     """A second task under the same HPKE key keeps the first one's ciphertexts within reach."""
     Path("second.toml").write_text(PLAN.replace('"demo"', '"second"'))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import io
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors.numpy import save
+from typer.testing import CliRunner
 
 from he_protocol import documents, frames, paths, problems
 from he_protocol.config import ServerEntry, TaskConfig, TensorSpec
@@ -16,6 +18,7 @@ from he_protocol.documents import TaskState
 from he_protocol.identity.jws import SigningKey
 from he_protocol.messages import Message
 from he_protocol.problems import ProblemType
+from he_server.cli.main import app
 from he_server.rules.updates import Openings, check_taking
 from he_testing.plans import changed
 from he_testing.problems import expect_problem
@@ -144,6 +147,28 @@ async def test_a_paused_task_finishes_its_rounds_and_goes_on(world: World) -> No
     assert (await world.server.store.tasks.get(world.task.id)).state == "paused"
     await world.server.store.tasks.move(world.task.id, "open")
     assert (await world.put(late, world.upload(late, base_version=1))).status == 201
+
+
+@both
+async def test_an_operator_pauses_resumes_and_closes_by_command(world: World) -> None:
+    settings, name = world.server.settings, world.task.config.name
+    where = ["--data-dir", str(settings.data_dir), "--database-url", settings.database_url]
+
+    async def said(*words: str, answer: str = "") -> tuple[int, str]:
+        result = await asyncio.to_thread(CliRunner().invoke, app, ["task", *words, *where], input=answer)
+        return result.exit_code, result.output
+
+    assert await said("pause", name) == (0, f"{name}: paused\n")
+    assert (await world.server.store.tasks.get(world.task.id)).state == "paused"
+    assert await said("resume", world.task.id[:12]) == (0, f"{name}: open\n")
+    assert (await said("close", name, answer="n\n"))[0] == 1
+    assert (await world.server.store.tasks.get(world.task.id)).state == "open"
+    code, shown = await said("close", name, answer="y\n")
+    assert (code, shown.splitlines()[-1]) == (0, f"{name}: closed")
+    for words in (("resume", name), ("pause", "nobody")):
+        code, shown = await said(*words)
+        assert code == 2
+        assert "Traceback" not in shown
 
 
 @both
