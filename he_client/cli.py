@@ -321,6 +321,7 @@ async def _status(settings: ClientSettings) -> dict[str, object]:
             "epsilon_planned": round(client.privacy_planned(task), 4),
             "delta": task.config.privacy.delta,
             "neighbours": task.config.privacy.neighbours,
+            "credential_until": client.credential_until,
         }
 
 

@@ -36,6 +36,7 @@ from he_party.threads import abandonable
 from he_protocol import documents, frames, limits
 from he_protocol import paths as api_paths
 from he_protocol.errors import ProblemError, Unavailable
+from he_protocol.identity.credentials import valid_until
 from he_protocol.identity.jws import token_hash, verify
 from he_protocol.identity.revocation import check_fresh, check_key
 from he_protocol.messages import Receipt, SectionEntry, SignedUpdate, UpdateHeader, from_json
@@ -104,6 +105,11 @@ class HushSumClient:
     def name(self) -> str:
         """This client's name, as its credential has it."""
         return self._transport.identity.name
+
+    @property
+    def credential_until(self) -> str:
+        """When this client's credential ends, as in 2026-11-28T10:00:00Z: before that its authority gives a new one."""
+        return valid_until(self._transport.identity.credential)
 
     async def task(self, name: str) -> Task:
         """The task of this hash, or the newest epoch of this name, as the authority signed it.

@@ -14,6 +14,8 @@ from he_protocol.identity.jws import fingerprint, public_from_jwk, read_unverifi
 from he_protocol.messages import Credential, Message, Role
 from he_protocol.problems import EXPIRED_CREDENTIAL, FOREIGN_CREDENTIAL, NOT_ADDRESSED, WRONG_ROLE
 
+YEAR_9999 = 253_370_764_800
+"""Unix seconds: later years have no four digits."""
 CLOCK_SKEW_SECONDS = 30
 """How far apart two honest clocks may be."""
 
@@ -29,6 +31,22 @@ class Party:
     public: bytes
 
 
+def utc(seconds: float) -> str:
+    """Unix seconds as people read them; as they are, where no calendar has them.
+
+    >>> utc(1_700_000_000)
+    '2023-11-14T22:13:20Z'
+    """
+    from numpy import datetime64  # only a refusal needs it, and a status
+
+    return f"{datetime64(int(seconds), 's')}Z" if abs(seconds) < YEAR_9999 else str(seconds)
+
+
+def valid_until(token: str) -> str:
+    """When a credential of our own ends."""
+    return utc(read_unverified(token, Credential).exp)
+
+
 def check_credential(token: str, authority: bytes, role: Role | None, now: float) -> Party:
     """The party that a credential names, once issuer, signature, validity and role are checked.
 
@@ -39,8 +57,8 @@ def check_credential(token: str, authority: bytes, role: Role | None, now: float
         raise ProblemError(
             EXPIRED_CREDENTIAL,
             f"the credential of {credential.sub!r} is not valid now",
-            expected=f"{credential.iat} <= now < {credential.exp}",
-            got=int(now),
+            expected=f"from {utc(credential.iat)} until {utc(credential.exp)}",
+            got=utc(now),
         )
     if role is not None and credential.role != role:
         raise ProblemError(WRONG_ROLE, f"{credential.sub!r} may not do this", expected=role, got=credential.role)

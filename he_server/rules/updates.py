@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from he_protocol.documents import TaskState
 from he_protocol.errors import ProblemError
-from he_protocol.identity.credentials import CLOCK_SKEW_SECONDS
+from he_protocol.identity.credentials import CLOCK_SKEW_SECONDS, utc
 from he_protocol.messages import UpdateHeader
 from he_protocol.problems import (
     CLOCK_SKEW,
@@ -62,7 +62,10 @@ def check_lasting(task: Task, expires: int, now: float) -> None:
     until = int(now) + task.config.rounds.collect_seconds + task.config.rounds.opening_seconds
     if expires <= until:
         raise ProblemError(
-            EXPIRED_CREDENTIAL, "renew it: the round may outlast it", expected=f"valid after {until}", got=expires
+            EXPIRED_CREDENTIAL,
+            "renew it: the round may outlast it",
+            expected=f"valid after {utc(until)}",
+            got=f"until {utc(expires)}",
         )
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import time
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +22,7 @@ from he_party.identity import AUTHORITY_FILE, CREDENTIAL_FILE, KEY_FILE, REQUEST
 from he_protocol.identity.jws import SigningKey, jwk_x, read_unverified
 from he_protocol.messages import EnrollRequest
 from he_protocol.problems import PROBLEMS
+from he_testing.deployment import VALID_DAYS
 from tests.client.service import MODEL, TASK, Service
 
 TRAINING = """
@@ -134,6 +137,8 @@ async def test_status_for_people_and_for_scripts(service: Service) -> None:
     assert (row["task"], row["scheme"]) == (TASK, f"{config.encryption.scheme}/{config.encryption.profile}")
     assert (row["parameters"], row["model_version"], row["epsilon_spent"]) == (8, 0, 0.0)
     assert row["epsilon_planned"] > 0
+    until = datetime.fromisoformat(row["credential_until"]).timestamp() - time.time()
+    assert VALID_DAYS - 1 < until / 86400 <= VALID_DAYS
     table = await ask(service, "status")
     assert table.exit_code == 0
     assert TASK in table.stdout

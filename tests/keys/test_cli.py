@@ -27,6 +27,7 @@ from he_party.http_transport import RetryPolicy
 from he_party.identity import Identity, create
 from he_party.keyfile import KeyRecord, read_private
 from he_protocol.errors import ProblemError
+from he_protocol.identity.credentials import valid_until
 from he_protocol.identity.jws import fingerprint, public_from_jwk, read_unverified, verify
 from he_protocol.messages import Credential, EnrollRequest
 from he_protocol.problems import NOT_FOUND, STALE_UPDATE
@@ -309,6 +310,7 @@ def test_status_shows_budgets(joined: Office) -> None:
         "model_version": 0,
         "epsilon": 0.0,
         "epsilon_budget": 100.0,
+        "credential_until": valid_until(Path("holder/credential.jws").read_text().strip()),
     }
     text = done("status", "--data-dir", "holder")
     assert all(word in text for word in ("joined tasks", "demo", "max openings", "100.0"))

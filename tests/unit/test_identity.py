@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from he_protocol.identity.credentials import CLOCK_SKEW_SECONDS, Party, check_credential, check_signed
+from he_protocol.identity.credentials import CLOCK_SKEW_SECONDS, Party, check_credential, check_signed, utc
 from he_protocol.identity.jws import fingerprint
 from he_protocol.identity.requests import PROOF_SECONDS, check_request, prove_request
 from he_protocol.messages import Cnf, Credential, EnrollRequest, Jwk, RequestProof, UpdateHeader
@@ -51,8 +51,16 @@ def test_an_issuer_name_is_checked_even_under_the_authoritys_signature():
 
 @pytest.mark.parametrize("now", [NOW - CLOCK_SKEW_SECONDS - 1, NOW + 3600, NOW + 10**9])
 def test_a_credential_outside_its_time_is_refused(now):
-    with expect_problem(EXPIRED_CREDENTIAL, "'alice'"):
+    """With dates that a person can read, from which it is plain what to do."""
+    with expect_problem(EXPIRED_CREDENTIAL, f"expected from {utc(NOW)} until {utc(NOW + 3600)}, got {utc(now)}"):
         check_credential(credential(ALICE, "alice"), AUTHORITY.public, "client", now)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0, "1970-01-01T00:00:00Z"), (1e30, "1e+30"), (-(1 << 62), str(-(1 << 62)))]
+)
+def test_a_time_that_no_calendar_has_is_shown_as_it_is(seconds, text):
+    assert utc(seconds) == text
 
 
 @pytest.mark.parametrize("now", [NOW - CLOCK_SKEW_SECONDS, NOW, NOW + 3599.9])

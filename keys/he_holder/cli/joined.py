@@ -17,6 +17,7 @@ from he_party.http_transport import HttpTransport
 from he_party.tasks import MEMORY_FILE, TaskMemory
 from he_protocol.committee import describe
 from he_protocol.errors import ProblemError
+from he_protocol.identity.credentials import valid_until
 from he_protocol.privacy.plan import epsilon
 from he_protocol.problems import BAD_PLAN
 from he_protocol.task import Task
@@ -103,6 +104,7 @@ async def status(settings: Settings) -> list[dict[str, object]]:
                     "model_version": votes[-1].model_version if votes else 0,
                     "epsilon": round(epsilon(task.config.privacy, used), 4),
                     "epsilon_budget": task.config.privacy.epsilon_budget,
+                    "credential_until": valid_until(holder.identity.credential),
                 }
             )
     return rows
