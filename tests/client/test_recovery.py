@@ -319,14 +319,15 @@ async def test_what_no_further_round_would_mend_ends_it(service: Service, proxy:
 
 
 INTERRUPTED = """
+import signal
 import time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever runs the tests in the background ignores it
 from he_party.console import command, run_async
 from he_party.threads import abandonable
 
 @command
 def train() -> None:
-    print("training", flush=True)
-    run_async(abandonable(lambda: time.sleep(60)))
+    run_async(abandonable(lambda: (print("training", flush=True), time.sleep(60))))
 
 import typer
 try:
