@@ -87,7 +87,7 @@ class Observer:
         if decided is None or payload_hash(decided) != vote.manifest:
             self._violate("decided before voted", f"{machine.name}: the ledger has no such vote")
             return
-        self._count(machine, vote.opening, decided)
+        self._count(machine, vote.opening, decided, votes=True)
 
     def _share(self, machine: Machine, end: object, sent: bytes) -> None:
         if len(sent) < framing.PREFIX_BYTES or len(sent) < framing.PREFIX_BYTES + framing.head_size(
@@ -113,8 +113,12 @@ class Observer:
             self._check_openings()
         return None
 
-    def _count(self, machine: Machine, opening: int, token: str) -> None:
-        """What a holder stands by: with a vote, or with a share."""
+    def _count(self, machine: Machine, opening: int, token: str, *, votes: bool = False) -> None:
+        """What a holder stands by: with a vote, or with a share.
+
+        It votes for no base version a second time; for a certificate of others it may release once more: that no two
+        certificates share one is what protects the client.
+        """
         digest, manifest = payload_hash(token), read_unverified(token, Manifest)
         if self._voted.setdefault((machine.name, manifest.task_hash, opening), digest) != digest:
             self._violate("one manifest for a number", f"{machine.name} votes for two manifests of {opening}")
@@ -126,21 +130,25 @@ class Observer:
         frames = [self.world.record.frames[entry.update_id.hex()] for entry in manifest.updates]
         self._manifests[digest] = manifest
         self._bases[digest] = [(frame.client_name, frame.base) for frame in frames]
+        before = {m for m, voters in self._voters.items() if machine.name in voters}
+        if votes and digest not in before:
+            known = {(self._manifests[m].task_hash, base) for m in before for base in self._bases[m]}
+            if again := known & {(manifest.task_hash, base) for base in self._bases[digest]}:
+                self._violate(
+                    "no base version twice", f"{sorted(base for _, base in again)} in votes of {machine.name}"
+                )
         self._voters[digest].add(machine.name)
         certified = {m for m, voters in self._voters.items() if len(voters) >= self._honest(AGREEMENT)}
-        mine = {m for m, voters in self._voters.items() if machine.name in voters}
-        for what, manifests in ((f"votes of {machine.name}", mine), ("certificates", certified)):
-            self._check_disjoint(what, manifests)
+        self._check_disjoint(f"votes of {machine.name}", before | {digest})
+        self._check_disjoint("certificates", certified)
+        bases = Counter((self._manifests[m].task_hash, base) for m in certified for base in set(self._bases[m]))
+        if max(bases.values(), default=0) > 1:
+            self._violate("no base version twice", f"{bases.most_common(1)} in certificates")
 
     def _check_disjoint(self, what: str, manifests: set[bytes]) -> None:
         numbers = Counter((self._manifests[m].task_hash, self._manifests[m].opening) for m in manifests)
         ids = Counter(entry.update_id.hex() for m in manifests for entry in self._manifests[m].updates)
-        bases = Counter((self._manifests[m].task_hash, base) for m in manifests for base in set(self._bases[m]))
-        for name, counts in (
-            ("one manifest for a number", numbers),
-            ("no update in two openings", ids),
-            ("no base version twice", bases),
-        ):
+        for name, counts in (("one manifest for a number", numbers), ("no update in two openings", ids)):
             if counts and max(counts.values()) > 1:
                 self._violate(name, f"{counts.most_common(1)} in {what}")
 
