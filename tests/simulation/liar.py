@@ -96,7 +96,7 @@ def make_lie(world: World, *, numbering: Numbering, unopened: bool, pick: int) -
     )
     known = [world.record.frames[update] for (update,) in seen(query, task.id, unopened)]
     newest = seen("SELECT max(number), max(opening) FROM rounds WHERE task_hash = ? AND manifest != ''", task.id)[0]
-    if not known or (newest[0] is None and numbering == "fork"):
+    if not known or (not newest[1] and numbering == "fork"):  # no manifest has a number yet
         return None
     bases = sorted({frame.base for frame in known}, reverse=True)
     base = bases[pick // 64 % 2 % len(bases)]
