@@ -15,13 +15,13 @@ from he_protocol.task import Task
 class Board(Protocol):
     """The board of one task."""
 
-    async def posts(self, phase: documents.Phase) -> dict[str, str]:
+    async def posts(self, phase: str) -> dict[str, str]:
         """The committee's signed messages of a phase, by holder."""
 
-    async def body(self, phase: documents.Phase, holder: str, limit: int) -> bytes:
+    async def body(self, phase: str, holder: str, limit: int) -> bytes:
         """What a holder posted with its message. Raises `not-found`, or `too-large` beyond `limit` bytes."""
 
-    async def post(self, phase: documents.Phase, holder: str, message: str, body: bytes = b"") -> None:
+    async def post(self, phase: str, holder: str, message: str, body: bytes = b"") -> None:
         """Post for a holder, once and for all: raises `ceremony-conflict` for another message than the first."""
 
 
@@ -33,7 +33,7 @@ class ServerBoard:
         self._task = task
         self._server = task.config.server.name
 
-    async def posts(self, phase: documents.Phase) -> dict[str, str]:
+    async def posts(self, phase: str) -> dict[str, str]:
         path = paths.board_path(self._task.id, phase)
         board = await self._transport.document(
             "GET", path, documents.Board, audience=self._server, limit=limits.board(self._task)
@@ -41,10 +41,10 @@ class ServerBoard:
         committee = {holder.name for holder in self._task.config.committee.holders}
         return {post.holder: post.message for post in board.posts if post.holder in committee}
 
-    async def body(self, phase: documents.Phase, holder: str, limit: int) -> bytes:
+    async def body(self, phase: str, holder: str, limit: int) -> bytes:
         path = paths.post_path(self._task.id, phase, holder)
         return (await self._transport.request("GET", path, audience=self._server, limit=limit)).body
 
-    async def post(self, phase: documents.Phase, holder: str, message: str, body: bytes = b"") -> None:
+    async def post(self, phase: str, holder: str, message: str, body: bytes = b"") -> None:
         path = paths.post_path(self._task.id, phase, holder)
         await self._transport.put_frame(path, message.encode(), [body], self._server)

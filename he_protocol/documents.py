@@ -12,9 +12,6 @@ from he_protocol.messages import Positive, SignedUpdate
 Stage = Literal["screen", "vote", "release"]
 """What a round asks of a key holder: its opinion of the updates, its vote for the manifest, its share."""
 RoundState = Literal["open", "closed", "opening", "published", "failed"]
-Phase = Literal["contribution", "commitment", "reveal", "confirmation"]
-PHASES: tuple[Phase, ...] = ("contribution", "commitment", "reveal", "confirmation")
-
 
 RECENT_ROUNDS = 50
 """Rounds in a list of them."""
@@ -160,7 +157,7 @@ class BoardEntry(Document, frozen=True):
 
 
 class Board(Document, frozen=True):
-    phase: Phase
+    phase: str
     posts: tuple[BoardEntry, ...]
 
 

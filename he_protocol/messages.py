@@ -180,41 +180,37 @@ class SealedSeeds(Message, frozen=True):
     box: bytes
 
 
-class Contribution(Message, frozen=True):
-    """Ceremony phase 1: seeds for every subshare that two holders share."""
+class Post(Message, frozen=True):
+    """What a holder puts on the board of a key ceremony: the members that the messages of all phases have."""
 
     task_hash: Digest
     epoch: Count
     holder: Name
+
+
+class Contribution(Post, frozen=True):
+    """Ceremony phase 1: seeds for every subshare that two holders share."""
+
     boxes: tuple[SealedSeeds, ...]
 
 
-class Commitment(Message, frozen=True):
+class Commitment(Post, frozen=True):
     """Ceremony phase 2: digests of every public-key share, before anyone reveals one."""
 
-    task_hash: Digest
-    epoch: Count
-    holder: Name
     transcript: Digest
     digests: tuple[SubshareDigest, ...]
 
 
-class Reveal(Message, frozen=True):
+class Reveal(Post, frozen=True):
     """Ceremony phase 3: the public-key shares that this holder is first to know; their bytes follow."""
 
-    task_hash: Digest
-    epoch: Count
-    holder: Name
     transcript: Digest
     digests: tuple[SubshareDigest, ...]
 
 
-class Confirmation(Message, frozen=True):
+class Confirmation(Post, frozen=True):
     """Ceremony phase 4: this holder saw every commitment kept and computed this joint key."""
 
-    task_hash: Digest
-    epoch: Count
-    holder: Name
     transcript: Digest
     key: Digest
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from he_protocol.documents import Phase
-
 TASKS = "/v1/tasks"
 REVOCATIONS = "/v1/revocations"
 AUDIT_HEAD = "/v1/audit/head"
@@ -74,9 +72,9 @@ def sum_path(task: str, number: int) -> str:
     return f"{TASKS}/{task}/rounds/{number}/sum"
 
 
-def board_path(task: str, phase: Phase) -> str:
+def board_path(task: str, phase: str) -> str:
     return f"{TASKS}/{task}/board/{phase}"
 
 
-def post_path(task: str, phase: Phase, holder: str) -> str:
+def post_path(task: str, phase: str, holder: str) -> str:
     return f"{TASKS}/{task}/board/{phase}/{holder}"

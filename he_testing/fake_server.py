@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -53,7 +54,7 @@ class FakeServer:
     """
 
     task: Task
-    posts: dict[str, Posts] = field(default_factory=lambda: {phase: {} for phase in documents.PHASES})
+    posts: defaultdict[str, Posts] = field(default_factory=lambda: defaultdict(dict))
     view: View = lambda phase, who, posts: posts
     committee: Sequence[Identity] = ()
     manifests: dict[int, str] = field(default_factory=dict)
@@ -154,7 +155,7 @@ class FakeServer:
         phase = request.match_info["phase"]
         posts = self.view(phase, reader(request), dict(self.posts[phase]))
         entries = tuple(documents.BoardEntry(holder, message, len(body)) for holder, (message, body) in posts.items())
-        return answer(documents.Board(msgspec.convert(phase, documents.Phase), entries))
+        return answer(documents.Board(phase, entries))
 
     async def _post(self, request: web.Request) -> web.Response:
         phase = request.match_info["phase"]

@@ -19,11 +19,19 @@ from he_protocol.arithmetic.kernel import kernel
 from he_protocol.arithmetic.keystream import derive_key, expand_words
 from he_protocol.arithmetic.residues import ResidueLayout, Residues, U64Array, add
 from he_protocol.errors import ProblemError
+from he_protocol.messages import Commitment, Confirmation, Contribution, Reveal
 from he_protocol.privacy.quantise import Integers
 from he_protocol.problems import BAD_PLAN, COMBINE_REFUSED
-from he_protocol.schemes.scheme import DecryptBlock, Profile, ReadBlock, Section
+from he_protocol.schemes.scheme import DecryptBlock, Phase, Profile, ReadBlock, Section
 from he_protocol.sharing import Sharing
 
+CEREMONY = (
+    Phase("contribution", Contribution),
+    Phase("commitment", Commitment),
+    Phase("reveal", Reveal),
+    Phase("confirmation", Confirmation),
+)
+"""Holders commit before anyone reveals; else the last one would choose the joint key."""
 LARGEST_RESIDUE_OF_ROUNDING = 0.25
 """Opened slots must lie this close to an integer; honest ones are within about 2^-16."""
 
@@ -81,7 +89,7 @@ class Ckks:
     """Public operations of `ckks`."""
 
     profile: CkksProfile
-    ceremony: bool = True
+    ceremony: tuple[Phase, ...] = CEREMONY
     binding: bool = False
     """A share is a term of the plaintext: a holder that adds an encoded vector to its own adds it to the sum."""
 

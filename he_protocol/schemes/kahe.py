@@ -24,7 +24,7 @@ from he_protocol.arithmetic.residues import ResidueLayout, Residues
 from he_protocol.errors import ProblemError
 from he_protocol.privacy.quantise import Integers
 from he_protocol.problems import COMBINE_REFUSED
-from he_protocol.schemes.scheme import DecryptBlock, Profile, ReadBlock, Section
+from he_protocol.schemes.scheme import DecryptBlock, Phase, Profile, ReadBlock, Section
 from he_protocol.sharing import Sharing
 
 SEED_BYTES = 32
@@ -72,7 +72,7 @@ class Kahe:
     """Public operations of `kahe`."""
 
     profile: KaheProfile
-    ceremony: bool = False
+    ceremony: tuple[Phase, ...] = ()
     binding: bool = True
     """A wrong key is wrong by d, and what it opens by a*d: for both to be short is Ring-SIS (docs/adr/0025)."""
 

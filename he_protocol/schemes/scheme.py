@@ -12,6 +12,7 @@ import numpy as np
 
 from he_protocol.arithmetic.ntt_lanes import LANES
 from he_protocol.arithmetic.residues import ResidueLayout, Residues
+from he_protocol.messages import Post
 from he_protocol.privacy.quantise import Integers
 from he_protocol.sharing import Sharing
 
@@ -54,6 +55,14 @@ class Section:
     layout: ResidueLayout | None
 
 
+@dataclass(frozen=True)
+class Phase:
+    """One phase of a key ceremony: a name of up to 16 characters, and what every holder posts in it."""
+
+    name: str
+    message: type[Post]
+
+
 class Scheme(Protocol):
     """The public half of a scheme under one profile."""
 
@@ -61,8 +70,8 @@ class Scheme(Protocol):
     def profile(self) -> Profile: ...
 
     @property
-    def ceremony(self) -> bool:
-        """Whether the committee must make a joint key before clients can encrypt."""
+    def ceremony(self) -> tuple[Phase, ...]:
+        """How the committee makes a joint key before clients can encrypt; empty where it needs none."""
 
     @property
     def capacity(self) -> int:

@@ -50,7 +50,7 @@ _PARAMETERS = {
     "section": "name of a section of a body",
     "round": "the round's number",
     "holder": "a key holder's name",
-    "phase": "contribution, commitment, reveal or confirmation",
+    "phase": "a phase of the ceremony of the task's scheme; of `ckks`: contribution, commitment, reveal, confirmation",
 }
 
 

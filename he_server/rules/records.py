@@ -158,7 +158,8 @@ class TaskRecord:
     token: str
     model_version: int
     round: int
-    confirmations: int
+    posts: int
+    """Of the key ceremony, in all its phases."""
     state: TaskState
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from he_protocol.documents import BoardEntry, Phase
-from he_protocol.errors import ProblemError
+from he_protocol.documents import BoardEntry
 from he_protocol.identity.credentials import Party
-from he_protocol.problems import NOT_FOUND
 from he_protocol.task import Task
 from he_server.blobs.keys import fresh, post_blob
 from he_server.rules.board import POST_LIMIT, read_post
@@ -18,17 +16,15 @@ from he_server.store.board import check_same_post
 
 
 async def accept_post(
-    server: ServerContext, task: Task, phase: Phase, party: Party, frame: Frame
+    server: ServerContext, task: Task, phase: str, party: Party, frame: Frame
 ) -> tuple[BoardEntry, bool]:
     """Check a frame that a member of the committee sent and put it on the board; False for the same again.
 
-    Raises whatever is wrong with it, `not-found` for a task without a ceremony, or `ceremony-conflict` when the holder
-    posted something else before.
+    Raises whatever is wrong with it, `not-found` for a phase that the task's ceremony does not have, or
+    `ceremony-conflict` when the holder posted something else before.
     """
-    if not task.scheme.ceremony:
-        raise ProblemError(NOT_FOUND, f"scheme {task.config.encryption.scheme} has no key ceremony")
     token = await frame.token()
-    message = read_post(phase, token, party)
+    message = read_post(task, phase, token, party)
     check_binding(task, message.task_hash, message.epoch)
     before = [post for post in await server.store.board.posts(task.id, phase) if post.holder == party.name]
     if before:

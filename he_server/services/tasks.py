@@ -43,5 +43,5 @@ async def accept_task(server: ServerContext, frame: Frame, declared: int | None)
 async def task_status(tasks: TaskCache, record: TaskRecord) -> TaskStatus:
     """The public document about a task."""
     task = await tasks.get(record.task)
-    ready = not task.scheme.ceremony or record.confirmations == len(task.config.committee.holders)
+    ready = record.posts == len(task.scheme.ceremony) * len(task.config.committee.holders)
     return TaskStatus(record.task, record.name, record.token, ready, record.model_version, record.round, record.state)

@@ -8,7 +8,6 @@ from typing import Any
 from sqlalchemy import Row, insert, select
 from sqlalchemy.exc import IntegrityError
 
-from he_protocol.documents import Phase
 from he_protocol.errors import ProblemError
 from he_protocol.identity.jws import payload_hash
 from he_protocol.problems import CEREMONY_CONFLICT, NOT_FOUND
@@ -24,7 +23,7 @@ class BoardStore:
 
     database: Database
 
-    async def add(self, task: str, phase: Phase, post: PostRecord) -> bool:
+    async def add(self, task: str, phase: str, post: PostRecord) -> bool:
         """Add one holder's post. False when the same message is there already.
 
         Raises `ceremony-conflict` when another one is.
@@ -49,13 +48,13 @@ class BoardStore:
             return False
         return True
 
-    async def posts(self, task: str, phase: Phase) -> tuple[PostRecord, ...]:
+    async def posts(self, task: str, phase: str) -> tuple[PostRecord, ...]:
         """All posts of one phase, by holder."""
         query = select(board).where(board.c.task_hash == task, board.c.phase == phase).order_by(board.c.holder)
         async with self.database.read() as connection:
             return tuple(_post_record(row) for row in await connection.execute(query))
 
-    async def post(self, task: str, phase: Phase, holder: str) -> PostRecord:
+    async def post(self, task: str, phase: str, holder: str) -> PostRecord:
         """One post. Raises `not-found`."""
         query = select(board).where(board.c.task_hash == task, board.c.phase == phase, board.c.holder == holder)
         async with self.database.read() as connection:
@@ -65,7 +64,7 @@ class BoardStore:
         return _post_record(row)
 
 
-def check_same_post(before: str, offered: str, phase: Phase) -> None:
+def check_same_post(before: str, offered: str, phase: str) -> None:
     """Raises `ceremony-conflict` when a holder posts something else than before."""
     if before != offered:
         raise ProblemError(CEREMONY_CONFLICT, f"this holder posted another {phase} before")

@@ -99,12 +99,7 @@ def _tasks() -> Select[Any]:
         .where(rounds.c.task_hash == tasks.c.task_hash, rounds.c.state == "open")
         .scalar_subquery()
     )
-    confirmed = (
-        select(func.count())
-        .select_from(board)
-        .where(board.c.task_hash == tasks.c.task_hash, board.c.phase == "confirmation")
-        .scalar_subquery()
-    )
+    posts = select(func.count()).where(board.c.task_hash == tasks.c.task_hash).scalar_subquery()
     return select(
         tasks.c.task_hash,
         tasks.c.name,
@@ -112,9 +107,9 @@ def _tasks() -> Select[Any]:
         tasks.c.state,
         newest.label("version"),
         current.label("round"),
-        confirmed.label("confirmations"),
+        posts.label("posts"),
     )
 
 
 def _task_record(row: Row[Any]) -> TaskRecord:
-    return TaskRecord(row.task_hash, row.name, row.token, row.version, row.round, row.confirmations, row.state)
+    return TaskRecord(row.task_hash, row.name, row.token, row.version, row.round, row.posts, row.state)

@@ -19,7 +19,6 @@ from he_holder.holder import EpochSecret, KeyHolder
 from he_holder.schemes import ckks, make_dealer
 from he_party.board import ServerBoard
 from he_party.keyfile import read_private
-from he_protocol import documents
 from he_protocol.arithmetic import residues
 from he_protocol.errors import ProblemError
 from he_protocol.identity.jws import read_unverified
@@ -38,10 +37,13 @@ from he_protocol.problems import (
     WRONG_TASK,
     ProblemType,
 )
+from he_protocol.schemes.ckks import CEREMONY
 from he_testing.fake_server import FakeServer, Posts, View
 from he_testing.problems import expect_problem
 from tests.keys.holders import holder_of, line_to
 from tests.support.parties import World
+
+PHASES = [phase.name for phase in CEREMONY]
 
 COMMON = cache(ckks.common_polynomial)  # type: ignore[attr-defined]  # slow, and the same in every test here
 KINDS: dict[str, type[Message]] = {
@@ -109,7 +111,7 @@ async def test_three_holders_make_one_key(tmp_path: Path, world: World, server: 
     assert (  # type: ignore[attr-defined]
         residues.unpack(key, dealer.layout) == [[p % q for p, q in zip(total[0], dealer.layout.moduli, strict=True)]]  # type: ignore[index]
     ).all()
-    assert all(set(server.posts[phase]) == {"holder-0", "holder-1", "holder-2"} for phase in documents.PHASES)
+    assert all(set(server.posts[phase]) == {"holder-0", "holder-1", "holder-2"} for phase in PHASES)
 
 
 async def test_nothing_secret_is_on_the_board(tmp_path: Path, world: World, server: FakeServer) -> None:
@@ -143,10 +145,10 @@ async def test_secrets_are_private_files_under_the_passphrase(tmp_path: Path, se
             with expect_problem(BAD_KEY_FILE, "passphrase"):
                 read_private(path, EpochSecret)
         assert set(stored(tmp_path, "holder-0", world, passphrase="correct horse battery staple")) == {0}
-        assert [line for line in told if "posting" in line] == [f"{phase}: posting" for phase in documents.PHASES]
+        assert [line for line in told if "posting" in line] == [f"{phase}: posting" for phase in PHASES]
 
 
-@pytest.mark.parametrize("phase", documents.PHASES)
+@pytest.mark.parametrize("phase", PHASES)
 async def test_a_restart_after_each_post(tmp_path: Path, world: World, server: FakeServer, phase: str) -> None:
     """Holder 0 dies as soon as its post of a phase is on the board, and comes back with only its files."""
     async with (
@@ -195,7 +197,7 @@ def resigned(world: World, phase: str, signer: int, **changes: Any) -> Callable[
     return change
 
 
-@pytest.mark.parametrize("phase", documents.PHASES)
+@pytest.mark.parametrize("phase", PHASES)
 @pytest.mark.parametrize(
     ("signer", "changes", "problem"),
     [

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Any
 
+import numpy as np
 import pytest
 from aiohttp import ClientResponse
 
 from he_protocol import documents, frames, paths, problems
 from he_protocol.messages import Commitment, Confirmation, Contribution, Message, Reveal, SubshareDigest
+from he_protocol.schemes.ckks import CEREMONY
+from he_server.rules.board import check_phase
+from he_testing.parties import Parties
+from he_testing.plans import plan
+from he_testing.problems import expect_problem
 
 from .conftest import both
 from .world import World
 
+PHASES = [phase.name for phase in CEREMONY]
 
-def _message(world: World, phase: documents.Phase, holder: int, /, **changes: Any) -> Message:
+
+def _message(world: World, phase: str, holder: int, /, **changes: Any) -> Message:
     bound: dict[str, Any] = {"task_hash": world.task.hash, "epoch": 1, "holder": world.holders[holder].name, **changes}
     match phase:
         case "contribution":
@@ -25,11 +34,11 @@ def _message(world: World, phase: documents.Phase, holder: int, /, **changes: An
             return Reveal(transcript=bytes(32), digests=(), **bound)
         case "confirmation":
             return Confirmation(transcript=bytes(32), key=bytes(32), **bound)
+        case _:
+            raise ValueError(phase)
 
 
-async def _post(
-    world: World, phase: documents.Phase, holder: int, body: bytes = b"", /, **changes: Any
-) -> ClientResponse:
+async def _post(world: World, phase: str, holder: int, body: bytes = b"", /, **changes: Any) -> ClientResponse:
     person = world.holders[holder]
     token = person.key.sign(_message(world, phase, holder, **changes))
     path = paths.post_path(world.task.id, phase, person.name)
@@ -37,8 +46,8 @@ async def _post(
 
 
 @both
-@pytest.mark.parametrize("phase", documents.PHASES)
-async def test_posts_are_listed_and_fetched(world: World, phase: documents.Phase) -> None:
+@pytest.mark.parametrize("phase", PHASES)
+async def test_posts_are_listed_and_fetched(world: World, phase: str) -> None:
     response = await _post(world, phase, 1, b"key parts")
     assert response.status == 201
     client = world.person("ada", "client")
@@ -51,10 +60,10 @@ async def test_posts_are_listed_and_fetched(world: World, phase: documents.Phase
 @both
 async def test_keys_are_ready_with_the_last_confirmation(world: World) -> None:
     ready = []
-    for holder in range(3):
-        assert (await _post(world, "confirmation", holder)).status == 201
+    for phase, holder in product(PHASES, range(3)):
+        assert (await _post(world, phase, holder)).status == 201
         ready.append((await world.get(None, paths.task_path(world.task.id), documents.TaskStatus)).keys_ready)
-    assert ready == [False, False, True]
+    assert ready == [False] * 11 + [True]
 
 
 @both
@@ -93,6 +102,24 @@ async def test_a_post_of_another_phase(world: World) -> None:
     path = paths.post_path(world.task.id, "commitment", person.name)
     response = await world.call(person, "PUT", path, data=frames.start(token.encode()))
     assert await world.problem(response) == problems.BAD_SIGNATURE
+
+
+async def test_a_phase_that_the_ceremony_does_not_have(world: World) -> None:
+    person = world.holders[0]
+    listed, post = paths.board_path(world.task.id, "prologue"), paths.post_path(world.task.id, "prologue", person.name)
+    frame = frames.start(person.key.sign(_message(world, "reveal", 0)).encode())
+    for answer in (
+        await world.call(person, "GET", listed),
+        await world.call(person, "GET", post),
+        await world.call(person, "PUT", post, data=frame),
+    ):
+        assert await world.problem(answer) == problems.NOT_FOUND
+
+
+def test_a_scheme_without_a_ceremony_has_no_board() -> None:
+    task = Parties().sign_task(plan(), {"w": np.zeros(2, np.float32)})
+    with expect_problem(problems.NOT_FOUND):
+        check_phase(task, "reveal")
 
 
 async def test_a_post_that_is_too_large(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,7 @@ from he_protocol.errors import ProblemError
 from he_protocol.messages import UpdateHeader
 from he_protocol.privacy.quantise import Integers
 from he_protocol.problems import COMBINE_REFUSED
-from he_protocol.schemes.scheme import DecryptBlock, Profile, ReadBlock, Section
+from he_protocol.schemes.scheme import DecryptBlock, Phase, Profile, ReadBlock, Section
 from he_protocol.sharing import Sharing
 from he_protocol.task import Task
 
@@ -42,7 +42,7 @@ PROFILES = {"toy-40": ToyProfile("toy-40", "toy", 64, (1 << 40) - 87, 40)}
 @dataclass(frozen=True)
 class Toy:
     profile: ToyProfile
-    ceremony: bool = False
+    ceremony: tuple[Phase, ...] = ()
     binding: bool = False
     error_std: float = 0.0
 

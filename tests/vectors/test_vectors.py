@@ -41,6 +41,7 @@ KINDS: dict[str, type[Message]] = {
 NESTED = {
     "Exclusion",
     "Message",
+    "Post",
     "SectionEntry",
     "ManifestEntry",
     "SubshareDigest",

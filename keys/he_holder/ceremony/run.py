@@ -15,16 +15,15 @@ from he_holder.holder import EpochSecret, KeyHolder, SubshareSeed
 from he_holder.schemes import make_dealer
 from he_party.board import Board
 from he_party.keyfile import read_private, write_private
-from he_protocol import documents
 from he_protocol.arithmetic import residues
 from he_protocol.errors import ProblemError
 from he_protocol.identity.jws import verify
-from he_protocol.messages import Commitment, Confirmation, Contribution, Message, Reveal
+from he_protocol.messages import Commitment, Confirmation, Contribution, Message, Post, Reveal
 from he_protocol.problems import CEREMONY_CONFLICT, NO_QUORUM, NOT_ADDRESSED, WRONG_EPOCH, WRONG_TASK
 from he_protocol.task import Task
 
 Progress = Callable[[str], None]
-M = TypeVar("M", Contribution, Commitment, Reveal, Confirmation)
+P = TypeVar("P", bound=Post)
 POLL_SECONDS = 0.3
 PATIENCE = 600.0
 """Seconds to wait for the other holders in each phase."""
@@ -101,9 +100,7 @@ class Ceremony:
             for subshare, seed in seeds.items()
         }
 
-    async def _post(
-        self, phase: documents.Phase, message: Contribution | Commitment | Reveal | Confirmation, body: bytes = b""
-    ) -> None:
+    async def _post(self, phase: str, message: Post, body: bytes = b"") -> None:
         self._progress(f"{phase}: posting")
         posted = (await self._board.posts(phase)).get(message.holder)
         if self._is_ours(posted, type(message)):
@@ -117,7 +114,7 @@ class Ceremony:
         except ProblemError:
             return False
 
-    async def _collect(self, phase: documents.Phase, kind: type[M]) -> tuple[list[str], list[M]]:
+    async def _collect(self, phase: str, kind: type[P]) -> tuple[list[str], list[P]]:
         """Every holder's post of a phase in holder order: as signed, and verified."""
         holders = self._task.config.committee.holders
         self._progress(f"{phase}: waiting for {len(holders)} holders")
@@ -145,7 +142,7 @@ class Ceremony:
         return bodies
 
 
-def check_bound(task: Task, holder: str, message: Contribution | Commitment | Reveal | Confirmation) -> None:
+def check_bound(task: Task, holder: str, message: Post) -> None:
     """A post is of this task, epoch and holder.
 
     Raises `wrong-task`, `wrong-epoch` or `not-addressed`.
