@@ -25,7 +25,7 @@ from safetensors.numpy import save_file
 from he_authority.enrollment import issue_credential
 from he_authority.tasks import build_config
 from he_client.client import HushSumClient
-from he_holder.keyring import new_holder
+from he_holder.keyring import Keyring, new_holder
 from he_party.http_transport import RetryPolicy
 from he_party.identity import AUTHORITY_FILE, CREDENTIAL_FILE, KEY_FILE, Identity, create
 from he_party.keyfile import KeyRecord, write_private
@@ -34,6 +34,7 @@ from he_protocol.identity.jws import SigningKey, jwk_x, public_from_jwk
 from he_protocol.messages import Role
 from he_protocol.task import Task
 from he_protocol.tensors import model_digest
+from he_testing.parties import Parties
 
 Model = Mapping[str, npt.NDArray[np.float32]]
 VALID_DAYS = 7
@@ -62,8 +63,7 @@ def provision(
     days: how long the credentials are valid.
     """
     authority = SigningKey.generate()
-    record = KeyRecord(AUTHORITY, authority.public, authority.private)
-    write_private(root / AUTHORITY / "authority.key", record)
+    _write_key(root / AUTHORITY / "authority.key", AUTHORITY, authority)
     for number in range(1, clients + 1):
         _enroll(root / client_name(number), "client", authority, days)
     committee = [_enroll(root / holder_name(number), "holder", authority, days) for number in range(1, holders + 1)]
@@ -71,9 +71,21 @@ def provision(
     (root / SERVER / KEY_FILE).rename(root / SERVER / "server.key")
     spec = ModelSpec(tuple(TensorSpec(name, value.shape) for name, value in model.items()), model_digest(model))
     token = authority.sign(build_config(plan, spec, server, committee, authority.public))
-    (root / TASK_FILE).write_text(token)
-    save_file(dict(model), root / MODEL_FILE)
+    _write_task(root, token, model)
     return Task.from_token(token, authority.public)
+
+
+def settle(root: Path, parties: Parties, task: Task, model: Model) -> None:
+    """Fill `root` as `provision` does, with parties that were made in memory; clients stay there."""
+    _write_key(root / AUTHORITY / "authority.key", AUTHORITY, parties.authority.key)
+    for number, (holder, hpke) in enumerate(zip(parties.committee, parties.hpke, strict=True), 1):
+        folder = root / holder_name(number)
+        _write_key(folder / KEY_FILE, holder.name, holder.key)
+        _write_credential(folder, holder.credential, holder.authority)
+        Keyring.of(folder).add(hpke)
+    _write_key(root / SERVER / "server.key", parties.server.name, parties.server.key)
+    _write_credential(root / SERVER, parties.server.credential, parties.server.authority)
+    _write_task(root, task.token, model)
 
 
 def _enroll(folder: Path, role: Role, authority: SigningKey, days: float) -> str:
@@ -82,9 +94,22 @@ def _enroll(folder: Path, role: Role, authority: SigningKey, days: float) -> str
     name = folder.name
     request = new_holder(folder, name, now) if role == "holder" else create(folder, name, role, now)
     credential = issue_credential(authority, request, role, now=now, days=days)
-    (folder / CREDENTIAL_FILE).write_text(credential)
-    (folder / AUTHORITY_FILE).write_text(jwk_x(authority.public))
+    _write_credential(folder, credential, authority.public)
     return credential
+
+
+def _write_key(file: Path, name: str, key: SigningKey) -> None:
+    write_private(file, KeyRecord(name, key.public, key.private))
+
+
+def _write_credential(folder: Path, credential: str, authority: bytes) -> None:
+    (folder / CREDENTIAL_FILE).write_text(credential)
+    (folder / AUTHORITY_FILE).write_text(jwk_x(authority))
+
+
+def _write_task(root: Path, token: str, model: Model) -> None:
+    (root / TASK_FILE).write_text(token)
+    save_file(dict(model), root / MODEL_FILE)
 
 
 class ProvisionedDeployment:
@@ -180,9 +205,17 @@ class ProvisionedDeployment:
                 name, "he-holder", "run", "--data-dir", data, "--poll-seconds", str(self._poll_seconds), *self._ca
             )
 
+    def listen(self, name: str, program: str, *arguments: str | Path) -> str:
+        """Start a program that takes `--port-file` as the process `name`; its URL, once it is ready."""
+        file = self.root / f"{name}.port"
+        file.unlink(missing_ok=True)
+        self.spawn(name, program, *arguments, "--port-file", file)
+        self._until(file.exists, name)
+        return f"http://127.0.0.1:{file.read_text().strip()}"
+
     @property
     def _port_file(self) -> Path:
-        return self.root / "server" / "port"
+        return self.root / f"{SERVER}.port"
 
     def start_holder(self, name: str, as_name: str = "") -> None:
         """`he-holder run`; returns once it watches its task."""

@@ -77,9 +77,9 @@ async def _measure(point: LoadPoint) -> Load:
     uploads = [_upload(world, update, number) for number in range(senders)]
     body = list(update.sections.values())
     with tempfile.TemporaryDirectory(prefix="he-bench-") as folder:
-        async with deployed(Path(folder), world) as deployment:
-            file_only_url = await deployment.listen("he_bench.file_only")
-            urls = await deployment.start_servers(point.processes, point.database)
+        async with deployed(Path(folder), world, point.database) as deployment:
+            file_only_url = await deployment.start_file_only()
+            urls = await deployment.start_servers(point.processes)
             audience = world.task.config.server.name
 
             async def to_server(upload: Upload, transport: Transport) -> None:

@@ -111,7 +111,7 @@ async def storm(clients: int, seconds: float, *, scale: float = 1.0, think: floa
 
     with tempfile.TemporaryDirectory(prefix="storm-") as folder:
         async with deployed(Path(folder), world) as deployment:
-            (url,) = await deployment.start_servers(1)
+            (url,) = await deployment.start_servers()
             honest = Honest(uploads(), list(update.sections.values()), url, world, think)
             await honest.rate(clients, min(2.0, seconds))  # everything is loaded and compiled
             before = await honest.rate(clients, seconds)
@@ -165,7 +165,7 @@ def _disk(deployment: Deployment) -> int:
 
 
 def _lines(deployment: Deployment) -> int:
-    return (deployment.root / "he-server.log").read_bytes().count(b"\n")
+    return deployment.log("server-0").count("\n")
 
 
 def _peak_memory(pid: int) -> int:

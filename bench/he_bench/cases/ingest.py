@@ -36,8 +36,8 @@ async def prepare(point: Point) -> AsyncIterator[Job]:
     body, digests, numbers = list(update.sections.values()), update.digests, count(1)
     with tempfile.TemporaryDirectory(prefix="he-bench-") as folder:
         async with deployed(Path(folder), world) as deployment:
-            url = await deployment.start_server()
-            file_only_url = await deployment.listen("he_bench.file_only")
+            (url,) = await deployment.start_servers()
+            file_only_url = await deployment.start_file_only()
 
             async def send(number: int) -> None:
                 header, head = world.sign(number, new_update_id(), digests)

@@ -27,11 +27,10 @@ async def prepare(point: Point) -> AsyncIterator[Job]:
     async with AsyncExitStack() as stack:
         root = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="he-bench-")))
         deployment = await stack.enter_async_context(deployed(root, world))
-        url = await deployment.start_server()
-        await deployment.start_holders(url)
+        await asyncio.to_thread(deployment.start)
         clients = [
             await stack.enter_async_context(
-                HushSumClient(url, world.client(number), state_dir=root / f"client-{number}")
+                HushSumClient(deployment.url, world.client(number), state_dir=root / f"client-{number}")
             )
             for number in range(1, point.clients + 1)
         ]
