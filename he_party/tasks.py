@@ -1,6 +1,7 @@
 """Which of a server's tasks is the one that was asked for: by what the authority signed, never by labels beside it.
 
-`choose` is pure; `TaskMemory` is the file in which a device keeps the newest epoch that it has seen of every name.
+A name asks for a `Job`, and gets the task of its newest epoch. `choose` is pure; `TaskMemory` is the file in which a
+device keeps the newest epoch that it has seen of every name.
 """
 
 from __future__ import annotations
@@ -54,11 +55,46 @@ NOTHING: Seen = MappingProxyType({})
 
 
 @dataclass(frozen=True)
+class Job:
+    """One training effort: the tasks of one name, each of which is an epoch."""
+
+    name: str
+    tasks: tuple[Task, ...]
+
+    def newest(self, before: SeenEpoch | None) -> Task:
+        """The task of the newest epoch, given the newest that this device has seen.
+
+        It is never older than that, and of one epoch only the task that was seen first is taken; another one has to be
+        named by its hash, which leaves no choice to the server. Raises `old-epoch` or `ambiguous-task`.
+        """
+        epoch = max(task.config.epoch for task in self.tasks)
+        hashes = {task.hash: task for task in self.tasks if task.config.epoch == epoch}
+        if before is not None and epoch < before.epoch:
+            raise ProblemError(
+                OLD_EPOCH, f"task {self.name!r}", expected=f"epoch {before.epoch} or later", got=f"epoch {epoch}"
+            )
+        if before is not None and epoch == before.epoch and before.task in hashes:
+            return hashes[before.task]
+        if len(hashes) > 1 or (before is not None and epoch == before.epoch):
+            raise ProblemError(
+                AMBIGUOUS_TASK,
+                f"epoch {epoch} of {self.name!r} is another task than before, or several: ask for its hash",
+                expected=before.task.hex() if before is not None else "one task",
+                got=", ".join(sorted(known.hex() for known in hashes)),
+            )
+        return next(iter(hashes.values()))
+
+
+@dataclass(frozen=True)
 class Listed:
     """A server's list, read: the tasks that verify, and why each of the others does not."""
 
     tasks: tuple[Task, ...]
     refused: tuple[tuple[documents.TaskStatus, ProblemError], ...]
+
+    def job(self, name: str) -> Job:
+        """The job of this name; without tasks if there is none."""
+        return Job(name, tuple(task for task in self.tasks if task.config.name == name))
 
 
 def read(statuses: Iterable[documents.TaskStatus], authority: bytes) -> Listed:
@@ -73,35 +109,16 @@ def read(statuses: Iterable[documents.TaskStatus], authority: bytes) -> Listed:
 
 
 def choose(listed: Listed, wanted: str, seen: Seen = NOTHING) -> Task:
-    """The task that was asked for by its hash, or the newest epoch of a name.
+    """The task that was asked for by its hash, or the newest epoch of the job that was asked for by its name.
 
-    64 hex digits are always a hash. A name's epoch is never older than the newest that was seen, and of one epoch only
-    the task that was seen first is taken; another one has to be named by its hash, which leaves no choice to the
-    server. Raises `not-found`, `old-epoch`, `ambiguous-task`, or why the task that was labelled so does not verify.
+    64 hex digits are always a hash. Raises `not-found`, why the task that was labelled so does not verify, or what
+    `Job.newest` raises.
     """
     if looks_like_hash(wanted):
         found = [task for task in listed.tasks if task.id == wanted]
         return found[0] if found else _missing(listed, wanted)
-    named = [task for task in listed.tasks if task.config.name == wanted]
-    if not named:
-        return _missing(listed, wanted)
-    newest = max(task.config.epoch for task in named)
-    hashes = {task.hash: task for task in named if task.config.epoch == newest}
-    before = seen.get(wanted)
-    if before is not None and newest < before.epoch:
-        raise ProblemError(
-            OLD_EPOCH, f"task {wanted!r}", expected=f"epoch {before.epoch} or later", got=f"epoch {newest}"
-        )
-    if before is not None and newest == before.epoch and before.task in hashes:
-        return hashes[before.task]
-    if len(hashes) > 1 or (before is not None and newest == before.epoch):
-        raise ProblemError(
-            AMBIGUOUS_TASK,
-            f"epoch {newest} of {wanted!r} is another task than before, or several: ask for its hash",
-            expected=before.task.hex() if before is not None else "one task",
-            got=", ".join(sorted(known.hex() for known in hashes)),
-        )
-    return next(iter(hashes.values()))
+    job = listed.job(wanted)
+    return job.newest(seen.get(wanted)) if job.tasks else _missing(listed, wanted)
 
 
 def learn(seen: Seen, task: Task) -> Seen:

@@ -231,7 +231,7 @@ class CommitteeSpec(Message, frozen=True):
 
 
 class TaskConfig(Message, frozen=True):
-    """One federated training job: what it is called, who aggregates it, and a table for each of its sides."""
+    """One epoch of a job: what it is called, who aggregates it, and a table for each of its sides."""
 
     name: Name
     epoch: Count

@@ -27,12 +27,12 @@ async def measured(point: Point, budget: float) -> Measurement | Failed:
     try:
         if point.case in IN_PROCESS:
             small = msgspec.structs.replace(point, parameters=min(WARM_UP_PARAMETERS, point.parameters), clients=2)
-            async with prepare(small) as job:
-                await job.run()
-        async with prepare(point) as job:
+            async with prepare(small) as workload:
+                await workload.run()
+        async with prepare(point) as workload:
             if point.case not in IN_PROCESS:
-                await job.run()
-            return await measure(point, job, budget)
+                await workload.run()
+            return await measure(point, workload, budget)
     except ProblemError as refusal:
         return Failed(point, str(refusal))
 

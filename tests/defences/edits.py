@@ -88,6 +88,7 @@ _MIDDLE = "he_protocol/aggregation/combination.py: MiddleOfBuckets"
 _FRAME = "he_server/services/frames.py: Frame"
 _TRANSPORT = "he_party/http_transport.py: HttpTransport"
 _CHOOSE = "he_party/tasks.py: choose"
+_NEWEST = "he_party/tasks.py: newest"
 _ADMIT = "he_server/store/updates.py: admit"
 _PUBLISHED = "he_client/published.py: check_published"
 _UNVERIFIED = "from he_protocol.identity.jws import read_unverified; "
@@ -211,21 +212,21 @@ EDITS = (
         f"{_UNVERIFIED}task = cls(read_unverified(token, TaskConfig)",
     ),
     Edit("he_protocol/schemes/kahe.py: common_key", ", epoch_id)", ")"),
-    Edit(
-        _CHOOSE, "newest = max(task.config.epoch for task in named)", "newest = named[0].config.epoch", "an old epoch b"
+    *(
+        Edit(
+            _NEWEST,
+            "epoch = max(task.config.epoch for task in self.tasks)",
+            f"epoch = self.tasks[{at}].config.epoch",
+            "an old epoch b",
+        )
+        for at in (0, -1)
     ),
-    Edit(
-        _CHOOSE,
-        "newest = max(task.config.epoch for task in named)",
-        "newest = named[-1].config.epoch",
-        "an old epoch b",
-    ),
-    Edit(_CHOOSE, "if task.config.name == wanted]", "]", "another signed task"),
+    Edit("he_party/tasks.py: job", "if task.config.name == name)", ")", "another signed task"),
     Edit(_CHOOSE, "if task.id == wanted]", "]", "another signed task"),
-    _never(_CHOOSE, "before is not None and newest < before.epoch", "an old epoch alone"),
+    _never(_NEWEST, "before is not None and epoch < before.epoch", "an old epoch alone"),
     _never(
-        _CHOOSE,
-        "len(hashes) > 1 or (before is not None and newest == before.epoch)",
+        _NEWEST,
+        "len(hashes) > 1 or (before is not None and epoch == before.epoch)",
         "an old epoch alone",
     ),
     Edit("he_party/tasks.py: TaskMemory", "write_durably(self._path,", "(lambda *_: None)(self._path,"),

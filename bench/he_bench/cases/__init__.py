@@ -1,4 +1,4 @@
-"""The cases: one module each, with `prepare(point)`, an async context manager that yields a `Job`."""
+"""The cases: one module each, with `prepare(point)`, an async context manager that yields a `Workload`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def own_processes() -> list[int]:
 
 
 @dataclass(frozen=True)
-class Job:
+class Workload:
     """Work that can be repeated; see `he_bench.results.Measurement` for `work` and `traffic`.
 
     run: one repetition; returns the seconds of its stages, where it has any. pids: the processes
@@ -42,7 +42,7 @@ class Job:
     timed: str = ""
 
 
-Prepare = Callable[[Point], AbstractAsyncContextManager[Job]]
+Prepare = Callable[[Point], AbstractAsyncContextManager[Workload]]
 
 
 def load_case(name: str) -> Prepare:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from he_bench.cases import Job
+from he_bench.cases import Workload
 from he_bench.results import Point
 from he_bench.updates import random_update
 from he_bench.world import World, new_update_id
@@ -14,13 +14,13 @@ from he_protocol import frames
 
 
 @asynccontextmanager
-async def prepare(point: Point) -> AsyncIterator[Job]:
-    async with encrypting(World(point.profile, point.parameters, point.clients)) as job:
-        yield job
+async def prepare(point: Point) -> AsyncIterator[Workload]:
+    async with encrypting(World(point.profile, point.parameters, point.clients)) as workload:
+        yield workload
 
 
 @asynccontextmanager
-async def encrypting(world: World) -> AsyncIterator[Job]:
+async def encrypting(world: World) -> AsyncIterator[Workload]:
     """Encrypt random updates for a world's task."""
     encryptor, update = await world.encryptor(), random_update(world.parameters)
     _, head = world.sign(1, new_update_id(), {section.name: bytes(32) for section in world.task.body})
@@ -32,4 +32,4 @@ async def encrypting(world: World) -> AsyncIterator[Job]:
         return {}
 
     traffic = len(frames.start(head)) + sum(section.size for section in world.task.body)
-    yield Job(run, work=world.parameters, traffic=traffic)
+    yield Workload(run, work=world.parameters, traffic=traffic)

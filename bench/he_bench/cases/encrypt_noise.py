@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from he_bench.cases import Job
+from he_bench.cases import Workload
 from he_bench.cases.encrypt import encrypting
 from he_bench.results import Point
 from he_bench.world import World
@@ -15,6 +15,6 @@ PLAN = PrivacyPlan("client", clip_norm=1.0, noise_multiplier=1.0, delta=1e-5, ep
 
 
 @asynccontextmanager
-async def prepare(point: Point) -> AsyncIterator[Job]:
-    async with encrypting(World(point.profile, point.parameters, point.clients, privacy=PLAN)) as job:
-        yield job
+async def prepare(point: Point) -> AsyncIterator[Workload]:
+    async with encrypting(World(point.profile, point.parameters, point.clients, privacy=PLAN)) as workload:
+        yield workload

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from he_bench.cases import Job
+from he_bench.cases import Workload
 from he_bench.results import Point
 from he_bench.sums import fold_times, random_vector, sum_layout
 from he_bench.world import World
 
 
 @asynccontextmanager
-async def prepare(point: Point) -> AsyncIterator[Job]:
+async def prepare(point: Point) -> AsyncIterator[Workload]:
     layout = sum_layout(World(point.profile, point.parameters, point.clients).task)
     packed = random_vector(layout)
 
@@ -20,4 +20,4 @@ async def prepare(point: Point) -> AsyncIterator[Job]:
         fold_times(packed, layout, point.clients)
         return {}
 
-    yield Job(run, work=point.parameters * point.clients, traffic=layout.size)
+    yield Workload(run, work=point.parameters * point.clients, traffic=layout.size)

@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager
 from itertools import count
 from pathlib import Path
 
-from he_bench.cases import Job
+from he_bench.cases import Workload
 from he_bench.deployment import deployed
 from he_bench.results import Point
 from he_bench.timing import MOST_REPETITIONS
@@ -28,7 +28,7 @@ AT_ONCE = 8
 
 
 @asynccontextmanager
-async def prepare(point: Point) -> AsyncIterator[Job]:
+async def prepare(point: Point) -> AsyncIterator[Workload]:
     # One client sends one update to a round, and no round may close here: every repetition has clients of its own.
     world = World(point.profile, point.parameters, point.clients * (MOST_REPETITIONS + 2))
     task = world.task
@@ -56,7 +56,7 @@ async def prepare(point: Point) -> AsyncIterator[Job]:
                 file_only = await _seconds(send_file_only, batch)
                 return {"file-only": file_only, "server": await _seconds(send, batch)}
 
-            yield Job(run, point.parameters * point.clients, update.size, deployment.server_pids, timed="server")
+            yield Workload(run, point.parameters * point.clients, update.size, deployment.server_pids, timed="server")
 
 
 async def _seconds(send: Callable[[int], Awaitable[None]], batch: list[int]) -> float:

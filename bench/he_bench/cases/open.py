@@ -6,7 +6,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from he_bench.cases import Job
+from he_bench.cases import Workload
 from he_bench.results import Point
 from he_bench.sums import fold_times, sum_layout
 from he_bench.updates import random_update
@@ -15,7 +15,7 @@ from he_protocol.schemes.scheme import combine
 
 
 @asynccontextmanager
-async def prepare(point: Point) -> AsyncIterator[Job]:
+async def prepare(point: Point) -> AsyncIterator[Workload]:
     world = World(point.profile, point.parameters, point.clients)
     task = world.task
     update = await world.update(await world.encryptor(), random_update(point.parameters))
@@ -29,4 +29,4 @@ async def prepare(point: Point) -> AsyncIterator[Job]:
         return {"combine": time.perf_counter() - started}
 
     traffic = task.sharing.subshares * task.scheme.share_layout(task.length).size
-    yield Job(run, point.parameters, traffic, timed="combine")
+    yield Workload(run, point.parameters, traffic, timed="combine")

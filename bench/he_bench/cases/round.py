@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
-from he_bench.cases import Job
+from he_bench.cases import Workload
 from he_bench.deployment import deployed
 from he_bench.results import Point
 from he_bench.updates import random_update
@@ -22,7 +22,7 @@ from he_client.tensors import unflatten
 
 
 @asynccontextmanager
-async def prepare(point: Point) -> AsyncIterator[Job]:
+async def prepare(point: Point) -> AsyncIterator[Workload]:
     world = World(point.profile, point.parameters, point.clients)
     async with AsyncExitStack() as stack:
         root = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="he-bench-")))
@@ -48,7 +48,7 @@ async def prepare(point: Point) -> AsyncIterator[Job]:
             return _stages(sent) | status.seconds
 
         await run()
-        yield Job(run, point.parameters * point.clients, sizes[0], deployment.server_pids)
+        yield Workload(run, point.parameters * point.clients, sizes[0], deployment.server_pids)
 
 
 def _stages(sent: list[Submission]) -> dict[str, float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from he_bench.cases import Job
+from he_bench.cases import Workload
 from he_bench.results import Point
 from he_bench.updates import random_update
 from he_bench.world import World
@@ -14,7 +14,7 @@ HOLDER = 0
 
 
 @asynccontextmanager
-async def prepare(point: Point) -> AsyncIterator[Job]:
+async def prepare(point: Point) -> AsyncIterator[Workload]:
     world = World(point.profile, point.parameters, point.clients)
     task = world.task
     update = await world.update(await world.encryptor(), random_update(point.parameters))
@@ -30,4 +30,4 @@ async def prepare(point: Point) -> AsyncIterator[Job]:
         return {}
 
     released = len(task.sharing.subshares_of(HOLDER)) * task.scheme.share_layout(task.length).size
-    yield Job(run, work=point.parameters * point.clients, traffic=released)
+    yield Workload(run, work=point.parameters * point.clients, traffic=released)
