@@ -12,19 +12,15 @@ EXTRAS ?= dev
 PYTEST = $(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 # The security-critical packages, and the tests that cover them; under the others the tracer would only cost time.
 COVERED = he_protocol he_party.files he_party.keyfile he_authority he_holder
-COVERING = tests/unit tests/property tests/vectors tests/keys tests/hostile
+COVERING = tests/protocol tests/party tests/property tests/vectors tests/authority tests/holder tests/security/attacks
 # What needs neither a database nor another process: `make test-fast`.
-FAST = tests/unit tests/property
+FAST = tests/protocol tests/property
 # The tests of one package: `make test PKG=he_holder`.
-TESTS_he_protocol = tests/unit tests/property tests/vectors tests/fuzz/test_parsers.py tests/fuzz/test_targets.py
-TESTS_he_party = tests/unit/test_keyfile.py tests/client
-TESTS_he_client = tests/client
-TESTS_he_server = tests/server tests/migration tests/fuzz/test_http.py tests/fuzz/test_openapi.py
-TESTS_he_holder = tests/keys tests/hostile
-TESTS_he_authority = tests/keys
-TESTS_he_bench = tests/bench
-TESTS_he_migrations = tests/migration
-TESTS = $(if $(PKG),$(or $(TESTS_$(PKG)),$(error no package $(PKG): $(subst TESTS_,,$(filter TESTS_%,$(.VARIABLES))))),tests)
+ALSO_he_protocol = tests/property tests/vectors tests/fuzz/test_parsers.py tests/fuzz/test_targets.py
+ALSO_he_server = tests/migrations tests/fuzz/test_http.py tests/fuzz/test_openapi.py
+ALSO_he_holder = tests/security/attacks
+OWN = $(or $(wildcard tests/$(PKG:he_%=%)),$(error no tests of a package $(PKG)))
+TESTS = $(if $(PKG),$(OWN) $(ALSO_$(PKG)),tests)
 # The Pythons of `make test-matrix`: those of them that this machine has.
 PYTHONS ?= 3.11 3.12 3.13
 
@@ -75,7 +71,7 @@ test-long: $(VENV)/.warm coverage ## what `make test` leaves out, bounded, for C
 	$(PYTEST) -m long tests $(COVERING:%=--ignore=%)
 	$(BIN)/python -m tests.simulation.soak 400 --seconds 30
 	$(BIN)/python -m tests.simulation.mutants --sample 2
-	$(BIN)/python -m tests.defences --sample 10
+	$(BIN)/python -m tests.security.defences --sample 10
 	$(BIN)/python -m tests.fuzz --seconds 60
 
 coverage: $(VENV)/.warm ## coverage of the security-critical packages by their tests, long ones too: at least 95 %
@@ -90,7 +86,7 @@ test-matrix: ## make test on every Python of PYTHONS that this machine has, each
 	done
 
 defences: $(VENV)/.ready ## every defence of the threat model switched off in turn: a test of its row must fail (WORDS)
-	$(BIN)/python -m tests.defences $(WORDS)
+	$(BIN)/python -m tests.security.defences $(WORDS)
 
 soak: $(VENV)/.ready ## N simulated schedules of the whole system: crashes, power cuts, lost connections, a lying server
 	$(BIN)/python -m tests.simulation.soak $(N)

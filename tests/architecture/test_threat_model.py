@@ -9,9 +9,9 @@ import ast
 from functools import cache
 
 from tests.architecture.source import ROOT
-from tests.defences.edits import EDITS, Edit
-from tests.defences.rows import ROWS, TEST, TEXT, Row
-from tests.keys.test_rules import ATTACKS, STAGES
+from tests.holder.test_rules import ATTACKS, STAGES
+from tests.security.defences.edits import EDITS, Edit
+from tests.security.defences.rows import ROWS, TEST, TEXT, Row
 from tests.support.rules import EVERY_RULE
 
 
@@ -71,5 +71,5 @@ def test_every_rule_of_a_key_holder_is_listed() -> None:
 
 def test_every_hostile_test_file_is_used() -> None:
     used = {path for path, _, _ in TEST.findall(TEXT)}
-    files = {str(path.relative_to(ROOT)) for path in (ROOT / "tests" / "hostile").glob("test_*.py")}
-    assert files - used == {"tests/hostile/test_revocation_commands.py"}
+    files = {str(path.relative_to(ROOT)) for path in (ROOT / "tests" / "security" / "attacks").glob("test_*.py")}
+    assert files - used == {"tests/security/attacks/test_revocation_commands.py"}

@@ -23,7 +23,7 @@ from he_protocol.identity.jws import SigningKey, jwk_x, read_unverified
 from he_protocol.messages import EnrollRequest
 from he_protocol.problems import PROBLEMS
 from he_testing.deployment import VALID_DAYS
-from tests.client.service import MODEL, TASK, Service
+from tests.support.service import MODEL, TASK, Service
 
 TRAINING = """
 import numpy as np

@@ -37,9 +37,9 @@ from he_protocol.problems import (
     ProblemType,
 )
 from he_testing.problems import expect_problem
-from tests.client.proxy import Proxy
-from tests.client.service import MODEL, TASK, Service
 from tests.support.parties import World
+from tests.support.proxy import Proxy
+from tests.support.service import MODEL, TASK, Service
 
 UPDATE = {"w": np.full((2, 3), 0.5, dtype=np.float32), "b": np.full(2, -0.5, dtype=np.float32)}
 

@@ -24,11 +24,11 @@ from he_protocol.errors import ProblemError
 from he_protocol.problems import BAD_TENSORS, STALE_UPDATE
 from he_protocol.task import Task
 from he_testing.problems import expect_problem
-from tests.client.proxy import Proxy
-from tests.client.service import Service
 from tests.client.test_resend import answer_of
 from tests.integration.test_readme import marked
 from tests.support.parties import World
+from tests.support.proxy import Proxy
+from tests.support.service import Service
 
 HOW_TO = (Path(__file__).parents[2] / "docs" / "how-to.md").read_text()
 MODEL = {"w": np.array([[3.0, -4.0], [1.0, 2.0]], np.float32), "b": np.array(5.0, np.float32)}

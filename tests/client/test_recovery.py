@@ -41,9 +41,9 @@ from he_protocol.problems import (
     ProblemType,
 )
 from he_testing.problems import expect_problem
-from tests.client.proxy import Proxy
-from tests.client.service import Service
 from tests.client.test_resend import ONCE, answer_of, seal, spooled
+from tests.support.proxy import Proxy
+from tests.support.service import Service
 
 ZERO = {"w": np.zeros((2, 3), np.float32), "b": np.zeros(2, np.float32)}
 

@@ -30,9 +30,9 @@ from he_protocol.problems import (
     ProblemType,
 )
 from he_testing.problems import expect_problem
-from tests.client.proxy import Proxy
-from tests.client.schemes import assert_opens_to
-from tests.client.service import Service
+from tests.support.proxy import Proxy
+from tests.support.schemes import assert_opens_to
+from tests.support.service import Service
 
 ONCE = RetryPolicy(first=0.001, longest=0.001, give_up=0.0)
 

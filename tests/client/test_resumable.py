@@ -36,9 +36,9 @@ from he_protocol.problems import (
     ProblemType,
 )
 from he_testing.problems import expect_problem
-from tests.client.proxy import Proxy, Wire
-from tests.client.service import QUICK, Service
 from tests.client.test_resend import answer_of, seal
+from tests.support.proxy import Proxy, Wire
+from tests.support.service import QUICK, Service
 
 ALWAYS = 0
 """`resumable_above`: every update goes in pieces."""

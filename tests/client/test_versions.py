@@ -13,9 +13,9 @@ from he_protocol.messages import Credential, Receipt, RevocationList, UpdateHead
 from he_protocol.problems import UNKNOWN_PROTOCOL
 from he_protocol.task import Task
 from he_testing.problems import expect_problem
-from tests.client.proxy import Proxy
-from tests.client.service import TASK, Service
 from tests.client.test_resend import answer_of, seal, spooled
+from tests.support.proxy import Proxy
+from tests.support.service import TASK, Service
 from tests.support.versions import OTHERS, OtherVersion
 
 other_versions = pytest.mark.parametrize("version", OTHERS, ids=repr)

@@ -19,7 +19,7 @@ from he_protocol.problems import MISSING_PACKAGE
 from he_protocol.schemes.ckks import PROFILES
 from he_testing.problems import expect_problem
 from tests.architecture.source import IMPORTABLE
-from tests.client.service import TASK, Service
+from tests.support.service import TASK, Service
 
 EXTRAS = (
     "tenseal", "zstandard", "torch", "scipy", "dp_accounting", "sqlalchemy", "alembic", "aiosqlite", "asyncpg",

@@ -10,8 +10,8 @@ import pytest
 from he_testing.committee import MemoryCommittee
 from he_testing.parties import Parties
 from he_testing.plans import plan
-from tests.client.schemes import SCHEMES, assert_opens_to
 from tests.support.parties import random_integers
+from tests.support.schemes import SCHEMES, assert_opens_to
 
 
 @pytest.mark.parametrize(("scheme", "profile"), SCHEMES)

@@ -16,10 +16,10 @@ from he_protocol.errors import ProblemError
 from he_protocol.privacy.quantise import Integers
 from he_protocol.problems import NOT_FOUND
 from he_testing.deployment import RETRY
-from tests.client.schemes import ERROR_STD
 from tests.crash.account import Evidence, RoundEvidence, UpdateEvidence
 from tests.crash.submitter import COORDINATES, Coordinates, holding, spool_of, unsent
 from tests.crash.world import SCALE, SCHEME, World, recent_rounds
+from tests.support.schemes import ERROR_STD
 
 
 async def collect(world: World) -> Evidence:

@@ -12,8 +12,8 @@ import pytest
 from he_client import HushSumClient
 from he_client.spool import HEAD, EncryptedUpdate
 from he_protocol.privacy.quantise import Integers
-from tests.client.service import TASK, Service
 from tests.crash.submitter import COORDINATES, STOP, Coordinates, holding, spool_of, submit_until_stopped, unsent
+from tests.support.service import TASK, Service
 
 TRIES_SECONDS = 1.0
 """Time for several tries."""

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from he_client import HushSumClient
-from tests.client.schemes import MOSTLY_KAHE
 from tests.integration.processes import CLIENTS, Processes
+from tests.support.schemes import MOSTLY_KAHE
 
 
 @pytest.fixture(scope="session", params=MOSTLY_KAHE)

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from he_client import HushSumClient, Submission
 from he_testing.deployment import SECONDS, LocalDeployment
 from he_testing.plans import plan
-from tests.client.schemes import assert_opens_to
+from tests.support.schemes import assert_opens_to
 
 CLIENTS, HOLDERS = 4, 4
 TASK = "test-task"

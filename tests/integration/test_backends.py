@@ -19,9 +19,9 @@ from he_client.settings import ClientSettings
 from he_party.http_transport import HttpTransport, RetryPolicy
 from he_protocol.problems import BAD_SETTINGS, UNREACHABLE
 from he_testing.problems import expect_problem
-from tests.client.schemes import SCHEMES
 from tests.integration.processes import CLIENTS, TASK, Processes, Round
 from tests.support.postgres import new_database
+from tests.support.schemes import SCHEMES
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.client.schemes import SCHEMES
+from tests.support.schemes import SCHEMES
 
 pytestmark = pytest.mark.long  # what it does in processes, the other tests of this folder do with smaller models
 

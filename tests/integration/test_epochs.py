@@ -10,10 +10,10 @@ import pytest
 from safetensors.numpy import save_file
 
 from he_protocol.task import Task
-from tests.client.schemes import SCHEMES
 from tests.integration.processes import CLIENTS, TASK, Processes, Round
+from tests.support.schemes import SCHEMES
 
-pytestmark = pytest.mark.long  # tests/keys/test_epochs.py turns epochs without processes
+pytestmark = pytest.mark.long  # tests/holder/test_epochs.py turns epochs without processes
 
 
 @pytest.fixture(params=SCHEMES, ids=[scheme for scheme, _ in SCHEMES])

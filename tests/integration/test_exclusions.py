@@ -34,9 +34,9 @@ from he_protocol.problems import (
 )
 from he_server.blobs.keys import key_blob, update_blob
 from he_testing.problems import expect_problem
-from tests.client.schemes import MOSTLY_KAHE, assert_opens_to
-from tests.client.service import Service, copy
 from tests.support.revocations import revoked
+from tests.support.schemes import MOSTLY_KAHE, assert_opens_to
+from tests.support.service import Service, copy
 
 SIX, EXTRA, LEAST = 6, 3, 3
 SECONDS = 60.0

@@ -17,8 +17,8 @@ from he_protocol.problems import WRONG_SCHEME
 from he_protocol.schemes import registry
 from he_server.services.kernels import kernel_steps as server_steps
 from he_testing.problems import expect_problem
-from tests.client.service import MODEL, Service
 from tests.support import toy_scheme
+from tests.support.service import MODEL, Service
 
 GROUPS = ("hushsum.schemes", "hushsum.client_schemes", "hushsum.holder_schemes")
 PROFILE = "toy-40"

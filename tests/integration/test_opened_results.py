@@ -21,9 +21,9 @@ from he_server.blobs.store import BlobStore
 from he_server.blobs.vectors import Released
 from he_server.jobs import opening
 from he_server.jobs.opening import Checked, Waiting, check_buckets
-from tests.client.service import HOLDERS, Service
 from tests.support.openings import send_kahe
 from tests.support.poison import poisoned
+from tests.support.service import HOLDERS, Service
 
 from .test_buckets import BUCKETS, ERROR, SCALE, D, Played, clients, world
 

@@ -22,8 +22,8 @@ from he_holder.agent import Agent
 from he_protocol.documents import RoundStatus
 from he_protocol.problems import BAD_SETTINGS
 from he_testing.problems import expect_problem
-from tests.client.service import Service, copy
 from tests.support.certificates import self_signed
+from tests.support.service import Service, copy
 
 WIDE = {"w": np.zeros((1000, 400), np.float32)}
 """Updates of about 1.5 MB: more than nginx lets through by default."""

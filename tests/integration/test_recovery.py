@@ -17,8 +17,8 @@ import pytest
 
 from he_protocol.errors import ProblemError
 from he_testing.deployment import SECONDS
-from tests.client.schemes import SCHEMES
 from tests.integration.processes import CLIENTS, Processes, Round
+from tests.support.schemes import SCHEMES
 
 pytestmark = pytest.mark.long  # tests/server/test_manifests.py and the simulation recover without processes
 

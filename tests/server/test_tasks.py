@@ -22,8 +22,8 @@ from he_server.cli.main import app
 from he_server.rules.updates import Openings, check_taking
 from he_testing.plans import changed
 from he_testing.problems import expect_problem
+from tests.protocol.parties import ALICE
 from tests.support.kahe import INSECURE_TASK
-from tests.unit.parties import ALICE
 
 from .conftest import both
 from .world import World, initial_model

@@ -55,7 +55,7 @@ from he_server.store.address import Address
 from he_server.store.engine import make_engine
 from he_testing.clocks import FakeClock
 from he_testing.plans import changed, made
-from tests.unit.parties import hpke_key
+from tests.protocol.parties import hpke_key
 
 START = 1_900_000_000.0
 LIFE = 365 * 86400

@@ -31,7 +31,7 @@ from he_protocol.privacy.quantise import Integers
 from he_protocol.problems import BAD_COMMITTEE, BAD_KEY_FILE, LEDGER_MISMATCH, NOT_ADDRESSED, UPDATE_OPENED_BEFORE
 from he_testing.fake_server import FakeServer, key_bodies
 from he_testing.problems import expect_problem
-from tests.keys.holders import line_to, open_round
+from tests.support.holders import line_to, open_round
 from tests.support.openings import Sent, ask, combine, send_kahe
 from tests.support.parties import NOW, World, random_integers
 from tests.support.seizure import keys_in

@@ -27,7 +27,7 @@ from he_protocol.problems import BAD_SIGNATURE, DATABASE_UNAVAILABLE, INTERNAL, 
 from he_testing.clocks import FakeClock
 from he_testing.fake_server import FakeServer, key_bodies, problem
 from he_testing.problems import expect_problem
-from tests.keys.holders import QUICK, give_key, holder_of
+from tests.support.holders import QUICK, give_key, holder_of
 from tests.support.openings import ask
 from tests.support.parties import NOW, World, random_integers
 

@@ -29,7 +29,7 @@ from he_server.blobs.tensor_file import keep_model
 from he_testing.blobs import MemoryBlobs
 from he_testing.plans import changed
 from he_testing.problems import expect_problem
-from tests.keys.holders import PLAN_FILE
+from tests.support.holders import PLAN_FILE
 from tests.support.parties import World
 
 PLAN = PLAN_FILE.format(scheme="kahe", profile="kahe-30")

@@ -40,7 +40,7 @@ from he_protocol.problems import (
 from he_protocol.schemes.ckks import CEREMONY
 from he_testing.fake_server import FakeServer, Posts, View
 from he_testing.problems import expect_problem
-from tests.keys.holders import holder_of, line_to
+from tests.support.holders import holder_of, line_to
 from tests.support.parties import World
 
 PHASES = [phase.name for phase in CEREMONY]

@@ -42,7 +42,7 @@ from he_testing.fake_server import FakeServer, key_bodies, problem
 from he_testing.parties import enroll_request
 from he_testing.plans import tables
 from he_testing.problems import expect_problem
-from tests.keys.holders import give_key, holder_of, line_to, open_round
+from tests.support.holders import give_key, holder_of, line_to, open_round
 from tests.support.kahe import INSECURE_TASK
 from tests.support.openings import Sent, ask, combine, send_kahe
 from tests.support.parties import NOW, PLAN, World, random_integers

@@ -52,9 +52,9 @@ from he_protocol.problems import (
 from he_testing.clocks import FakeClock
 from he_testing.parties import Authority
 from he_testing.problems import expect_problem
-from tests.client.proxy import Fault, Proxy
-from tests.client.service import QUICK, TASK, Service
 from tests.support.certificates import self_signed
+from tests.support.proxy import Fault, Proxy
+from tests.support.service import QUICK, TASK, Service
 
 PATIENT = RetryPolicy(first=0.001, longest=0.002, give_up=5.0)
 STRANGER: Identity = Authority(clock=FakeClock()).party("stranger", "client")

@@ -15,9 +15,8 @@ from he_server.rules import aggregation
 from he_server.rules.aggregation import check_range, mean_of, weight_of
 from he_testing.plans import changed
 from he_testing.problems import expect_problem
-
-from .test_sum_bounds import CLIENT, plan
-from .test_task import kahe_config
+from tests.protocol.test_sum_bounds import CLIENT, plan
+from tests.protocol.test_task import kahe_config
 
 WEIGHTED = changed(kahe_config("kahe-30"), weighting="examples", scale=2.0**20, weight_cap=100.0)
 

@@ -23,8 +23,8 @@ from he_server.blobs.upload_file import LocalUploads
 from he_server.services.context import open_server
 from he_server.services.migration import migrate
 from he_server.settings import Settings
-from tests.client.service import Service
 from tests.support.parties import NOW, World, random_integers
+from tests.support.service import Service
 
 PASSPHRASE = "a passphrase of some length"
 

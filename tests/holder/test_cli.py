@@ -34,7 +34,7 @@ from he_protocol.problems import NOT_FOUND, STALE_UPDATE
 from he_protocol.task import Task
 from he_testing.fake_server import FakeServer, refusal
 from tests.architecture.source import IMPORTABLE
-from tests.keys.holders import PLAN_FILE
+from tests.support.holders import PLAN_FILE
 
 PASSPHRASE = "correct horse battery staple"
 PLAN = PLAN_FILE.format(scheme="ckks", profile="ckks-8192")

@@ -1,8 +1,8 @@
-"""A small storm: everything at once, for a moment. `python -m tests.hostile.storm` is all of it, with figures."""
+"""A small storm: everything at once, for a moment. `tests.security.attacks.storm` is all of it, with figures."""
 
 from __future__ import annotations
 
-from tests.hostile.storm import MOST_MEMORY, storm
+from tests.security.attacks.storm import MOST_MEMORY, storm
 
 
 async def test_honest_clients_go_on_in_a_storm_of_abuse() -> None:

@@ -1,5 +1,6 @@
-"""Switch off one defence after the other and require that a test of its row fails. `python -m tests.defences [WORDS]`.
+"""Switch off one defence after the other and require that a test of its row fails.
 
+`python -m tests.security.defences [WORDS]`.
 Tests run in copies of the source, one for every worker; nothing here is changed.
 """
 
@@ -26,8 +27,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from tests.architecture.source import IMPORTABLE, ROOT
-from tests.defences.edits import EDITS, Edit, switched_off
-from tests.defences.rows import ROWS, Row
+from tests.security.defences.edits import EDITS, Edit, switched_off
+from tests.security.defences.rows import ROWS, Row
 
 FAILED = re.compile(r"^FAILED (\S+::.+?)(?: - (.*))?$", re.MULTILINE)
 BROKEN = (
@@ -117,7 +118,7 @@ def try_all(chosen: Sequence[tuple[Row, Edit]], jobs: int, home: Path) -> list[O
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser("tests.defences", description=__doc__)
+    parser = argparse.ArgumentParser("tests.security.defences", description=__doc__)
     parser.add_argument("words", nargs="*", help="only rows and places with one of these words")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--sample", type=int, metavar="N", help="only N of them, drawn by the seed")

@@ -18,7 +18,7 @@ from he_protocol.problems import BAD_SIGNATURE, MALFORMED
 from he_protocol.task import Task
 from he_testing.plans import changed
 from he_testing.problems import expect_problem
-from tests.unit.parties import ALICE, AUTHORITY, NOW, task_config
+from tests.protocol.parties import ALICE, AUTHORITY, NOW, task_config
 
 GROUP_ORDER = 2**252 + 27742317777372353535851937790883648493
 _D = -121665 * pow(121666, -1, CURVE_PRIME) % CURVE_PRIME

@@ -42,7 +42,7 @@ def test_no_scale_fits_too_many_clients():
 
 
 def test_errors_are_the_designs():
-    """DESIGN.md, section 5: 3.9e-7 for kahe-30 at n = 1000 (`tests/keys/test_kahe_precision.py` measures it)."""
+    """DESIGN.md, section 5: 3.9e-7 for kahe-30 at n = 1000 (`tests/holder/test_kahe_precision.py` measures it)."""
     sums = plan()
     assert sums.largest_scale() == 2.0**19
     assert sums.mean_error(2.0**19, 1000) == pytest.approx(3.87e-7, rel=1e-3)

@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 from he_holder.keyring import new_holder
 from he_party.identity import create
 from tests.architecture.source import IMPORTABLE
-from tests.keys.holders import PLAN_FILE
+from tests.support.holders import PLAN_FILE
 
 ABSENT = {
     "aiohttp", "sqlalchemy", "alembic", "numba", "llvmlite", "torch", "tenseal", "he_client", "he_holder", "he_server",

@@ -21,10 +21,10 @@ from he_protocol.messages import Credential, RevocationList, Screening, Share
 from he_server.services.revocations import REVOCATIONS_SECONDS
 from he_testing.fake_server import FakeServer
 from he_testing.problems import expect_problem
-from tests.keys.holders import QUICK, holder_of, line_to, open_round
 from tests.server.conftest import both
 from tests.server.world import Person, World
 from tests.support import parties
+from tests.support.holders import QUICK, holder_of, line_to, open_round
 from tests.support.openings import ask, send_kahe
 from tests.support.parties import NOW, random_integers
 from tests.support.revocations import DAY, revoked

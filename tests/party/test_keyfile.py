@@ -12,8 +12,7 @@ from he_party.keyfile import KeyRecord, read_private, write_private
 from he_protocol.messages import to_json
 from he_protocol.problems import BAD_KEY_FILE, MALFORMED, UNKNOWN_FIELD
 from he_testing.problems import expect_problem
-
-from .parties import ALICE, BOB
+from tests.protocol.parties import ALICE, BOB
 
 RECORD = KeyRecord("alice", ALICE.public, ALICE.private)
 

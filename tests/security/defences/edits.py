@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from os import utime
 from pathlib import Path
 
-from tests.defences.rows import Row
+from tests.security.defences.rows import Row
 
 Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 

@@ -35,7 +35,7 @@ from he_protocol.problems import (
 )
 from he_testing.fake_server import FakeServer, key_bodies, problem
 from he_testing.problems import expect_problem
-from tests.keys.holders import holder_of, line_to, open_round
+from tests.support.holders import holder_of, line_to, open_round
 from tests.support.openings import Sent, ask, certify, send_kahe, share
 from tests.support.parties import NOW, World, random_integers
 from tests.support.poison import unopenable

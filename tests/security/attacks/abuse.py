@@ -1,5 +1,6 @@
-"""What strangers, and one enrolled client, do to a server that they want to stop: `python -m tests.hostile.abuse FILE`.
+"""What strangers, and one enrolled client, do to a server that they want to stop.
 
+`python -m tests.security.attacks.abuse FILE`:
 FILE is JSON, an `Abuse`. Loopback only. Every kind runs in so many tasks at once until the process is ended.
 """
 

@@ -43,7 +43,7 @@ from he_protocol.problems import (
 )
 from he_testing.fake_server import FakeServer, key_bodies, problem
 from he_testing.problems import expect_problem
-from tests.keys.holders import give_key, holder_of, line_to, open_round
+from tests.support.holders import give_key, holder_of, line_to, open_round
 from tests.support.openings import ask, share
 from tests.support.parties import NOW, World, random_integers
 

@@ -1,5 +1,6 @@
-"""Anonymous abuse of every kind at once, beside honest clients, against a real server: `python -m tests.hostile.storm`.
+"""Anonymous abuse of every kind at once, beside honest clients, against a real server.
 
+`python -m tests.security.attacks.storm`.
 Honest clients upload, think, and upload again: first undisturbed, then in the storm, over connections that are new
 each time. The storm comes from the same address as they do, which is the worst place for it.
 """
@@ -28,7 +29,7 @@ from he_bench.world import World, new_update_id
 from he_party.http_transport import HttpTransport, RetryPolicy
 from he_protocol import documents, paths
 from he_server.blobs.tensor_file import model_file
-from tests.hostile.abuse import Abuse
+from tests.security.attacks.abuse import Abuse
 
 PROFILE, PARAMETERS = "kahe-30", 20_000
 PATIENCE = RetryPolicy(first=0.1, longest=1.0, give_up=60.0)
@@ -149,7 +150,7 @@ async def _abuse(folder: Path, abuse: Abuse):  # type: ignore[no-untyped-def]
     """Around the storm, which another process makes: it shares nothing with the honest clients but the machine."""
     file = folder / "abuse.json"
     file.write_bytes(msgspec.json.encode(abuse))
-    command = [sys.executable, "-m", "tests.hostile.abuse", str(file)]
+    command = [sys.executable, "-m", "tests.security.attacks.abuse", str(file)]
     process = await asyncio.create_subprocess_exec(*command, preexec_fn=lambda: os.nice(10))
     try:
         yield
@@ -174,7 +175,7 @@ def _peak_memory(pid: int) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser("tests.hostile.storm", description=__doc__)
+    parser = argparse.ArgumentParser("tests.security.attacks.storm", description=__doc__)
     parser.add_argument("--clients", type=int, default=100, help="honest clients")
     parser.add_argument("--seconds", type=float, default=20.0, help="of each measurement")
     parser.add_argument("--think", type=float, default=4.0, help="seconds between two uploads of a client")
