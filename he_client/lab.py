@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import os
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ TASK = "lab"
 """The name of a lab's task."""
 WARNING = "everybody's keys lie in this one folder: never for real data"
 """What the mark says."""
+LOOK_SECONDS = 0.1
 
 T = TypeVar("T")
 
@@ -61,15 +63,20 @@ class Lab:
         return self.clients[number - 1]
 
     def url(self) -> str:
-        """Where its server listens. Raises `bad-settings` while the lab is not up."""
-        with suppress(FileNotFoundError, BlockingIOError), locked(self.root / MARK, shared=True, wait=False):
-            (self.root / URL_FILE).unlink()  # of a lab that was killed
+        """Where its server listens, once it does if the lab is starting. Raises `bad-settings` while it is not up."""
+        while self._is_held():
+            with suppress(FileNotFoundError):
+                return (self.root / URL_FILE).read_text().strip()
+            time.sleep(LOOK_SECONDS)
+        (self.root / URL_FILE).unlink(missing_ok=True)  # of a lab that was killed
+        raise ProblemError(BAD_SETTINGS, f"the lab is not up; 'he-server lab up {self.root}' in another terminal")
+
+    def _is_held(self) -> bool:
         try:
-            return (self.root / URL_FILE).read_text().strip()
-        except FileNotFoundError:
-            raise ProblemError(
-                BAD_SETTINGS, f"the lab is not up, or not yet; 'he-server lab up {self.root}' in another terminal"
-            ) from None
+            with locked(self.root / MARK, shared=True, wait=False):
+                return False
+        except BlockingIOError:
+            return True
 
     @contextmanager
     def held(self) -> Iterator[None]:

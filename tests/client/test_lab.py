@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -18,11 +19,13 @@ from he_client.importing import load_named
 from he_client.lab import MARK, InTurn, Lab, as_client, together
 from he_party.threads import abandonable
 from he_protocol.errors import ProblemError
+from he_protocol.problems import BAD_SETTINGS
 from he_server.cli import lab as starter
 from he_server.cli import main as server
 from he_testing import lab as program
 from he_testing.deployment import ProvisionedDeployment
 from he_testing.lab_task import committee, initial_model
+from he_testing.problems import expect_problem
 
 MODELS = """
 import numpy as np
@@ -231,6 +234,23 @@ def test_of_a_lab_that_was_killed_nobody_waits_for_the_server(made: Path) -> Non
         refused(train("my.py:fit", "--lab", "mylab", "--client", "4"), "1 to 3")
     refused(train("my.py:fit", "--lab", "mylab", "--all"), "the lab is not up")
     assert not url.exists()
+
+
+def test_whoever_comes_while_the_lab_starts_waits_for_the_server(made: Path) -> None:
+    asked = ThreadPoolExecutor(1)
+    with Lab.open(made).held():
+        url = asked.submit(Lab.open(made).url)
+        with pytest.raises(TimeoutError):
+            url.result(0.3)
+        (made / lab.URL_FILE).write_text("http://127.0.0.1:1")
+        assert url.result(10) == "http://127.0.0.1:1"
+
+
+def test_a_lab_that_ends_while_it_starts_is_not_up(made: Path) -> None:
+    with Lab.open(made).held():
+        url = ThreadPoolExecutor(1).submit(Lab.open(made).url)
+    with expect_problem(BAD_SETTINGS, "not up"):
+        url.result(10)
 
 
 def test_a_function_is_told_which_client_it_is() -> None:
