@@ -46,28 +46,37 @@ def init(
     epsilon: Annotated[float | None, typer.Option(help="floor: the most that a task may cost")] = None,
     delta: Annotated[float | None, typer.Option(help="floor: the largest delta at which epsilon counts")] = None,
     collusion: Annotated[int | None, typer.Option(help="floor: the least f, of colluding key holders")] = None,
+    server: ServerUrl = None,
+    task: TaskName = None,
+    tls_ca: TlsCa = None,
     data_dir: DataDir = None,
     warm: Warm = None,
 ) -> None:
     """Make this device's key, and the request to send to the authority.
 
     Floors are what this device asks of every task, whatever the authority signs. They are kept in settings.toml beside
-    the key. HUSHSUM_PASSPHRASE, if it is set, protects the key file.
+    the key, with the server, the task and --tls-ca: later commands need --data-dir only. HUSHSUM_PASSPHRASE, if it is
+    set, protects the key file.
     """
     from he_client.settings import ClientSettings
+    from he_party.http_transport import checked_url
     from he_party.identity import REQUEST_FILE, create
     from he_party.keyfile import environment_passphrase
 
     settings = ClientSettings.load(
         data_dir=data_dir,
+        server=server,
+        task=task,
+        tls_ca=tls_ca,
         floor_min_clients=min_clients,
         floor_unit=unit,
         floor_epsilon=epsilon,
         floor_delta=delta,
         floor_collusion=collusion,
     )
+    checked_url(settings.server)
     create(settings.data_dir, name, "client", time.time(), passphrase=environment_passphrase())
-    settings.keep_floors()
+    settings.keep_own()
     console.out.print(
         f"key in {settings.data_dir}; send {REQUEST_FILE} to the authority,"
         " then put its credential.jws and authority.pub beside it"

@@ -36,6 +36,12 @@ class ClientSettings(PartySettings):
             self.floor_min_clients, self.floor_unit, self.floor_epsilon, self.floor_delta, self.floor_collusion
         )
 
-    def keep_floors(self) -> None:
-        """Write the floors to the data directory: every later command and program finds them there."""
-        self.keep(self.data_dir, {f"floor_{name}": value for name, value in asdict(self.floors).items()})
+    def keep_own(self) -> None:
+        """Write where the server is, which task, and the floors to the data directory: every later command and program
+        finds them there.
+        """
+        about = {"server": self.server, "task": self.task}
+        if self.tls_ca is not None:
+            about["tls_ca"] = str(self.tls_ca.absolute())
+        floors = {f"floor_{name}": value for name, value in asdict(self.floors).items()}
+        self.keep(self.data_dir, {**about, **floors})

@@ -178,9 +178,12 @@ def task_close(
     database_url: DatabaseUrl = None,
 ) -> None:
     """Take no more updates to a task, for ever. Its rounds under way are still opened, its models stay."""
+    from he_server.cli import stored
+
     settings = _settings(config, data_dir=data_dir, database_url=database_url)
+    which = run_async(stored.find(settings, task))
     if not yes:
-        typer.confirm("No update to this task is taken any more, ever. Go on?", abort=True, err=True)
+        typer.confirm(f"No update to {which}, is taken any more, ever. Go on?", abort=True, err=True)
     _move_task(task, "closed", settings)
 
 

@@ -13,4 +13,6 @@ DatabaseUrl = Annotated[
     str | None,
     typer.Option(help="postgresql://USER@HOST/DATABASE; default: SQLite in the data directory.", show_default=False),
 ]
-TaskArgument = Annotated[str, typer.Argument(help="The task's name, or its hash or the beginning of it.")]
+TaskArgument = Annotated[
+    str, typer.Argument(help="A task's name, for its newest epoch; or its hash, or how that begins.")
+]

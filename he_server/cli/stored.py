@@ -38,20 +38,39 @@ async def open_store(settings: Settings) -> AsyncIterator[Store]:
 
 
 async def _found(store: Store, wanted: str) -> TaskRecord:
-    """The one task of this name, or whose hash begins so. Raises `not-found`."""
+    """The newest epoch of this name, or the one task whose hash begins so. Raises `not-found`."""
     known = await store.tasks.all()
-    found = [task for task in known if task.name == wanted] or [t for t in known if t.task.startswith(wanted)]
-    if len(found) != 1:
-        raise ProblemError(NOT_FOUND, f"{len(found)} tasks have this name, or hashes that begin so", got=wanted[:80])
-    return found[0]
+    if named := [task for task in known if task.name == wanted]:
+        newest = [task for task in named if task.epoch == max(each.epoch for each in named)]
+    else:
+        newest = [task for task in known if task.task.startswith(wanted)]
+    if len(newest) != 1:
+        listed = ", ".join(f"{task.task[:12]} ({task.name}, epoch {task.epoch})" for task in newest or known)
+        raise ProblemError(
+            NOT_FOUND,
+            f"{len(newest)} tasks have this name, or hashes that begin so",
+            expected=listed or "a task that was added",
+            got=wanted[:80],
+        )
+    return newest[0]
 
 
 async def move_task(settings: Settings, wanted: str, state: TaskState) -> str:
-    """Pause a task, let it go on, or close it; the answer is its name."""
+    """Pause a task, let it go on, or close it; the answer says which."""
     async with open_store(settings) as store:
         record = await _found(store, wanted)
         await store.tasks.move(record.task, state)
-        return record.name
+        return named(record)
+
+
+async def find(settings: Settings, wanted: str) -> str:
+    """Which task a name or hash is, in words. Raises `not-found`."""
+    async with open_store(settings) as store:
+        return named(await _found(store, wanted))
+
+
+def named(task: TaskRecord) -> str:
+    return f"{task.name}, epoch {task.epoch}"
 
 
 async def abandon(settings: Settings, wanted: str, number: int) -> None:
@@ -115,6 +134,7 @@ def show(found: list[tuple[TaskRecord, list[RoundStatus]]], form: Format) -> Non
             {
                 "task": task.task,
                 "name": task.name,
+                "epoch": task.epoch,
                 "state": task.state,
                 "model_version": task.model_version,
                 "round": task.round,
@@ -126,7 +146,7 @@ def show(found: list[tuple[TaskRecord, list[RoundStatus]]], form: Format) -> Non
         return
     rows: list[list[Cell]] = []
     for task, rounds in found:
-        rows.append([task.task[:12], task.name, str(task.model_version), str(task.round), task.state, "", "", ""])
+        rows.append([task.task[:12], named(task), str(task.model_version), str(task.round), task.state, "", "", ""])
         for r in rounds:
             why = printable(r.failure.detail) if r.failure is not None else waiting_for(r)
             rows.append(["", "", str(r.version), str(r.round), r.state, str(r.updates), str(r.shares), why])

@@ -155,6 +155,7 @@ class TaskRecord:
 
     task: str
     name: str
+    epoch: int
     token: str
     model_version: int
     round: int

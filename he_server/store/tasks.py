@@ -103,6 +103,7 @@ def _tasks() -> Select[Any]:
     return select(
         tasks.c.task_hash,
         tasks.c.name,
+        tasks.c.epoch,
         tasks.c.token,
         tasks.c.state,
         newest.label("version"),
@@ -112,4 +113,4 @@ def _tasks() -> Select[Any]:
 
 
 def _task_record(row: Row[Any]) -> TaskRecord:
-    return TaskRecord(row.task_hash, row.name, row.token, row.version, row.round, row.posts, row.state)
+    return TaskRecord(row.task_hash, row.name, row.epoch, row.token, row.version, row.round, row.posts, row.state)

@@ -140,3 +140,20 @@ def test_init_refuses_a_floor_that_is_none(tmp_path: Path) -> None:
     done = CliRunner().invoke(app, ["init", "--name", "p", "--data-dir", str(tmp_path / "p"), "--unit", "some"])
     assert done.exit_code == 2
     assert not (tmp_path / "p").exists()
+
+
+def test_init_keeps_where_the_server_is_and_which_task(tmp_path: Path) -> None:
+    folder, ca = tmp_path / "phone-1", tmp_path / "ca.pem"
+    about = ["--server", "https://hub.example/fl", "--task", "keyboard", "--tls-ca", str(ca)]
+    done = CliRunner().invoke(app, ["init", "--name", "phone-1", "--data-dir", str(folder), *about])
+    assert done.exit_code == 0, done.output
+    kept = ClientSettings.load(data_dir=folder)
+    assert (kept.server, kept.task, kept.tls_ca) == ("https://hub.example/fl", "keyboard", ca)
+    assert ClientSettings.load(data_dir=folder, task="other").task == "other"
+
+
+def test_init_refuses_a_server_that_can_never_answer(tmp_path: Path) -> None:
+    about = ["--data-dir", str(tmp_path / "p"), "--server", "hub.example"]
+    done = CliRunner().invoke(app, ["init", "--name", "p", *about])
+    assert done.exit_code == 2
+    assert not (tmp_path / "p").exists()

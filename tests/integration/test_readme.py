@@ -15,10 +15,10 @@ from tests.integration.processes import Processes, Round
 MARK = "<!-- test: api -->"
 
 
-def marked(readme: str, name: str) -> str:
-    """The one ```python block that follows the mark of this name, and nothing between them."""
+def marked(readme: str, name: str, language: str = "python") -> str:
+    """The one block in this language that follows the mark of this name, and nothing between them."""
     mark = f"<!-- test: {name} -->"
-    blocks = re.findall(re.escape(mark) + r"\s*```python\n(.*?)^```", readme, re.DOTALL | re.MULTILINE)
+    blocks = re.findall(re.escape(mark) + rf"\s*```{language}\n(.*?)^```", readme, re.DOTALL | re.MULTILINE)
     assert len(blocks) == readme.count(mark) == 1
     return str(blocks[0])
 

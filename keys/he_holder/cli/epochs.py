@@ -45,7 +45,7 @@ def rotate_(data_dir: DataDir = None) -> None:
 @app.command("leave")
 @command
 def leave(
-    task: Annotated[str, typer.Argument(help="the task's name or hash")],
+    task: Annotated[str, typer.Argument(help="the task's name; of several epochs the hash, or how it begins")],
     data_dir: DataDir = None,
 ) -> None:
     """Serve a task no more. Its keys stay, and 'he-holder join' takes it up again; destroy-epoch ends it for ever.
@@ -60,7 +60,7 @@ def leave(
 @app.command("destroy-epoch")
 @command
 def destroy_epoch(
-    task: Annotated[str, typer.Argument(help="the task's name or hash")],
+    task: Annotated[str, typer.Argument(help="the task's name; of several epochs the hash, or how it begins")],
     data_dir: DataDir = None,
     tls_ca: TlsCa = None,
     yes: Annotated[bool, typer.Option("--yes", help="do not ask")] = False,
@@ -110,18 +110,21 @@ def restore_(
 
 
 async def _leave(settings: Settings, name: str) -> str:
+    from he_holder.epochs import joined_tasks, state_of
+
     async with open_holder(settings) as holder:
-        task, _ = await _find(holder, name)
+        served = [(task, url) for task, url in await joined_tasks(holder) if await state_of(holder, task) == "open"]
+        task, _ = _find(served, name)
         await holder.ledger.leave(task, time.time())
         return f"{task.config.name}, epoch {task.config.epoch}"
 
 
 async def _destroy(settings: Settings, name: str, *, yes: bool, force: bool) -> list[dict[str, object]]:
-    from he_holder.epochs import check_finished, destroy, hpke_path, secrets_of
+    from he_holder.epochs import check_finished, destroy, hpke_path, joined_tasks, secrets_of
     from he_party.http_transport import HttpTransport
 
     async with open_holder(settings) as holder:
-        task, url = await _find(holder, name)
+        task, url = _find(await joined_tasks(holder), name)
         if not force:
             async with HttpTransport(url, holder.identity, tls=settings.tls) as transport:
                 await check_finished(holder, task, transport)
@@ -149,12 +152,10 @@ async def _question(holder: KeyHolder, task: Task) -> str:
     )
 
 
-async def _find(holder: KeyHolder, name: str) -> tuple[Task, str]:
-    """The joined task of this name or hash; of several epochs of a name, only a hash will do."""
-    from he_holder.epochs import joined_tasks
-
-    joined = await joined_tasks(holder)
-    found = [(task, url) for task, url in joined if name in {task.config.name, task.id}]
+def _find(joined: list[tuple[Task, str]], name: str) -> tuple[Task, str]:
+    """The one of these of this name, or whose hash begins so; of several epochs of a name, only a hash will do."""
+    found = [(task, url) for task, url in joined if task.config.name == name]
+    found = found or [(task, url) for task, url in joined if task.id.startswith(name)]
     if len(found) != 1:
         listed = ", ".join(f"{task.id} ({task.config.name}, epoch {task.config.epoch})" for task, _ in found or joined)
         raise ProblemError(

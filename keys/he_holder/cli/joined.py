@@ -93,6 +93,7 @@ async def status(settings: Settings) -> list[dict[str, object]]:
                 {
                     "task": task.config.name,
                     "epoch": task.config.epoch,
+                    "hash": task.id,
                     "state": await state_of(holder, task),
                     "server": url,
                     "keys": "not needed" if not task.scheme.ceremony else holder.secret_path(task, "key").exists(),
