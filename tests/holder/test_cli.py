@@ -299,6 +299,7 @@ def test_status_shows_budgets(joined: Office) -> None:
     assert row == {
         "task": "demo",
         "epoch": 1,
+        "hash": joined.task.id,
         "state": "open",
         "server": "http://127.0.0.1:9",
         "keys": False,
@@ -531,6 +532,12 @@ def test_a_holder_leaves_a_task_and_keeps_its_keys(joined: Office) -> None:
     assert keys() == before
     assert "he-holder join" in run("run", "--data-dir", "holder").stderr  # there is nothing left to serve
     refuses("not-found", "leave", "other", "--data-dir", "holder")
+
+
+def test_status_shows_the_hash_that_the_other_commands_take(joined: Office) -> None:
+    (row,) = json.loads(done("status", "--data-dir", "holder", "--format", "json"))
+    assert row["hash"] == joined.task.id
+    assert done("leave", row["hash"][:12], "--data-dir", "holder").strip() == "left demo, epoch 1"
 
 
 def test_a_key_that_stays_is_named(joined: Office) -> None:

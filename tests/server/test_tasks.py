@@ -158,17 +158,36 @@ async def test_an_operator_pauses_resumes_and_closes_by_command(world: World) ->
         result = await asyncio.to_thread(CliRunner().invoke, app, ["task", *words, *where], input=answer)
         return result.exit_code, result.output
 
-    assert await said("pause", name) == (0, f"{name}: paused\n")
+    assert await said("pause", name) == (0, f"{name}, epoch 1: paused\n")
     assert (await world.server.store.tasks.get(world.task.id)).state == "paused"
-    assert await said("resume", world.task.id[:12]) == (0, f"{name}: open\n")
+    assert await said("resume", world.task.id[:12]) == (0, f"{name}, epoch 1: open\n")
     assert (await said("close", name, answer="n\n"))[0] == 1
     assert (await world.server.store.tasks.get(world.task.id)).state == "open"
     code, shown = await said("close", name, answer="y\n")
-    assert (code, shown.splitlines()[-1]) == (0, f"{name}: closed")
+    assert (code, shown.splitlines()[-1]) == (0, f"{name}, epoch 1: closed")
     for words in (("resume", name), ("pause", "nobody")):
         code, shown = await said(*words)
         assert code == 2
         assert "Traceback" not in shown
+
+
+@both
+async def test_a_name_is_its_newest_epoch_for_an_operator(world: World) -> None:
+    first = world.task
+    await world.add_task(epoch=2)
+    where = ["--data-dir", str(world.server.settings.data_dir), "--database-url", world.server.settings.database_url]
+
+    async def pause(task: str) -> list[str]:
+        done = await asyncio.to_thread(CliRunner().invoke, app, ["task", "pause", task, *where])
+        assert done.exit_code == 0, done.output
+        tasks = {"first": first.id, "second": world.task.id}
+        return [name for name, task in tasks.items() if (await world.server.store.tasks.get(task)).state == "paused"]
+
+    assert await pause(first.config.name) == ["second"]
+    assert await pause(first.id) == ["first", "second"]
+    done = await asyncio.to_thread(CliRunner().invoke, app, ["task", "pause", "nobody", *where])
+    assert first.id[:12] in done.output
+    assert world.task.id[:12] in done.output
 
 
 @both

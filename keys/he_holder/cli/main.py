@@ -94,7 +94,10 @@ def status(data_dir: DataDir = None, form: OutputFormat = "text") -> None:
     from he_holder.settings import Settings
 
     settings = Settings.load(data_dir=data_dir)
-    console.show(run_async(joined.status(settings)), form, "joined tasks")
+    rows = run_async(joined.status(settings))
+    if form == "text":
+        rows = [row | {"hash": str(row["hash"])[:12]} for row in rows]  # so much of it will do for the other commands
+    console.show(rows, form, "joined tasks")
 
 
 @app.command("ledger")
