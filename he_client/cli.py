@@ -12,7 +12,7 @@ import typer
 from he_party import console
 from he_party.console import OutputFormat, command, run_async
 from he_party.kernels import Steps, Warm, offer_to_warm
-from he_party.program import add_version
+from he_party.program import Invitation, add_version
 from he_protocol.errors import ProblemError
 from he_protocol.problems import BAD_SETTINGS, BAD_TENSORS
 
@@ -49,6 +49,7 @@ def init(
     server: ServerUrl = None,
     task: TaskName = None,
     tls_ca: TlsCa = None,
+    invitation: Invitation = "",
     data_dir: DataDir = None,
     warm: Warm = None,
 ) -> None:
@@ -59,8 +60,8 @@ def init(
     set, protects the key file.
     """
     from he_client.settings import ClientSettings
+    from he_party.enrolling import create, request_line
     from he_party.http_transport import checked_url
-    from he_party.identity import REQUEST_FILE, create
     from he_party.keyfile import environment_passphrase
 
     settings = ClientSettings.load(
@@ -75,12 +76,10 @@ def init(
         floor_collusion=collusion,
     )
     checked_url(settings.server)
-    create(settings.data_dir, name, "client", time.time(), passphrase=environment_passphrase())
+    passphrase = environment_passphrase()
+    request = create(settings.data_dir, name, "client", time.time(), passphrase=passphrase, invitation=invitation)
     settings.keep_own()
-    console.out.print(
-        f"key in {settings.data_dir}; send {REQUEST_FILE} to the authority,"
-        " then put its credential.jws and authority.pub beside it"
-    )
+    console.out.print(request_line(settings.data_dir, request), soft_wrap=True)
     offer_to_warm(warm, _kernels)
 
 
@@ -89,7 +88,7 @@ def init(
 def enroll_request(data_dir: DataDir = None) -> None:
     """Print the signed enrollment request again."""
     from he_client.settings import ClientSettings
-    from he_party.identity import REQUEST_FILE
+    from he_party.enrolling import REQUEST_FILE
     from he_party.text import read_text
 
     path = ClientSettings.load(data_dir=data_dir).data_dir / REQUEST_FILE

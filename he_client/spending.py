@@ -6,16 +6,12 @@ it. So each counts once, from before its first sending, however often it is sent
 
 from __future__ import annotations
 
-import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from math import inf
 from pathlib import Path
-from typing import BinaryIO
 
-from he_party.files import sync
-from he_party.locks import locked
+from he_party.lines import Lines
 from he_protocol.errors import ProblemError
 from he_protocol.messages import Digest, Message, Name, UpdateId, from_json, to_json
 from he_protocol.privacy.accountant import Spent
@@ -37,19 +33,19 @@ class Spending:
     """The file of one device. `max_epsilon` bounds what any job may cost, whatever its plan says."""
 
     def __init__(self, path: Path, max_epsilon: float = inf) -> None:
-        self._path = path
+        self._lines = Lines(path)
         self._max_epsilon = max_epsilon
 
     def account(self, task: Task) -> Spent:
         """Of all updates to this job that may have left, in every epoch; by the task's relation and delta."""
-        return _cost(self._plans(task).values(), task.config.privacy)
+        return _cost(_plans(self._lines.read(), task).values(), task.config.privacy)
 
     def check_next(self, task: Task, waiting: Iterable[str]) -> None:
         """Refuse one more update where all together would cost too much; `waiting` are ids of encrypted ones.
 
         Raises `budget-exhausted`.
         """
-        sent = self._plans(task)
+        sent = _plans(self._lines.read(), task)
         for update_id in [*map(bytes.fromhex, waiting), b""]:
             sent.setdefault(update_id, task.config.privacy)
         self._check(task, sent.values())
@@ -57,21 +53,12 @@ class Spending:
     def count(self, task: Task, update_id: str) -> None:
         """Write down, unless it is there, that an update is about to leave; it may not after `budget-exhausted`."""
         entry = Entry(task.config.name, task.hash, bytes.fromhex(update_id), task.config.privacy)
-        with self._locked() as file:
-            content = file.read()
-            sent = _plans(content, task)
+        with self._lines.adding() as (before, add):
+            sent = _plans(before, task)
             if entry.update in sent:
                 return
             self._check(task, [*sent.values(), entry.plan])
-            file.seek(content.rfind(b"\n") + 1)  # of a line that a crash cut off, nothing was sent
-            file.truncate()
-            file.write(to_json(entry) + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
-        sync(self._path.parent)
-
-    def _plans(self, task: Task) -> dict[bytes, PrivacyPlan]:
-        return _plans(self._path.read_bytes() if self._path.exists() else b"", task)
+            add(to_json(entry))
 
     def _check(self, task: Task, plans: Iterable[PrivacyPlan]) -> None:
         promise = task.config.privacy
@@ -85,19 +72,12 @@ class Spending:
                 got=f"{cost.epsilon:.4f}",
             )
 
-    @contextmanager
-    def _locked(self) -> Iterator[BinaryIO]:
-        """The file, for one process and thread at a time; another one's update must not pass the same check."""
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        with locked(self._path) as file:
-            yield file
-
 
 def _cost(plans: Iterable[PrivacyPlan], promise: PrivacyPlan) -> Spent:
     return spent_together(Counter(plans).items(), promise)
 
 
-def _plans(content: bytes, task: Task) -> dict[bytes, PrivacyPlan]:
-    """By update id, of the task's job. What follows the last line break was cut off by a crash."""
-    entries = (from_json(line, Entry) for line in content.split(b"\n")[:-1])
+def _plans(lines: Iterable[bytes], task: Task) -> dict[bytes, PrivacyPlan]:
+    """By update id, of the task's job. Of a line that a crash cut off, nothing was sent."""
+    entries = (from_json(line, Entry) for line in lines)
     return {entry.update: entry.plan for entry in entries if entry.job == task.config.name}

@@ -25,6 +25,8 @@ Version = Annotated[
     bool, typer.Option("--version", callback=_show, is_eager=True, help="Show the version, and that of the protocol.")
 ]
 
+Invitation = Annotated[str, typer.Option(help="The authority's one-time code, as 'he-authority invite' makes it.")]
+
 
 class Program(TyperGroup):
     """The commands of a program."""

@@ -255,6 +255,7 @@ class EnrollRequest(Message, frozen=True):
     """What a party asks the authority to certify, signed with its own key to prove possession.
 
     possession: of a key holder, the signature of its HPKE key (`he_protocol.envelope.possession_message`).
+    invitation, invited: the id of an invitation and its MAC (`he_protocol.identity.invitations`), empty without one.
     """
 
     name: Name
@@ -263,6 +264,8 @@ class EnrollRequest(Message, frozen=True):
     created: Time
     hpke: bytes = b""
     possession: bytes = b""
+    invitation: bytes = b""
+    invited: bytes = b""
 
 
 class RevocationList(Message, frozen=True):

@@ -206,6 +206,12 @@ WRONG_ROLE = _denied("wrong-role", 403, "The credential does not have the role t
 NOT_ADDRESSED = _denied("not-addressed", 403, "The message speaks for another party").after_change(
     "Send it under the name of the party that it speaks for."
 )
+NAME_TAKEN = _denied("name-taken", 409, "Another party has this name").after_change(
+    "Take another name; or, if it is the same party with a new key, compare the fingerprint with its owner: --new-key."
+)
+BAD_INVITATION = _denied("bad-invitation", 403, "The invitation is not good for this request").after_change(
+    "Ask the authority for a new invitation, and make the request with it."
+)
 
 
 # It belongs to another task than the one that is meant, or the task is nothing to take part in

@@ -26,8 +26,9 @@ from he_authority.enrollment import issue_credential
 from he_authority.tasks import build_config
 from he_client.client import HushSumClient
 from he_holder.keyring import Keyring, new_holder
+from he_party.enrolling import AUTHORITY_FILE, CREDENTIAL_FILE, KEY_FILE, create
 from he_party.http_transport import RetryPolicy
-from he_party.identity import AUTHORITY_FILE, CREDENTIAL_FILE, KEY_FILE, Identity, create
+from he_party.identity import Identity
 from he_party.keyfile import KeyRecord, write_private
 from he_protocol.config import ModelSpec, TensorSpec
 from he_protocol.identity.jws import SigningKey, jwk_x, public_from_jwk

@@ -47,7 +47,7 @@ class Authority:
 def enroll_request(
     name: str, role: Role, key: SigningKey, hpke: HpkeKey | bytes | None = None, now: float = 0.0
 ) -> str:
-    """What `he_party.identity.create` signs, for a key pair that is there; a public HPKE key alone proves nothing."""
+    """What `he_party.enrolling.create` signs, for a key pair that is there; a public HPKE key alone proves nothing."""
     if hpke is None or isinstance(hpke, bytes):
         return key.sign(EnrollRequest(name, role, key.public, int(now), hpke or b""))
     possession = hpke.prove(possession_message(name, key.public, hpke.public))

@@ -6,14 +6,12 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import msgspec
 import typer
 
 from he_party.console import OutputFormat, command, run_async
 from he_party.kernels import Steps, Warm, offer_to_warm
-from he_party.program import add_version
+from he_party.program import Invitation, add_version
 from he_protocol.errors import ProblemError
-from he_protocol.messages import EnrollRequest, Name
 from he_protocol.problems import BAD_SETTINGS
 from he_server.cli.inspect import audit, doctor
 from he_server.cli.lab import lab
@@ -51,6 +49,7 @@ def init(
     data_dir: Annotated[Path, typer.Option(help="Directory to make the server's files in.")],
     name: Annotated[str, typer.Option(help="The server's name, as clients will address it.")],
     database_url: DatabaseUrl = None,
+    invitation: Invitation = "",
     warm: Warm = None,
 ) -> None:
     """Make the server's key, and the request that the authority turns into a task's server entry.
@@ -60,27 +59,23 @@ def init(
 
     HUSHSUM_PASSPHRASE, if it is set, protects the key file.
     """
-    from he_party.keyfile import KeyRecord, environment_passphrase, write_private
-    from he_protocol.identity.jws import SigningKey, jwk_x
+    from he_party.enrolling import create, request_line
+    from he_party.keyfile import environment_passphrase
     from he_server.settings import Settings
     from he_server.store.address import Address
 
-    key = SigningKey.generate()
-    request = data_dir / "enroll-request.jws"
+    passphrase = environment_passphrase()
     try:
-        checked = msgspec.convert(name, Name)
         if database_url is not None:
             Address.read(database_url)
-        record = KeyRecord(checked, key.public, key.private)
-        write_private(data_dir / "server.key", record, environment_passphrase())
+        request = create(
+            data_dir, name, "server", time.time(), passphrase=passphrase, invitation=invitation, key_file="server.key"
+        )
         if database_url is not None:
             Settings.keep(data_dir, {"database_url": database_url})
-        request.write_text(key.sign(EnrollRequest(checked, "server", key.public, int(time.time()))) + "\n")
-    except msgspec.ValidationError as error:
-        raise ProblemError(BAD_SETTINGS, f"name: {error}") from None
     except OSError as error:
         raise ProblemError(BAD_SETTINGS, f"cannot write to {data_dir}: {error.strerror}") from None
-    typer.echo(f"key      {data_dir / 'server.key'}\nrequest  {request}\npublic   {jwk_x(key.public)}")
+    typer.echo(request_line(data_dir, request))
     offer_to_warm(warm, _kernels)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from he_party import console
-from he_party.console import command
+from he_party.console import OutputFormat, command
 from he_party.program import add_version
 from he_protocol.errors import ProblemError
 from he_protocol.messages import Role
@@ -35,6 +36,7 @@ Force = Annotated[bool, typer.Option("--force", help="replace another task in th
 AUTHORITY_KEY = "authority.key"
 MOST_DAYS = 36_500
 """A hundred years: no computation with dates fails."""
+MOST_INVITATIONS = 1_000_000
 
 
 @app.command("init")
@@ -44,7 +46,7 @@ def authority_init(directory: AuthorityDir = Path("authority")) -> None:
 
     HUSHSUM_PASSPHRASE, if it is set, protects the key file.
     """
-    from he_party.identity import AUTHORITY_FILE
+    from he_party.enrolling import AUTHORITY_FILE
     from he_party.keyfile import KeyRecord, environment_passphrase, write_private
     from he_protocol.identity.jws import SigningKey, jwk_x
 
@@ -57,25 +59,102 @@ def authority_init(directory: AuthorityDir = Path("authority")) -> None:
 @app.command("enroll")
 @command
 def enroll(
-    request: Annotated[Path, typer.Argument(help="the party's enroll-request.jws")],
+    request: Annotated[list[Path], typer.Argument(help="a party's enroll-request.jws; of many parties, many")],
     role: Annotated[Role, typer.Option(help="client, holder or server")],
-    out: Annotated[Path, typer.Option(help="where to write the credential")],
+    out: Annotated[Path, typer.Option(help="where to write the credential; a folder gets NAME.jws for each")],
     days: Annotated[float, typer.Option(min=0.01, max=MOST_DAYS, help="validity")] = 90,
     renews: Annotated[Path | None, typer.Option(help="the party's last credential: it must be the same party")] = None,
+    invited: Annotated[bool, typer.Option("--invited", help="only requests made with an invitation")] = False,
+    new_key: Annotated[bool, typer.Option("--new-key", help="a party of this name has lost its key")] = False,
     directory: AuthorityDir = Path("authority"),
 ) -> None:
-    """Certify a party: read its signed request, write its credential (a JWT)."""
-    from he_authority.enrollment import check_renewal, issue_credential
-    from he_protocol.identity.jws import fingerprint, read_unverified
-    from he_protocol.messages import EnrollRequest
+    """Certify parties: read their signed requests, write their credentials (JWTs).
 
-    key = _key(directory)
-    if renews is not None:
-        check_renewal(_text(request), _text(renews), key.public)
-    asked = _text(request)
-    _write(out, issue_credential(key, asked, role, now=time.time(), days=days))
-    party = read_unverified(asked, EnrollRequest)  # which the line above verified
-    console.out.print(f"credential for {role} {party.name!r}, key {fingerprint(party.key)}, valid {days:g} days: {out}")
+    Compare the fingerprint with the one that the party was shown, over another channel; an invitation does it instead.
+    A name is one party's: 'he-authority list' shows whose. Of many requests each is judged on its own.
+    """
+    from he_authority.enrollment import check_renewal
+    from he_authority.register import Register
+    from he_protocol.identity.jws import fingerprint
+
+    key, register = _key(directory), Register(directory)
+    if len(request) > 1 and (renews is not None or new_key or not out.is_dir()):
+        raise ProblemError(
+            BAD_SETTINGS,
+            "several requests",
+            expected="--out with a folder that is there, and neither --renews nor --new-key",
+        )
+    refused = []
+    for path in request:
+        try:
+            if renews is not None:
+                check_renewal(_text(path), _text(renews), key.public)
+            line, credential = register.enroll(
+                key, _text(path), role, now=time.time(), days=days, new_key=new_key, invited=invited
+            )
+            file = out / f"{line.name}.jws" if out.is_dir() else out
+            _write(file, credential)
+        except ProblemError as problem:
+            if len(request) == 1:
+                raise
+            refused.append(problem)
+            console.err.print(f"{path}: {problem}", markup=False, highlight=False, soft_wrap=True)
+            continue
+        who = f"{role} {line.name!r}, key {fingerprint(line.key)}"
+        console.out.print(f"credential for {who}, valid {days:g} days: {file}", soft_wrap=True)
+    if refused:
+        raise ProblemError(
+            refused[0].problem, f"{len(refused)} of {len(request)} requests", expected="what the lines above say"
+        )
+
+
+@app.command("invite")
+@command
+def invite(
+    out: Annotated[Path, typer.Option(help="where to write the codes, a line each")],
+    role: Annotated[Role, typer.Option(help="client, holder or server")] = "client",
+    count: Annotated[int, typer.Option(min=1, max=MOST_INVITATIONS, help="how many")] = 1,
+    days: Annotated[float, typer.Option(min=0.01, max=MOST_DAYS, help="validity")] = 14,
+    directory: AuthorityDir = Path("authority"),
+) -> None:
+    """Make one-time codes: whoever runs 'init --invitation CODE' is enrolled without comparing fingerprints.
+
+    Each is for one party. Hand it to nobody but that party: its request can then be passed on by anybody.
+    """
+    from he_authority.enrollment import SECONDS_PER_DAY
+    from he_party.files import write_durably
+    from he_protocol.identity.invitations import NONCE_BYTES, Invitation
+
+    key, until = _key(directory), int(time.time() + days * SECONDS_PER_DAY)
+    codes = [Invitation.issue(key, role, until, secrets.token_bytes(NONCE_BYTES)).code for _ in range(count)]
+    try:
+        write_durably(out, "".join(f"{code}\n" for code in codes).encode())
+    except OSError as error:
+        raise ProblemError(BAD_SETTINGS, f"cannot write {out}: {error.strerror}") from None
+    console.out.print(f"{count} invitations for a {role}, valid {days:g} days: {out}", soft_wrap=True)
+
+
+@app.command("list")
+@command
+def authority_list(directory: AuthorityDir = Path("authority"), form: OutputFormat = "text") -> None:
+    """Everybody who was enrolled: the newest credential of each name."""
+    from he_authority.register import Register
+    from he_protocol.identity.credentials import utc
+    from he_protocol.identity.jws import fingerprint
+
+    newest = {line.name: line for line in Register(directory).read()}
+    rows = [
+        {
+            "name": line.name,
+            "role": line.role,
+            "key": fingerprint(line.key),
+            "enrolled": utc(line.issued),
+            "until": utc(line.until),
+            "invited": bool(line.invitation),
+        }
+        for line in newest.values()
+    ]
+    console.show(rows, form, "parties")
 
 
 @app.command("revoke")

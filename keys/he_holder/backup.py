@@ -14,8 +14,8 @@ from pathlib import Path
 from he_holder.holder import KeyHolder
 from he_holder.keyring import rotate
 from he_holder.ledger import LEDGER_FILE, Ledger
+from he_party.enrolling import AUTHORITY_FILE, CREDENTIAL_FILE, KEY_FILE
 from he_party.files import private_directory, write_durably
-from he_party.identity import AUTHORITY_FILE, CREDENTIAL_FILE, KEY_FILE
 from he_party.keyfile import KeyRecord, read_private, write_private
 from he_protocol.errors import ProblemError
 from he_protocol.identity.jws import jwk_x

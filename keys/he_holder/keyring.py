@@ -12,7 +12,8 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from he_holder.hpke_key import HpkeKey
-from he_party.identity import REQUEST_FILE, Identity, create
+from he_party.enrolling import REQUEST_FILE, create
+from he_party.identity import Identity
 from he_party.keyfile import read_private, write_private
 from he_protocol.envelope import possession_message
 from he_protocol.errors import ProblemError
@@ -67,13 +68,15 @@ class Keyring:
         return HpkeKey(record.private)
 
 
-def new_holder(directory: Path, name: str, now: float, passphrase: str = "") -> str:
+def new_holder(directory: Path, name: str, now: float, passphrase: str = "", invitation: str = "") -> str:
     """Make a holder's signing and HPKE keys; returns its signed enrollment request.
 
-    Raises `bad-settings` for a name that no credential could carry, `bad-key-file` rather than overwrite a key.
+    Raises what `create` raises.
     """
     key = HpkeKey.generate()
-    request = create(directory, name, "holder", now, passphrase=passphrase, hpke=key.public, prove=key.prove)
+    request = create(
+        directory, name, "holder", now, passphrase=passphrase, invitation=invitation, hpke=key.public, prove=key.prove
+    )
     Keyring.of(directory, passphrase).add(key)
     return request
 

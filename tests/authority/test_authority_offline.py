@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from he_holder.keyring import new_holder
-from he_party.identity import create
+from he_party.enrolling import create
 from tests.architecture.source import IMPORTABLE
 from tests.support.holders import PLAN_FILE
 

@@ -190,7 +190,7 @@ def test_only_holders_have_one(role: ProblemType) -> None:
 
 
 def test_holders_prove_theirs_when_they_begin_and_when_they_rotate(tmp_path) -> None:  # type: ignore[no-untyped-def]
-    from he_party.identity import AUTHORITY_FILE, CREDENTIAL_FILE
+    from he_party.enrolling import AUTHORITY_FILE, CREDENTIAL_FILE
     from he_protocol.identity.jws import jwk_x
 
     signer = Authority().key

@@ -20,7 +20,7 @@ from he_authority.cli import app
 from he_authority.tasks import sign_task
 from he_client.training import arrays, load_arrays
 from he_holder.keyring import new_holder
-from he_party.identity import create
+from he_party.enrolling import create
 from he_protocol.config import ModelSpec, TensorSpec
 from he_protocol.identity.jws import SigningKey, public_from_jwk
 from he_protocol.problems import BAD_PLAN, BUDGET_EXHAUSTED, MALFORMED

@@ -18,7 +18,8 @@ from typer.testing import CliRunner, Result
 
 from he_authority.enrollment import issue_credential
 from he_client.cli import app
-from he_party.identity import AUTHORITY_FILE, CREDENTIAL_FILE, KEY_FILE, REQUEST_FILE, Identity
+from he_party.enrolling import AUTHORITY_FILE, CREDENTIAL_FILE, KEY_FILE, REQUEST_FILE
+from he_party.identity import Identity
 from he_protocol.identity.jws import SigningKey, jwk_x, read_unverified
 from he_protocol.messages import EnrollRequest
 from he_protocol.problems import PROBLEMS

@@ -18,7 +18,7 @@ from he_client import HushSumClient
 from he_client.attempt import Train
 from he_client.rounds import train_rounds
 from he_client.spool import KEPT_NOTES, EncryptedUpdate, Spool
-from he_party.identity import CREDENTIAL_FILE, KEY_FILE, REQUEST_FILE, create
+from he_party.enrolling import CREDENTIAL_FILE, KEY_FILE, REQUEST_FILE, create
 from he_party.keyfile import KeyRecord, read_private
 from he_protocol.errors import ProblemError
 from he_protocol.identity.jws import read_unverified

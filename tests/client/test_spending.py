@@ -101,7 +101,7 @@ def test_it_is_on_the_disk_before_anything_is_sent(
 ) -> None:
     synced: list[bytes] = []
     path = tmp_path / "spent"
-    monkeypatch.setattr("he_client.spending.os.fsync", lambda _: synced.append(path.read_bytes()))
+    monkeypatch.setattr("he_party.lines.os.fsync", lambda _: synced.append(path.read_bytes()))
     Spending(path).count(parties.task, "aa" * 16)
     assert len(synced) == 2  # the file, then the folder that names it
     assert synced[0].endswith(b"\n")

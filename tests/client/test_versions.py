@@ -6,7 +6,8 @@ import msgspec
 import pytest
 from aiohttp import web
 
-from he_party.identity import CREDENTIAL_FILE, Identity
+from he_party.enrolling import CREDENTIAL_FILE
+from he_party.identity import Identity
 from he_protocol import documents
 from he_protocol.identity.jws import SigningKey, read_unverified
 from he_protocol.messages import Credential, Receipt, RevocationList, UpdateHeader, to_json

@@ -21,7 +21,7 @@ from he_authority.tasks import build_config
 from he_client.settings import ClientSettings
 from he_holder.keyring import new_holder
 from he_holder.settings import Settings as HolderSettings
-from he_party.identity import AUTHORITY_FILE, CREDENTIAL_FILE, REQUEST_FILE, create
+from he_party.enrolling import AUTHORITY_FILE, CREDENTIAL_FILE, REQUEST_FILE, create
 from he_party.keyfile import KeyRecord, write_private
 from he_party.settings import FileSettings
 from he_protocol.config import ModelSpec, TensorSpec

@@ -21,7 +21,8 @@ from he_holder.epochs import state_of
 from he_holder.holder import KeyHolder
 from he_holder.ledger import Ledger
 from he_party import keyfile
-from he_party.identity import AUTHORITY_FILE, CREDENTIAL_FILE, KEY_FILE, REQUEST_FILE, Identity, create
+from he_party.enrolling import AUTHORITY_FILE, CREDENTIAL_FILE, KEY_FILE, REQUEST_FILE, create
+from he_party.identity import Identity
 from he_party.keyfile import KeyRecord, read_private, write_private
 from he_protocol.config import TensorSpec
 from he_protocol.errors import ProblemError

@@ -23,8 +23,9 @@ from he_holder.cli.main import app
 from he_holder.ledger import Ledger
 from he_holder.settings import Settings
 from he_party import console
+from he_party.enrolling import create
 from he_party.http_transport import RetryPolicy
-from he_party.identity import Identity, create
+from he_party.identity import Identity
 from he_party.keyfile import KeyRecord, read_private
 from he_protocol.errors import ProblemError
 from he_protocol.identity.credentials import valid_until

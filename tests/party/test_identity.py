@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from he_authority.enrollment import issue_credential
-from he_party.identity import AUTHORITY_FILE, CREDENTIAL_FILE, KEY_FILE, REQUEST_FILE, Identity, create
+from he_party.enrolling import AUTHORITY_FILE, CREDENTIAL_FILE, KEY_FILE, REQUEST_FILE, create
+from he_party.identity import Identity
 from he_protocol.identity.jws import SigningKey, jwk_x, read_unverified, verify
 from he_protocol.messages import EnrollRequest
 from he_protocol.problems import BAD_KEY_FILE, BAD_SETTINGS, BAD_SIGNATURE, MALFORMED, NOT_ADDRESSED, ProblemType

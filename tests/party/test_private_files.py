@@ -175,7 +175,7 @@ def test_a_folder_of_somebody_else_is_used_as_it_is(tmp_path: Path, monkeypatch:
 
 
 def test_an_identity_is_made_in_a_closed_folder(tmp_path: Path) -> None:
-    from he_party.identity import create
+    from he_party.enrolling import create
 
     create(tmp_path / "phone", "phone-1", "client", NOW)
     assert stat.S_IMODE((tmp_path / "phone").stat().st_mode) == 0o700

@@ -12,7 +12,7 @@ from he_holder.cli.options import ConfigFile, DataDir, MinClientsFloor, TlsCa
 from he_party import console
 from he_party.console import OutputFormat, command, run_async
 from he_party.kernels import Steps, Warm, offer_to_warm
-from he_party.program import add_version
+from he_party.program import Invitation, add_version
 
 app = typer.Typer(help="A key holder of HushSum.", no_args_is_help=True, pretty_exceptions_enable=False)
 app.add_typer(epochs_app)
@@ -23,6 +23,7 @@ add_version(app)
 @command
 def init(
     name: Annotated[str, typer.Option(help="lower-case name, as the task's committee will list it")],
+    invitation: Invitation = "",
     data_dir: DataDir = None,
     warm: Warm = None,
 ) -> None:
@@ -32,11 +33,12 @@ def init(
     """
     from he_holder.keyring import new_holder
     from he_holder.settings import Settings
+    from he_party.enrolling import request_line
     from he_party.keyfile import environment_passphrase
 
     settings = Settings.load(data_dir=data_dir)
-    new_holder(settings.data_dir, name, time.time(), environment_passphrase())
-    console.out.print(f"keys in {settings.data_dir}; send enroll-request.jws to the authority")
+    request = new_holder(settings.data_dir, name, time.time(), environment_passphrase(), invitation)
+    console.out.print(request_line(settings.data_dir, request), soft_wrap=True)
     offer_to_warm(warm, _kernels)
 
 

@@ -10,7 +10,7 @@ from typer.testing import CliRunner, Result
 
 from he_authority.cli import app as authority_app
 from he_authority.revocations import revoke
-from he_party.identity import create
+from he_party.enrolling import create
 from he_party.keyfile import KeyRecord, read_private
 from he_protocol.identity.revocation import Revocations, key_digest
 from he_protocol.messages import REVOKED_LIMIT, RevocationList

@@ -81,6 +81,7 @@ def _never(place: str, condition: str, attack: str = "") -> Edit:
 _ENVELOPE = "he_protocol/schemes/kahe.py: envelope_info"
 _REQUEST = "he_protocol/identity/requests.py: check_request"
 _SHARE = "he_server/rules/shares.py: check_share"
+_INVITED = "he_protocol/identity/invitations.py: check_invitation"
 _CHOICES = "he_protocol/sharing.py: choices"
 _SETTLE = "he_server/rules/choosing.py: settle"
 _MEAN = "he_protocol/aggregation/combination.py: MeanOfAll"
@@ -377,6 +378,13 @@ EDITS = (
         "one == other",
     ),
     *_returns("he_protocol/envelope.py", "check_possession"),
+    # Enrolling for somebody else.
+    _never(_INVITED, "len(known) != ID_BYTES or not hmac.compare_digest(mac, request.invited)", "another key, or"),
+    _never(_INVITED, "known[0] != ROLES.index(request.role)", "an invitation used"),
+    Edit(_INVITED, ") <= now:", ") <= 0:", "an invitation used"),
+    _never(_INVITED, "used.get(known, request.key) != request.key", "an invitation used"),
+    _never("keys/he_authority/register.py: enroll", "invited or asked.invitation"),
+    *_returns("keys/he_authority/register.py", "check_name"),
     # Lying clients.
     Edit(_SETTLE, "if refusal.problem != COMBINE_REFUSED:", "if True:", "wrong key shares"),
     Edit(_SETTLE, "final |= certain", "final |= False", "wrong key shares, while"),

@@ -1,0 +1,61 @@
+"""A party's folder, and the request by which it enrolls."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from he_party.keyfile import KeyRecord, write_private
+from he_protocol.envelope import possession_message
+from he_protocol.errors import ProblemError
+from he_protocol.identity.invitations import Invitation
+from he_protocol.identity.jws import SigningKey, fingerprint, read_unverified
+from he_protocol.messages import EnrollRequest, Name, Role
+from he_protocol.problems import BAD_SETTINGS
+
+KEY_FILE = "identity.key"
+CREDENTIAL_FILE = "credential.jws"
+AUTHORITY_FILE = "authority.pub"
+REQUEST_FILE = "enroll-request.jws"
+
+
+def create(
+    directory: Path,
+    name: str,
+    role: Role,
+    now: float,
+    *,
+    passphrase: str = "",
+    invitation: str = "",
+    key_file: str = KEY_FILE,
+    hpke: bytes = b"",
+    prove: Callable[[bytes], bytes] = lambda message: b"",
+) -> str:
+    """Make a key pair, store it with mode 0600, and return the signed enrollment request.
+
+    `invitation` is the authority's code, "" for none. `hpke` is a key holder's public HPKE key, and `prove` signs with
+    its private half. Raises `bad-settings` for a name that no credential could carry, `bad-invitation` for what is no
+    code, and `bad-key-file` rather than overwrite a key.
+    """
+    invited = Invitation.read(invitation) if invitation else None
+    try:
+        msgspec.convert(name, Name)
+    except msgspec.ValidationError as error:
+        raise ProblemError(BAD_SETTINGS, f"the name {name!r}: {error}") from None
+    key = SigningKey.generate()
+    write_private(directory / key_file, KeyRecord(name, key.public, key.private), passphrase)
+    asked = EnrollRequest(name, role, key.public, int(now), hpke, prove(possession_message(name, key.public, hpke)))
+    request = key.sign(asked if invited is None else invited.accept(asked))
+    (directory / REQUEST_FILE).write_text(request + "\n")
+    return request
+
+
+def request_line(directory: Path, request: str) -> str:
+    """What `init` says at its end: the authority shows the same fingerprint, for comparison over another channel."""
+    key = read_unverified(request, EnrollRequest).key
+    return (
+        f"key {fingerprint(key)}: the authority sees the same when it enrolls you\n"
+        f"send {directory / REQUEST_FILE} to it, then put its {CREDENTIAL_FILE} and {AUTHORITY_FILE} beside it"
+    )
