@@ -59,8 +59,10 @@ def test_no_command_loads_what_it_does_not_need(tmp_path: Path, scheme: str, pro
     commands: list[tuple[str, ...]] = [
         ("--help",),
         ("init",),
+        ("invite", "--out", "codes.txt"),
+        ("list",),
         *(
-            ("enroll", f"{name}/enroll-request.jws", "--role", role, "--out", f"{name}.jws")
+            ("enroll", f"{name}/enroll-request.jws", "--role", role, "--out", f"{name}.jws", "--new-key")
             for name, role in (
                 ("holder-1", "holder"),
                 ("holder-2", "holder"),

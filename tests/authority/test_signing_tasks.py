@@ -212,7 +212,8 @@ def test_the_next_epoch_is_checked_in_the_same_way() -> None:
     save_file({"w": W}, "model.safetensors")
     assert sign().exit_code == 0
     new_holder(Path("again"), "holder", time.time())
-    assert run("enroll", "again/enroll-request.jws", "--role", "holder", "--out", "again.jws").exit_code == 0
+    enrolled = run("enroll", "again/enroll-request.jws", "--role", "holder", "--out", "again.jws", "--new-key")
+    assert enrolled.exit_code == 0
     save_file({"w": W * np.float32(np.nan)}, "model.safetensors")
     files = ("--holder", "again.jws", "--model", "model.safetensors", "--out", "next.jws")
     result = run("task", "next", "task.jws", *files)
