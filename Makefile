@@ -25,7 +25,7 @@ TESTS = $(if $(PKG),$(OWN) $(ALSO_$(PKG)),tests)
 PYTHONS ?= 3.11 3.12 3.13
 
 .DEFAULT_GOAL := help
-.PHONY: help demo fmt check lint types contracts test test-fast test-long test-matrix coverage defences soak mutants \
+.PHONY: help demo fmt check lint types contracts test test-fast test-long test-matrix test-extras coverage defences soak mutants \
   crash fuzz docs clean
 
 help: ## this list
@@ -76,6 +76,9 @@ test-long: $(VENV)/.warm coverage ## what `make test` leaves out, bounded, for C
 
 coverage: $(VENV)/.warm ## coverage of the security-critical packages by their tests, long ones too: at least 95 %
 	$(PYTEST) $(COVERING) $(COVERED:%=--cov=%) --cov-fail-under=95 --cov-report=term:skip-covered
+
+test-extras: $(VENV)/.ready ## the wheel in empty environments: each extra, and a first round with one's own model
+	$(BIN)/python .ci/extras
 
 # Without atheris: it has no wheels for some of them, and the tests that need it are left out.
 test-matrix: ## make test on every Python of PYTHONS that this machine has, each in an environment of its own

@@ -69,14 +69,15 @@ def initial_model(name: str) -> Arrays:
         tensors = read_tensors(Path(name), BAD_SETTINGS, f"cannot read the model {name}", widen=True)
         return {tensor: as_float32(tensor, value) for tensor, value in tensors.items()}
     try:
-        return _arrays(load_named(name))
+        return arrays_of(load_named(name))
     except ProblemError:
         raise
     except (Exception, SystemExit) as error:  # of the user's function, or of what it returns
         raise ProblemError(BAD_SETTINGS, f"--model {name}: {type(error).__name__}: {error}") from None
 
 
-def _arrays(found: Any) -> Arrays:
+def arrays_of(found: Any) -> Arrays:
+    """The arrays of a torch module, a dict or list of arrays, or a function that returns one. Raises `bad-plan`."""
     if isinstance(found, type) or (callable(found) and not hasattr(found, "named_parameters")):
         found = found()
     if hasattr(found, "named_parameters"):
