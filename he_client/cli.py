@@ -12,7 +12,7 @@ import typer
 from he_party import console
 from he_party.console import OutputFormat, command, run_async
 from he_party.kernels import Steps, Warm, offer_to_warm
-from he_party.program import Invitation, add_version
+from he_party.program import Invitation, KitFile, add_version
 from he_protocol.errors import ProblemError
 from he_protocol.problems import BAD_SETTINGS, BAD_TENSORS
 
@@ -40,7 +40,8 @@ WAIT = 3600.0
 @app.command("init")
 @command
 def init(
-    name: Annotated[str, typer.Option(help="lower-case name of this device")],
+    kit: KitFile = None,
+    name: Annotated[str | None, typer.Option(help="lower-case name of this device")] = None,
     min_clients: Annotated[int | None, typer.Option(help="floor: the least min_clients of a task")] = None,
     unit: Annotated[str | None, typer.Option(help="floor: none, record or client; the least privacy")] = None,
     epsilon: Annotated[float | None, typer.Option(help="floor: the most that a task may cost")] = None,
@@ -63,12 +64,15 @@ def init(
     from he_party.enrolling import create, request_line
     from he_party.http_transport import checked_url
     from he_party.keyfile import environment_passphrase
+    from he_party.kit import given
 
+    own = given(kit, "client", name, invitation)
+    directory = ClientSettings.load(data_dir=data_dir).data_dir
     settings = ClientSettings.load(
         data_dir=data_dir,
-        server=server,
-        task=task,
-        tls_ca=tls_ca,
+        server=server or own.server or None,
+        task=task or own.task or None,
+        tls_ca=tls_ca or own.ca(directory),
         floor_min_clients=min_clients,
         floor_unit=unit,
         floor_epsilon=epsilon,
@@ -77,9 +81,10 @@ def init(
     )
     checked_url(settings.server)
     passphrase = environment_passphrase()
-    request = create(settings.data_dir, name, "client", time.time(), passphrase=passphrase, invitation=invitation)
+    request = create(directory, own.name, "client", time.time(), passphrase=passphrase, invitation=own.invitation)
+    own.unpack(directory)
     settings.keep_own()
-    console.out.print(request_line(settings.data_dir, request), soft_wrap=True)
+    console.out.print(request_line(directory, request), soft_wrap=True)
     offer_to_warm(warm, _kernels)
 
 

@@ -25,6 +25,9 @@ Version = Annotated[
     bool, typer.Option("--version", callback=_show, is_eager=True, help="Show the version, and that of the protocol.")
 ]
 
+KitFile = Annotated[
+    Path | None, typer.Argument(help="NAME.kit, as 'he-authority provision' makes it.", metavar="[KIT]")
+]
 Invitation = Annotated[str, typer.Option(help="The authority's one-time code, as 'he-authority invite' makes it.")]
 
 

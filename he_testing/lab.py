@@ -23,7 +23,8 @@ from he_party.files import write_durably
 from he_party.keyfile import VARIABLE, environment_passphrase
 from he_protocol.errors import ProblemError
 from he_protocol.problems import BAD_SETTINGS
-from he_testing.deployment import ProvisionedDeployment, provision
+from he_testing.deployment import MODEL_FILE, ProvisionedDeployment, provision
+from he_testing.eject import STEPS_FILE, write_project
 from he_testing.lab_task import initial_model, plan
 
 app = typer.Typer(
@@ -97,6 +98,28 @@ def up(
             typer.echo(f"\nstopped; 'he-server lab up {folder}' goes on")
         finally:
             url_file.unlink(missing_ok=True)
+
+
+@app.command("eject")
+@command
+def eject(
+    folder: Annotated[Path, typer.Argument(help="the lab's folder")],
+    out: Annotated[Path, typer.Option(help="a new folder for the project")],
+    url: Annotated[str, typer.Option(help="where the server will be")] = "https://aggregator.example",
+) -> None:
+    """From a lab to the real thing: the project, the plan and the newest model, and the steps that remain.
+
+    No key of the lab comes along: everybody makes a new one, on a machine of its own.
+    """
+    lab = Lab.open(folder)
+    try:
+        deployment = ProvisionedDeployment(folder.absolute())
+        model = lab.model if lab.model.exists() else folder / MODEL_FILE
+        with _new(out) as partial:
+            write_project(partial, deployment.task.config, [path.name for path in lab.clients], url, model)
+    except OSError as error:
+        raise ProblemError(BAD_SETTINGS, f"the lab {folder} is damaged: {error}") from None
+    typer.echo(f"{out / STEPS_FILE} says what remains")
 
 
 def _opened(folder: Path, port: int | None) -> tuple[ProvisionedDeployment, str]:

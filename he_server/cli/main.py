@@ -10,7 +10,7 @@ import typer
 
 from he_party.console import OutputFormat, command, run_async
 from he_party.kernels import Steps, Warm, offer_to_warm
-from he_party.program import Invitation, add_version
+from he_party.program import Invitation, KitFile, add_version
 from he_protocol.errors import ProblemError
 from he_protocol.problems import BAD_SETTINGS
 from he_server.cli.inspect import audit, doctor
@@ -47,7 +47,8 @@ app.command("lab", context_settings=PASSED_ON)(command(lab))
 @command
 def init(
     data_dir: Annotated[Path, typer.Option(help="Directory to make the server's files in.")],
-    name: Annotated[str, typer.Option(help="The server's name, as clients will address it.")],
+    kit: KitFile = None,
+    name: Annotated[str | None, typer.Option(help="The server's name, as clients will address it.")] = None,
     database_url: DatabaseUrl = None,
     invitation: Invitation = "",
     warm: Warm = None,
@@ -61,16 +62,19 @@ def init(
     """
     from he_party.enrolling import create, request_line
     from he_party.keyfile import environment_passphrase
+    from he_party.kit import given
     from he_server.settings import Settings
     from he_server.store.address import Address
 
-    passphrase = environment_passphrase()
+    own, passphrase = given(kit, "server", name, invitation), environment_passphrase()
+    now, key_file = time.time(), "server.key"
     try:
         if database_url is not None:
             Address.read(database_url)
         request = create(
-            data_dir, name, "server", time.time(), passphrase=passphrase, invitation=invitation, key_file="server.key"
+            data_dir, own.name, "server", now, passphrase=passphrase, invitation=own.invitation, key_file=key_file
         )
+        own.unpack(data_dir)
         if database_url is not None:
             Settings.keep(data_dir, {"database_url": database_url})
     except OSError as error:

@@ -134,6 +134,36 @@ def invite(
     console.out.print(f"{count} invitations for a {role}, valid {days:g} days: {out}", soft_wrap=True)
 
 
+@app.command("provision")
+@command
+def provision(
+    project: Annotated[Path, typer.Argument(help="TOML: task, url, server, holders, clients; docs/how-to.md has one")],
+    out: Annotated[Path, typer.Option(help="a new folder for the kits")],
+    days: Annotated[float, typer.Option(min=0.01, max=MOST_DAYS, help="validity of the invitations")] = 14,
+    directory: AuthorityDir = Path("authority"),
+) -> None:
+    """One kit for each party of a project: with it, 'init NAME.kit' needs nothing else.
+
+    A kit has an invitation, so hand each to its own party only. Everybody's key is made by 'init', at its owner's.
+    """
+    from he_authority.enrollment import SECONDS_PER_DAY
+    from he_authority.provision import Project, kits
+    from he_party.files import private_directory, write_durably
+    from he_protocol.messages import to_json
+
+    key, wanted = _key(directory), Project.read(project)
+    made = kits(wanted, project.parent, key, int(time.time() + days * SECONDS_PER_DAY))
+    try:
+        if out.exists():
+            raise ProblemError(BAD_SETTINGS, f"{out} is there already: kits get a new folder")
+        private_directory(out)
+        for kit in made:
+            write_durably(out / f"{kit.name}.kit", to_json(kit) + b"\n")
+    except OSError as error:
+        raise ProblemError(BAD_SETTINGS, f"cannot write to {out}: {error.strerror}") from None
+    console.out.print(f"{len(made)} kits, valid {days:g} days: {out}", soft_wrap=True)
+
+
 @app.command("list")
 @command
 def authority_list(directory: AuthorityDir = Path("authority"), form: OutputFormat = "text") -> None:

@@ -91,7 +91,11 @@ def test_an_invitation_survives_being_typed() -> None:
     assert INVITATION.key.hex() not in repr(INVITATION)
 
 
-@pytest.mark.parametrize("code", ["", "abc", INVITATION.code[:-1], INVITATION.code + "a" * 8, "1" * 53, "ü" * 53])
+@pytest.mark.parametrize(
+    "code",
+    ["", "abc", INVITATION.code[:-1], INVITATION.code + "a" * 8, "1" * 53, "ü" * 53],
+    ids=["nothing", "short", "cut off", "long", "digits", "letters"],
+)
 def test_what_is_no_code_is_refused(code: str) -> None:
     with expect_problem(BAD_INVITATION):
         Invitation.read(code)

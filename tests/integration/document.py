@@ -6,18 +6,16 @@ import asyncio
 import re
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from he_testing.deployment import CLEAN
 
-EVERY = {
-    "every key holder": ("bank-a", "bank-b", "bank-c", "bank-d"),
-    "every client": ("phone-1", "phone-2"),
-}
-"""What a comment may say of its command, and whose folders stand in the place of the first one."""
+Folders = Mapping[str, Sequence[str]]
+HOLDERS, CLIENTS = "every key holder", "every client"
+"""What a comment may say of its command: the folders that stand in the place of the first one are `Folders`."""
 SERVE, RUN = "he-server serve", "he-holder run"
 SECONDS = 120.0
 COMMENT = "        # "
@@ -31,10 +29,9 @@ class Command:
     text: str
     comment: str
 
-    @property
-    def each(self) -> list[str]:
+    def each(self, folders: Folders) -> list[str]:
         """As it is typed: once, or for every folder."""
-        for words, (first, *others) in EVERY.items():
+        for words, (first, *others) in folders.items():
             if words in self.comment:
                 return [self.text, *(self.text.replace(first, other) for other in others)]
         return [self.text]
@@ -57,12 +54,13 @@ class Terminal:
     folder: Path
     environment: Mapping[str, str]
     port: int
+    folders: Folders
     running: dict[str, asyncio.subprocess.Process] = field(default_factory=dict)
     printed: list[str] = field(default_factory=list)
 
     async def type(self, command: Command) -> None:
         """All at once where it is for several folders: a training round needs them together."""
-        await asyncio.gather(*(self._type(text) for text in command.each))
+        await asyncio.gather(*(self._type(text) for text in command.each(self.folders)))
 
     async def _type(self, text: str) -> None:
         if text.startswith((SERVE, RUN)):
@@ -74,7 +72,7 @@ class Terminal:
         assert process.returncode == 0, f"{text}\n{said.decode()}"
 
     async def _start(self, text: str) -> None:
-        name = "server" if text.startswith(SERVE) else next(each for each in EVERY["every key holder"] if each in text)
+        name = "server" if text.startswith(SERVE) else next(each for each in self.folders[HOLDERS] if each in text)
         if (before := self.running.pop(name, None)) is not None:
             before.terminate()
             await before.wait()

@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from he_protocol.identity.jws import payload_hash
-from tests.integration.document import Command, Terminal, commands
+from tests.integration.document import CLIENTS, HOLDERS, Command, Terminal, commands
 from tests.integration.test_proxies import free_port
 from tests.integration.test_readme import marked
 from tests.support.certificates import self_signed
@@ -31,6 +31,7 @@ SMALLER = {
 }
 """What differs from the document: a round of two clients, not of a thousand."""
 HOST = "aggregator.example"
+FOLDERS = {HOLDERS: ("bank-a", "bank-b", "bank-c", "bank-d"), CLIENTS: ("phone-1", "phone-2")}
 UPDATE = "0123456789abcdef0123456789abcdef"
 TRAINING = """
 import numpy as np
@@ -53,7 +54,7 @@ def test_everything_that_is_made_smaller_is_in_the_document() -> None:
 def test_every_block_of_commands_is_typed() -> None:
     """A block that has a language is a file or code; what starts with a program's name is a command."""
     typed = [command.text.split()[0] for command in commands(HOW_TO)]
-    assert set(typed) == {"he-authority", "he-server", "he-holder", "he-client", "cp", "mv"}
+    assert set(typed) == {"he-authority", "he-server", "he-holder", "he-client", "cp", "mv", "mkdir"}
     assert len([program for program in typed if program.startswith("he-")]) == len(re.findall("^he-", HOW_TO, re.M))
 
 
@@ -74,6 +75,7 @@ async def test_the_how_to(tmp_path: Path, database: str) -> None:
     (tmp_path / "key.pem").write_bytes(key)
     (tmp_path / "cert.pem").write_bytes(certificate)
     (tmp_path / "plan.toml").write_text(smaller(marked(HOW_TO, "plan", "toml")))
+    (tmp_path / "project.toml").write_text(marked(HOW_TO, "project", "toml"))
     (tmp_path / "mypackage").mkdir()
     (tmp_path / "mypackage" / "training.py").write_text(TRAINING)
     initial = f"import torch\nmodule = torch.nn.Linear(4, 2)\n{marked(HOW_TO, 'initial')}"
@@ -89,7 +91,7 @@ async def test_the_how_to(tmp_path: Path, database: str) -> None:
             "HUSHSUM_SERVER_PORT": str(port),
             "HUSHSUM_PASSPHRASE": "correct horse battery",
         }
-        terminal = Terminal(tmp_path, environment, port)
+        terminal = Terminal(tmp_path, environment, port, FOLDERS)
         try:
             for command in commands(HOW_TO):
                 await terminal.type(told(command, terminal, database))

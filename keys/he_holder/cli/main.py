@@ -12,7 +12,7 @@ from he_holder.cli.options import ConfigFile, DataDir, MinClientsFloor, TlsCa
 from he_party import console
 from he_party.console import OutputFormat, command, run_async
 from he_party.kernels import Steps, Warm, offer_to_warm
-from he_party.program import Invitation, add_version
+from he_party.program import Invitation, KitFile, add_version
 
 app = typer.Typer(help="A key holder of HushSum.", no_args_is_help=True, pretty_exceptions_enable=False)
 app.add_typer(epochs_app)
@@ -22,7 +22,8 @@ add_version(app)
 @app.command("init")
 @command
 def init(
-    name: Annotated[str, typer.Option(help="lower-case name, as the task's committee will list it")],
+    kit: KitFile = None,
+    name: Annotated[str | None, typer.Option(help="lower-case name, as the task's committee will list it")] = None,
     invitation: Invitation = "",
     data_dir: DataDir = None,
     warm: Warm = None,
@@ -35,9 +36,14 @@ def init(
     from he_holder.settings import Settings
     from he_party.enrolling import request_line
     from he_party.keyfile import environment_passphrase
+    from he_party.kit import given
 
     settings = Settings.load(data_dir=data_dir)
-    request = new_holder(settings.data_dir, name, time.time(), environment_passphrase(), invitation)
+    own = given(kit, "holder", name, invitation)
+    request = new_holder(settings.data_dir, own.name, time.time(), environment_passphrase(), own.invitation)
+    own.unpack(settings.data_dir)
+    if (ca := own.ca(settings.data_dir)) is not None:
+        Settings.keep(settings.data_dir, {"tls_ca": str(ca.absolute())})
     console.out.print(request_line(settings.data_dir, request), soft_wrap=True)
     offer_to_warm(warm, _kernels)
 
