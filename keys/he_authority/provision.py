@@ -50,13 +50,15 @@ class Project(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def kits(project: Project, folder: Path, authority: SigningKey, until: int) -> list[Kit]:
-    """One for each party; the invitations end at `until` (Unix seconds). Raises `bad-plan` for a file that is missing.
+    """One for each party, with an invitation for its name that ends at `until` (Unix seconds).
+
+    Raises `bad-plan` for a file that is missing.
 
     folder: the project file's.
     """
     ca = read_text(folder / project.tls_ca, BAD_PLAN) + "\n" if project.tls_ca else ""
     made = []
     for name in project.parties:
-        code = Invitation.issue(authority, project.role(name), until, secrets.token_bytes(NONCE_BYTES)).code
+        code = Invitation.issue(authority, project.role(name), until, secrets.token_bytes(NONCE_BYTES), name).code
         made.append(Kit(project.role(name), name, authority.public, code, project.url, project.task, ca))
     return made

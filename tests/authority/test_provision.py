@@ -82,6 +82,13 @@ def test_a_kit_makes_no_second_party(kits: Path) -> None:
     assert (refused.exit_code, "name-taken" in refused.output) == (2, True)
 
 
+def test_a_kit_is_for_its_party_only(kits: Path) -> None:
+    code = Kit.read(kits / "phone-1.kit", "client").invitation
+    assert run(client, "init", "--name", "phone-2", "--invitation", code, "--data-dir", "other").exit_code == 0
+    refused = run(app, "enroll", "other/enroll-request.jws", "--role", "client", "--out", "x.jws")
+    assert (refused.exit_code, "bad-invitation" in refused.output) == (2, True)
+
+
 @pytest.mark.parametrize(
     ("words", "why"),
     [

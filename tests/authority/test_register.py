@@ -147,6 +147,18 @@ def test_an_invitation_is_for_one_authority_one_role_one_time_and_one_party() ->
         check_invitation(AUTHORITY, asked(), {}, NOW)
 
 
+def test_an_invitation_for_a_name_is_for_no_other() -> None:
+    """Whoever has one party's kit takes no other party's place with it."""
+    named = Invitation.issue(AUTHORITY, "client", int(NOW) + DAY, bytes(8), "phone-1")
+    check_invitation(AUTHORITY, named.accept(asked()), {}, NOW)
+    with expect_problem(BAD_INVITATION):
+        check_invitation(AUTHORITY, named.accept(asked("phone-2")), {}, NOW)
+    nameless = Invitation(INVITATION.id, named.key)  # the mark cannot be taken off
+    with expect_problem(BAD_INVITATION):
+        check_invitation(AUTHORITY, nameless.accept(asked("phone-2")), {}, NOW)
+    assert Invitation.read(named.code) == named
+
+
 def test_an_invitation_is_used_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One code, copied by whoever saw it, makes one client and not a crowd of them."""
     register = Register(tmp_path)

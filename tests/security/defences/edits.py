@@ -380,7 +380,8 @@ EDITS = (
     *_returns("he_protocol/envelope.py", "check_possession"),
     # Enrolling for somebody else.
     _never(_INVITED, "len(known) != ID_BYTES or not hmac.compare_digest(mac, request.invited)", "another key, or"),
-    _never(_INVITED, "known[0] != ROLES.index(request.role)", "an invitation used"),
+    _never(_INVITED, "known[0] & ~NAMED != ROLES.index(request.role)", "an invitation used"),
+    Edit("he_protocol/identity/invitations.py: _key", " + name.encode()", ""),
     Edit(_INVITED, ") <= now:", ") <= 0:", "an invitation used"),
     _never(_INVITED, "used.get(known, request.key) != request.key", "an invitation used"),
     _never("keys/he_authority/register.py: enroll", "invited or asked.invitation"),
