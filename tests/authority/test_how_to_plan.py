@@ -22,7 +22,7 @@ USEFUL = 8.0
 
 def signed() -> Task:
     """With a model of a million parameters and as many key holders as the how-to's command names."""
-    [plan] = re.findall(r"^```toml\n(.*?)^```", TEXT, re.DOTALL | re.MULTILINE)
+    [plan] = re.findall(r"^<!-- test: plan -->\n```toml\n(.*?)^```", TEXT, re.DOTALL | re.MULTILINE)
     [command] = re.findall(r"^he-authority task sign .*?(?<!\\)$", TEXT, re.DOTALL | re.MULTILINE)
     authority = Authority(clock=FakeClock())
     holders = [
