@@ -7,6 +7,7 @@ from pathlib import Path
 
 import msgspec
 
+from he_party.files import is_of_many
 from he_party.keyfile import KeyRecord, write_private
 from he_protocol.envelope import possession_message
 from he_protocol.errors import ProblemError
@@ -35,10 +36,13 @@ def create(
 ) -> str:
     """Make a key pair, store it with mode 0600, and return the signed enrollment request.
 
+    The directory is new, or has files only: the party's folder is closed to others.
+
     `invitation` is the authority's code, "" for none. `hpke` is a key holder's public HPKE key, and `prove` signs with
-    its private half. Raises `bad-settings` for a name that no credential could carry, `bad-invitation` for what is no
-    code, and `bad-key-file` rather than overwrite a key.
+    its private half. Raises `bad-settings` for a name that no credential could carry or a folder of others,
+    `bad-invitation` for what is no code, and `bad-key-file` rather than overwrite a key.
     """
+    check_own_folder(directory, key_file)
     invited = Invitation.read(invitation) if invitation else None
     try:
         msgspec.convert(name, Name)
@@ -50,6 +54,20 @@ def create(
     request = key.sign(asked if invited is None else invited.accept(asked))
     (directory / REQUEST_FILE).write_text(request + "\n")
     return request
+
+
+def check_own_folder(directory: Path, key_file: str) -> None:
+    """A folder in which a key is to be made is nobody else's: it has no folders, unless there is a key already.
+
+    Raises `bad-settings`.
+    """
+    try:
+        mine = not directory.is_dir() or (directory / key_file).exists()
+        if mine or (not is_of_many(directory) and not any(path.is_dir() for path in directory.iterdir())):
+            return
+    except OSError as error:
+        raise ProblemError(BAD_SETTINGS, f"cannot read {directory}: {error.strerror}") from None
+    raise ProblemError(BAD_SETTINGS, f"{directory} is not a party's own", expected="a new or an empty folder")
 
 
 def request_line(directory: Path, request: str) -> str:

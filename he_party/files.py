@@ -12,7 +12,9 @@ from pathlib import Path
 
 
 def write_durably(path: Path, data: bytes) -> None:
-    """Write a file of mode 0600 completely or not at all, and durably."""
+    """Write a file of mode 0600 completely or not at all, and durably. Raises IsADirectoryError for a folder."""
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
     partial = path.with_name(path.name + ".partial")
     partial.unlink(missing_ok=True)  # what a crash left behind may have another mode
     with open(partial, "xb", opener=private_opener) as file:
@@ -36,17 +38,25 @@ def private_directory(path: Path) -> None:
 
 
 def close_to_others(path: Path) -> None:
-    """Take everybody else's rights away. Nothing happens to what is not there, what is not ours, a shared /tmp, or what
-    lies on a system of files that is read-only.
+    """Take everybody else's rights away. Nothing happens to what is not there, what is not ours, a shared /tmp or other
+    folder of many, or what lies on a system of files that is read-only.
     """
     with suppress(FileNotFoundError, PermissionError):
         mode = stat.S_IMODE(path.stat().st_mode)
-        if mode & 0o077 and not mode & stat.S_ISVTX:
+        if mode & 0o077 and not mode & stat.S_ISVTX and not is_of_many(path):
             try:
                 path.chmod(mode & 0o700)
             except OSError as error:
                 if error.errno != errno.EROFS:
                     raise
+
+
+def is_of_many(path: Path) -> bool:
+    """Whether a folder is more than one party's, whatever somebody said: / and what lies directly in it, the top of a
+    mounted system of files, or a home. Root could close the whole machine to everybody else.
+    """
+    found = path.resolve()
+    return found.is_dir() and (len(found.parts) <= 2 or found.is_mount() or found == Path.home())
 
 
 def close_database(path: Path) -> None:

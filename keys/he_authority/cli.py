@@ -46,10 +46,11 @@ def authority_init(directory: AuthorityDir = Path("authority")) -> None:
 
     HUSHSUM_PASSPHRASE, if it is set, protects the key file.
     """
-    from he_party.enrolling import AUTHORITY_FILE
+    from he_party.enrolling import AUTHORITY_FILE, check_own_folder
     from he_party.keyfile import KeyRecord, environment_passphrase, write_private
     from he_protocol.identity.jws import SigningKey, jwk_x
 
+    check_own_folder(directory, AUTHORITY_KEY)
     key = SigningKey.generate()
     write_private(directory / AUTHORITY_KEY, KeyRecord("authority", key.public, key.private), environment_passphrase())
     (directory / AUTHORITY_FILE).write_text(jwk_x(key.public) + "\n")

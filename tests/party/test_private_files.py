@@ -8,18 +8,25 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import typer
+from typer.testing import CliRunner
 
+from he_authority.cli import app as authority_app
 from he_client import HushSumClient
+from he_client.cli import app as client_app
 from he_client.spool import Spool
 from he_holder.backup import backup, restore
+from he_holder.cli.main import app as holder_app
 from he_holder.holder import KeyHolder
 from he_holder.keyring import Keyring
 from he_holder.ledger import Ledger
 from he_migrations.run import upgrade
+from he_party import files
 from he_party.files import close_database, close_to_others, private_directory, private_opener, write_durably
 from he_party.http_transport import RetryPolicy
 from he_protocol.task import Task
 from he_server.blobs.upload_file import LocalUploads
+from he_server.cli.main import app as server_app
 from he_server.services.context import open_server
 from he_server.services.migration import migrate
 from he_server.settings import Settings
@@ -161,6 +168,46 @@ def test_a_shared_folder_and_what_is_not_there_stay_as_they_are(tmp_path: Path) 
     close_to_others(shared)
     close_to_others(tmp_path / "nothing")
     assert stat.S_IMODE(shared.stat().st_mode) == 0o1777
+
+
+@pytest.mark.parametrize("place", ["root", "top", "home", "mount"])
+def test_a_folder_of_many_is_never_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+    """Root who names / as a data directory does not lock everybody out of the machine."""
+    closed: list[Path] = []
+    monkeypatch.setattr(Path, "chmod", lambda path, mode: closed.append(path))
+    folder = tmp_path / "home"
+    folder.mkdir(mode=0o755)
+    folders = {"root": Path("/"), "top": Path("/usr"), "home": folder, "mount": folder}
+    if place == "home":
+        monkeypatch.setattr(Path, "home", staticmethod(lambda: folder))
+    if place == "mount":
+        monkeypatch.setattr(Path, "is_mount", lambda path: path == folder)
+    private_directory(folders[place])
+    assert closed == []
+    monkeypatch.setattr(files, "is_of_many", lambda _: False)
+    private_directory(folders[place])
+    assert closed == [folders[place]]
+
+
+@pytest.mark.parametrize("program", [authority_app, client_app, holder_app, server_app])
+def test_no_key_is_made_in_a_folder_that_has_others_in_it(tmp_path: Path, program: typer.Typer) -> None:
+    shared = tmp_path / "shared"
+    (shared / "somebody").mkdir(parents=True)
+    shared.chmod(0o755)
+    option = "--authority-dir" if program is authority_app else "--data-dir"
+    named = [] if program is authority_app else ["--name", "party"]
+    refused = CliRunner().invoke(program, ["init", *named, option, str(shared)])
+    assert (refused.exit_code, "not a party's own" in " ".join(refused.stderr.split())) == (2, True)
+    assert [path.name for path in shared.iterdir()] == ["somebody"]
+    assert stat.S_IMODE(shared.stat().st_mode) == 0o755
+
+
+def test_a_file_is_not_written_over_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    for path in (tmp_path / "folder", Path()):
+        with pytest.raises(IsADirectoryError):
+            files.write_durably(path, b"secret")
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
 
 
 def test_a_folder_of_somebody_else_is_used_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
