@@ -57,13 +57,15 @@ def create(
 
 
 def check_own_folder(directory: Path, key_file: str) -> None:
-    """A folder in which a key is to be made is nobody else's: it has no folders, unless there is a key already.
+    """A folder in which a key is to be made is nobody else's: it has no folders, unless it is a party's already.
 
     Raises `bad-settings`.
     """
+    own = (key_file, REQUEST_FILE, CREDENTIAL_FILE, AUTHORITY_FILE)
     try:
-        mine = not directory.is_dir() or (directory / key_file).exists()
-        if mine or (not is_of_many(directory) and not any(path.is_dir() for path in directory.iterdir())):
+        if not directory.is_dir() or any((directory / name).exists() for name in own):
+            return
+        if not is_of_many(directory) and not any(path.is_dir() for path in directory.iterdir()):
             return
     except OSError as error:
         raise ProblemError(BAD_SETTINGS, f"cannot read {directory}: {error.strerror}") from None

@@ -200,6 +200,9 @@ def test_no_key_is_made_in_a_folder_that_has_others_in_it(tmp_path: Path, progra
     assert (refused.exit_code, "not a party's own" in " ".join(refused.stderr.split())) == (2, True)
     assert [path.name for path in shared.iterdir()] == ["somebody"]
     assert stat.S_IMODE(shared.stat().st_mode) == 0o755
+    (shared / "authority.pub").touch()  # a party's, which makes a new key
+    assert CliRunner().invoke(program, ["init", *named, option, str(shared / "somebody")]).exit_code == 0
+    assert CliRunner().invoke(program, ["init", *named, option, str(shared)]).exit_code == 0
 
 
 def test_a_file_is_not_written_over_a_folder(tmp_path: Path) -> None:
