@@ -46,7 +46,9 @@ def loaded(folder: Path, *words: str) -> set[str]:
     return set(line.split()[1:])
 
 
-@pytest.mark.parametrize(("scheme", "profile"), [("kahe", "kahe-30"), ("ckks", "ckks-8192")])
+@pytest.mark.parametrize(
+    ("scheme", "profile"), [("kahe", "kahe-30"), pytest.param("ckks", "ckks-8192", marks=pytest.mark.long)]
+)
 def test_no_command_loads_what_it_does_not_need(tmp_path: Path, scheme: str, profile: str) -> None:
     now = time.time()
     for number in (1, 2):

@@ -86,7 +86,7 @@ PROXIES = {
     "haproxy, weak ETags": PLAIN | {"more": WEAK},
     "haproxy, GET and POST only": PLAIN | {"more": "http-request deny deny_status 405 unless METH_GET || METH_POST"},
 }
-QUICK = {"nginx, path prefix, HTTP/2", "nginx, GET and POST only", "haproxy", "haproxy, weak ETags"}
+QUICK = {"nginx, GET and POST only", "haproxy, weak ETags"}
 """The others are for the long run."""
 ASKING = {
     "nginx": " ssl; ssl_certificate {0}/server.pem; ssl_certificate_key {0}/server.pem;"

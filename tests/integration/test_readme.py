@@ -38,6 +38,7 @@ def test_exactly_the_marked_block_is_taken() -> None:
     assert marked(text, "api") == "a\nb\n"
 
 
+@pytest.mark.long  # tests/client and test_rounds.py take the same steps
 async def test_the_example_runs(
     repository: Path, processes: Processes, clients: list[HushSumClient], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -81,7 +81,10 @@ async def test_a_holder_that_dies_while_it_opens_answers_after_its_restart(
     await round_.wait()
 
 
-@pytest.mark.parametrize("moment", [pytest.param("open", marks=pytest.mark.long), "just closed", "screened"])
+@pytest.mark.parametrize(
+    "moment",
+    [pytest.param("open", marks=pytest.mark.long), pytest.param("just closed", marks=pytest.mark.long), "screened"],
+)
 async def test_a_killed_server_publishes_an_acknowledged_update_exactly_once(
     processes: Processes, clients: list[HushSumClient], moment: str
 ) -> None:

@@ -217,7 +217,7 @@ print(watch.above())
 
 @pytest.mark.parametrize(
     ("length", "plan"),
-    [(20_000_000, {}), (500_000, {"scheme": "ckks", "profile": "ckks-8192"})],
+    [(20_000_000, {}), pytest.param(500_000, {"scheme": "ckks", "profile": "ckks-8192"}, marks=pytest.mark.long)],
     ids=["kahe-30", "ckks-8192"],
 )
 def test_opening_takes_a_few_megabytes_whatever_the_models_size(

@@ -91,9 +91,7 @@ DAYS, HALF = 4, 12.0
 """So many days are tried, the first half of each."""
 
 
-@pytest.mark.parametrize(
-    "mutant", [pytest.param(m, id=m.name, marks=[pytest.mark.long][: number > 0]) for number, m in enumerate(MUTANTS)]
-)
+@pytest.mark.parametrize("mutant", [pytest.param(m, id=m.name, marks=pytest.mark.long) for m in MUTANTS])
 def test_a_planted_bug_of_devices_that_come_back_is_found(mutant: Mutant, monkeypatch: pytest.MonkeyPatch) -> None:
     mutant.plant(monkeypatch)
     with pytest.raises(Violation):
