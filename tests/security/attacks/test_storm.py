@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.security.attacks.storm import MOST_MEMORY, storm
 
 
