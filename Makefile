@@ -12,7 +12,8 @@ EXTRAS ?= dev
 PYTEST = $(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 # The security-critical packages, and the tests that cover them; under the others the tracer would only cost time.
 COVERED = he_protocol he_party.files he_party.keyfile he_authority he_holder
-COVERING = tests/protocol tests/party tests/property tests/vectors tests/authority tests/holder tests/security/attacks
+COVERING = tests/protocol tests/party tests/property tests/vectors tests/authority tests/holder tests/security/attacks \
+  tests/server/test_results.py tests/server/test_choosing.py
 # What needs neither a database nor another process: `make test-fast`.
 FAST = tests/protocol tests/property
 # The tests of one package: `make test PKG=he_holder`.
