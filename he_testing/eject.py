@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,7 +29,7 @@ def _project(config: TaskConfig, holders: Sequence[str], clients: Sequence[str],
     return f"""\
 # Who takes part. Give everybody the name that it should have.
 task = "{config.name}"
-url = "{url}"
+url = {json.dumps(url)}
 server = "{SERVER}"
 holders = {_list(holders)}
 clients = {_list(clients)}
@@ -116,7 +118,7 @@ he-server serve --data-dir server --tls-cert cert.pem --tls-key key.pem        #
 Key holders, then clients:
 
 ```
-he-holder join {config.name} --server {url} --data-dir {holder}        # every key holder
+he-holder join {config.name} --server {shlex.quote(url)} --data-dir {holder}        # every key holder
 he-holder run --data-dir {holder}        # every key holder; runs until it is stopped
 he-client train my.py:fit --data-dir {client}        # every client
 ```

@@ -17,7 +17,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from he_client.lab import MARK, URL_FILE, WARNING, Lab
+from he_client.lab import LOOK_SECONDS, MARK, URL_FILE, WARNING, Lab
 from he_party.console import command
 from he_party.files import write_durably
 from he_party.keyfile import VARIABLE, environment_passphrase
@@ -35,7 +35,6 @@ app = typer.Typer(
 JOINED_FILE = "joined"
 """The server's URL that the key holders have joined at."""
 VALID_DAYS = 3650.0
-LOOK_SECONDS = 0.1
 
 
 @app.command("init")
@@ -111,7 +110,9 @@ def eject(
 
     No key of the lab comes along: everybody makes a new one, on a machine of its own.
     """
-    lab = Lab.open(folder)
+    from he_party.http_transport import checked_url
+
+    lab, url = Lab.open(folder), checked_url(url)
     try:
         deployment = ProvisionedDeployment(folder.absolute())
         model = lab.model if lab.model.exists() else folder / MODEL_FILE

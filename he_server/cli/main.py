@@ -180,10 +180,11 @@ def task_close(
     from he_server.cli import stored
 
     settings = _settings(config, data_dir=data_dir, database_url=database_url)
-    which = run_async(stored.find(settings, task))
+    found = run_async(stored.find(settings, task))
     if not yes:
-        typer.confirm(f"No update to {which}, is taken any more, ever. Go on?", abort=True, err=True)
-    _move_task(task, "closed", settings)
+        about = f"No update to {stored.named(found)}, is taken any more, ever. Go on?"
+        typer.confirm(about, abort=True, err=True)
+    _move_task(found.task, "closed", settings)  # by its hash: the name may have got another epoch meanwhile
 
 
 def _move_task(task: str, state: TaskState, settings: Settings) -> None:

@@ -40,19 +40,20 @@ async def open_store(settings: Settings) -> AsyncIterator[Store]:
 async def _found(store: Store, wanted: str) -> TaskRecord:
     """The newest epoch of this name, or the one task whose hash begins so. Raises `not-found`."""
     known = await store.tasks.all()
-    if named := [task for task in known if task.name == wanted]:
-        newest = [task for task in named if task.epoch == max(each.epoch for each in named)]
+    newest = max((task.epoch for task in known if task.name == wanted), default=None)
+    if newest is not None:
+        found = [task for task in known if (task.name, task.epoch) == (wanted, newest)]
     else:
-        newest = [task for task in known if task.task.startswith(wanted)]
-    if len(newest) != 1:
-        listed = ", ".join(f"{task.task[:12]} ({task.name}, epoch {task.epoch})" for task in newest or known)
+        found = [task for task in known if wanted and task.task.startswith(wanted)]
+    if len(found) != 1:
+        listed = ", ".join(f"{task.task[:12]} ({named(task)})" for task in found or known)
         raise ProblemError(
             NOT_FOUND,
-            f"{len(newest)} tasks have this name, or hashes that begin so",
+            f"{len(found)} tasks have this name, or hashes that begin so",
             expected=listed or "a task that was added",
             got=wanted[:80],
         )
-    return newest[0]
+    return found[0]
 
 
 async def move_task(settings: Settings, wanted: str, state: TaskState) -> str:
@@ -63,13 +64,14 @@ async def move_task(settings: Settings, wanted: str, state: TaskState) -> str:
         return named(record)
 
 
-async def find(settings: Settings, wanted: str) -> str:
-    """Which task a name or hash is, in words. Raises `not-found`."""
+async def find(settings: Settings, wanted: str) -> TaskRecord:
+    """Which task a name or hash is. Raises `not-found`."""
     async with open_store(settings) as store:
-        return named(await _found(store, wanted))
+        return await _found(store, wanted)
 
 
 def named(task: TaskRecord) -> str:
+    """How people tell a task from the others of its name."""
     return f"{task.name}, epoch {task.epoch}"
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -128,10 +130,8 @@ def invite(
 
     key, until = _key(directory), int(time.time() + days * SECONDS_PER_DAY)
     codes = [Invitation.issue(key, role, until, secrets.token_bytes(NONCE_BYTES)).code for _ in range(count)]
-    try:
+    with _writing(out):
         write_durably(out, "".join(f"{code}\n" for code in codes).encode())
-    except OSError as error:
-        raise ProblemError(BAD_SETTINGS, f"cannot write {out}: {error.strerror}") from None
     console.out.print(f"{count} invitations for a {role}, valid {days:g} days: {out}", soft_wrap=True)
 
 
@@ -154,14 +154,12 @@ def provision(
 
     key, wanted = _key(directory), Project.read(project)
     made = kits(wanted, project.parent, key, int(time.time() + days * SECONDS_PER_DAY))
-    try:
+    with _writing(out):
         if out.exists():
             raise ProblemError(BAD_SETTINGS, f"{out} is there already: kits get a new folder")
         private_directory(out)
         for kit in made:
             write_durably(out / f"{kit.name}.kit", to_json(kit) + b"\n")
-    except OSError as error:
-        raise ProblemError(BAD_SETTINGS, f"cannot write to {out}: {error.strerror}") from None
     console.out.print(f"{len(made)} kits, valid {days:g} days: {out}", soft_wrap=True)
 
 
@@ -199,8 +197,8 @@ def authority_revoke(
 ) -> None:
     """Sign the next revocation list: the keys of these credentials are no longer valid.
 
-    It names keys: its owner enrolls again, under the same name, with a new key. 'he-server revoke' puts it into
-    force. Without a credential it renews the list before.
+    It names keys: its owner enrolls again, under the same name, with 'enroll --new-key'. 'he-server revoke' puts it
+    into force. Without a credential it renews the list before.
     """
     from he_authority.revocations import revoke
     from he_protocol.identity.revocation import Revocations
@@ -323,7 +321,14 @@ def _write_once(path: Path, token: str, force: bool) -> None:
 
 
 def _write(path: Path, token: str) -> None:
-    try:
+    with _writing(path):
         path.write_text(token + "\n")
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Raises `bad-settings` for what the system says."""
+    try:
+        yield
     except OSError as error:
         raise ProblemError(BAD_SETTINGS, f"cannot write {path}: {error.strerror}") from None

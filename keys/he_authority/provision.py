@@ -35,30 +35,26 @@ class Project(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             project = msgspec.convert(read_toml(path, BAD_PLAN), cls)
         except msgspec.ValidationError as error:
             raise ProblemError(BAD_PLAN, f"{path}: {error}") from None
-        if twice := [name for name, count in Counter(project.parties).items() if count > 1]:
+        if twice := [name for name, count in Counter(name for name, _ in project.parties).items() if count > 1]:
             raise ProblemError(BAD_PLAN, f"{path}: a name is one party's", got=", ".join(twice))
         return project
 
     @property
-    def parties(self) -> list[str]:
-        """Everybody's names: server, holders, clients."""
-        return [self.server, *self.holders, *self.clients]
-
-    def role(self, name: str) -> Role:
-        """Of one of the parties."""
-        return "server" if name == self.server else "holder" if name in self.holders else "client"
+    def parties(self) -> list[tuple[str, Role]]:
+        """Everybody's name and role."""
+        holders: list[tuple[str, Role]] = [(name, "holder") for name in self.holders]
+        return [(self.server, "server"), *holders, *((name, "client") for name in self.clients)]
 
 
 def kits(project: Project, folder: Path, authority: SigningKey, until: int) -> list[Kit]:
     """One for each party, with an invitation for its name that ends at `until` (Unix seconds).
 
-    Raises `bad-plan` for a file that is missing.
-
-    folder: the project file's.
+    folder: the project file's. Raises `bad-plan` for a certificate that is missing.
     """
     ca = read_text(folder / project.tls_ca, BAD_PLAN) + "\n" if project.tls_ca else ""
-    made = []
-    for name in project.parties:
-        code = Invitation.issue(authority, project.role(name), until, secrets.token_bytes(NONCE_BYTES), name).code
-        made.append(Kit(project.role(name), name, authority.public, code, project.url, project.task, ca))
-    return made
+
+    def kit(name: str, role: Role) -> Kit:
+        code = Invitation.issue(authority, role, until, secrets.token_bytes(NONCE_BYTES), name).code
+        return Kit(role, name, authority.public, code, project.url, project.task, ca)
+
+    return [kit(name, role) for name, role in project.parties]

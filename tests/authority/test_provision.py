@@ -52,8 +52,8 @@ def kits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_everybody_gets_a_kit_that_others_cannot_read(kits: Path) -> None:
     assert {path.name for path in kits.iterdir()} == {"hub.kit", "bank-a.kit", "bank-b.kit", "phone-1.kit"}
     assert all(path.stat().st_mode & 0o077 == 0 for path in (kits, *kits.iterdir()))
-    codes = {Kit.read(path, Project.read(Path("project.toml")).role(path.stem)).invitation for path in kits.iterdir()}
-    assert len(codes) == 4
+    parties = Project.read(Path("project.toml")).parties
+    assert len({Kit.read(kits / f"{name}.kit", role).invitation for name, role in parties}) == 4
 
 
 def test_a_kit_prepares_a_party_that_is_then_enrolled(kits: Path) -> None:

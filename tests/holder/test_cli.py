@@ -532,7 +532,13 @@ def test_a_holder_leaves_a_task_and_keeps_its_keys(joined: Office) -> None:
     assert done("leave", "demo", "--data-dir", "holder").strip() == "left demo, epoch 1"
     assert keys() == before
     assert "he-holder join" in run("run", "--data-dir", "holder").stderr  # there is nothing left to serve
-    refuses("not-found", "leave", "other", "--data-dir", "holder")
+    for nothing in ("other", ""):
+        refuses("not-found", "leave", nothing, "--data-dir", "holder")
+
+
+def test_no_name_is_no_task(joined: Office) -> None:
+    refuses("not-found", "leave", "", "--data-dir", "holder")
+    refuses("not-found", "destroy-epoch", "", "--data-dir", "holder", "--force", "--yes")
 
 
 def test_status_shows_the_hash_that_the_other_commands_take(joined: Office) -> None:

@@ -165,7 +165,7 @@ async def test_an_operator_pauses_resumes_and_closes_by_command(world: World) ->
     assert (await world.server.store.tasks.get(world.task.id)).state == "open"
     code, shown = await said("close", name, answer="y\n")
     assert (code, shown.splitlines()[-1]) == (0, f"{name}, epoch 1: closed")
-    for words in (("resume", name), ("pause", "nobody")):
+    for words in (("resume", name), ("pause", "nobody"), ("pause", "")):
         code, shown = await said(*words)
         assert code == 2
         assert "Traceback" not in shown

@@ -155,7 +155,7 @@ async def _question(holder: KeyHolder, task: Task) -> str:
 def _find(joined: list[tuple[Task, str]], name: str) -> tuple[Task, str]:
     """The one of these of this name, or whose hash begins so; of several epochs of a name, only a hash will do."""
     found = [(task, url) for task, url in joined if task.config.name == name]
-    found = found or [(task, url) for task, url in joined if task.id.startswith(name)]
+    found = found or [(task, url) for task, url in joined if name and task.id.startswith(name)]
     if len(found) != 1:
         listed = ", ".join(f"{task.id} ({task.config.name}, epoch {task.config.epoch})" for task, _ in found or joined)
         raise ProblemError(
