@@ -25,6 +25,9 @@ TESTS = $(if $(PKG),$(OWN) $(ALSO_$(PKG)),tests)
 # The Pythons of `make test-matrix`: those of them that this machine has.
 PYTHONS ?= 3.11 3.12 3.13
 
+# Compiled modules are kept: tests start hundreds of processes, and each would compile the project's modules again.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help demo fmt check lint types contracts test test-fast test-long test-matrix test-extras coverage defences soak mutants \
   crash fuzz docs clean

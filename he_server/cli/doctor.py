@@ -10,6 +10,7 @@ from typing import Literal, TypeAlias
 import msgspec
 from sqlalchemy.exc import SQLAlchemyError
 
+from he_migrations.run import newest
 from he_party.kernels import warm
 from he_protocol.errors import ProblemError, printable
 from he_protocol.identity.revocation import Revocations
@@ -80,8 +81,6 @@ async def _key(settings: Settings, _store: Store) -> Finding:
 
 
 async def _database(settings: Settings, store: Store) -> Finding:
-    from he_migrations.run import newest  # other commands need not wait for Alembic's import
-
     await check_database(settings)
     wanted = newest("server")
     found = await store.database.revision()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import suppress
+from functools import cache
 
 from aiohttp import web
 from aiohttp.typedefs import Handler
@@ -31,7 +32,7 @@ def make_app(server: ServerContext, *, work: bool = True) -> web.Application:
     """The application; with `work` its worker runs while the application does."""
     app = web.Application(middlewares=[observe(server)])
     app[SERVER] = server
-    app[health.OPENAPI] = openapi.document(ROUTES, he_party.__version__)
+    app[health.OPENAPI] = _document()
     paths: dict[str, dict[str, Handler]] = {}
     for route in ROUTES:
         paths.setdefault(route.path, {})[route.method] = _guarded(server, route)
@@ -46,6 +47,11 @@ def make_app(server: ServerContext, *, work: bool = True) -> web.Application:
         app.cleanup_ctx.append(_working)
     app.on_shutdown.append(_begin_draining)
     return app
+
+
+@cache
+def _document() -> bytes:
+    return openapi.document(ROUTES, he_party.__version__)
 
 
 async def drain(server: ServerContext) -> None:

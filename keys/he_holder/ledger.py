@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
-from alembic.util import CommandError
 from sqlalchemy import (
     URL,
     ColumnClause,
@@ -38,7 +37,7 @@ from sqlalchemy.pool import ConnectionPoolEntry
 from he_holder.ledger_schema import identity, refusals, revocations, tasks, voted_updates, votes
 from he_holder.request import LedgerView, OpeningRequest
 from he_holder.rules import VOTING, Rule, check_alive, check_all
-from he_migrations.run import upgrade
+from he_migrations.run import MigrationError, upgrade
 from he_party.files import close_database, private_directory
 from he_protocol.errors import ProblemError
 from he_protocol.identity.jws import token_hash
@@ -101,7 +100,7 @@ class Ledger:
         url = _url(path)
         try:
             await upgrade("ledger", url)
-        except (CommandError, DBAPIError) as error:
+        except (MigrationError, DBAPIError) as error:
             raise ProblemError(DATABASE_UNAVAILABLE, f"the schema of {path} cannot be upgraded: {error}") from None
         engine = create_async_engine(url)
         event.listen(engine.sync_engine, "connect", _prepare)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -11,10 +12,11 @@ import asyncpg  # type: ignore[import-untyped]
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, inspect, text
 from sqlalchemy.exc import IntegrityError
 
-from he_migrations.run import downgrade, upgrade
+from he_migrations.run import configuration, downgrade, newest, upgrade
 from he_server.store.address import Address
 from he_server.store.engine import make_engine
 from he_server.store.schema import metadata
@@ -54,6 +56,19 @@ async def test_the_migrated_schema_is_the_stores(empty: Address) -> None:
 async def test_migrating_twice_and_together_is_harmless(empty: Address) -> None:
     await asyncio.gather(upgrade("server", empty.url), upgrade("server", empty.url))
     await upgrade("server", empty.url)
+
+
+async def test_a_schema_as_it_should_be_is_left_alone(empty: Address, monkeypatch: pytest.MonkeyPatch) -> None:
+    await upgrade("server", empty.url)
+    monkeypatch.setitem(sys.modules, "alembic", None)  # its import takes longer than all else that a start imports
+    await upgrade("server", empty.url)
+    with pytest.raises(ImportError):
+        await upgrade("server", empty.url, revision="0001")
+
+
+@pytest.mark.parametrize("tree", ["server", "ledger"])
+def test_the_newest_revision_is_alembics_head(tree: str) -> None:
+    assert newest(tree) == ScriptDirectory.from_config(configuration(tree)).get_current_head()
 
 
 async def test_down_and_up_again(empty: Address) -> None:

@@ -95,8 +95,9 @@ def _kill(patch: pytest.MonkeyPatch, owner: Any, name: str, when: str) -> None:
     patch.setattr(owner, name, killed_later if inspect.iscoroutinefunction(original) else killed)
 
 
+# A kill before a step finds what the step before it left.
 @both
-@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("when", [pytest.param("before", marks=pytest.mark.long), "after"])
 @pytest.mark.parametrize(
     ("owner", "step"),
     [
