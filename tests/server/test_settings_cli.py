@@ -115,7 +115,7 @@ def test_a_failure_of_the_database_while_migrating_is_no_wrong_setting(
     async def raced(*_: object) -> None:
         raise ProgrammingError("CREATE TABLE tasks", None, Exception("relation exists"))
 
-    monkeypatch.setattr("he_migrations.run.upgrade", raced)
+    monkeypatch.setattr("he_server.services.migration.upgrade", raced)
     result = run(app, ["migrate", "--data-dir", str(data_dir)])
     assert (result.exit_code, "[database-unavailable]" in result.stderr) == (2, True)
 

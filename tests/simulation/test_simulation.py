@@ -16,7 +16,7 @@ from .schedules import Operation, Schedule, explore
 from .soak import soak
 from .world import CLIENTS
 
-SCHEDULES = 8
+SCHEDULES = 6
 """`make test-long` runs many more outside of pytest, on all cores: tests.simulation.soak."""
 QUICK = {"receipt before row", "shared bytes go", "decided late"}
 """Planted bugs that almost any schedule shows; `make mutants` hunts all of them."""
