@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
+from he_party.uncancelled import to_its_end
 from he_server.services.context import ServerContext
 
-Renew: TypeAlias = Callable[[float, float], Awaitable[bool]]
+Renew: TypeAlias = Callable[[float, float], Coroutine[Any, Any, bool]]
 """Renews a lease: arguments are the time (Unix seconds) and the duration in seconds; False when it is lost."""
 
 
@@ -29,7 +30,7 @@ async def kept(server: ServerContext, renew: Renew) -> AsyncIterator[None]:
 
 
 async def _renew(server: ServerContext, renew: Renew) -> None:
-    seconds = server.settings.lease_seconds
+    seconds, renew = server.settings.lease_seconds, to_its_end(renew)
     while True:
         await asyncio.sleep(seconds / 3)
         if not await renew(server.clock(), seconds):

@@ -39,6 +39,7 @@ from he_holder.request import LedgerView, OpeningRequest
 from he_holder.rules import VOTING, Rule, check_alive, check_all
 from he_migrations.run import MigrationError, upgrade
 from he_party.files import close_database, private_directory
+from he_party.uncancelled import to_its_end
 from he_protocol.errors import ProblemError
 from he_protocol.identity.jws import token_hash
 from he_protocol.identity.revocation import Revocations
@@ -117,6 +118,7 @@ class Ledger:
     async def close(self) -> None:
         await self._engine.dispose()
 
+    @to_its_end
     async def join(self, task: Task, server_url: str, now: float) -> None:
         """Remember a task whose sums this holder is willing to open. Raises `epoch-destroyed`."""
         values = {"task_hash": task.hash, "token": task.token, "server_url": server_url, "joined": now}
@@ -128,17 +130,20 @@ class Ledger:
                 .on_conflict_do_update(["task_hash"], set_={"server_url": server_url, "left": None})
             )
 
+    @to_its_end
     async def joined(self) -> list[tuple[str, str]]:
         """(signed task configuration, server URL) of every joined task."""
         async with self._transaction() as connection:
             rows = await connection.execute(select(tasks.c.token, tasks.c.server_url).order_by(tasks.c.joined))
             return [(row.token, row.server_url) for row in rows]
 
+    @to_its_end
     async def informed(self, request: OpeningRequest) -> OpeningRequest:
         """The request with what this ledger knows that bears on it."""
         async with self._transaction() as connection:
             return await _informed(connection, request)
 
+    @to_its_end
     async def decide(self, request: OpeningRequest, rules: tuple[Rule, ...] = VOTING) -> OpeningRequest:
         """Check a manifest against the ledger and, if all rules pass, record the vote: one transaction.
 
@@ -153,6 +158,7 @@ class Ledger:
                 await _record(connection, request)
         return request
 
+    @to_its_end
     async def refused(self, task: Task, number: int, refusal: ProblemError, now: float, manifest_token: str) -> None:
         """Remember a refusal with its manifest: forks are evidence against the server."""
         values = {
@@ -170,6 +176,7 @@ class Ledger:
             await connection.execute(insert_or(refusals).values(values).on_conflict_do_nothing())
             await connection.execute(delete(refusals).where(same, _ROWID.not_in(newest)))
 
+    @to_its_end
     async def learn_revocations(self, offered: Revocations) -> None:
         """Replace the stored list by a verified one, unless the stored one is as new."""
         async with self._transaction() as connection:
@@ -178,45 +185,53 @@ class Ledger:
                 await connection.execute(delete(revocations))
                 await connection.execute(insert(revocations).values(number=offered.number, token=offered.token))
 
+    @to_its_end
     async def settled(self, task: Task, number: int, now: float) -> None:
         """Remember that a round needs nothing more of us: our share has left, or the round has ended without it."""
         mine = (votes.c.task_hash == task.hash) & (votes.c.round == number)
         async with self._transaction() as connection:
             await connection.execute(update(votes).where(mine, votes.c.settled.is_(None)).values(settled=now))
 
+    @to_its_end
     async def destroy(self, task: Task, now: float) -> None:
         """Never join or open this task again. Durable before any key is touched."""
         mine = (tasks.c.task_hash == task.hash) & tasks.c.destroyed.is_(None)
         async with self._transaction() as connection:
             await connection.execute(update(tasks).where(mine).values(destroyed=now))
 
+    @to_its_end
     async def destroyed(self) -> frozenset[bytes]:
         """Hashes of the tasks whose epoch was destroyed."""
         async with self._transaction() as connection:
             return frozenset(await connection.scalars(select(tasks.c.task_hash).where(tasks.c.destroyed.is_not(None))))
 
+    @to_its_end
     async def leave(self, task: Task, now: float) -> None:
         """Open no sums of this task any more, until it is joined again."""
         mine = (tasks.c.task_hash == task.hash) & tasks.c.left.is_(None)
         async with self._transaction() as connection:
             await connection.execute(update(tasks).where(mine).values(left=now))
 
+    @to_its_end
     async def left(self) -> frozenset[bytes]:
         """Hashes of the tasks that this holder has left."""
         async with self._transaction() as connection:
             return frozenset(await connection.scalars(select(tasks.c.task_hash).where(tasks.c.left.is_not(None))))
 
+    @to_its_end
     async def snapshot(self) -> bytes:
         """The file's bytes, read without a concurrent writer."""
         async with self._transaction():
             return await asyncio.to_thread(Path(str(self._engine.url.database)).read_bytes)
 
+    @to_its_end
     async def rename(self) -> None:
         """A new name: keys that belong to the ledger that this one is a copy of are refused from now on."""
         self.name = secrets.token_bytes(len(self.name))
         async with self._transaction() as connection:
             await connection.execute(update(identity).values(ledger=self.name))
 
+    @to_its_end
     async def votes(self, task_hash: bytes) -> list[VoteRecord]:
         """Votes of a task, by opening number."""
         columns = (votes.c.opening, votes.c.round, votes.c.manifest_hash, votes.c.model_version, votes.c.updates)
@@ -224,6 +239,7 @@ class Ledger:
         async with self._transaction() as connection:
             return [VoteRecord(*row) for row in await connection.execute(query.order_by(votes.c.opening))]
 
+    @to_its_end
     async def newest(self, task_hash: bytes) -> tuple[int, int]:
         """The highest opening number and model version in the votes of a task."""
         query = select(func.max(votes.c.opening), func.max(votes.c.model_version)).where(votes.c.task_hash == task_hash)
@@ -231,6 +247,7 @@ class Ledger:
             opening, version = (await connection.execute(query)).one()
         return opening or 0, version or 0
 
+    @to_its_end
     async def refusals(self, task_hash: bytes) -> list[RefusalRecord]:
         """Refused manifests of a task, oldest first."""
         columns = (refusals.c.round, refusals.c.manifest_hash, refusals.c.problem, refusals.c.detail, refusals.c.seen)

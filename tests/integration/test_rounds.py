@@ -37,6 +37,7 @@ async def test_too_few_clients_by_the_deadline_fail_the_round(
             await client.wait(processes.task, sent, within=SECONDS)
 
 
+@pytest.mark.long
 async def test_one_dead_holder_of_four_changes_nothing(processes: Processes, clients: list[HushSumClient]) -> None:
     version = (await clients[0].pull_model(processes.task)).version
     processes.kill("holder-2")
@@ -144,6 +145,7 @@ async def test_the_terminated_server_finishes_what_it_began(processes: Processes
     await round_.wait()
 
 
+@pytest.mark.long
 async def test_terminated_holders_end_with_exit_code_0(processes: Processes) -> None:
     for name in processes.holders:
         assert processes.terminate(name) == 0

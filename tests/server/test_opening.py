@@ -223,7 +223,7 @@ print(watch.above())
 def test_opening_takes_a_few_megabytes_whatever_the_models_size(
     tmp_path: Path, length: int, plan: dict[str, str]
 ) -> None:
-    """In a process of its own, by the kernel's high-water mark: two buckets; of `kahe-30` the model is 20 MB, each sum 40 MB."""
+    """In a process of its own, by the kernel's high-water mark: of `kahe-30` the model is 20 MB, a sum 40 MB."""
     arguments = [sys.executable, "-W", "ignore", "-c", OPENING, str(tmp_path), str(length), json.dumps(plan)]
     found = subprocess.run(arguments, capture_output=True, text=True, timeout=120, check=False)
     assert found.returncode == 0, found.stderr

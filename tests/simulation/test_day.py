@@ -20,6 +20,7 @@ HOURS = 3.0
 """A morning: half of the hours that a credential, and all that an update lives."""
 
 
+@pytest.mark.long
 def test_who_comes_back_in_the_morning_takes_part_again() -> None:
     counts = day.live(2, HOURS).counts
     assert counts["rounds published"]

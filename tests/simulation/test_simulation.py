@@ -18,7 +18,7 @@ from .world import CLIENTS
 
 SCHEDULES = 6
 """`make test-long` runs many more outside of pytest, on all cores: tests.simulation.soak."""
-QUICK = {"receipt before row", "shared bytes go", "decided late"}
+QUICK = {"receipt before row", "decided late"}
 """Planted bugs that almost any schedule shows; `make mutants` hunts all of them."""
 
 
