@@ -30,7 +30,7 @@ BLOCK = 1 << 15
 MUCH_SATURATED = 0.001
 """The share of cut coordinates above which a warning says so."""
 MUCH_CLIPPED = 0.5
-"""The share of its norm below which an update that was clipped to it is warned of."""
+"""The share of its norm, or of its examples, below which an update that was cut to it is warned of."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,8 @@ class UpdateQuantiser:
         cut = saturated(update, self._factor, task.config.aggregation.value_range)
         self.limited = Limited(cut / update.size, norm, clip * norm)
         _warn(task, self.limited)
+        if examples is not None and weight == 1.0:  # a number that could be compared with the cap
+            _warn_of_examples(task.config.aggregation.weight_cap, examples)
         self._noise = Gaussian(task.noise_std) if task.noise_std > 0 else None
         self._words = words
 
@@ -163,4 +165,14 @@ def _warn(task: Task, limited: Limited) -> None:
             " Send smaller updates, or ask for a larger privacy.clip_norm (and more noise)",
             limited.norm,
             plan.clip_norm,
+        )
+
+
+def _warn_of_examples(cap: float, examples: float) -> None:
+    """One line where a client counts for much less than it has."""
+    if cap / MUCH_CLIPPED < examples:
+        log.warning(
+            "the update counts as one of %g examples, the task's weight_cap: less than half of its own. Ask for"
+            " a larger aggregation.weight_cap",
+            cap,
         )

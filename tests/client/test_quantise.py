@@ -236,6 +236,14 @@ def test_only_what_is_sent_counts_as_cut(world: World) -> None:
     assert limited(task_of(world, 2, privacy=CLIENT_LEVEL), floats(30.0, 40.0)).saturated == 0.0
 
 
+@pytest.mark.parametrize(("examples", "said"), [(201, True), (200, False), (100, False), (1, False)])
+def test_many_more_examples_than_count_are_said_loudly(
+    world: World, caplog: pytest.LogCaptureFixture, examples: float, said: bool
+) -> None:
+    limited(task_of(world, 2, weighting="examples", weight_cap=100.0), floats(0.5, 0.5), examples)
+    assert ["counts as one of 100 examples, the task's weight_cap" in line for line in caplog.messages] == [True] * said
+
+
 def test_a_clip_that_takes_most_of_an_update_is_said_loudly(world: World, caplog: pytest.LogCaptureFixture) -> None:
     task = task_of(world, 2, privacy=CLIENT_LEVEL)
     took = limited(task, floats(14.4, 19.2))
