@@ -41,7 +41,6 @@ def started(root: Path, pair: tuple[str, str], environment: dict[str, str], tls:
     return processes
 
 
-@pytest.mark.long
 @pytest.mark.postgres
 def test_a_round_and_a_crash_on_postgresql(tmp_path: Path, postgres_url: str) -> None:
     processes = started(tmp_path, SCHEMES[-1], {"HUSHSUM_SERVER_DATABASE_URL": postgres_url})

@@ -18,6 +18,7 @@ from he_server.rules.admission import Limits
 from he_server.rules.bodies import check_codings, check_declared, update_frame
 from he_server.services import strangers
 from he_server.services.backpressure import AdmissionController
+from he_server.services.context import PROBE_SECONDS
 from he_server.services.strangers import BodyBudget, RateLimiter, has_slot
 from he_server.store.revocations import RevocationStore
 from he_server.store.tasks import TaskStore
@@ -205,11 +206,13 @@ async def test_the_list_that_is_known_costs_no_transaction(world: World, monkeyp
 
 
 async def test_readiness_looks_at_the_disk_now_and_then(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    looks = []
-    monkeypatch.setattr(world.server.blobs, "probe", lambda: looks.append(1))
-    answers = await asyncio.gather(*(world.call(None, "GET", "/readyz") for _ in range(20)))
-    assert {answer.status for answer in answers} == {200}
-    assert len(looks) == 1
+    looks, now = [], [0.0]
+    monkeypatch.setattr(world.server.blobs, "probe", lambda: looks.append(now[0]))
+    monkeypatch.setattr(world.server.probe, "_monotonic", lambda: now[0])
+    for now[0] in (0.0, PROBE_SECONDS * 0.99, PROBE_SECONDS):
+        answers = await asyncio.gather(*(world.call(None, "GET", "/readyz") for _ in range(20)))
+        assert {answer.status for answer in answers} == {200}
+    assert looks == [0.0, PROBE_SECONDS]
 
 
 async def test_strangers_wait_for_their_turn_and_newcomers_go_first(monkeypatch: pytest.MonkeyPatch) -> None:
