@@ -41,7 +41,7 @@ WAIT = 3600.0
 @command
 def init(
     kit: KitFile = None,
-    name: Annotated[str | None, typer.Option(help="lower-case name of this device")] = None,
+    name: Annotated[str | None, typer.Option(help="name of this device, or of whose it is")] = None,
     min_clients: Annotated[int | None, typer.Option(help="floor: the least min_clients of a task")] = None,
     unit: Annotated[str | None, typer.Option(help="floor: none, record or client; the least privacy")] = None,
     epsilon: Annotated[float | None, typer.Option(help="floor: the most that a task may cost")] = None,
@@ -61,7 +61,7 @@ def init(
     set, protects the key file.
     """
     from he_client.settings import ClientSettings
-    from he_party.enrolling import create, request_line
+    from he_party.enrolling import request_line
     from he_party.http_transport import checked_url
     from he_party.keyfile import environment_passphrase
     from he_party.kit import given
@@ -80,9 +80,7 @@ def init(
         floor_collusion=collusion,
     )
     checked_url(settings.server)
-    passphrase = environment_passphrase()
-    request = create(directory, own.name, "client", time.time(), passphrase=passphrase, invitation=own.invitation)
-    own.unpack(directory)
+    request = own.prepare(directory, "client", time.time(), environment_passphrase())
     settings.keep_own()
     console.out.print(request_line(directory, request), soft_wrap=True)
     offer_to_warm(warm, _kernels)

@@ -9,6 +9,7 @@ import msgspec
 
 from he_party.files import is_of_many
 from he_party.keyfile import KeyRecord, write_private
+from he_party.names import shown
 from he_protocol.envelope import possession_message
 from he_protocol.errors import ProblemError
 from he_protocol.identity.invitations import Invitation
@@ -31,6 +32,7 @@ def create(
     passphrase: str = "",
     invitation: str = "",
     key_file: str = KEY_FILE,
+    display: str = "",
     hpke: bytes = b"",
     prove: Callable[[bytes], bytes] = lambda message: b"",
 ) -> str:
@@ -38,9 +40,10 @@ def create(
 
     The directory is new, or has files only: the party's folder is closed to others.
 
-    `invitation` is the authority's code, "" for none. `hpke` is a key holder's public HPKE key, and `prove` signs with
-    its private half. Raises `bad-settings` for a name that no credential could carry or a folder of others,
-    `bad-invitation` for what is no code, and `bad-key-file` rather than overwrite a key.
+    `display` is the name as people write it (`he_party.names`), `invitation` the authority's code; "" for none.
+    `hpke` is a key holder's public HPKE key, and `prove` signs with its private half. Raises `bad-settings` for a name
+    that no credential could carry or a folder of others, `bad-invitation` for what is no code, and `bad-key-file`
+    rather than overwrite a key.
     """
     check_own_folder(directory, key_file)
     invited = Invitation.read(invitation) if invitation else None
@@ -50,7 +53,8 @@ def create(
         raise ProblemError(BAD_SETTINGS, f"the name {name!r}: {error}") from None
     key = SigningKey.generate()
     write_private(directory / key_file, KeyRecord(name, key.public, key.private), passphrase)
-    asked = EnrollRequest(name, role, key.public, int(now), hpke, prove(possession_message(name, key.public, hpke)))
+    proof = prove(possession_message(name, key.public, hpke))
+    asked = EnrollRequest(name, role, key.public, int(now), hpke, proof, display=display)
     request = key.sign(asked if invited is None else invited.accept(asked))
     (directory / REQUEST_FILE).write_text(request + "\n")
     return request
@@ -74,8 +78,9 @@ def check_own_folder(directory: Path, key_file: str) -> None:
 
 def request_line(directory: Path, request: str) -> str:
     """What `init` says at its end: the authority shows the same fingerprint, for comparison over another channel."""
-    key = read_unverified(request, EnrollRequest).key
+    asked = read_unverified(request, EnrollRequest)
+    who = f"{asked.role} {shown(asked.name, asked.display)}, key {fingerprint(asked.key)}"
     return (
-        f"key {fingerprint(key)}: the authority sees the same when it enrolls you\n"
+        f"{who}: the authority sees the same when it enrolls you\n"
         f"send {directory / REQUEST_FILE} to it, then put its {CREDENTIAL_FILE} and {AUTHORITY_FILE} beside it"
     )

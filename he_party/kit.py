@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from he_party.enrolling import AUTHORITY_FILE
+from he_party.enrolling import AUTHORITY_FILE, KEY_FILE, create
 from he_party.files import write_durably
+from he_party.names import split_name
 from he_party.text import read_text
 from he_protocol.errors import ProblemError
 from he_protocol.identity.jws import jwk_x
-from he_protocol.messages import Key32, Message, Name, Role, from_json
+from he_protocol.messages import Display, Key32, Message, Name, Role, from_json
 from he_protocol.problems import BAD_SETTINGS
 
 CA_FILE = "ca.pem"
@@ -30,6 +31,7 @@ class Kit(Message, frozen=True):
     server: str
     task: Name
     tls_ca: str = ""
+    display: Display = ""
 
     @classmethod
     def read(cls, path: Path, role: Role) -> Kit:
@@ -47,10 +49,11 @@ class Kit(Message, frozen=True):
 class Given:
     """What `init` was given: a kit, or a name and perhaps an invitation.
 
-    `server` and `task` are empty without a kit.
+    `display` is empty where it is the name itself, `server` and `task` are empty without a kit.
     """
 
     name: str
+    display: str
     invitation: str
     kit: Kit | None = None
 
@@ -66,6 +69,24 @@ class Given:
         """Where `unpack` puts what vouches for the server's certificate."""
         return directory / CA_FILE if self.kit and self.kit.tls_ca else None
 
+    def prepare(self, directory: Path, role: Role, now: float, passphrase: str, key_file: str = KEY_FILE) -> str:
+        """Make the party's key in its folder, beside what the kit has for it; returns the enrollment request.
+
+        Raises what `create` raises.
+        """
+        request = create(
+            directory,
+            self.name,
+            role,
+            now,
+            passphrase=passphrase,
+            invitation=self.invitation,
+            display=self.display,
+            key_file=key_file,
+        )
+        self.unpack(directory)
+        return request
+
     def unpack(self, directory: Path) -> None:
         """Put what the kit has for the party's folder into it."""
         if self.kit is not None:
@@ -75,12 +96,12 @@ class Given:
 
 
 def given(kit: Path | None, role: Role, name: str | None, invitation: str) -> Given:
-    """Raises `bad-settings` for a kit and a name, or neither, and what `Kit.read` raises."""
+    """name: as its owner writes it. Raises `bad-settings` for a kit and a name, or neither, or what can be no name."""
     if kit is None:
         if name is None:
             raise ProblemError(BAD_SETTINGS, "whose is it?", expected="--name, or a kit of the authority")
-        return Given(name, invitation)
+        return Given(*split_name(name), invitation)
     if name is not None or invitation:
         raise ProblemError(BAD_SETTINGS, "a kit says name and invitation: leave these options out")
     found = Kit.read(kit, role)
-    return Given(found.name, found.invitation, found)
+    return Given(found.name, found.display, found.invitation, found)

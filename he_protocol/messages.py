@@ -15,6 +15,7 @@ from he_protocol.errors import ProblemError
 from he_protocol.problems import MALFORMED, TOO_LARGE, TRAILING_BYTES, UNKNOWN_FIELD
 
 Name = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}(?!\n)$", description="lower-case name, at most 64")]
+Display = Annotated[str, Meta(max_length=128, description="a name as people write it, empty if it is the same")]
 Digest = Annotated[bytes, Meta(min_length=32, max_length=32, description="SHA-256")]
 Key32 = Annotated[bytes, Meta(min_length=32, max_length=32, description="Ed25519 public key")]
 UpdateId = Annotated[bytes, Meta(min_length=16, max_length=16, description="16 random bytes")]
@@ -249,6 +250,7 @@ class Credential(Message, frozen=True):
     exp: Time
     cnf: Cnf
     hpke: bytes = b""
+    display: Display = ""
 
 
 class EnrollRequest(Message, frozen=True):
@@ -266,6 +268,7 @@ class EnrollRequest(Message, frozen=True):
     possession: bytes = b""
     invitation: bytes = b""
     invited: bytes = b""
+    display: Display = ""
 
 
 class RevocationList(Message, frozen=True):

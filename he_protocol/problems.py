@@ -381,6 +381,9 @@ BAD_SETTINGS = _setup("bad-settings", 400, "A setting is missing or wrong").afte
 BAD_TENSORS = _setup("bad-tensors", 400, "The tensors are not those of the task").never(
     "Give tensors of the task's names, shapes and types, all of them finite."
 )
+BAD_MODULE = _setup("bad-module", 400, "The module cannot be trained in this way").after_change(
+    "Put what the detail names in the layer's place, or give parameters a shape, values and a gradient."
+)
 BAD_KEY_FILE = _setup("bad-key-file", 400, "A key file cannot be used").after_change(
     "Use the right file and passphrase, or restore the file from its backup."
 )

@@ -48,9 +48,9 @@ def clipped_gradient_sum(
     loss raise, counts as zero, which is said in the local log only. Otherwise a model of the server's choice finds out
     such a client by its silence. `raise_errors` is for trying a model out, on data that is public.
 
-    Raises `bad-tensors` for inputs and targets that do not fit together, for a module that trains nothing, and for
-    layers that mix records, such as BatchNorm; `bad-settings` for a `clip_norm` or `microbatch` that is none. Nothing
-    of this depends on the records' values.
+    Raises `bad-tensors` for inputs and targets that do not fit together; `bad-module` for a module that trains
+    nothing, and for layers that mix records, such as BatchNorm; `bad-settings` for a `clip_norm` or `microbatch` that
+    is none. Nothing of this depends on the records' values.
     """
     if not 0 < clip_norm < inf:  # also that of a task without DP, which is 0
         raise ProblemError(BAD_SETTINGS, "clip_norm", expected="above 0, and finite", got=clip_norm)

@@ -9,7 +9,7 @@ from traceback import walk_tb
 from torch import nn
 
 from he_protocol.errors import ProblemError
-from he_protocol.problems import BAD_TENSORS
+from he_protocol.problems import BAD_MODULE
 from he_protocol.tensors import NAMED
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
@@ -24,7 +24,7 @@ INSTEAD = (
 def refuse_mixing(module: nn.Module) -> None:
     """Refuse layers in which one record changes what others give: to clip each record's gradient would bound nothing.
 
-    Raises `bad-tensors`, which names them and what to put in their place.
+    Raises `bad-module`, which names them and what to put in their place.
     """
     for kinds, instead in INSTEAD:
         found = [
@@ -34,7 +34,7 @@ def refuse_mixing(module: nn.Module) -> None:
         ]
         if found:
             raise ProblemError(
-                BAD_TENSORS,
+                BAD_MODULE,
                 "layers mix the records of a batch, so no record has a gradient of its own",
                 expected=instead,
                 got=", ".join(found[:NAMED]),

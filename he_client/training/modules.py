@@ -11,7 +11,7 @@ from torch import nn
 
 from he_protocol.config import TensorSpec
 from he_protocol.errors import ProblemError
-from he_protocol.problems import BAD_TENSORS
+from he_protocol.problems import BAD_MODULE, BAD_TENSORS
 from he_protocol.tensors import NAMED, check_shapes
 
 Arrays = dict[str, npt.NDArray[np.float32]]
@@ -19,7 +19,7 @@ Weights = dict[str, torch.Tensor]
 
 
 def tensor_specs(module: nn.Module, *, buffers: bool = False) -> tuple[TensorSpec, ...]:
-    """What a task's configuration says about the tensors of `arrays`. Raises `bad-tensors` as it does."""
+    """What a task's configuration says about the tensors of `arrays`. Raises `bad-module` as it does."""
     return tuple(TensorSpec(name, tuple(value.shape)) for name, value in _chosen(module, buffers).items())
 
 
@@ -27,7 +27,7 @@ def arrays(module: nn.Module, *, buffers: bool = False) -> Arrays:
     """Copies of what the module trains (parameters that require a gradient): float32, by name.
 
     Wrappers (torch.compile, DataParallel, DistributedDataParallel) add nothing to names. With `buffers`, the
-    floating-point ones of these too (BatchNorm's statistics), so that rounds average them. Raises `bad-tensors` for a
+    floating-point ones of these too (BatchNorm's statistics), so that rounds average them. Raises `bad-module` for a
     module that trains nothing, or whose parameters have no values yet or are complex.
     """
     return {name: array_of(name, value) for name, value in _chosen(module, buffers).items()}
@@ -73,12 +73,12 @@ def plain_name(module: nn.Module, path: str) -> str:
 
 
 def trained(module: nn.Module) -> Weights:
-    """The parameters that require a gradient, by the module's own names. Raises `bad-tensors` as `arrays` does."""
+    """The parameters that require a gradient, by the module's own names. Raises `bad-module` as `arrays` does."""
     found: Weights = {name: value for name, value in module.named_parameters() if value.requires_grad}
     if not found:
         frozen = sum(1 for _ in module.parameters())
         raise ProblemError(
-            BAD_TENSORS,
+            BAD_MODULE,
             "the module trains nothing: none of its parameters requires a gradient",
             expected="a module with parameters; requires_grad_(True) thaws frozen ones",
             got=f"{frozen} frozen parameters",
@@ -86,17 +86,17 @@ def trained(module: nn.Module) -> Weights:
     for name, value in found.items():
         if nn.parameter.is_lazy(value):
             raise ProblemError(
-                BAD_TENSORS, f"parameter {name!r} has no shape yet", expected="a module that has seen a batch"
+                BAD_MODULE, f"parameter {name!r} has no shape yet", expected="a module that has seen a batch"
             )
         if not value.is_floating_point():
-            raise ProblemError(BAD_TENSORS, f"parameter {name!r}", expected="real numbers", got=value.dtype)
+            raise ProblemError(BAD_MODULE, f"parameter {name!r}", expected="real numbers", got=value.dtype)
     return found
 
 
 def array_of(name: str, value: torch.Tensor) -> npt.NDArray[np.float32]:
-    """A copy of a tensor of any floating-point type and device. Raises `bad-tensors` for one without values."""
+    """A copy of a tensor of any floating-point type and device. Raises `bad-module` for one without values."""
     if value.is_meta:
-        raise ProblemError(BAD_TENSORS, f"{name!r} has no values: it is on the device 'meta'")
+        raise ProblemError(BAD_MODULE, f"{name!r} has no values: it is on the device 'meta'")
     return np.array(value.detach().to(torch.float32).cpu().numpy())
 
 

@@ -60,21 +60,17 @@ def init(
 
     HUSHSUM_PASSPHRASE, if it is set, protects the key file.
     """
-    from he_party.enrolling import create, request_line
+    from he_party.enrolling import request_line
     from he_party.keyfile import environment_passphrase
     from he_party.kit import given
     from he_server.settings import Settings
     from he_server.store.address import Address
 
-    own, passphrase = given(kit, "server", name, invitation), environment_passphrase()
-    now, key_file = time.time(), "server.key"
+    own = given(kit, "server", name, invitation)
     try:
         if database_url is not None:
             Address.read(database_url)
-        request = create(
-            data_dir, own.name, "server", now, passphrase=passphrase, invitation=own.invitation, key_file=key_file
-        )
-        own.unpack(data_dir)
+        request = own.prepare(data_dir, "server", time.time(), environment_passphrase(), "server.key")
         if database_url is not None:
             Settings.keep(data_dir, {"database_url": database_url})
     except OSError as error:

@@ -78,6 +78,7 @@ def enroll(
     """
     from he_authority.enrollment import check_renewal
     from he_authority.register import Register
+    from he_party.names import shown
     from he_protocol.identity.jws import fingerprint
 
     key, register = _key(directory), Register(directory)
@@ -103,7 +104,7 @@ def enroll(
             refused.append(problem)
             console.err.print(f"{path}: {problem}", markup=False, highlight=False, soft_wrap=True)
             continue
-        who = f"{role} {line.name!r}, key {fingerprint(line.key)}"
+        who = f"{role} {shown(line.name, line.display)}, key {fingerprint(line.key)}"
         console.out.print(f"credential for {who}, valid {days:g} days: {file}", soft_wrap=True)
     if refused:
         raise ProblemError(
@@ -175,6 +176,7 @@ def authority_list(directory: AuthorityDir = Path("authority"), form: OutputForm
     rows = [
         {
             "name": line.name,
+            "display": line.display,
             "role": line.role,
             "key": fingerprint(line.key),
             "enrolled": utc(line.issued),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from he_party.names import check_display
 from he_protocol import envelope
 from he_protocol.errors import ProblemError
 from he_protocol.identity.jws import SigningKey, fingerprint, jwk_x, public_from_jwk, read_unverified, verify
@@ -16,12 +17,13 @@ def issue_credential(authority: SigningKey, request: str, role: Role, *, now: fl
 
     The request is signed with the key that it asks to certify (proof of possession). The role is the
     authority's decision; a request for another one is refused as `wrong-role`. A holder's HPKE key is one that can be
-    sealed to, and signs the request too: `malformed` and `bad-signature`.
+    sealed to, and signs the request too: `malformed` and `bad-signature`. So is a display name that hides something.
     """
     asked = verify(request, EnrollRequest, read_unverified(request, EnrollRequest).key)
     if asked.role != role:
         raise ProblemError(WRONG_ROLE, f"{asked.name!r} asks for another role", expected=role, got=asked.role)
     check_hpke(asked)
+    check_display(asked.display)
     return authority.sign(
         Credential(
             iss=fingerprint(authority.public),
@@ -31,6 +33,7 @@ def issue_credential(authority: SigningKey, request: str, role: Role, *, now: fl
             exp=int(now + days * SECONDS_PER_DAY),
             cnf=Cnf(Jwk(jwk_x(asked.key))),
             hpke=asked.hpke,
+            display=asked.display,
         )
     )
 

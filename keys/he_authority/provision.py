@@ -10,6 +10,7 @@ from typing import Self
 import msgspec
 
 from he_party.kit import Kit
+from he_party.names import split_name
 from he_party.text import read_text, read_toml
 from he_protocol.errors import ProblemError
 from he_protocol.identity.invitations import NONCE_BYTES, Invitation
@@ -19,13 +20,16 @@ from he_protocol.problems import BAD_PLAN
 
 
 class Project(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Who takes part, and where the server is. tls_ca: a PEM file beside the project's."""
+    """Who takes part, by names as people write them, and where the server is.
+
+    tls_ca: a PEM file beside the project's.
+    """
 
     task: Name
     url: str
-    server: Name
-    holders: tuple[Name, ...]
-    clients: tuple[Name, ...] = ()
+    server: str
+    holders: tuple[str, ...]
+    clients: tuple[str, ...] = ()
     tls_ca: str = ""
 
     @classmethod
@@ -35,15 +39,21 @@ class Project(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             project = msgspec.convert(read_toml(path, BAD_PLAN), cls)
         except msgspec.ValidationError as error:
             raise ProblemError(BAD_PLAN, f"{path}: {error}") from None
-        if twice := [name for name, count in Counter(name for name, _ in project.parties).items() if count > 1]:
+        try:
+            names = Counter(name for name, _, _ in project.parties)
+        except ProblemError as refusal:
+            raise ProblemError(BAD_PLAN, f"{path}: {refusal.detail}", expected=refusal.expected) from None
+        if twice := [name for name, count in names.items() if count > 1]:
             raise ProblemError(BAD_PLAN, f"{path}: a name is one party's", got=", ".join(twice))
         return project
 
     @property
-    def parties(self) -> list[tuple[str, Role]]:
-        """Everybody's name and role."""
-        holders: list[tuple[str, Role]] = [(name, "holder") for name in self.holders]
-        return [(self.server, "server"), *holders, *((name, "client") for name in self.clients)]
+    def parties(self) -> list[tuple[str, str, Role]]:
+        """Everybody's name, the one to show beside it, and role. Raises `bad-settings` for what can be no name."""
+        written: list[tuple[str, Role]] = [(self.server, "server")]
+        written += [(name, "holder") for name in self.holders]
+        written += [(name, "client") for name in self.clients]
+        return [(*split_name(name), role) for name, role in written]
 
 
 def kits(project: Project, folder: Path, authority: SigningKey, until: int) -> list[Kit]:
@@ -53,8 +63,8 @@ def kits(project: Project, folder: Path, authority: SigningKey, until: int) -> l
     """
     ca = read_text(folder / project.tls_ca, BAD_PLAN) + "\n" if project.tls_ca else ""
 
-    def kit(name: str, role: Role) -> Kit:
+    def kit(name: str, display: str, role: Role) -> Kit:
         code = Invitation.issue(authority, role, until, secrets.token_bytes(NONCE_BYTES), name).code
-        return Kit(role, name, authority.public, code, project.url, project.task, ca)
+        return Kit(role, name, authority.public, code, project.url, project.task, ca, display)
 
-    return [kit(name, role) for name, role in project.parties]
+    return [kit(*party) for party in project.parties]

@@ -14,7 +14,7 @@ from he_party.lines import Lines
 from he_protocol.errors import ProblemError
 from he_protocol.identity.invitations import check_invitation
 from he_protocol.identity.jws import SigningKey, fingerprint, read_unverified
-from he_protocol.messages import EnrollRequest, Key32, Message, Name, Role, Time, from_json, to_json
+from he_protocol.messages import Display, EnrollRequest, Key32, Message, Name, Role, Time, from_json, to_json
 from he_protocol.problems import NAME_TAKEN
 
 REGISTER_FILE = "enrolled.jsonl"
@@ -32,6 +32,7 @@ class Enrolled(Message, frozen=True):
     issued: Time
     until: Time
     invitation: bytes = b""
+    display: Display = ""
 
 
 def check_name(register: Iterable[Enrolled], asked: EnrollRequest, *, new_key: bool = False) -> None:
@@ -83,7 +84,7 @@ class Register:
             if invited or asked.invitation:
                 check_invitation(authority, asked, {line.invitation: line.key for line in before}, now)
             until = int(now + days * SECONDS_PER_DAY)
-            line = Enrolled(asked.name, role, asked.key, int(now), until, asked.invitation)
+            line = Enrolled(asked.name, role, asked.key, int(now), until, asked.invitation, asked.display)
             add(to_json(line))
         return line, credential
 

@@ -17,8 +17,8 @@ from he_party.identity import Identity
 from he_party.keyfile import read_private, write_private
 from he_protocol.envelope import possession_message
 from he_protocol.errors import ProblemError
-from he_protocol.identity.jws import fingerprint
-from he_protocol.messages import EnrollRequest, Message
+from he_protocol.identity.jws import fingerprint, read_unverified
+from he_protocol.messages import Credential, EnrollRequest, Message
 from he_protocol.problems import BAD_COMMITTEE, LEDGER_MISMATCH
 
 
@@ -68,14 +68,24 @@ class Keyring:
         return HpkeKey(record.private)
 
 
-def new_holder(directory: Path, name: str, now: float, passphrase: str = "", invitation: str = "") -> str:
+def new_holder(
+    directory: Path, name: str, now: float, passphrase: str = "", invitation: str = "", display: str = ""
+) -> str:
     """Make a holder's signing and HPKE keys; returns its signed enrollment request.
 
     Raises what `create` raises.
     """
     key = HpkeKey.generate()
     request = create(
-        directory, name, "holder", now, passphrase=passphrase, invitation=invitation, hpke=key.public, prove=key.prove
+        directory,
+        name,
+        "holder",
+        now,
+        passphrase=passphrase,
+        invitation=invitation,
+        display=display,
+        hpke=key.public,
+        prove=key.prove,
     )
     Keyring.of(directory, passphrase).add(key)
     return request
@@ -92,8 +102,9 @@ def rotate(directory: Path, now: float, passphrase: str = "", *, group_may_read:
     )
     Keyring.of(directory, passphrase).add(key)
     proof = key.prove(possession_message(identity.name, identity.key.public, key.public))
+    display = read_unverified(identity.credential, Credential).display
     request = identity.key.sign(
-        EnrollRequest(identity.name, "holder", identity.key.public, int(now), key.public, proof)
+        EnrollRequest(identity.name, "holder", identity.key.public, int(now), key.public, proof, display=display)
     )
     (directory / REQUEST_FILE).write_text(request + "\n")
     return request

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from he_client.training import arrays, clipped_gradient_sum, gradients
-from he_protocol.problems import BAD_SETTINGS, BAD_TENSORS
+from he_protocol.problems import BAD_MODULE, BAD_SETTINGS
 from he_testing.problems import expect_problem
 from tests.client.per_record import norm_of, plain_loop
 from tests.client.test_layers import RECORD_BY_RECORD, RECORDS, TOGETHER, WIDTH, squared, words
@@ -127,8 +127,8 @@ def test_layers_that_mix_records_are_refused_by_name(kind: str) -> None:
     called = []
     module.register_forward_pre_hook(lambda *_: called.append(1))
     inputs = torch.randn(3, 2)
-    with expect_problem(BAD_TENSORS, f"{type(layer).__name__} '1.0'"):
+    with expect_problem(BAD_MODULE, f"{type(layer).__name__} '1.0'"):
         clipped_gradient_sum(module, squared, inputs, inputs, 1.0)
-    with expect_problem(BAD_TENSORS, instead):
+    with expect_problem(BAD_MODULE, instead):
         clipped_gradient_sum(module, squared, inputs[:0], inputs[:0], 1.0)
     assert called == []

@@ -12,7 +12,7 @@ from torch import distributed, nn
 from torch.nn.functional import mse_loss
 
 from he_client.training import arrays, clipped_gradient_sum, difference, load_arrays, tensor_specs
-from he_protocol.problems import BAD_TENSORS
+from he_protocol.problems import BAD_MODULE, BAD_TENSORS
 from he_testing.problems import expect_problem
 from tests.client.per_record import norm_of
 
@@ -136,9 +136,9 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
 @pytest.mark.parametrize("kind", REFUSED)
 def test_modules_that_cannot_train_are_refused(kind: str) -> None:
     make, why = REFUSED[kind]
-    with expect_problem(BAD_TENSORS, why):
+    with expect_problem(BAD_MODULE, why):
         arrays(make(), buffers=True)
-    with expect_problem(BAD_TENSORS, why):
+    with expect_problem(BAD_MODULE, why):
         clipped_gradient_sum(make(), squared, INPUTS, TARGETS, 1.0)
 
 
@@ -159,7 +159,7 @@ def test_records_go_to_the_modules_device() -> None:
         seen.append(target.device.type)
         return squared(output, target)
 
-    with expect_problem(BAD_TENSORS, "no values"):
+    with expect_problem(BAD_MODULE, "no values"):
         clipped_gradient_sum(Watching(3, 2, device="meta"), loss, INPUTS, TARGETS, 1.0)
     assert len(seen) > 1
     assert set(seen) == {"meta"}

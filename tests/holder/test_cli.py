@@ -242,7 +242,7 @@ def test_a_time_that_no_credential_can_have(office: Office, words: tuple[str, ..
 
 
 def test_a_name_that_nobody_could_enrol_is_refused_before_keys_are_made() -> None:
-    refuses("bad-settings", "init", "--name", "Not A Name", "--data-dir", "holder")
+    refuses("bad-settings", "init", "--name", "...", "--data-dir", "holder")
     assert not Path("holder/identity.key").exists()
 
 

@@ -86,7 +86,7 @@ def test_init_makes_a_key_and_a_request(data_dir: Path) -> None:
     ("arguments", "slug"),
     [
         (["init", "--data-dir", "{dir}", "--name", "aggregator"], "bad-key-file"),
-        (["init", "--data-dir", "{dir}/b", "--name", "No Name"], "bad-settings"),
+        (["init", "--data-dir", "{dir}/b", "--name", "..."], "bad-settings"),
         (["serve", "--data-dir", "{dir}"], "bad-settings"),
         (["serve", "--data-dir", "{dir}", "--port", "70000"], "bad-settings"),
         (["serve", "--data-dir", "{dir}", "--config", "{dir}/none.toml"], "bad-settings"),

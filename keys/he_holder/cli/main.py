@@ -23,7 +23,7 @@ add_version(app)
 @command
 def init(
     kit: KitFile = None,
-    name: Annotated[str | None, typer.Option(help="lower-case name, as the task's committee will list it")] = None,
+    name: Annotated[str | None, typer.Option(help="whose it is; the task's committee lists it in lower case")] = None,
     invitation: Invitation = "",
     data_dir: DataDir = None,
     warm: Warm = None,
@@ -40,7 +40,9 @@ def init(
 
     settings = Settings.load(data_dir=data_dir)
     own = given(kit, "holder", name, invitation)
-    request = new_holder(settings.data_dir, own.name, time.time(), environment_passphrase(), own.invitation)
+    request = new_holder(
+        settings.data_dir, own.name, time.time(), environment_passphrase(), own.invitation, own.display
+    )
     own.unpack(settings.data_dir)
     if (ca := own.ca(settings.data_dir)) is not None:
         Settings.keep(settings.data_dir, {"tls_ca": str(ca.absolute())})
