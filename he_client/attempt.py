@@ -88,12 +88,12 @@ def _result(returned: Any) -> LocalResult:
     return LocalResult(tensors, examples)
 
 
-def _numbers(metrics: Any) -> dict[str, float]:
-    """The metrics that are numbers: what is none is left out, since it is no reason to send nothing."""
-    found = {}
+def _numbers(metrics: Any) -> dict[str, float | tuple[float, ...]]:
+    """The metrics that are numbers, or many: what is none is left out, since it is no reason to send nothing."""
+    found: dict[str, float | tuple[float, ...]] = {}
     for name, value in metrics.items() if isinstance(metrics, Mapping) else ():
         try:
-            found[str(name)] = float(value)
+            found[str(name)] = tuple(float(one) for one in value) if np.ndim(value) == 1 else float(value)
         except Exception as error:
             log.warning("metric %r is not shown: %s: %s", name, type(error).__name__, error)
     return found

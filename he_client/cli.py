@@ -184,11 +184,11 @@ def train(
 
     FUNCTION gets a dict of float32 arrays and returns the update, new minus old, of the same names and shapes, or a
     pair of it and the number of examples, or a LocalResult, which says in words whether it holds the update or the new
-    weights, and may have metrics: these are shown here and never sent. If FUNCTION has a second parameter without a
-    default, that is the TrainingContext: task, plan, model version, round, this client's name, and a state that is kept
-    from round to round. Under a DP plan an update of zeros is sent when it fails: that nothing comes would tell
-    something of the data. What went wrong is logged here. A round that fails is reported, and the next one begins; then
-    the exit code is 1.
+    weights, and may have metrics: these are shown here, and those that the task asks for join its encrypted sums. If
+    FUNCTION has a second parameter without a default, that is the TrainingContext: task, plan, model version, round,
+    this client's name, and a state that is kept from round to round. Under a DP plan an update of zeros is sent when it
+    fails: that nothing comes would tell something of the data. What went wrong is logged here. A round that fails is
+    reported, and the next one begins; then the exit code is 1.
 
     In a lab, with --all, clients train one after the other, and a parameter named 'client' gets each one's number,
     from 0. The newest model is saved there, as model.safetensors.
@@ -299,7 +299,8 @@ async def _train(trainee: Trainee, rounds: int, raise_errors: bool, run: Run, ro
             row = {"update_id": "", "round": "", "bytes": 0} if outcome.sent is None else _row(outcome.sent)
             refused = str(outcome.refusal) if outcome.refusal else ""
             version = "" if outcome.version is None else outcome.version
-            metrics = {"metrics": outcome.metrics} if outcome.metrics else {}
+            numbers = {metric: value for metric, value in outcome.metrics.items() if isinstance(value, float)}
+            metrics = {"metrics": numbers} if numbers else {}
             rows.append(name | row | {"model_version": version, **_spent(client, task), **metrics, "refused": refused})
             said = refused or ("sat out" if outcome.sent is None else f"model version {version}")
             who = f"{trainee.name}, " if trainee.name else ""

@@ -8,15 +8,15 @@ import logging
 import secrets
 import ssl
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from types import TracebackType
-from typing import Self
+from types import MappingProxyType, TracebackType
+from typing import Any, Self
 
 from he_client.attempt import Train, attempt
-from he_client.context import TrainingContext
+from he_client.context import LocalResult, TrainingContext
 from he_client.floors import Floors, check_floors
 from he_client.published import Model, checked_version, opened_sum, pull_model
 from he_client.quantise import UpdateQuantiser
@@ -25,9 +25,10 @@ from he_client.revocations import REVOCATIONS_FILE, RevocationFile
 from he_client.schemes import Encryptor, Source, make_encryptor
 from he_client.sending import WaitInterruptedError, send
 from he_client.spending import Spending
-from he_client.spool import EncryptedUpdate, Spool, SpooledUpdate, is_update_id
+from he_client.spool import EncryptedUpdate, Spool, SpooledUpdate
 from he_client.submission import Submission
 from he_client.tensors import Tensors, flatten
+from he_client.waiting import decided
 from he_party.board import ServerBoard
 from he_party.http_transport import HttpTransport, RetryPolicy
 from he_party.identity import Identity
@@ -45,10 +46,8 @@ from he_protocol.privacy.plan import epsilon
 from he_protocol.privacy.quantise import Integers
 from he_protocol.problems import (
     NOT_FOUND,
-    PROBLEMS,
     UNEXPECTED_ANSWER,
     UNREACHABLE,
-    URN,
 )
 from he_protocol.task import Task
 
@@ -133,18 +132,26 @@ class HushSumClient:
         return await pull_model(self._transport, task, self._state)
 
     async def submit(
-        self, task: Task, update: Tensors, *, base_version: int, examples: float | None = None, within: float = 0.0
+        self,
+        task: Task,
+        update: Tensors,
+        *,
+        base_version: int,
+        examples: float | None = None,
+        metrics: Mapping[str, Any] = MappingProxyType({}),
+        within: float = 0.0,
     ) -> Submission:
         """Clip, quantise, add noise, encrypt, store, upload.
 
         update: tensors of the task's names and shapes, of any library: the change of the model (or, at record
-        level, the sum of clipped gradients times -1). `within` is as in `upload`. Under a DP plan values that cannot be
+        level, the sum of clipped gradients times -1). `metrics`: numbers by name, of which those that the task asks for
+        join its sums. `within` is as in `upload`. Under a DP plan values that cannot be
         used become zero (see `he_client.quantise.UpdateQuantiser`). Raises the refusal that names what is wrong: then
         nothing is left that could be sent later. Only when the service fails, so that nobody knows whether the update
         arrived, the encrypted update stays in the state directory, and `resume` sends the same bytes again.
         """
         started = time.perf_counter()
-        quantiser = UpdateQuantiser(task, flatten(task, update), examples)
+        quantiser = UpdateQuantiser(task, flatten(task, update), examples, metrics=metrics)
         encrypted = await self.encrypt(task, quantiser.block, base_version=base_version)
         between = time.perf_counter()
         sent = await self._upload(task, encrypted, within, keep=False)
@@ -161,8 +168,17 @@ class HushSumClient:
         """
         context = TrainingContext(task, model.version, 1, self.name)
         result = await abandonable(partial(attempt, train, context, model.tensors, raise_errors=raise_errors))
+        return await self.submit_result(task, result, model, within=within)
+
+    async def submit_result(self, task: Task, result: LocalResult, model: Model, *, within: float = 0.0) -> Submission:
+        """`submit` what a training function has made of a pulled model."""
         return await self.submit(
-            task, result.tensors, base_version=model.version, examples=result.examples, within=within
+            task,
+            result.tensors,
+            base_version=model.version,
+            examples=result.examples,
+            metrics=result.metrics,
+            within=within,
         )
 
     async def encrypt(self, task: Task, source: Source, *, base_version: int) -> EncryptedUpdate:
@@ -306,25 +322,7 @@ class HushSumClient:
         Raises why it is in no sum (`stale-update`, `revoked-key`, `too-few-clients`, `combine-refused`, ...), or
         `unreachable` when nothing was decided within that many seconds: rounds wait for their key holders.
         """
-        update_id = sent if isinstance(sent, str) else sent.update_id
-        if not is_update_id(update_id):
-            raise ProblemError(NOT_FOUND, "no such update", expected="32 lower-case hex digits", got=update_id)
-        path = api_paths.update_path(task.id, update_id)
-        deadline = time.monotonic() + within
-        pause = 0.05
-        while True:
-            status = await self._transport.document(
-                "GET", path, documents.UpdateStatus, audience=task.config.server.name
-            )
-            if status.failure is not None:  # also of a published round: the update's bucket was dropped
-                problem = PROBLEMS.get(status.failure.type.removeprefix(URN), UNEXPECTED_ANSWER)
-                raise ProblemError(problem, f"round {status.round}: {status.failure.detail}")
-            if status.state == "published":
-                return status.version
-            if time.monotonic() > deadline:
-                raise ProblemError(UNREACHABLE, f"round {status.round} is still {status.state} after {within} s")
-            await asyncio.sleep(pause)
-            pause = min(pause * 1.5, 1.0)
+        return await decided(self._transport, task, sent if isinstance(sent, str) else sent.update_id, within)
 
     async def round(self, task: Task, number: int) -> documents.RoundStatus:
         """One round's state and timings."""

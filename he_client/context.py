@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from he_client.tensors import Tensors
 from he_protocol.privacy.plan import PrivacyPlan
 from he_protocol.task import Task
+
+Metrics = Mapping[str, float | Sequence[float]]
 
 
 @dataclass(frozen=True)
@@ -38,10 +40,11 @@ class LocalResult:
 
     tensors: arrays by the task's names, or a list of them in its order: the update, which is new minus old. With
     `weights` they are the new weights instead, and the client subtracts the model. examples: where the task weights by
-    them. metrics: numbers by name, shown on this device and never sent.
+    them. metrics: numbers by name, or for a histogram many of them, shown on this device. Those that the task asks for
+    join its encrypted sums; others are never sent. With unit "record" they are made of the sampled records alone.
     """
 
     tensors: Tensors = field(repr=False)
     examples: float | None = None
-    metrics: Mapping[str, float] = field(default_factory=dict)
+    metrics: Metrics = field(default_factory=dict)
     weights: bool = False

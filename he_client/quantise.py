@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import isfinite
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from he_protocol.aggregation.metrics import SATURATED
 from he_protocol.arithmetic.keystream import KEY_BYTES, expand_words
 from he_protocol.errors import ProblemError
 from he_protocol.privacy.gaussian import Gaussian
@@ -56,8 +59,8 @@ class UpdateQuantiser:
 
     update: float32, shape (task.parameters,); for unit "record" it is the sum of already clipped
     gradients (`he_client.training.clipped_gradient_sum`), however many: such a sum has no norm that could be checked
-    here. examples: this client's number of examples, needed exactly where the task weights by them. Every block may be
-    made once, in any order and from any thread.
+    here. examples: this client's number of examples, needed exactly where the task weights by them. metrics: what the
+    task asks for, by name; others are left out. Every block may be made once, in any order and from any thread.
 
     Under a DP plan whether there is an update must not depend on data: one that cannot be used becomes zero, which
     is said in the local log only, and is noised like any other. Without DP it is refused. `limited` says what the
@@ -67,7 +70,15 @@ class UpdateQuantiser:
     depend on data. Without DP also for values.
     """
 
-    def __init__(self, task: Task, update: Floats, examples: float | None, words: Words = secret_words) -> None:
+    def __init__(
+        self,
+        task: Task,
+        update: Floats,
+        examples: float | None,
+        words: Words = secret_words,
+        *,
+        metrics: Mapping[str, Any] = MappingProxyType({}),
+    ) -> None:
         if update.shape != (task.parameters,):
             raise ProblemError(
                 BAD_TENSORS, "the update has another shape", expected=(task.parameters,), got=update.shape
@@ -76,9 +87,10 @@ class UpdateQuantiser:
         self._update = update
         weight, clip, norm = (_total if task.config.privacy.noisy else _checked)(task, update, examples)
         self._factor = clip * weight
-        self._tail = task.weighting.tail(weight)
         cut = saturated(update, self._factor, task.config.aggregation.value_range)
         self.limited = Limited(cut / update.size, norm, clip * norm)
+        report = _report(task, {**metrics, SATURATED: self.limited.saturated})
+        self._tail = np.concatenate([report, task.weighting.tail(weight)])
         _warn(task, self.limited)
         if examples is not None and weight == 1.0:  # a number that could be compared with the cap
             _warn_of_examples(task.config.aggregation.weight_cap, examples)
@@ -88,7 +100,7 @@ class UpdateQuantiser:
     def block(self, start: int, stop: int) -> Integers:
         """Coordinates start to stop: clipped, weighted, quantised, with noise; int64.
 
-        Nothing is made for the whole update at once. What the weighting appends comes after the model's coordinates.
+        Nothing is made for the whole update at once. Metrics and the weighting's come after the model's.
         """
         config, size = self._config, self._update.size
         block = shrink(self._update[start:stop], self._factor)
@@ -136,6 +148,15 @@ def _total(task: Task, update: Floats, examples: float | None) -> tuple[float, f
     if weight == 0:
         log.warning("the update has no usable number of examples: a zero update takes its place")
     return weight, clip_factor(length, plan.clip_norm) if plan.unit == "client" else 1.0, length
+
+
+def _report(task: Task, metrics: Mapping[str, Any]) -> Floats:
+    """What the task's metrics append: zeros where one is missing or of no use. No update is lost for them."""
+    try:
+        return task.reports.encode(metrics)
+    except ProblemError as refusal:
+        log.warning("no metrics are reported: %s", refusal)
+        return np.zeros(task.reports.appended, dtype=np.float32)
 
 
 def _not_finite(task: Task, update: Floats) -> str:

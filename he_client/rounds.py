@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from functools import partial
 
 from he_client.attempt import Train, attempt
 from he_client.client import HushSumClient
-from he_client.context import LocalResult, TrainingContext
+from he_client.context import LocalResult, Metrics, TrainingContext
 from he_client.published import Model
 from he_client.submission import Submission
 from he_party.threads import abandonable
@@ -35,20 +35,20 @@ Run = Callable[[Callable[[], LocalResult]], Awaitable[LocalResult]]
 class RoundOutcome:
     """One round: what was sent, None for nothing; the version that came of it, None for none; and why not.
 
-    metrics: what the training function said of the last training (`LocalResult`). They never leave this device.
+    metrics: what the training function said of the last training (`LocalResult`).
     """
 
     sent: Submission | None
     version: int | None
     refusal: ProblemError | None = None
-    metrics: Mapping[str, float] = field(default_factory=dict)
+    metrics: Metrics = field(default_factory=dict)
 
 
 class _Training:
     """One client's training in one run: what its function is told, and what it said last."""
 
     def __init__(self, client: HushSumClient, task: Task, train: Train, raise_errors: bool, run: Run) -> None:
-        self.metrics: Mapping[str, float] = {}
+        self.metrics: Metrics = {}
         self._about = partial(TrainingContext, task, client=client.name, state={})
         self._attempt = partial(attempt, train, raise_errors=raise_errors)
         self._run = run
@@ -110,9 +110,7 @@ async def _submit(client: HushSumClient, task: Task, training: _Training) -> Sub
         if result.examples == 0 and not task.config.privacy.noisy:
             return None
         try:
-            return await client.submit(
-                task, result.tensors, base_version=model.version, examples=result.examples, within=WITHIN
-            )
+            return await client.submit_result(task, result, model, within=WITHIN)
         except ProblemError as refusal:
             if refusal.problem != STALE_UPDATE or not tries_left:
                 raise

@@ -6,10 +6,10 @@ import asyncio
 import os
 import ssl
 import threading
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from functools import partial
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, Self, TypeVar
 
 from he_client.attempt import Train
@@ -73,9 +73,19 @@ class SyncClient:
         return self._run(self._ours().pull_model(task))
 
     def submit(
-        self, task: Task, update: Tensors, *, base_version: int, examples: float | None = None, within: float = 0.0
+        self,
+        task: Task,
+        update: Tensors,
+        *,
+        base_version: int,
+        examples: float | None = None,
+        metrics: Mapping[str, Any] = MappingProxyType({}),
+        within: float = 0.0,
     ) -> Submission:
-        return self._run(self._ours().submit(task, update, base_version=base_version, examples=examples, within=within))
+        sending = self._ours().submit(
+            task, update, base_version=base_version, examples=examples, metrics=metrics, within=within
+        )
+        return self._run(sending)
 
     def submit_from(
         self, task: Task, train: Train, model: Model, *, within: float = 0.0, raise_errors: bool = False

@@ -63,6 +63,20 @@ class ExcludedUpdate(Document, frozen=True):
     failure: Failure
 
 
+class RoundMetric(Document, frozen=True):
+    """What the clients of a published round reported of one metric, as their sum tells it, with its noise.
+
+    reports: how many reported, give or take `reports_std`. values: the mean, or a histogram's mean shares; empty where
+    too few reported to tell. std: the standard deviation of the noise in each of them.
+    """
+
+    name: str
+    reports: float
+    reports_std: float
+    values: tuple[float, ...]
+    std: float
+
+
 class HolderStatus(Document, frozen=True):
     """What one key holder has said about a round that is (to be) opened: "" is nothing yet.
 
@@ -95,6 +109,7 @@ class RoundStatus(Document, frozen=True):
     opening: int = 0
     excluded: tuple[ExcludedUpdate, ...] = ()
     committee: tuple[HolderStatus, ...] = ()
+    metrics: tuple[RoundMetric, ...] = ()
 
 
 class UpdateStatus(Document, frozen=True):

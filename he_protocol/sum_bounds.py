@@ -28,8 +28,7 @@ DEFAULT_ERROR = 1e-4
 class SumPlan:
     """One sum: how many integers, of how many clients, under which profile.
 
-    value_range: largest absolute value of a coordinate. appended_range: what the weighting's coordinates add to an
-    update's norm.
+    value_range: largest absolute value of a coordinate. appended_range: the norm of the coordinates after the model's.
     """
 
     scheme: Scheme

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
+from he_protocol.aggregation.metrics import Reports
 from he_protocol.aggregation.weighting import Weighting
 from he_protocol.committee import Committee
 from he_protocol.config import TaskConfig
@@ -49,6 +50,10 @@ class Task:
         return self.config.aggregation.load_weighting()
 
     @cached_property
+    def reports(self) -> Reports:
+        return self.config.reports
+
+    @cached_property
     def sharing(self) -> Sharing:
         return self.config.committee.sharing
 
@@ -63,7 +68,7 @@ class Task:
 
     @property
     def length(self) -> int:
-        """Coordinates that travel: d, and those that the weighting appends."""
+        """Coordinates that travel: d, those of the metrics, and those that the weighting appends."""
         return self.config.length
 
     @cached_property

@@ -130,6 +130,17 @@ async def read(settings: Settings) -> list[tuple[TaskRecord, list[RoundStatus]]]
         return found
 
 
+def reported(round_: RoundStatus) -> str:
+    """What a published round's clients said, with the standard deviation of its noise."""
+    means = [
+        f"{one.name} {', '.join(f'{value:.3g}' for value in one.values)} ±{one.std:.2g}"
+        if one.values
+        else f"{one.name}: too few reports to tell"
+        for one in round_.metrics
+    ]
+    return "; ".join(means)
+
+
 def show(found: list[tuple[TaskRecord, list[RoundStatus]]], form: Format) -> None:
     if form == "json":
         documents = [
@@ -150,6 +161,6 @@ def show(found: list[tuple[TaskRecord, list[RoundStatus]]], form: Format) -> Non
     for task, rounds in found:
         rows.append([task.task[:12], named(task), str(task.model_version), str(task.round), task.state, "", "", ""])
         for r in rounds:
-            why = printable(r.failure.detail) if r.failure is not None else waiting_for(r)
+            why = printable(r.failure.detail) if r.failure is not None else waiting_for(r) or reported(r)
             rows.append(["", "", str(r.version), str(r.round), r.state, str(r.updates), str(r.shares), why])
     show_table(["task", "name", "model", "round", "state", "updates", "shares", "why"], rows)

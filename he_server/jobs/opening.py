@@ -15,7 +15,7 @@ from hashlib import sha256
 import numpy as np
 import structlog
 
-from he_protocol.documents import DroppedBucket, Failure
+from he_protocol.documents import DroppedBucket, Failure, RoundMetric
 from he_protocol.errors import ProblemError
 from he_protocol.identity.jws import read_unverified
 from he_protocol.messages import Manifest, Share
@@ -38,11 +38,13 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True)
 class Opened:
-    """A round's stored outcome: the SHA-256 of the new model, of how many updates it is, and what is not in it."""
+    """A round's stored outcome: the SHA-256 of the new model, of how many updates it is, what is not in it, and what
+    clients reported."""
 
     sha256: str
     updates: int
     dropped: tuple[DroppedBucket, ...]
+    metrics: tuple[RoundMetric, ...]
 
 
 @dataclass(frozen=True)
@@ -95,12 +97,15 @@ async def decrypt_sum(
         checked = await server.threads.run(check_buckets, task, server.blobs, record.id, manifest, released, last=last)
         if isinstance(checked, Waiting):
             return checked
-        digest = await server.threads.run(write_version, task, server.blobs, record.id, checked.kept, base)
+        version = await server.threads.run(write_version, task, server.blobs, record.id, checked.kept, base)
     except ProblemError as refusal:
         if refusal.problem != COMBINE_REFUSED:
             raise
         return refusal
-    return Opened(digest, sum(bucket.updates for bucket in checked.kept), checked.dropped)
+    updates = sum(bucket.updates for bucket in checked.kept)
+    config = task.config
+    metrics = task.reports.decode(config.sum_plan, config.encryption.scale, version.report, updates)
+    return Opened(version.sha256, updates, checked.dropped, metrics)
 
 
 def check_buckets(
@@ -175,8 +180,16 @@ class Contested:
         return Candidate(decrypt_block, weight_of(task.config, final, self.count, self.of), digest.digest())
 
 
-def write_version(task: Task, blobs: BlobStore, round_id: int, kept: Sequence[Bucket], base: ModelRecord) -> str:
-    """Store the opened sum of these buckets, the model after `base`, and its velocity; the model's SHA-256.
+@dataclass(frozen=True)
+class Version:
+    """A stored model's SHA-256, and the opened integers of the metrics."""
+
+    sha256: str
+    report: Integers
+
+
+def write_version(task: Task, blobs: BlobStore, round_id: int, kept: Sequence[Bucket], base: ModelRecord) -> Version:
+    """Store the opened sum of these buckets, the model after `base`, and its velocity.
 
     Blocks. Raises `combine-refused` when the model would leave the range of float32, and `disk-full`.
     """
@@ -187,6 +200,7 @@ def write_version(task: Task, blobs: BlobStore, round_id: int, kept: Sequence[Bu
     if moved:
         velocities.check(blobs, old_velocity)
     weights, optimiser = [bucket.weight for bucket in kept], task.config.aggregation.optimiser
+    report, behind = [np.zeros(0, dtype=np.int64)], task.parameters + task.reports.appended
     with ExitStack() as stack:
 
         def begin(file: TensorFile) -> BlobWriter:
@@ -196,8 +210,12 @@ def write_version(task: Task, blobs: BlobStore, round_id: int, kept: Sequence[Bu
 
         new_sum, new_velocity, new_model = begin(sums), begin(velocities), begin(models)
         for first, opened in _opened(task, blobs, [(bucket.total, bucket.decrypt_block) for bucket in kept]):
-            sums.write(new_sum, first, reduce(np.add, opened))
-            values = [piece[: task.parameters - first] for piece in opened]  # without the weight that rode along
+            whole = reduce(np.add, opened)
+            sums.write(new_sum, first, whole)
+            report.append(
+                whole[max(task.parameters - first, 0) : max(behind - first, 0)].copy()
+            )  # a view keeps the block
+            values = [piece[: max(task.parameters - first, 0)] for piece in opened]  # without what rode along
             if not (count := len(values[0])):
                 continue
             model = models.read(blobs, old_model, first, count)
@@ -212,7 +230,7 @@ def write_version(task: Task, blobs: BlobStore, round_id: int, kept: Sequence[Bu
         new_velocity.commit(velocity_blob(task.id, digest))
         new_sum.commit(sum_blob(task.id, round_id))
         new_model.commit(model_blob(task.id, digest))
-    return digest
+    return Version(digest, np.concatenate(report))
 
 
 def _opened(

@@ -38,6 +38,8 @@ async def publish(server: ServerContext, task: Task, lease: Lease) -> None:
         await fail(server, task, lease, outcome.problem, outcome.detail, {"wait_shares": waited})
         return
     seconds = {"wait_shares": waited, "open": time.monotonic() - start}
-    await server.store.rounds.publish(lease, base.version + 1, outcome.sha256, server.clock(), seconds, outcome.dropped)
+    await server.store.rounds.publish(
+        lease, base.version + 1, outcome.sha256, server.clock(), seconds, outcome.dropped, outcome.metrics
+    )
     server.metrics.observe_stages(seconds)
     await ended(server, task, current, "published", "")

@@ -11,6 +11,7 @@ from he_protocol.documents import (
     ExcludedUpdate,
     Failure,
     HolderStatus,
+    RoundMetric,
     RoundState,
     RoundStatus,
     TaskState,
@@ -62,6 +63,7 @@ class RoundRecord:
     dropped: tuple[DroppedBucket, ...]
     opening: int
     excluded: tuple[ExcludedUpdate, ...]
+    metrics: tuple[RoundMetric, ...]
     shares: int
 
     @property
@@ -88,6 +90,7 @@ class RoundRecord:
             seconds=self.seconds,
             opening=self.opening,
             excluded=self.excluded,
+            metrics=self.metrics,
             committee=committee,
         )
 

@@ -8,7 +8,7 @@ from typing import Any, get_args
 import msgspec
 from sqlalchemy import Row, RowMapping
 
-from he_protocol.documents import DroppedBucket, ExcludedUpdate, RoundState
+from he_protocol.documents import DroppedBucket, ExcludedUpdate, RoundMetric, RoundState
 from he_server.rules.records import AnswerRecord, Kind, RoundRecord, UpdateRecord
 
 
@@ -48,6 +48,7 @@ def round_record(row: Row[Any]) -> RoundRecord:
         tried=row.tried,
         lease_until=row.lease_until,
         dropped=msgspec.json.decode(row.dropped, type=tuple[DroppedBucket, ...]),
+        metrics=msgspec.json.decode(row.metrics, type=tuple[RoundMetric, ...]),
         opening=row.opening,
         excluded=msgspec.json.decode(row.excluded, type=tuple[ExcludedUpdate, ...]),
         shares=row.shares,

@@ -11,7 +11,7 @@ from sqlalchemy import func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from he_protocol.documents import RECENT_ROUNDS, DroppedBucket
+from he_protocol.documents import RECENT_ROUNDS, DroppedBucket, RoundMetric
 from he_protocol.errors import ProblemError
 from he_protocol.identity.jws import payload_hash, read_unverified
 from he_protocol.messages import Manifest
@@ -211,6 +211,7 @@ class RoundStore:
         now: float,
         seconds: dict[str, float],
         dropped: Sequence[DroppedBucket] = (),
+        metrics: Sequence[RoundMetric] = (),
     ) -> None:
         """opening -> published, with the model version that came of it (both or neither), less the buckets `dropped`.
 
@@ -226,6 +227,7 @@ class RoundStore:
                     seconds=seconds,
                     version=version,
                     dropped=msgspec.json.encode(dropped).decode(),
+                    metrics=msgspec.json.encode(metrics).decode(),
                 )
                 await connection.execute(
                     insert(models).values(

@@ -69,6 +69,8 @@ rounds = Table(
     Column("opening", BigInteger, nullable=False, server_default="0"),
     # JSON: the `ExcludedUpdate`s that the manifest is without.
     Column("excluded", Text, nullable=False, server_default="[]"),
+    # JSON: the `RoundMetric`s of a published round.
+    Column("metrics", Text, nullable=False, server_default="[]"),
     UniqueConstraint("task_hash", "number", name="one_number"),
     # The database's own promise that a task has one open round.
     Index(

@@ -90,7 +90,7 @@ class Played:
         task = self.made.task
         checked = check_buckets(task, self.blobs, 1, self.request.manifest, released, last=True)
         assert isinstance(checked, Checked)
-        sha256 = write_version(task, self.blobs, 1, checked.kept, self.base)
+        sha256 = write_version(task, self.blobs, 1, checked.kept, self.base).sha256
         opened = load(self.blobs.read(sum_blob(task.id, 1)))
         model = load(self.blobs.read(model_blob(task.id, sha256)))
         return Opened(opened["sum"], int(opened["updates"][0]), model, list(checked.dropped))

@@ -24,7 +24,7 @@ ELSEWHERE = {
     # Raised only by other parties, or at start; everything else must be documented for some route.
     "duplicate-client", "duplicate-update", "number-used", "update-opened-before", "budget-exhausted",
     "too-many-clients", "tenseal-version", "missing-package", "private-context", "keys-not-ready", "commitment-broken",
-    "bad-settings", "bad-key-file", "unreachable", "unexpected-answer", "audit-broken", "refused-between",
+    "bad-settings", "bad-key-file", "bad-module", "unreachable", "unexpected-answer", "audit-broken", "refused-between",
     "ledger-mismatch", "epoch-destroyed", "old-epoch", "ambiguous-task", "below-floor", "name-taken", "bad-invitation",
     # Said of a method that a path does not have.
     "method-not-allowed",

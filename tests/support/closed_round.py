@@ -92,7 +92,7 @@ class ClosedRound:
         """The SHA-256 of the next model; every bucket opens, or none."""
         checked = self.check()
         assert not checked.dropped
-        return write_version(self.task, self.blobs, 1, checked.kept, self.base)
+        return write_version(self.task, self.blobs, 1, checked.kept, self.base).sha256
 
     def check(self) -> Checked:
         """Which buckets open; the one holder of the committee has answered."""

@@ -37,7 +37,7 @@ def record(request: OpeningRequest) -> RoundRecord:
     hashed = request.manifest_hash.hex()
     return RoundRecord(
         1, request.task.id, request.manifest.round, "opening", 3, 0.0, 0.0, 0.0, 0.0, request.manifest_token, hashed, 0,
-        "", "", {}, 0, 0.0, (), request.manifest.opening, (), 0,
+        "", "", {}, 0, 0.0, (), request.manifest.opening, (), (), 0,
     )  # fmt: skip
 
 
