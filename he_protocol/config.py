@@ -272,6 +272,7 @@ class TaskConfig(Message, frozen=True):
             min_clients=self.rounds.min_clients,
             max_clients=self.rounds.max_clients,
             value_range=self.aggregation.value_range,
+            openings=self.rounds.max_openings * self.rounds.buckets,
             appended_range=hypot(self.reports.norm, self.aggregation.load_weighting().appended_range),
         )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import hypot, log2, sqrt
+from math import hypot, log, log2, sqrt
 
 from he_protocol.errors import ProblemError
 from he_protocol.privacy.plan import PrivacyPlan, check_noise, noise_std
@@ -12,8 +12,8 @@ from he_protocol.schemes.registry import all_profiles, load_scheme
 from he_protocol.schemes.scheme import Scheme
 from he_protocol.sharing import Sharing
 
-NOISE_TAIL = 12.0
-"""Standard deviations of summed noise that must still fit: exceeded with probability below 2^-100."""
+WRAP_BITS = 40
+"""Noise carries no integer of an epoch beyond what sums hold, except with probability 2^-40."""
 TYPICAL_RANGE = 16.0
 """Default value_range, in typical coordinates clip_norm / sqrt(d) of a clipped update."""
 GARBAGE_BITS = 64.0
@@ -29,6 +29,7 @@ class SumPlan:
     """One sum: how many integers, of how many clients, under which profile.
 
     value_range: largest absolute value of a coordinate. appended_range: the norm of the coordinates after the model's.
+    openings: of the epoch, every bucket of a round counted.
     """
 
     scheme: Scheme
@@ -37,6 +38,7 @@ class SumPlan:
     min_clients: int
     max_clients: int
     value_range: float
+    openings: int
     appended_range: float = 0.0
 
     def noise_std(self, scale: float) -> float:
@@ -56,7 +58,13 @@ class SumPlan:
 
     def tail(self, scale: float, count: int) -> float:
         """The most that DP noise and the scheme's error move a sum of `count` updates by, in integer units."""
-        return NOISE_TAIL * sqrt(count) * hypot(self.noise_std(scale), self.scheme.error_std)
+        return self.deviations * sqrt(count) * hypot(self.noise_std(scale), self.scheme.error_std)
+
+    @property
+    def deviations(self) -> float:
+        """Standard deviations of summed noise that must still fit: it is sub-Gaussian, so t of them are passed with
+        probability 2 exp(-t^2 / 2), here by any integer of any opening."""
+        return sqrt(2 * log(2) * (WRAP_BITS + 1 + log2(max(1, self.length) * self.openings)))
 
     def check(self, scale: float) -> None:
         """Refuse a scale at which sums do not hold what they must, or clients' noise is too narrow.
@@ -159,7 +167,13 @@ def plan_sums(
     offers = []
     for profile in all_profiles():
         plan = SumPlan(
-            load_scheme(profile.scheme, profile.name), privacy, length, min_clients, max_clients, value_range
+            load_scheme(profile.scheme, profile.name),
+            privacy,
+            length,
+            min_clients,
+            max_clients,
+            value_range,
+            openings,
         )
         offers.append(_offer(plan, sharing, openings, accuracy))
     return sorted(offers, key=lambda offer: (bool(offer.refusal), offer.bytes_per_parameter))

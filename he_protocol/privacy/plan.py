@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
-from math import hypot, inf, isfinite, sqrt
+from math import hypot, inf, isfinite, log, sqrt
 from typing import Annotated, Literal
 
 from msgspec import Meta
@@ -24,6 +24,8 @@ NEIGHBOURS = {"client": "zero-out one client", "record": "add or remove one reco
 LEAST_STD = 3.5
 """Of one client's integer noise. Sums of discrete Gaussians of this deviation are one discrete Gaussian, up to a factor
 e^(1e-9) over all coordinates and openings that a task can have (Kairouz, Liu and Steinke, ICML 2021; ADR 22)."""
+ROUNDING_DELTA = 2.0**-60
+"""That rounding moves an update further than `sensitivity` says: taken off delta for every opening (ADR 33)."""
 SMOOTHING_STD = 2.0
 """So much more noise makes the discrete Gaussian a rounding of the continuous one that is accounted for (ADR 22)."""
 
@@ -91,10 +93,15 @@ def check_budget(plan: PrivacyPlan, openings: int) -> None:
 def sensitivity(plan: PrivacyPlan, *, scale: float, length: int, weight_range: float = 0.0) -> float:
     """L2 sensitivity of one client's or record's integers, of a vector of `length` coordinates.
 
-    `weight_range` is the largest value of the weight coordinate (0 without weighting). Stochastic
-    rounding moves every coordinate by less than one, so the norm by less than sqrt(length).
+    `weight_range` is the norm of what is appended to the model's coordinates. Exceeded with probability
+    `ROUNDING_DELTA`.
+
+    Rounding is floor(x + u) with a dither u. Under one u, two neighbours' roundings differ by a stochastic rounding of
+    their difference g, |g| <= c: its square sums to c^2 + length/4 on average, and to little more (ADR 33).
     """
-    return hypot(plan.clip_norm, weight_range) * scale + sqrt(length)
+    moved, root = hypot(plan.clip_norm, weight_range) * scale, sqrt(length)
+    likely = hypot(moved, root / 2, sqrt(sqrt(-2 * log(ROUNDING_DELTA)) * (moved + root / 2)))
+    return min(likely, moved + root)
 
 
 def noise_std(plan: PrivacyPlan, *, scale: float, length: int, min_clients: int, weight_range: float = 0.0) -> float:
@@ -142,7 +149,7 @@ def spent_together(used: Iterable[tuple[PrivacyPlan, int]], promise: PrivacyPlan
     A client-level opening hides a record too, at twice the sensitivity: one update is replaced by another. A
     record-level one promises nothing for a whole client, and one without noise nothing at all.
     """
-    releases = []
+    releases, delta = [], promise.delta
     for plan, openings in used:
         if openings == 0:
             continue
@@ -150,7 +157,8 @@ def spent_together(used: Iterable[tuple[PrivacyPlan, int]], promise: PrivacyPlan
             return Spent(inf, "none")
         noise = plan.noise_multiplier if plan.unit == promise.unit else plan.noise_multiplier / 2
         releases.append(Release(noise, plan.sampling_rate if plan.unit == "record" else 1.0, openings))
-    return account(releases, promise.delta)
+        delta -= openings * ROUNDING_DELTA
+    return account(releases, delta)
 
 
 def epsilon(plan: PrivacyPlan, openings: int) -> float:

@@ -12,6 +12,7 @@ import pytest
 from he_client.quantise import BLOCK, Limited, UpdateQuantiser, quantise_update, secret_words
 from he_client.tensors import flatten, unflatten
 from he_protocol.config import TensorSpec
+from he_protocol.privacy.plan import sensitivity
 from he_protocol.problems import BAD_PLAN, BAD_TENSORS
 from he_protocol.task import Task
 from he_testing.problems import expect_problem
@@ -107,7 +108,8 @@ def test_the_noise_is_what_the_task_promises(world: World, unit: str) -> None:
     plan = CLIENT_LEVEL | {"unit": unit, "noise_multiplier": 0.5}
     count = 40_000
     task = task_of(world, count, privacy=plan, weighting="fixed" if unit == "record" else "uniform")
-    promised = hypot(0.5 * (1.0 * 1024 + sqrt(count)), 2) / sqrt(task.config.rounds.min_clients)
+    moved = sensitivity(task.config.privacy, scale=1024.0, length=count)
+    promised = hypot(0.5 * moved, 2) / sqrt(task.config.rounds.min_clients)
     assert task.noise_std == pytest.approx(promised)
     encoded = quantise_update(task, np.zeros(count, dtype=np.float32), None)
     assert abs(encoded.std() / promised - 1) < 6 / sqrt(2 * count)

@@ -31,7 +31,7 @@ def reports(*metrics: Metric, share: float = 0.1, clip_norm: float = 1.0, value_
 
 
 def sums(privacy: PrivacyPlan = NONE, clients: int = 100) -> SumPlan:
-    return SumPlan(load_scheme("kahe", "kahe-30"), privacy, 100, 3, clients, 4.0)
+    return SumPlan(load_scheme("kahe", "kahe-30"), privacy, 100, 3, clients, 4.0, 100)
 
 
 def total(made: Reports, *said: dict[str, Any]) -> np.ndarray:

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
-from math import exp, hypot, inf, pi, sqrt
+from math import exp, hypot, inf, isfinite, log, pi, sqrt
 
 import numpy as np
 import pytest
 from msgspec.structs import replace
 
 from he_protocol.messages import from_json, to_json
+from he_protocol.privacy.accountant import Release, account
 from he_protocol.privacy.gaussian import Gaussian
-from he_protocol.privacy.plan import LEAST_STD, PrivacyPlan, check_noise, epsilon, noise_std, sensitivity
+from he_protocol.privacy.plan import (
+    LEAST_STD,
+    ROUNDING_DELTA,
+    PrivacyPlan,
+    check_noise,
+    epsilon,
+    noise_std,
+    sensitivity,
+    spent,
+    spent_together,
+)
+from he_protocol.privacy.quantise import quantise
 from he_protocol.problems import BAD_PLAN, MALFORMED
 from he_protocol.schemes.registry import load_scheme
 from he_protocol.sum_bounds import SumPlan
@@ -52,18 +64,62 @@ def test_no_noise_no_promise():
     assert noise_std(PrivacyPlan("none"), scale=2.0**20, length=10, min_clients=1) == 0
 
 
+DRAWN = sqrt(2 * 60 * log(2))
+"""sqrt(2 ln(1 / beta)) for beta = 2^-60."""
+
+
 def test_sensitivity_counts_rounding_and_weights():
-    assert sensitivity(PLAN, scale=1024.0, length=100) == 1024 + 10
-    assert sensitivity(replace(PLAN, clip_norm=3.0), scale=2.0, length=4, weight_range=4.0) == 5 * 2 + 2
+    assert sensitivity(PLAN, scale=1024.0, length=100) == pytest.approx(sqrt(1024**2 + 25 + DRAWN * (1024 + 5)))
+    assert sensitivity(replace(PLAN, clip_norm=3.0), scale=2.0, length=4, weight_range=4.0) == 5 * 2 + 2  # a sure bound
+    assert sensitivity(replace(PLAN, clip_norm=1e300), scale=1e5, length=4) == pytest.approx(1e305)
+
+
+@pytest.mark.parametrize(
+    "g",
+    [
+        np.full(3000, 0.5), np.full(3000, -0.5), np.full(3000, 1.5), np.full(3000, 1e-3), np.zeros(3000),
+        np.arange(3000) / 1000, np.r_[np.full(2999, 0.5), 1000.0], np.r_[np.zeros(2999), 30.25], np.full(9, 0.5),
+    ],
+    ids=lambda g: f"{len(g)} around {np.abs(g).mean():.3g}",
+)  # fmt: skip
+def test_rounding_moves_neighbours_no_further_than_is_accounted_for(g: np.ndarray) -> None:
+    """What clients' kernel does to two neighbours under one dither, 4,000 times: the largest stays below the bound, and
+    not far below where all coordinates are halves."""
+    rng = np.random.default_rng(1)
+    bound = sensitivity(replace(PLAN, clip_norm=float(np.linalg.norm(g))), scale=1.0, length=len(g))
+    before = (rng.standard_normal(len(g)) * 40).astype(np.float32)
+    after = (before + g).astype(np.float32)
+    largest = 0.0
+    for _ in range(4000):
+        words = rng.integers(0, 1 << 32, len(g), dtype=np.uint32)
+        moved = quantise(after, 1.0, 1e6, words) - quantise(before, 1.0, 1e6, words)
+        largest = max(largest, float(np.linalg.norm(moved)))
+    assert largest <= bound
+    assert bound <= np.linalg.norm(g) + sqrt(len(g))
+    if len(g) > 9 and np.abs(g).max() == 0.5:
+        assert largest > bound / 1.2
+
+
+def test_what_rounding_may_do_is_taken_off_delta() -> None:
+    """Off: a delta that is smaller than what rounding alone may cost would be promised."""
+    plan = replace(PLAN, unit="client", sampling_rate=1.0, delta=1000 * ROUNDING_DELTA)
+    assert isfinite(spent(plan, 999).epsilon)
+    assert spent(plan, 1000).epsilon == inf
+    assert isfinite(account([Release(plan.noise_multiplier, 1.0, 1000)], plan.delta).epsilon)
+    several = spent_together([(plan, 500), (replace(plan, clip_norm=2.0), 500)], plan)
+    assert several.epsilon == inf
 
 
 def test_every_openable_sum_carries_the_noise():
     plan = replace(PLAN, noise_multiplier=0.8, max_corrupt=3)
     std = noise_std(plan, scale=1024.0, length=100, min_clients=19)
-    assert sqrt(19 - 3) * std == pytest.approx(hypot(0.8 * (1024 + 10), 2))
-    assert noise_std(plan, scale=1024.0, length=100, min_clients=4) == pytest.approx(hypot(0.8 * 1034, 2))
+    alone = sensitivity(plan, scale=1024.0, length=100)
+    assert sqrt(19 - 3) * std == pytest.approx(hypot(0.8 * alone, 2))
+    assert noise_std(plan, scale=1024.0, length=100, min_clients=4) == pytest.approx(hypot(0.8 * alone, 2))
     weighted = noise_std(plan, scale=1024.0, length=100, min_clients=4, weight_range=2.0)
-    assert weighted == pytest.approx(hypot(0.8 * (sqrt(5) * 1024 + 10), 2))
+    with_weight = sensitivity(plan, scale=1024.0, length=100, weight_range=2.0)
+    assert weighted == pytest.approx(hypot(0.8 * with_weight, 2))
+    assert with_weight > sqrt(5) * 1024
 
 
 @pytest.mark.parametrize("max_corrupt", [10, 11, 1000])
@@ -88,7 +144,7 @@ def test_a_promise_needs_its_numbers(unit, field):
 def test_noise_that_rounds_away_is_refused(unit, scheme, profile, length, clients, defence, monkeypatch):
     """With the check off: every client's discrete Gaussian is 0, so the sum has none of the noise that is promised."""
     plan = replace(PLAN, unit=unit, sampling_rate=0.01 if unit == "record" else 1.0)
-    sums = SumPlan(load_scheme(scheme, profile), plan, length, clients, clients, 1.0)
+    sums = SumPlan(load_scheme(scheme, profile), plan, length, clients, clients, 1.0, 100)
     if defence:
         with expect_problem(BAD_PLAN, "too narrow"):
             sums.check(1.0)

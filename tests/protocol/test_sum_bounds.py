@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from math import hypot, sqrt
+from dataclasses import replace
+from math import exp, hypot, sqrt
 from typing import Any
 
 import pytest
 
-from he_protocol.privacy.plan import PrivacyPlan
+from he_protocol.privacy.plan import PrivacyPlan, sensitivity
 from he_protocol.problems import BAD_PLAN, SUM_COULD_WRAP
 from he_protocol.schemes.registry import load_scheme
 from he_protocol.sharing import Sharing
@@ -22,7 +23,7 @@ THREE = Sharing(3, 2)
 
 def plan(profile: str = "kahe-30", privacy: PrivacyPlan = NONE, clients: int = 1000, **changes: Any) -> SumPlan:
     scheme = load_scheme(profile.split("-", maxsplit=1)[0], profile)
-    return SumPlan(scheme, privacy, 10_000, 3, clients, **{"value_range": 1.0} | changes)
+    return SumPlan(scheme, privacy, 10_000, 3, clients, **{"value_range": 1.0, "openings": 100} | changes)
 
 
 @pytest.mark.parametrize("profile", ["kahe-30", "kahe-20", "kahe-14", "ckks-8192"])
@@ -47,9 +48,20 @@ def test_errors_are_the_designs():
     assert sums.largest_scale() == 2.0**19
     assert sums.mean_error(2.0**19, 1000) == pytest.approx(3.87e-7, rel=1e-3)
     noisy = plan(privacy=CLIENT)
-    assert noisy.mean_noise(1024.0, 100) == pytest.approx(hypot(1024 + 100, 2) / sqrt(3) / (10 * 1024))
+    alone = sensitivity(CLIENT, scale=1024.0, length=10_000)
+    assert noisy.mean_noise(1024.0, 100) == pytest.approx(hypot(alone, 2) / sqrt(3) / (10 * 1024))
     assert plan(privacy=CLIENT, appended_range=1.0).noise_std(1024.0) > noisy.noise_std(1024.0)
     assert 3.75 < sums.bytes_per_parameter(THREE) < 6
+
+
+@pytest.mark.parametrize(
+    ("length", "openings", "deviations"), [(10_000, 100, 9.19), (1, 1, 7.54), (1 << 30, 1 << 20, 11.23)]
+)
+def test_noise_carries_no_integer_beyond_a_sum(length: int, openings: int, deviations: float) -> None:
+    """Two-sided Gaussian tails of all integers of all openings together: 2^-40."""
+    sums = replace(plan(privacy=CLIENT, openings=openings), length=length)
+    assert sums.deviations == pytest.approx(deviations, abs=0.01)
+    assert 2 * exp(-(sums.deviations**2) / 2) * length * openings == pytest.approx(2.0**-40)
 
 
 def offers(privacy: PrivacyPlan, **changes: Any):

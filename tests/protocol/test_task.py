@@ -194,19 +194,21 @@ def test_no_scale_is_an_answer_too():
         changed(CONFIG, value_range=2.0**40).sum_plan.largest_scale()
 
 
-def test_the_largest_sum_counts_rounding_and_twelve_deviations():
+def test_the_largest_sum_counts_rounding_and_the_noises_tail():
     assert CONFIG.sum_plan.largest(CONFIG.encryption.scale) == 100 * (2**20 + 1)
     noisy = changed(CONFIG, privacy=CLIENT)
     std = Task(noisy, "", b"").noise_std
-    assert noisy.sum_plan.largest(noisy.encryption.scale) == pytest.approx(100 * (2**20 + 1) + 12 * 10 * std)
+    tail = noisy.sum_plan.deviations * 10 * std
+    assert noisy.sum_plan.largest(noisy.encryption.scale) == pytest.approx(100 * (2**20 + 1) + tail)
 
 
 @pytest.mark.parametrize("profile", ["kahe-30", "kahe-20", "kahe-14"])
 @pytest.mark.parametrize("clients", [3, 100])
 def test_summed_errors_of_kahe_must_fit_too(profile, clients):
-    """6.4 * sqrt(n) at twelve deviations: a sum that wraps is another number and no error would tell."""
+    """Errors of 6.4 * sqrt(n): a sum that wraps is another number and no error would tell."""
     config = kahe_config(profile, max_clients=clients)
-    assert config.sum_plan.largest(1.0) == pytest.approx(clients * 2 + 12 * 6.4 * clients**0.5)
+    tail = config.sum_plan.deviations * 6.4 * clients**0.5
+    assert config.sum_plan.largest(1.0) == pytest.approx(clients * 2 + tail)
     scale = config.sum_plan.largest_scale()
     changed(config, scale=scale).check()
     with expect_problem(SUM_COULD_WRAP):

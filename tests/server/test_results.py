@@ -24,7 +24,7 @@ WEIGHTED = changed(kahe_config("kahe-30"), weighting="examples", scale=2.0**20, 
 def test_a_sum_of_few_updates_has_a_smaller_range_than_one_of_many():
     sums = plan(privacy=CLIENT, clients=100)
     assert sums.largest(1024.0) == sums.largest(1024.0, 100)
-    assert sums.largest(1024.0, 4) == 4 * 1025 + 12 * 2 * hypot(sums.noise_std(1024.0), 6.4)
+    assert sums.largest(1024.0, 4) == 4 * 1025 + sums.deviations * 2 * hypot(sums.noise_std(1024.0), 6.4)
 
 
 def test_integers_out_of_range_are_no_sum():
@@ -89,7 +89,7 @@ def test_what_a_drowned_weight_would_have_published():
 
 def test_a_summed_weight_must_be_one_that_updates_can_have():
     one = 2**20
-    most = 4 * (one + 1) + 12 * 2 * 6.4
+    most = 4 * (one + 1) + WEIGHTED.sum_plan.deviations * 2 * 6.4
     for final, good in ((4 * one, True), (one // 100, True), (one // 300, False), (300, False), (-one, False)):
         if good:
             assert weight_of(WEIGHTED, final, 4, 4) == pytest.approx(final / one)
