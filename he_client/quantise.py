@@ -21,6 +21,7 @@ from he_protocol.arithmetic.keystream import KEY_BYTES, expand_words
 from he_protocol.errors import ProblemError
 from he_protocol.privacy.gaussian import Gaussian
 from he_protocol.privacy.quantise import Floats, Integers, clip_factor, l2_norm, quantise, saturated, shrink
+from he_protocol.privacy.rotation import Rotation
 from he_protocol.problems import BAD_TENSORS
 from he_protocol.task import Task
 from he_protocol.tensors import NAMED
@@ -84,10 +85,11 @@ class UpdateQuantiser:
                 BAD_TENSORS, "the update has another shape", expected=(task.parameters,), got=update.shape
             )
         self._config = task.config
-        self._update = update
         weight, clip, norm = (_total if task.config.privacy.noisy else _checked)(task, update, examples)
-        self._factor = clip * weight
-        cut = saturated(update, self._factor, task.config.aggregation.value_range)
+        self._update, self._factor = update, clip * weight
+        if task.rotation is not None:
+            self._update, self._factor = task.rotation.forward(shrink(update, self._factor)), 1.0
+        cut = saturated(self._update, self._factor, task.config.aggregation.value_range)
         self.limited = Limited(cut / update.size, norm, clip * norm)
         report = _report(task, {**metrics, SATURATED: self.limited.saturated})
         self._tail = np.concatenate([report, task.weighting.tail(weight)])
@@ -100,7 +102,8 @@ class UpdateQuantiser:
     def block(self, start: int, stop: int) -> Integers:
         """Coordinates start to stop: clipped, weighted, quantised, with noise; int64.
 
-        Nothing is made for the whole update at once. Metrics and the weighting's come after the model's.
+        Nothing is made for the whole update at once, but the rotated one where the task rotates. Metrics and the
+        weighting's come after the model's.
         """
         config, size = self._config, self._update.size
         block = shrink(self._update[start:stop], self._factor)
@@ -124,6 +127,7 @@ def load_kernels() -> None:
     block = np.zeros(64, dtype=np.float32)
     l2_norm(block)
     saturated(block, 1.0, 1.0)
+    Rotation(block.size, b"").forward(block)
     integers = quantise(block, 1.0, 1.0, secret_words(32).view("<u4"))
     noise = Gaussian(1000.0)
     noise.add(integers, secret_words(noise.words(integers.size)))

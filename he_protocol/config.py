@@ -165,6 +165,8 @@ class Aggregation(Message, frozen=True):
     mean exceeds what honest updates can come to: `value_range`; with "fixed", value_range * max_clients / weight_cap.
     combination: of the buckets' means, coordinate by coordinate; "mean" is that of all updates, "trimmed-mean" leaves
     out a quarter of the buckets (rounded down, at least one) at each end.
+    rotation: updates are rotated before they are cut to `value_range`, and the mean back, so that no coordinate is
+    much larger than the others (`he_protocol.privacy.rotation`). Goes with a combination that is linear only.
     metrics: what clients report, of which rounds have the sums. metrics_share: how much that may add to the
     sensitivity, as a part of clip_norm: 0.1 adds 0.5 % to the noise of everything.
     """
@@ -174,6 +176,7 @@ class Aggregation(Message, frozen=True):
     weight_cap: PositiveFloat = 1.0
     combination: CombinationName = "mean"
     optimiser: Optimiser = Optimiser()
+    rotation: bool = False
     metrics: tuple[Metric, ...] = ()
     metrics_share: PositiveFloat = 0.1
 
@@ -306,6 +309,13 @@ def _check_together(config: TaskConfig) -> None:
             f"aggregation.combination {aggregation.combination!r} has nothing to choose from",
             expected=f"at least {least} buckets",
             got=rounds.buckets,
+        )
+    if aggregation.rotation and not aggregation.load_combination().linear:
+        raise ProblemError(
+            BAD_PLAN,
+            f"aggregation.rotation mixes coordinates, and {aggregation.combination!r} chooses among them",
+            expected="combination 'mean'",
+            got=aggregation.combination,
         )
     config.sum_plan.check(scale)
     aggregation.load_weighting().check(config.sum_plan, scale)

@@ -16,6 +16,8 @@ WRAP_BITS = 40
 """Noise carries no integer of an epoch beyond what sums hold, except with probability 2^-40."""
 TYPICAL_RANGE = 16.0
 """Default value_range, in typical coordinates clip_norm / sqrt(d) of a clipped update."""
+ROTATED_RANGE = 5.0
+"""The same where updates are rotated: coordinates are then all but normal, and 6 in 10 million are cut."""
 GARBAGE_BITS = 64.0
 """A wrong share may open to what could be a sum with probability 2^-64."""
 SILENT_SHARE = 0.1
@@ -153,17 +155,19 @@ def plan_sums(
     openings: int,
     value_range: float | None = None,
     accuracy: float | None = None,
+    rotation: bool = False,
 ) -> list[Candidate]:
     """Every profile's offer for a task, those that fit first, fewest bytes first: the first is the recommendation.
 
     openings: opened sums of one epoch, every bucket of a round counted. accuracy: the largest acceptable
     standard deviation of the scheme's error in a coordinate of the mean; by default a tenth of the DP noise, or
-    1e-4 of value_range without DP.
+    1e-4 of value_range without DP. rotation: updates will be rotated, so that a smaller value_range does.
     """
     if value_range is None:
         if privacy.unit == "record" or not privacy.clip_norm:
             raise ProblemError(BAD_PLAN, "value_range is needed: the clip does not bound a client's update here")
-        value_range = min(privacy.clip_norm, TYPICAL_RANGE * privacy.clip_norm / sqrt(length))
+        typical = ROTATED_RANGE if rotation else TYPICAL_RANGE
+        value_range = min(privacy.clip_norm, typical * privacy.clip_norm / sqrt(length))
     offers = []
     for profile in all_profiles():
         plan = SumPlan(

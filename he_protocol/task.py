@@ -11,6 +11,7 @@ from he_protocol.aggregation.weighting import Weighting
 from he_protocol.committee import Committee
 from he_protocol.config import TaskConfig
 from he_protocol.identity.jws import payload_hash, verify
+from he_protocol.privacy.rotation import Rotation
 from he_protocol.schemes.scheme import Scheme, Section
 from he_protocol.sharing import Sharing
 from he_protocol.tensors import MODEL_HEADER_BYTES
@@ -52,6 +53,11 @@ class Task:
     @cached_property
     def reports(self) -> Reports:
         return self.config.reports
+
+    @cached_property
+    def rotation(self) -> Rotation | None:
+        """What turns an update before it is quantised, if the task has one."""
+        return Rotation(self.parameters, self.epoch_id) if self.config.aggregation.rotation else None
 
     @cached_property
     def sharing(self) -> Sharing:

@@ -21,6 +21,10 @@ class Combination(Protocol):
     def least_buckets(self) -> int:
         """How many buckets a task needs for it."""
 
+    @property
+    def linear(self) -> bool:
+        """Whether the mean of rotated updates is the rotated mean."""
+
     def combine(self, sums: Sequence[Integers], weights: Sequence[float], scale: float, largest: float) -> Mean:
         """The round's mean from its buckets' sums and weights.
 
@@ -33,6 +37,7 @@ class MeanOfAll:
     """The mean of all updates."""
 
     least_buckets = 1
+    linear = True
 
     def combine(self, sums: Sequence[Integers], weights: Sequence[float], scale: float, largest: float) -> Mean:
         return np.clip(dequantise(reduce(np.add, sums), scale) / sum(weights), -largest, largest)
@@ -48,6 +53,7 @@ class MiddleOfBuckets:
     left_out: Callable[[int], int]
     least_buckets = 3
     """With fewer, nothing can be left out."""
+    linear = False
 
     def combine(self, sums: Sequence[Integers], weights: Sequence[float], scale: float, largest: float) -> Mean:
         means = np.empty((len(sums), sums[0].size), dtype=np.float64)

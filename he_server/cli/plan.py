@@ -41,6 +41,7 @@ def plan(
     value_range: Annotated[
         float | None, typer.Option(min=0, help="Largest coordinate of an update; unit client has a default.")
     ] = None,
+    rotation: Annotated[bool, typer.Option("--rotation", help="Updates are rotated: a smaller range does.")] = False,
     accuracy: Annotated[float | None, typer.Option(min=0, help="Acceptable error of the mean (std).")] = None,
     form: OutputFormat = "text",
 ) -> None:
@@ -70,6 +71,7 @@ def plan(
         openings=rounds * buckets,
         value_range=value_range,
         accuracy=accuracy,
+        rotation=rotation,
     )
     cost = spent(privacy, rounds) if privacy.noisy else None
     if form == "json":

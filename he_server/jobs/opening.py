@@ -6,7 +6,7 @@ writes what is published. So nothing is written for a bucket that is dropped, an
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial, reduce
@@ -15,11 +15,13 @@ from hashlib import sha256
 import numpy as np
 import structlog
 
+from he_protocol.aggregation.combination import Mean
 from he_protocol.documents import DroppedBucket, Failure, RoundMetric
 from he_protocol.errors import ProblemError
 from he_protocol.identity.jws import read_unverified
 from he_protocol.messages import Manifest, Share
 from he_protocol.privacy.quantise import Integers
+from he_protocol.privacy.rotation import Rotation
 from he_protocol.problems import COMBINE_REFUSED
 from he_protocol.schemes.scheme import DecryptBlock, blocks
 from he_protocol.sharing import Resolution, choices
@@ -34,6 +36,9 @@ from he_server.rules.records import ModelRecord, RoundRecord, ShareRecord
 from he_server.services.context import ServerContext
 
 log = structlog.get_logger()
+
+TURNED = 1 << 18
+"""Coordinates of a rotated mean that are written at a time."""
 
 
 @dataclass(frozen=True)
@@ -199,7 +204,7 @@ def write_version(task: Task, blobs: BlobStore, round_id: int, kept: Sequence[Bu
     moved = base.sha256 != task.config.model.initial_model.hex()  # whatever its version is: see `RoundStore.recover`
     if moved:
         velocities.check(blobs, old_velocity)
-    weights, optimiser = [bucket.weight for bucket in kept], task.config.aggregation.optimiser
+    optimiser = task.config.aggregation.optimiser
     report, behind = [np.zeros(0, dtype=np.int64)], task.parameters + task.reports.appended
     with ExitStack() as stack:
 
@@ -209,20 +214,18 @@ def write_version(task: Task, blobs: BlobStore, round_id: int, kept: Sequence[Bu
             return writer
 
         new_sum, new_velocity, new_model = begin(sums), begin(velocities), begin(models)
-        for first, opened in _opened(task, blobs, [(bucket.total, bucket.decrypt_block) for bucket in kept]):
-            whole = reduce(np.add, opened)
+
+        def keep(first: int, whole: Integers) -> None:
             sums.write(new_sum, first, whole)
-            report.append(
-                whole[max(task.parameters - first, 0) : max(behind - first, 0)].copy()
-            )  # a view keeps the block
-            values = [piece[: max(task.parameters - first, 0)] for piece in opened]  # without what rode along
-            if not (count := len(values[0])):
-                continue
-            model = models.read(blobs, old_model, first, count)
-            velocity = np.zeros(count, dtype=np.float32)
+            reported = whole[max(task.parameters - first, 0) : max(behind - first, 0)]
+            report.append(reported.copy())  # a view would keep all of the block
+
+        for first, mean in _turned_back(task.rotation, _means(task, blobs, kept, keep)):
+            model = models.read(blobs, old_model, first, len(mean))
+            velocity = np.zeros(len(mean), dtype=np.float32)
             if moved:
-                velocity = velocities.read(blobs, old_velocity, first, count)
-            model, velocity = step(model, velocity, mean_of(values, weights, task.config), optimiser)
+                velocity = velocities.read(blobs, old_velocity, first, len(mean))
+            model, velocity = step(model, velocity, mean, optimiser)
             models.write(new_model, first, model)
             velocities.write(new_velocity, first, velocity)
         sums.write(new_sum, task.length, np.array([sum(bucket.updates for bucket in kept)]))
@@ -231,6 +234,31 @@ def write_version(task: Task, blobs: BlobStore, round_id: int, kept: Sequence[Bu
         new_sum.commit(sum_blob(task.id, round_id))
         new_model.commit(model_blob(task.id, digest))
     return Version(digest, np.concatenate(report))
+
+
+def _means(
+    task: Task, blobs: BlobStore, kept: Sequence[Bucket], keep: Callable[[int, Integers], None]
+) -> Iterator[tuple[int, Mean]]:
+    """The round's mean, block by block, each with the number of its first coordinate; `keep` gets the whole sum."""
+    weights = [bucket.weight for bucket in kept]
+    for first, opened in _opened(task, blobs, [(bucket.total, bucket.decrypt_block) for bucket in kept]):
+        keep(first, reduce(np.add, opened))
+        values = [piece[: max(task.parameters - first, 0)] for piece in opened]  # without what rode along
+        if len(values[0]):
+            yield first, mean_of(values, weights, task.config)
+
+
+def _turned_back(rotation: Rotation | None, means: Iterator[tuple[int, Mean]]) -> Iterator[tuple[int, Mean]]:
+    """The mean before its rotation. Then a coordinate depends on others far away, and memory holds all of them."""
+    if rotation is None:
+        yield from means
+        return
+    whole = np.empty(rotation.length)
+    for first, mean in means:
+        whole[first : first + len(mean)] = mean
+    whole = rotation.inverse(whole)
+    for first in range(0, rotation.length, TURNED):
+        yield first, whole[first : first + TURNED]
 
 
 def _opened(

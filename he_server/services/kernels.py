@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 
+import numpy as np
+
 from he_party.kernels import Steps
 from he_protocol.arithmetic.residues import ResidueLayout, Residues, unpack
+from he_protocol.privacy.rotation import Rotation
 from he_protocol.schemes.registry import all_profiles, load_scheme
 from he_protocol.schemes.scheme import Scheme
 from he_protocol.sharing import Sharing
@@ -17,6 +20,11 @@ def kernel_steps() -> Steps:
     """One step for each profile: a task of any of them may be added."""
     for profile in all_profiles():
         yield profile.name, partial(_load, load_scheme(profile.scheme, profile.name))
+    yield "rotation", _turn
+
+
+def _turn() -> None:
+    Rotation(64, b"").inverse(np.zeros(64))
 
 
 def _load(scheme: Scheme) -> None:

@@ -52,6 +52,8 @@ def reference(closed: ClosedRound) -> tuple[bytes, bytes, bytes]:
         middle = (closed.buckets - 1) // 2
         trim = middle if config.aggregation.combination == "median" else min(max(1, closed.buckets // 4), middle)
         mean = means[trim : closed.buckets - trim].mean(axis=0)
+    if closed.task.rotation is not None:
+        mean = closed.task.rotation.inverse(mean)
     velocity = (config.aggregation.optimiser.momentum * closed.velocity.astype(np.float64) + mean).astype(np.float32)
     after, at = {}, 0
     rate = np.float32(config.aggregation.optimiser.learning_rate)
@@ -68,6 +70,8 @@ def reference(closed: ClosedRound) -> tuple[bytes, bytes, bytes]:
     [
         (1, {}),
         (1, {"weighting": "examples"}),
+        (1, {"rotation": True}),
+        (3, {"rotation": True, "weighting": "examples"}),
         (2, {"profile": "kahe-14", "weighting": "examples"}),
         (3, {"combination": "median"}),
         (8, {"combination": "trimmed-mean", "weighting": "examples"}),
