@@ -53,12 +53,15 @@ class KaheProfile(Profile):
     cheapest_attack: str
 
 
-# Security by the lattice-estimator (malb/lattice-estimator, June 2026) for secret and error of std 3.2, half of the
-# one used: what the reduction from Hint-RLWE proves for two honest clients (the conditional std itself is 4.53).
-# 6.4 and the tail cut at 8 standard deviations follow Willow's choice of a doubled error.
+# Security by the lattice-estimator (malb/lattice-estimator, June 2026) for secret and error of half the std that is
+# used: what the reduction from Hint-RLWE proves for two honest clients (the conditional std is 1/sqrt(2) of it). 6.4
+# and the tail cut at 8 standard deviations follow Willow's choice of a doubled error. With half of that degree 1024 is
+# secure up to 18 bits (estimated for 2^18 and 2^16, above the primes), and opens with half the error.
 PROFILES = {
     "kahe-30": KaheProfile("kahe-30", "kahe", 2048, 1073692673, 30, 6.4, 8.0, 260.0, "usvp"),
     "kahe-20": KaheProfile("kahe-20", "kahe", 1024, 1038337, 20, 6.4, 8.0, 194.8, "bdd"),
+    "kahe-18": KaheProfile("kahe-18", "kahe", 1024, 249857, 18, 3.2, 8.0, 195.1, "bdd"),
+    "kahe-16": KaheProfile("kahe-16", "kahe", 1024, 61441, 16, 3.2, 8.0, 220.8, "bdd"),
     "kahe-14": KaheProfile("kahe-14", "kahe", 512, 12289, 14, 6.4, 8.0, 149.9, "bdd"),
     # A ring so small that a simulated schedule takes milliseconds.
     "kahe-insecure": KaheProfile(

@@ -49,7 +49,7 @@ def test_the_norm_is_clipped_before_the_rotation() -> None:
     task = task_of(3110, privacy=privacy, rotation=True, scale=2.0**16, value_range=0.2)
     update = np.random.default_rng(1).standard_cauchy(3110).astype(np.float32)
     sent = dequantise(quantise_update(task, update, None), 2.0**16)
-    assert np.linalg.norm(sent) == pytest.approx(1.0, abs=0.02)
+    assert np.linalg.norm(sent) == pytest.approx(1.0, abs=0.05)
     assert UpdateQuantiser(task, update, None).limited.saturated < 1e-3
 
 

@@ -65,7 +65,7 @@ def test_every_quorum_opens_the_sum_and_exactly_the_summed_errors(name: str, hol
     left = errors(made, opened[0], sent)
     wanted = sum(words.errors(PROFILES[name], 18 * n) for words in drawn)[: left.size]  # type: ignore[index]
     np.testing.assert_array_equal(left, wanted)
-    std = 6.4 * sqrt(clients)
+    std = made.task.scheme.error_std * sqrt(clients)
     assert abs(left.std() / std - 1) < 5 / sqrt(2 * left.size)
     assert abs(left.mean()) < 5 * std / sqrt(left.size)
     assert np.abs(left).max() < 8 * std

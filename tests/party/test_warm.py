@@ -23,7 +23,7 @@ warm(import_module(party).kernel_steps())
 
 async def main():
     for case in cases:
-        for profile in ("kahe-30", "kahe-20", "kahe-14", "ckks-8192"):
+        for profile in ("kahe-30", "kahe-20", "kahe-18", "kahe-16", "kahe-14", "ckks-8192"):
             if profile.startswith("ckks") and case.startswith("encrypt"):
                 continue  # encrypts in other processes, with TenSEAL
             before = sum(kernel_use())

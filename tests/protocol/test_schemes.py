@@ -32,7 +32,15 @@ def test_unknown_profiles_are_refused_by_name():
 
 
 @pytest.mark.parametrize(
-    ("scheme", "name"), [("ckks", "ckks-8192"), ("kahe", "kahe-30"), ("kahe", "kahe-20"), ("kahe", "kahe-14")]
+    ("scheme", "name"),
+    [
+        ("ckks", "ckks-8192"),
+        ("kahe", "kahe-30"),
+        ("kahe", "kahe-20"),
+        ("kahe", "kahe-18"),
+        ("kahe", "kahe-16"),
+        ("kahe", "kahe-14"),
+    ],
 )
 def test_every_field_of_a_profile_is_in_its_fingerprint(scheme, name):
     """Two parties with any different number must notice before they exchange ciphertexts."""

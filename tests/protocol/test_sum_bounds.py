@@ -26,7 +26,7 @@ def plan(profile: str = "kahe-30", privacy: PrivacyPlan = NONE, clients: int = 1
     return SumPlan(scheme, privacy, 10_000, 3, clients, **{"value_range": 1.0, "openings": 100} | changes)
 
 
-@pytest.mark.parametrize("profile", ["kahe-30", "kahe-20", "kahe-14", "ckks-8192"])
+@pytest.mark.parametrize("profile", ["kahe-30", "kahe-20", "kahe-18", "kahe-16", "kahe-14", "ckks-8192"])
 @pytest.mark.parametrize("clients", [3, 50])
 def test_the_largest_scale_fits_and_twice_it_does_not(profile, clients):
     sums = plan(profile, clients=clients)
@@ -77,7 +77,7 @@ def offers(privacy: PrivacyPlan, **changes: Any):
 
 def test_every_profile_makes_an_offer_and_the_smallest_that_fits_comes_first():
     made = offers(NONE, value_range=1.0)
-    assert {offer.profile for offer in made} == {"kahe-30", "kahe-20", "kahe-14", "ckks-8192"}
+    assert {offer.profile for offer in made} == {"kahe-30", "kahe-20", "kahe-18", "kahe-16", "kahe-14", "ckks-8192"}
     assert made[0].profile == "kahe-30"
     fitting = [offer for offer in made if not offer.refusal]
     assert made[: len(fitting)] == fitting
@@ -86,7 +86,9 @@ def test_every_profile_makes_an_offer_and_the_smallest_that_fits_comes_first():
 
 
 def test_coarser_wishes_take_fewer_bytes():
-    assert offers(NONE, value_range=1.0, accuracy=1e-2)[0].profile == "kahe-20"
+    assert offers(NONE, value_range=1.0, accuracy=1e-2)[0].profile == "kahe-16"
+    assert offers(NONE, value_range=1.0, accuracy=5e-4)[0].profile == "kahe-18"
+    assert offers(NONE, value_range=1.0, accuracy=2e-4)[0].profile == "kahe-20"
     assert offers(NONE, value_range=1.0, accuracy=1e-10)[0].profile == "ckks-8192"
     assert all(offer.refusal for offer in offers(NONE, value_range=1.0, accuracy=1e-12))
 
