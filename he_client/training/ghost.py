@@ -83,8 +83,7 @@ class GhostPass:
             wanted = [anchor, *spread.values()]
             _, *found = torch.autograd.grad(losses.sum(), wanted, allow_unused=True)
         gradients = {name: value for name, value in zip(spread, found, strict=True) if value is not None}
-        if beside := gradients.keys() & self._layers.keys():
-            raise UnfitError(f"{sorted(beside)[0]!r} is used outside of its layer, too")
+        _refuse_beside(gradients, self._layers)
         used = {name: [call for call in calls if call.gradient is not None] for name, calls in self._calls.items()}
         return Found(gradients, {name: calls for name, calls in used.items() if calls})
 
@@ -116,6 +115,12 @@ class GhostPass:
         return found + bias.reshape(-1, *[1] * places)
 
 
+def _refuse_beside(gradients: Weights, layers: dict[str, list[nn.Module]]) -> None:
+    """What a weight does outside of its layers is not in the norm that their taps give."""
+    if beside := gradients.keys() & layers.keys():
+        raise UnfitError(f"{min(beside)!r} is used outside of its layers, too")
+
+
 class _Tap(torch.autograd.Function):
     """Gives on what a layer computed. The anchor makes it need a gradient, and spreads it over the records."""
 
@@ -123,7 +128,7 @@ class _Tap(torch.autograd.Function):
     def forward(
         output: torch.Tensor, anchor: torch.Tensor, inputs: torch.Tensor | None, call: Call, run: GhostPass
     ) -> torch.Tensor:
-        return output.view_as(output)
+        return output.detach()  # a view could not be written into by what follows
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: torch.Tensor) -> None:

@@ -92,16 +92,11 @@ def _pieces(calls: list[Call], where: torch.device) -> Iterator[slice]:
 
 
 def _squares(inputs: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
-    """Of rows as `_rows` gives them.
-
-    Rows may cancel: then rounding is large beside the norm, and a norm that is too small would let a record contribute
-    more than it may. So the bound on what rounding can take (Higham 2002, (3.5)) is added; it is 1e-10 of most norms.
-    """
+    """Of rows as `_rows` gives them."""
     steps, wide = gradient.shape[2:]
     integers = not inputs.is_floating_point()  # of an embedding: rows of the unit matrix
     if steps == 1:
         return (gradient.square().sum(3) * (1.0 if integers else inputs.square().sum(3))).sum((1, 2))
-    lengths = gradient.norm(dim=3) * (1.0 if integers else inputs.norm(dim=3))
     if integers or steps * steps < wide * inputs.shape[3]:
         like = (inputs.mT == inputs).double() if integers else inputs @ inputs.mT
         found = (like * (gradient @ gradient.mT)).sum((1, 2, 3))
@@ -109,8 +104,17 @@ def _squares(inputs: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
     else:
         found = torch.matmul(gradient.mT, inputs).square().sum((1, 2, 3))
         roundings = 2 * steps + wide * inputs.shape[3] + 8
-    margin = roundings * torch.finfo(torch.float64).eps * lengths.sum(2).square().sum(1)
-    return torch.add(found.clamp_min(0.0), margin)
+    lengths = gradient.norm(dim=3) * (1.0 if integers else inputs.norm(dim=3))
+    return torch.add(found.clamp_min(0.0), _margin(lengths, roundings))
+
+
+def _margin(lengths: torch.Tensor, roundings: int) -> torch.Tensor:
+    """What rounding can take of a squared norm, from the rows' own norms (Higham 2002, (3.5)).
+
+    Rows may cancel, and then rounding is large beside the norm: a norm that is too small would let the record contribute
+    more than it may. Of norms that do not cancel this is some 1e-12.
+    """
+    return roundings * torch.finfo(torch.float64).eps * lengths.sum(2).square().sum(1)
 
 
 def _rows(calls: list[Call], some: slice, where: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
