@@ -13,7 +13,7 @@ from he_protocol.errors import ProblemError
 from he_protocol.problems import BAD_MODULE, BAD_SETTINGS, MISSING_PACKAGE
 
 if TYPE_CHECKING:
-    from he_client.training import Plan
+    from he_client.training import TrainingPlan
 
 
 @command
@@ -72,7 +72,7 @@ def _example(name: str) -> Any:
     return found
 
 
-def _row(plan: Plan, proposed: bool) -> dict[str, object]:
+def _row(plan: TrainingPlan, proposed: bool) -> dict[str, object]:
     first, last = plan.tensors[0], plan.tensors[-1]
     return {
         "tensors": first if first == last else f"{first} to {last}",

@@ -6,15 +6,15 @@ The only package of the client that imports torch.
 from he_client.training.gradients import Way, clipped_gradient_sum
 from he_client.training.measuring import Measured, measure, measure_work
 from he_client.training.modules import Arrays, arrays, difference, load_arrays, tensor_specs
-from he_client.training.plans import Plan, parse_size, plans, propose
+from he_client.training.plans import TrainingPlan, parse_size, plans, propose
 from he_client.training.sampling import poisson_sample
 from he_client.training.trainer import Trainer
 
 __all__ = [
     "Arrays",
     "Measured",
-    "Plan",
     "Trainer",
+    "TrainingPlan",
     "Way",
     "arrays",
     "clipped_gradient_sum",

@@ -214,9 +214,9 @@ class ClippedSum:
 
     def _squares(self, found: Found) -> torch.Tensor:
         """Of each record the squared norm of its gradient."""
-        parts = [_squares(value, self._where) for value in found.gradients.values()]
-        parts += [rows.squares(calls, self._where) for calls in found.calls.values()]
-        return torch.stack(parts).sum(0)
+        each = [_squares(value, self._where) for value in found.gradients.values()]
+        each += [rows.squares(calls, self._where) for calls in found.calls.values()]
+        return torch.stack(each).sum(0)
 
     def _clip(self, found: Found, squares: torch.Tensor) -> None:
         """What fails in here is not tried again in another way: part of it may have been added."""

@@ -25,7 +25,7 @@ MOST_PLANS = 8
 
 
 @dataclass(frozen=True)
-class Plan:
+class TrainingPlan:
     """What to train, and how: the names of the `tensors`, how many numbers (`parameters`) they are, and the way.
 
     `peak_bytes` and `seconds` are those of one sum over the example, measured; `work` is the floating-point operations
@@ -51,7 +51,7 @@ def parse_size(text: str) -> int:
     return found
 
 
-def propose(module: nn.Module, loss: Loss, inputs: Batch, targets: Batch, budget: int | str) -> Plan:
+def propose(module: nn.Module, loss: Loss, inputs: Batch, targets: Batch, budget: int | str) -> TrainingPlan:
     """The plan that trains most in this budget: all that is trained now, or its last layers, as few less as need be.
 
     Of the ways that fit it takes the fastest. The inputs and targets are an example, of at least one record, with
@@ -61,7 +61,7 @@ def propose(module: nn.Module, loss: Loss, inputs: Batch, targets: Batch, budget
     Raises `bad-settings` where nothing fits, which names the smallest plan; and as `clipped_gradient_sum` does.
     """
     allowed = parse_size(budget) if isinstance(budget, str) else budget
-    smallest: Plan | None = None
+    smallest: TrainingPlan | None = None
     for plan in plans(module, loss, inputs, targets, allowed):
         if plan.peak_bytes <= allowed:
             return plan
@@ -70,7 +70,9 @@ def propose(module: nn.Module, loss: Loss, inputs: Batch, targets: Batch, budget
     raise over_budget(allowed, smallest.peak_bytes, f"{', '.join(smallest.tensors[:3])}, {smallest.method}")
 
 
-def plans(module: nn.Module, loss: Loss, inputs: Batch, targets: Batch, budget: int | None = None) -> Iterator[Plan]:
+def plans(
+    module: nn.Module, loss: Loss, inputs: Batch, targets: Batch, budget: int | None = None
+) -> Iterator[TrainingPlan]:
     """Every choice of last layers, beginning with all: in the fastest way that fits the budget, or in the smallest."""
     inner = unwrapped(module)
     if not records_in(inputs, targets):
@@ -81,7 +83,7 @@ def plans(module: nn.Module, loss: Loss, inputs: Batch, targets: Batch, budget: 
             size = sum(value.numel() for value in trained(inner).values())
             work = _work(inner, loss, inputs, targets)
         tensors = tuple(plain_name(inner, name) for name in names)
-        yield Plan(tensors, size, way.method, way.microbatch, found.peak_bytes, found.seconds, work)
+        yield TrainingPlan(tensors, size, way.method, way.microbatch, found.peak_bytes, found.seconds, work)
 
 
 def choose(

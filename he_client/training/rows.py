@@ -111,8 +111,8 @@ def _squares(inputs: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
 def _margin(lengths: torch.Tensor, roundings: int) -> torch.Tensor:
     """What rounding can take of a squared norm, from the rows' own norms (Higham 2002, (3.5)).
 
-    Rows may cancel, and then rounding is large beside the norm: a norm that is too small would let the record contribute
-    more than it may. Of norms that do not cancel this is some 1e-12.
+    Rows may cancel, and then rounding is large beside the norm: a norm that is too small would let the record
+    contribute more than it may. Of rows that do not cancel this is some 1e-12.
     """
     return roundings * torch.finfo(torch.float64).eps * lengths.sum(2).square().sum(1)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import sys
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -29,6 +31,7 @@ from he_client.training import (
 )
 from he_protocol.problems import BAD_MODULE, BAD_SETTINGS, BAD_TENSORS
 from he_testing.problems import expect_problem
+from tests.architecture.source import ROOT
 
 RECORDS = 16
 INPUTS, TARGETS = torch.randn(RECORDS, 6, 128), torch.randint(0, 6, (RECORDS,))
@@ -177,6 +180,25 @@ def test_a_record_that_raises_stops_no_trainer(caplog: pytest.LogCaptureFixture)
     assert sum("1 records count as zero" in line for line in caplog.messages) == 1
     with pytest.raises(IndexError):
         Trainer(network(), cross_entropy, 1.0, "3 MB", raise_errors=True).gradient_sum(INPUTS, targets)
+
+
+def test_the_how_tos_lines_train_in_the_budget_that_they_name() -> None:
+    text = (ROOT / "docs" / "how-to.md").read_text()
+    (lines,) = re.findall(r"^<!-- test: budget -->\n```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    names: dict[str, Any] = {"module": network(), "loss": cross_entropy, "clip_norm": 1.0}
+    names |= {"inputs": INPUTS, "targets": TARGETS}
+    exec(lines, names)
+    assert names["total"].keys() == {"4.weight", "4.bias", "8.weight", "8.bias"}
+    assert names["plan"].peak_bytes <= 131072
+
+
+def test_without_torch_the_command_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.startswith("he_client.training")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    result = asked(tmp_path, "good")
+    assert result.exit_code == 2
+    assert "pip install 'hushsum[torch]'" in result.stderr
 
 
 EXAMPLE = """
