@@ -26,6 +26,9 @@ log = logging.getLogger("he-client")
 LARGEST = 1e30
 """A gradient of a longer norm counts as one that is not finite: so it does not matter which way would overflow."""
 
+SMALL = 2**26
+"""Bytes of gradients of single records, of a microbatch, that are no burden."""
+
 MICROBATCH = 64
 """Records in memory at a time, where nobody says."""
 
@@ -54,9 +57,10 @@ def clipped_gradient_sum(
     buffers, and with dropout a mask of its own.
 
     Norms come from ghost clipping, `microbatch` records at a time, where linear, convolution and embedding layers have
-    most of what is trained; else gradients of single records do, from vmap. Where it cannot do the module (GRU,
-    `.item()`, what is written in place), they come from autograd, record by record, which is slower and is said in the
-    log. The sums are the same. `Trainer` chooses by the memory that there is.
+    most of what is trained; but for small convolutions, and all else, gradients of single records come from vmap.
+    Where it cannot do the module (GRU, `.item()`, what is written in place), they come from autograd, record by record,
+    which is slower and is said in the log. The sums are the same. `Trainer` chooses by the memory that there is. It is
+    for one thread at a time: while it runs, the module's layers are changed.
 
     What a record can do must be bounded whatever it is: one with a gradient that is not finite (or of a norm above
     1e30), or on which model or loss raise, counts as zero, which is said in the local log only. Otherwise a model of
@@ -90,8 +94,11 @@ class Way:
 
 
 def fastest(module: nn.Module, microbatch: int = MICROBATCH) -> Way:
-    """The fastest way that fits this module."""
-    return Way("ghost" if worthwhile(unwrapped(module)) else "vmap", microbatch)
+    """What is mostly the fastest way for this module. Small gradients of convolutions are made sooner than avoided."""
+    inner = unwrapped(module)
+    size = microbatch * sum(value.nbytes for value in trained(inner).values())
+    small = size <= SMALL and any(isinstance(layer, nn.Conv1d | nn.Conv2d) for layer in inner.modules())
+    return Way("ghost" if worthwhile(inner) and not small else "vmap", microbatch)
 
 
 def sum_by(
@@ -253,7 +260,7 @@ def _squares(gradients: torch.Tensor, where: torch.device) -> torch.Tensor:
     flat = gradients.reshape(len(gradients), -1)
     found = torch.zeros(len(flat), dtype=torch.float64, device=where)
     for some in _pieces(flat):
-        found += flat[:, some].to(where, torch.float64).square().sum(1)
+        found += flat[:, some].to(where).double().square().sum(1)
     return found
 
 
@@ -261,7 +268,7 @@ def _add(total: torch.Tensor, gradients: torch.Tensor, factor: torch.Tensor) -> 
     """Adds each record's gradient times its factor, in place; one whose factor is 0 adds nothing, whatever it is."""
     flat, sums = gradients.reshape(len(gradients), -1), total.view(-1)
     for some in _pieces(flat):
-        piece = flat[:, some].to(total.device, torch.float64)
+        piece = flat[:, some].to(total.device).double()
         sums[some] += factor @ torch.where(factor[:, None] > 0, piece, 0.0)
 
 

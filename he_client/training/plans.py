@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from he_client.training.batches import Batch, mapped, records_in
+from he_client.training.ghost import worthwhile
 from he_client.training.gradients import MICROBATCH, Loss, Method, Way, fastest, summed
 from he_client.training.measuring import Measured, measure
 from he_client.training.modules import plain_name, trained, unwrapped
@@ -98,15 +99,15 @@ def choose(
         found = measure(module, loss, *taken, way=way, raise_errors=raise_errors)
         return way, Measured(found.peak_bytes, found.seconds * count / records_in(*taken))
 
+    if budget is None:
+        return measured(fastest(module, min(count, MICROBATCH)))
     tried = []
-    for way in _together(module, count):
-        tried.append(measured(way))
-        if budget is None:
-            return tried[0]
-        if tried[-1][1].peak_bytes <= budget:
+    for ways in _together(module, count):
+        tried += [measured(way) for way in ways]
+        if any(found.peak_bytes <= budget for _, found in tried):
             break  # smaller microbatches are slower
     tried.append(measured(Way("streamed", 1)))
-    if fitting := [each for each in tried if each[1].peak_bytes <= (budget or 0)]:
+    if fitting := [each for each in tried if each[1].peak_bytes <= budget]:
         return min(fitting, key=lambda each: each[1].seconds)
     return min(tried, key=lambda each: each[1].peak_bytes)
 
@@ -139,11 +140,12 @@ def _last_layers(module: nn.Module) -> list[list[str]]:
     return [names[start:] for start in dict.fromkeys([*starts[::step], starts[-1]])]
 
 
-def _together(module: nn.Module, count: int) -> Iterator[Way]:
-    """Microbatches of several records, the largest first."""
+def _together(module: nn.Module, count: int) -> Iterator[list[Way]]:
+    """Ways with several records in memory, of the same microbatch; the largest first."""
+    methods: tuple[Method, ...] = ("ghost", "vmap") if worthwhile(module) else ("vmap",)
     microbatch = min(count, MICROBATCH)
     while microbatch > 0:
-        yield fastest(module, microbatch)
+        yield [Way(method, microbatch) for method in methods]
         microbatch //= 4
 
 

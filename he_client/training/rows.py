@@ -127,7 +127,7 @@ def _rows(calls: list[Call], some: slice, where: torch.device) -> tuple[torch.Te
 
 def _rows_of(call: Call, some: slice, where: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     assert call.gradient is not None
-    inputs, gradient = _inputs(call)[some].to(where), call.gradient[some].to(where, torch.float64)
+    inputs, gradient = _inputs(call)[some].to(where), call.gradient[some].to(where).double()
     layer, count = call.layer, len(inputs)
     if isinstance(layer, nn.Embedding):
         ids, gradient = inputs.reshape(count, 1, -1, 1), gradient.reshape(count, 1, -1, gradient.shape[-1])

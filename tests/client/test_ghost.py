@@ -14,9 +14,9 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from he_client.training import Arrays, Way, clipped_gradient_sum, gradients, rows
+from he_client.training import Arrays, Way, gradients, rows
 from he_client.training.ghost import known_layers, worthwhile
-from he_client.training.gradients import Method, sum_by
+from he_client.training.gradients import Method, fastest, sum_by
 from tests.client.per_record import norm_of
 from tests.client.test_layers import LSTM, RECORD_BY_RECORD, RECORDS, TOGETHER, WIDTH, Mean, images, sequences, words
 
@@ -211,8 +211,7 @@ def test_the_fast_way_is_taken_where_it_can_be(kind: str, monkeypatch: pytest.Mo
     assert worthwhile(module)
     monkeypatch.delattr(gradients._RecordGradients, "together")
     monkeypatch.delattr(gradients._RecordGradients, "alone")
-    got = clipped_gradient_sum(module, squared, inputs, targets, 1.0, microbatch=4, raise_errors=True)
-    assert norm_of(got) > 0
+    assert norm_of(summed("ghost", module, inputs, targets)) > 0
 
 
 @pytest.mark.parametrize(
@@ -233,6 +232,14 @@ def test_a_subclass_and_a_forward_of_its_own_are_not_known() -> None:
     changed = nn.Linear(2, 2)
     changed.forward = lambda x: x @ changed.weight.T * 2  # type: ignore[method-assign, assignment]
     assert known_layers(nn.Sequential(Double(2, 2), changed, nn.Linear(2, 2))).keys() == {"2.weight"}
+
+
+def test_small_convolutions_alone_are_quicker_by_single_gradients() -> None:
+    small, large = (nn.Sequential(nn.Conv1d(8, size, 5), nn.Flatten(), nn.Linear(4, 2)) for size in (8, 9000))
+    assert fastest(small).method == "vmap"
+    assert fastest(large).method == "ghost"
+    assert fastest(nn.Linear(2, 2)).method == "ghost"
+    assert fastest(nn.GRU(2, 2)).method == "vmap"
 
 
 def test_float64_and_float16_go_the_slower_way() -> None:
