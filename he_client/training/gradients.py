@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import inf
 from operator import itemgetter
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
@@ -71,12 +71,9 @@ def clipped_gradient_sum(
     nothing, and for layers that mix records, such as BatchNorm; `bad-settings` for a `clip_norm` or `microbatch` that
     is none. Nothing of this depends on the records' values.
     """
-    if microbatch < 1:
-        raise ProblemError(BAD_SETTINGS, "microbatch", expected="at least 1", got=microbatch)
     check_clip_norm(clip_norm)
     records_in(inputs, targets)
-    way = fastest(module, microbatch)
-    return sum_by(way, module, loss, inputs, targets, clip_norm, raise_errors=raise_errors)
+    return sum_by(fastest(module, microbatch), module, loss, inputs, targets, clip_norm, raise_errors=raise_errors)
 
 
 def check_clip_norm(clip_norm: float) -> None:
@@ -87,10 +84,19 @@ def check_clip_norm(clip_norm: float) -> None:
 
 @dataclass(frozen=True)
 class Way:
-    """How the sum is computed: a method, and how many records are in memory at a time."""
+    """How the sum is computed: a method, and how many records are in memory at a time (`streamed`: one, always).
+
+    Raises `bad-settings` for what is none.
+    """
 
     method: Method
     microbatch: int
+
+    def __post_init__(self) -> None:
+        if self.method not in get_args(Method):
+            raise ProblemError(BAD_SETTINGS, "method", expected=", ".join(get_args(Method)), got=self.method)
+        if self.microbatch < 1:
+            raise ProblemError(BAD_SETTINGS, "microbatch", expected="at least 1", got=self.microbatch)
 
 
 def fastest(module: nn.Module, microbatch: int = MICROBATCH) -> Way:

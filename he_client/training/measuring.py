@@ -59,9 +59,12 @@ def measure(
 
     The batch, which is there anyway, does not count; copies of records do. `way` is a method and a microbatch, by
     default what `clipped_gradient_sum` takes. What is and is not in the peak, `measure_work` says. The module and its
-    gradients stay as they are. Raises as `clipped_gradient_sum` and `measure_work` do, and what model or loss raise.
+    gradients stay as they are. Raises as `clipped_gradient_sum` and `measure_work` do, and what model or loss raise;
+    `bad-settings` for a module on a device whose memory the profiler does not see, such as Apple's GPUs.
     """
     chosen = way or fastest(module)
+    if unseen := {value.device.type for value in module.parameters()} - {"cpu", "cuda"}:
+        raise ProblemError(BAD_SETTINGS, "memory cannot be measured", expected="cpu or cuda", got=", ".join(unseen))
 
     def work() -> object:
         return summed(chosen, module, loss, inputs, targets, 1.0, raise_errors=raise_errors).arrays()

@@ -80,6 +80,17 @@ def test_without_torchs_profiler_it_is_refused(monkeypatch: pytest.MonkeyPatch) 
         measure_work(lambda: None)
 
 
+def test_on_devices_whose_memory_is_not_seen_it_is_refused() -> None:
+    with expect_problem(BAD_SETTINGS, "expected cpu or cuda, got meta"):
+        measure(nn.Linear(2, 2, device="meta"), cross_entropy, torch.randn(3, 2), torch.zeros(3))
+
+
+@pytest.mark.parametrize(("method", "microbatch"), [("fast", 4), ("vmap", 0), ("streamed", -1)])
+def test_a_way_is_a_method_and_a_number(method: Any, microbatch: int) -> None:
+    with expect_problem(BAD_SETTINGS, "method" if method == "fast" else "microbatch"):
+        Way(method, microbatch)
+
+
 def test_the_demos_network_one_record_at_a_time_is_a_fortieth() -> None:
     """The float64 sum is 107 kB of it, the network 54 kB; single gradients of 64 records take 12,524 kB."""
     few = measure(network(), cross_entropy, INPUTS, TARGETS, way=Way("streamed", 1)).peak_bytes
@@ -128,8 +139,9 @@ def test_the_plan_that_trains_most_in_the_budget_is_proposed() -> None:
         plan = propose(module, cross_entropy, inputs, targets, budget)
         assert plan.tensors[0] == first
         assert plan.peak_bytes <= (budget if isinstance(budget, int) else parse_size(budget))
-    with expect_problem(BAD_SETTINGS, "for the plan of 8.weight, 8.bias"):
-        propose(module, cross_entropy, inputs, targets, "1 KiB")
+    small = nn.Sequential(nn.Linear(3, 9), nn.Tanh(), nn.Linear(9, 6))
+    with expect_problem(BAD_SETTINGS, "for the plan of 2.weight, 2.bias"):
+        propose(small, cross_entropy, torch.randn(4, 3), targets, "100 B")
     with expect_problem(BAD_TENSORS, "at least one record"):
         propose(module, cross_entropy, inputs[:0], targets[:0], "1 MB")
 
@@ -186,7 +198,7 @@ def test_the_how_tos_lines_train_in_the_budget_that_they_name() -> None:
     text = (ROOT / "docs" / "how-to.md").read_text()
     (lines,) = re.findall(r"^<!-- test: budget -->\n```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
     names: dict[str, Any] = {"module": network(), "loss": cross_entropy, "clip_norm": 1.0}
-    names |= {"inputs": INPUTS, "targets": TARGETS}
+    names |= {"inputs": INPUTS[:2], "targets": TARGETS[:2]}
     exec(lines, names)
     assert names["total"].keys() == {"4.weight", "4.bias", "8.weight", "8.bias"}
     assert names["plan"].peak_bytes <= 131072
