@@ -19,6 +19,8 @@ from tests.client.per_record import norm_of
 from tests.client.test_ghost import Beside
 from tests.client.test_layers import WIDTH
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 METHODS = get_args(Method)
 HOSTILE = [inf, -inf, nan, 3e38, 1e30, 1e20, 1e-38, 1e-45, -0.0]
 

@@ -20,7 +20,10 @@ from he_client.training.gradients import Method, fastest, sum_by
 from tests.client.per_record import norm_of
 from tests.client.test_layers import LSTM, RECORD_BY_RECORD, RECORDS, TOGETHER, WIDTH, Mean, images, sequences, words
 
-pytestmark = pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning"),
+    pytest.mark.usefixtures("one_thread"),
+]
 
 
 class Twice(nn.Module):
