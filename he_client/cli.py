@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from he_client.plan_command import plan
 from he_party import console
 from he_party.console import OutputFormat, command, run_async
 from he_party.kernels import Steps, Warm, offer_to_warm
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="A client of HushSum.", no_args_is_help=True, pretty_exceptions_enable=False)
 add_version(app)
+app.command("plan")(plan)
 
 DataDir = Annotated[Path | None, typer.Option(help="identity and state [HUSHSUM_CLIENT_DATA_DIR]")]
 ServerUrl = Annotated[str | None, typer.Option(help="the server's URL [HUSHSUM_CLIENT_SERVER]")]

@@ -54,6 +54,17 @@ def dense_embeddings(module: nn.Module) -> Iterator[None]:
             layer.sparse = True
 
 
+def writes_weights(module: nn.Module) -> bool:
+    """Whether a forward pass may write into weights: an embedding with a limit does, and what is not PyTorch's may."""
+    return any(
+        not type(layer).__module__.startswith("torch.nn.")
+        or getattr(layer, "max_norm", None) is not None
+        or layer._forward_hooks
+        or layer._forward_pre_hooks
+        for layer in module.modules()
+    )
+
+
 def layer_of(module: nn.Module, error: BaseException) -> str:
     """The innermost layer in which an exception was raised, as "GRU 'encoder'"; "the loss or its gradient" in none."""
     names = {id(layer): name for name, layer in module.named_modules()}

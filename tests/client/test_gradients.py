@@ -132,3 +132,30 @@ def test_layers_that_mix_records_are_refused_by_name(kind: str) -> None:
     with expect_problem(BAD_MODULE, instead):
         clipped_gradient_sum(module, squared, inputs[:0], inputs[:0], 1.0)
     assert called == []
+
+
+class Limiting(nn.Linear):
+    """Keeps its weight small, as some networks do at each step."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.weight.data.clamp_(-0.01, 0.01)
+        return super().forward(x)
+
+
+def streamed() -> bool:
+    """Whether the module has its weights afterwards."""
+    module, inputs = nn.Sequential(nn.Linear(3, 3), Limiting(3, 1)), torch.randn(5, 3)
+    before = arrays(module)
+    way = gradients.Way("streamed", 1)
+    gradients.sum_by(way, module, squared, inputs, torch.randn(5), 1.0, raise_errors=True)
+    return all(np.array_equal(value, before[name]) for name, value in arrays(module).items())
+
+
+def test_no_record_sees_weights_that_the_module_wrote_for_another() -> None:
+    """Layers of PyTorch alone write to none, so they get no copy, which is half of what streaming takes."""
+    assert streamed()
+
+
+def test_without_copies_it_would(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gradients, "writes_weights", lambda _: False)
+    assert not streamed()
