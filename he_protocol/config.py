@@ -13,6 +13,7 @@ from msgspec.structs import asdict
 from he_protocol import envelope
 from he_protocol.aggregation.combination import COMBINATIONS, Combination, CombinationName
 from he_protocol.aggregation.metrics import Metric, Reports
+from he_protocol.aggregation.optimiser import Optimiser
 from he_protocol.aggregation.weighting import Weighting, WeightingName, load_weighting
 from he_protocol.committee import Committee, check_collusion
 from he_protocol.errors import ProblemError
@@ -149,13 +150,6 @@ class Rounds(Message, frozen=True):
             )
 
 
-class Optimiser(Message, frozen=True):
-    """Server-side step: model += learning_rate * velocity, velocity = momentum * velocity + mean."""
-
-    learning_rate: PositiveFloat = 1.0
-    momentum: Annotated[float, Meta(ge=0, lt=1)] = 0.0
-
-
 class Aggregation(Message, frozen=True):
     """How updates become the next model.
 
@@ -191,6 +185,7 @@ class Aggregation(Message, frozen=True):
         check_ordinary("aggregation.value_range", self.value_range)
         check_ordinary("aggregation.weight_cap", self.weight_cap)
         check_ordinary("aggregation.metrics_share", self.metrics_share)
+        self.optimiser.check()
 
 
 class ServerEntry(Message, frozen=True):

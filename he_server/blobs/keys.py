@@ -51,9 +51,9 @@ def model_blob(task: str, sha256: str) -> str:
     return f"{MODELS}/{task}/{sha256}"
 
 
-def velocity_blob(task: str, sha256: str) -> str:
+def optimiser_blob(task: str, sha256: str) -> str:
     """The optimiser's state that belongs to the model of that hash."""
-    return f"{MODELS}/{task}/velocity-{sha256}"
+    return f"{MODELS}/{task}/optimiser-{sha256}"
 
 
 def sum_blob(task: str, round_id: int) -> str:

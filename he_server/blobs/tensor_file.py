@@ -149,9 +149,9 @@ def model_file(task: Task) -> TensorFile:
     return TensorFile({spec.name: spec.shape for spec in task.config.model.tensors}, np.float32)
 
 
-def velocity_file(task: Task) -> TensorFile:
-    """The optimiser's state: one float32 tensor named "velocity"."""
-    return TensorFile({"velocity": (task.parameters,)}, np.float32)
+def optimiser_file(task: Task) -> TensorFile:
+    """The optimiser's state: float32 tensors of the model's size."""
+    return TensorFile(dict.fromkeys(task.config.aggregation.optimiser.state, (task.parameters,)), np.float32)
 
 
 def sum_file(task: Task) -> TensorFile:

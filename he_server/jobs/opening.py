@@ -26,11 +26,11 @@ from he_protocol.problems import COMBINE_REFUSED
 from he_protocol.schemes.scheme import DecryptBlock, blocks
 from he_protocol.sharing import Resolution, choices
 from he_protocol.task import Task
-from he_server.blobs.keys import model_blob, sum_blob, total_blob, velocity_blob
+from he_server.blobs.keys import model_blob, optimiser_blob, sum_blob, total_blob
 from he_server.blobs.store import BlobStore, BlobWriter
-from he_server.blobs.tensor_file import TensorFile, file_sha256, model_file, sum_file, velocity_file
+from he_server.blobs.tensor_file import TensorFile, file_sha256, model_file, optimiser_file, sum_file
 from he_server.blobs.vectors import Released, claims_of, read_total, share_readers, sum_layout
-from he_server.rules.aggregation import check_range, mean_of, step, weight_of
+from he_server.rules.aggregation import check_range, mean_of, weight_of
 from he_server.rules.choosing import Candidate, Settled, Unsettled, settle
 from he_server.rules.records import ModelRecord, RoundRecord, ShareRecord
 from he_server.services.context import ServerContext
@@ -194,16 +194,16 @@ class Version:
 
 
 def write_version(task: Task, blobs: BlobStore, round_id: int, kept: Sequence[Bucket], base: ModelRecord) -> Version:
-    """Store the opened sum of these buckets, the model after `base`, and its velocity.
+    """Store the opened sum of these buckets, the model after `base`, and its optimiser's state.
 
     Blocks. Raises `combine-refused` when the model would leave the range of float32, and `disk-full`.
     """
-    models, velocities, sums = model_file(task), velocity_file(task), sum_file(task)
-    old_model, old_velocity = model_blob(task.id, base.sha256), velocity_blob(task.id, base.sha256)
+    models, states, sums = model_file(task), optimiser_file(task), sum_file(task)
+    old_model, old_state = model_blob(task.id, base.sha256), optimiser_blob(task.id, base.sha256)
     models.check(blobs, old_model)
     moved = base.sha256 != task.config.model.initial_model.hex()  # whatever its version is: see `RoundStore.recover`
     if moved:
-        velocities.check(blobs, old_velocity)
+        states.check(blobs, old_state)
     optimiser = task.config.aggregation.optimiser
     report, behind = [np.zeros(0, dtype=np.int64)], task.parameters + task.reports.appended
     with ExitStack() as stack:
@@ -213,7 +213,7 @@ def write_version(task: Task, blobs: BlobStore, round_id: int, kept: Sequence[Bu
             writer.write(file.header)
             return writer
 
-        new_sum, new_velocity, new_model = begin(sums), begin(velocities), begin(models)
+        new_sum, new_state, new_model = begin(sums), begin(states), begin(models)
 
         def keep(first: int, whole: Integers) -> None:
             sums.write(new_sum, first, whole)
@@ -222,15 +222,17 @@ def write_version(task: Task, blobs: BlobStore, round_id: int, kept: Sequence[Bu
 
         for first, mean in _turned_back(task.rotation, _means(task, blobs, kept, keep)):
             model = models.read(blobs, old_model, first, len(mean))
-            velocity = np.zeros(len(mean), dtype=np.float32)
+            state = optimiser.fresh(len(mean))
+            starts = [first + task.parameters * number for number in range(len(state))]
             if moved:
-                velocity = velocities.read(blobs, old_velocity, first, len(mean))
-            model, velocity = step(model, velocity, mean, optimiser)
+                state = np.stack([states.read(blobs, old_state, start, len(mean)) for start in starts])
+            model, state = optimiser.step(model, state, mean, base.version)
             models.write(new_model, first, model)
-            velocities.write(new_velocity, first, velocity)
+            for start, values in zip(starts, state, strict=True):
+                states.write(new_state, start, values)
         sums.write(new_sum, task.length, np.array([sum(bucket.updates for bucket in kept)]))
         digest = file_sha256(new_model.reread(0))
-        new_velocity.commit(velocity_blob(task.id, digest))
+        new_state.commit(optimiser_blob(task.id, digest))
         new_sum.commit(sum_blob(task.id, round_id))
         new_model.commit(model_blob(task.id, digest))
     return Version(digest, np.concatenate(report))

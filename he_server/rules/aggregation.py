@@ -1,18 +1,13 @@
-"""From the opened integer sums of a round to the next model: pure numpy, no I/O, over any run of coordinates.
-
-FedAvgM (Hsu, Qi, Brown 2019): velocity = momentum * velocity + mean; model += learning_rate * velocity.
-"""
+"""From the opened integer sums of a round to its mean: pure numpy, no I/O, over any run of coordinates."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from he_protocol.aggregation.combination import Mean
-from he_protocol.config import Optimiser, TaskConfig
+from he_protocol.config import TaskConfig
 from he_protocol.errors import ProblemError
-from he_protocol.privacy.quantise import Floats, Integers
+from he_protocol.privacy.quantise import Integers
 from he_protocol.problems import COMBINE_REFUSED
 
 
@@ -45,15 +40,3 @@ def mean_of(sums: Sequence[Integers], weights: Sequence[float], config: TaskConf
     """The round's mean from its buckets' sums and weights, as the task combines them; see `Combination`."""
     combination = config.aggregation.load_combination()
     return combination.combine(sums, weights, config.encryption.scale, largest_mean(config))
-
-
-def step(model: Floats, velocity: Floats, mean: Mean, optimiser: Optimiser) -> tuple[Floats, Floats]:
-    """The next model and velocity; the arguments are left as they are, all of one shape.
-
-    Raises `combine-refused` when the model would leave the range of float32.
-    """
-    moved = (optimiser.momentum * velocity.astype(np.float64) + mean).astype(np.float32)
-    after = (model + np.float32(optimiser.learning_rate) * moved).astype(np.float32)
-    if not np.isfinite(after).all():
-        raise ProblemError(COMBINE_REFUSED, "the model would leave the range of float32")
-    return after, moved

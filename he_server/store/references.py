@@ -11,12 +11,12 @@ from he_server.blobs.keys import (
     accumulator_blob,
     key_blob,
     model_blob,
+    optimiser_blob,
     post_blob,
     share_blob,
     sum_blob,
     total_blob,
     update_blob,
-    velocity_blob,
 )
 from he_server.store.engine import Database
 from he_server.store.schema import accumulators, board, models, rounds, shares, updates
@@ -56,7 +56,7 @@ class ReferenceStore:
         names: set[str] = set()
         async with self.database.read() as connection:
             for row in await connection.execute(select(models.c.task_hash, models.c.sha256, models.c.round_id)):
-                names |= {model_blob(row.task_hash, row.sha256), velocity_blob(row.task_hash, row.sha256)}
+                names |= {model_blob(row.task_hash, row.sha256), optimiser_blob(row.task_hash, row.sha256)}
                 names |= {sum_blob(row.task_hash, row.round_id)} if row.round_id is not None else set()
             posts = await connection.execute(select(board.c.task_hash, board.c.blob))
             names.update(post_blob(post.task_hash, post.blob) for post in posts)

@@ -1,4 +1,4 @@
-"""From opened sums to the next model."""
+"""From opened sums to their mean."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from he_party.keyfile import KeyRecord
 from he_protocol import problems
 from he_protocol.aggregation.combination import Mean
-from he_protocol.config import Optimiser, TaskConfig, TensorSpec
+from he_protocol.config import TaskConfig, TensorSpec
 from he_protocol.errors import ProblemError
 from he_protocol.identity.jws import SigningKey
 from he_protocol.privacy.quantise import Integers
-from he_server.rules.aggregation import mean_of, step, weight_of
+from he_server.rules.aggregation import mean_of, weight_of
 from he_testing.clocks import FakeClock
 
 from .world import START, World
@@ -102,19 +102,3 @@ def test_a_fixed_weight_is_shared_by_the_updates_that_are_left() -> None:
     plan = config(weighting="fixed", weight_cap=50.0)
     moved = taken(plan, [(np.array([100, 200, 300, -400]), 2)], updates=4)
     np.testing.assert_allclose(moved, [0.04, 0.08, 0.12, -0.16])
-
-
-def test_momentum() -> None:
-    model, velocity = np.array([1, 1, 0, 0], dtype=np.float32), np.array([1, 0, 0, 2], dtype=np.float32)
-    after, moved = step(model, velocity, np.array([0.1, 0.2, 0.3, 0.4]), Optimiser(learning_rate=0.5, momentum=0.9))
-    np.testing.assert_allclose(moved, [1.0, 0.2, 0.3, 2.2], rtol=1e-6)
-    np.testing.assert_allclose(after, [1.5, 1.1, 0.15, 1.1], rtol=1e-6)
-    assert after.dtype == moved.dtype == np.float32
-    np.testing.assert_array_equal(model, [1, 1, 0, 0])
-    np.testing.assert_array_equal(velocity, [1, 0, 0, 2])
-
-
-def test_a_model_that_would_overflow() -> None:
-    with pytest.raises(ProblemError) as caught, np.errstate(over="ignore"):
-        step(np.full(2, 3e38, dtype=np.float32), np.zeros(2, dtype=np.float32), np.full(2, 3e38), Optimiser())
-    assert caught.value.problem == problems.COMBINE_REFUSED

@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import load
 
 from he_protocol import documents, headers, paths, problems
-from he_protocol.config import Optimiser
+from he_protocol.aggregation.optimiser import Optimiser
 from he_protocol.identity.jws import token_hash, verify
 from he_protocol.messages import FailedBucket, Manifest, PublishedModel, Receipt
 

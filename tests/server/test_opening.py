@@ -19,12 +19,13 @@ from hypothesis import strategies as st
 from safetensors.numpy import save
 
 from he_party.tensors import read_tensors
+from he_protocol.aggregation.optimiser import Optimiser
 from he_protocol.arithmetic.ntt_lanes import LANES
 from he_protocol.config import TensorSpec
 from he_protocol.problems import COMBINE_REFUSED, DISK_FULL, MALFORMED, WRONG_SIZE
 from he_protocol.schemes.scheme import blocks
 from he_protocol.tensors import model_digest
-from he_server.blobs.keys import model_blob, sum_blob, total_blob, velocity_blob
+from he_server.blobs.keys import model_blob, optimiser_blob, sum_blob, total_blob
 from he_server.blobs.tensor_file import TensorFile, model_file, write_tensors
 from he_server.jobs.opening import write_version
 from he_testing.problems import expect_problem
@@ -54,15 +55,18 @@ def reference(closed: ClosedRound) -> tuple[bytes, bytes, bytes]:
         mean = means[trim : closed.buckets - trim].mean(axis=0)
     if closed.task.rotation is not None:
         mean = closed.task.rotation.inverse(mean)
-    velocity = (config.aggregation.optimiser.momentum * closed.velocity.astype(np.float64) + mean).astype(np.float32)
+    before = np.concatenate([closed.model[spec.name].reshape(-1) for spec in config.model.tensors])
+    stepped, state = config.aggregation.optimiser.step(before, closed.state, mean, closed.base.version)
     after, at = {}, 0
-    rate = np.float32(config.aggregation.optimiser.learning_rate)
     for spec in config.model.tensors:
-        change = rate * velocity[at : at + spec.size].reshape(spec.shape)
-        after[spec.name] = closed.model[spec.name] + change
+        after[spec.name] = stepped[at : at + spec.size].reshape(spec.shape)
         at += spec.size
     updates = np.array([closed.buckets * closed.count])
-    return save(after), save({"velocity": velocity}), save({"sum": total, "updates": updates})
+    return (
+        save(after),
+        save(dict(zip(config.aggregation.optimiser.state, state, strict=True))),
+        save({"sum": total, "updates": updates}),
+    )
 
 
 @pytest.mark.parametrize(
@@ -71,6 +75,7 @@ def reference(closed: ClosedRound) -> tuple[bytes, bytes, bytes]:
         (1, {}),
         (1, {"weighting": "examples"}),
         (1, {"rotation": True}),
+        (2, {"optimiser": Optimiser("fedyogi", 0.7, 0.9, half_life=3.0)}),
         (3, {"rotation": True, "weighting": "examples"}),
         (2, {"profile": "kahe-14", "weighting": "examples"}),
         (3, {"combination": "median"}),
@@ -85,7 +90,7 @@ def test_blocks_make_the_same_bytes_as_whole_vectors(tmp_path: Path, buckets: in
     digest = closed.open()
     assert digest == sha256(model).hexdigest()
     assert closed.blobs.read(model_blob(closed.task.id, digest)) == model
-    assert closed.blobs.read(velocity_blob(closed.task.id, digest)) == velocity
+    assert closed.blobs.read(optimiser_blob(closed.task.id, digest)) == velocity
     assert closed.blobs.read(sum_blob(closed.task.id, 1)) == total
     assert closed.partials() == []
 
@@ -97,7 +102,7 @@ def test_where_the_weight_has_a_block_of_its_own(tmp_path: Path) -> None:
     model, velocity, total = reference(closed)
     digest = closed.open()
     assert closed.blobs.read(model_blob(closed.task.id, digest)) == model
-    assert closed.blobs.read(velocity_blob(closed.task.id, digest)) == velocity
+    assert closed.blobs.read(optimiser_blob(closed.task.id, digest)) == velocity
     assert closed.blobs.read(sum_blob(closed.task.id, 1)) == total
 
 
@@ -106,14 +111,14 @@ def test_the_first_round_begins_without_velocity(tmp_path: Path, version: int) -
     """Whatever the initial model's version is by then: rounds may have failed, or a backup was restored."""
     closed = ClosedRound(tmp_path, OUT_OF_ORDER, 1, version=0)
     closed.base = replace(closed.base, version=version)
-    assert closed.blobs.read(velocity_blob(closed.task.id, closed.open())) == reference(closed)[1]
+    assert closed.blobs.read(optimiser_blob(closed.task.id, closed.open())) == reference(closed)[1]
 
 
 def test_a_model_under_a_further_version_keeps_its_velocity(tmp_path: Path) -> None:
     """After a round that failed, and after a recovery."""
     closed = ClosedRound(tmp_path, OUT_OF_ORDER, 1)
     closed.base = replace(closed.base, version=4, round_id=None)
-    assert closed.blobs.read(velocity_blob(closed.task.id, closed.open())) == reference(closed)[1]
+    assert closed.blobs.read(optimiser_blob(closed.task.id, closed.open())) == reference(closed)[1]
 
 
 def test_a_bucket_without_weight_is_dropped(tmp_path: Path) -> None:

@@ -11,15 +11,16 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save
 
+from he_protocol.aggregation.optimiser import Optimiser
 from he_protocol.arithmetic.ntt_lanes import LANES, CommonProduct
 from he_protocol.arithmetic.residues import ResidueLayout, Residues, pack, unpack
-from he_protocol.config import Optimiser, TensorSpec
+from he_protocol.config import TensorSpec
 from he_protocol.messages import Manifest, ManifestEntry, Share, ShareVector
 from he_protocol.privacy.quantise import Integers
 from he_protocol.schemes import scheme
 from he_protocol.schemes.ckks import CkksProfile
 from he_protocol.schemes.kahe import common_key
-from he_server.blobs.keys import model_blob, share_blob, total_blob, velocity_blob
+from he_server.blobs.keys import model_blob, optimiser_blob, share_blob, total_blob
 from he_server.blobs.local import LocalBlobs
 from he_server.blobs.tensor_file import write_tensors
 from he_server.blobs.vectors import Released, read_total, stored_type, sum_layout
@@ -31,7 +32,7 @@ SCALE = 512.0
 
 
 class ClosedRound:
-    """Random sums and a random share of one holder that opens them; model and velocity are random too."""
+    """Random sums and a random share of one holder that opens them; model and optimiser's state are random too."""
 
     count = 2
     """Updates of each bucket."""
@@ -53,9 +54,9 @@ class ClosedRound:
             for i in range(buckets * self.count)
         ]
         self.manifest = Manifest(self.task.hash, 1, 1, 1, int(NOW), version, tuple(updates))
-        self.velocity = np.zeros(self.task.parameters, dtype=np.float32)
+        self.state = self.task.config.aggregation.optimiser.fresh(self.task.parameters)
         if version:
-            self.velocity = self._rng.standard_normal(self.task.parameters, dtype=np.float32)
+            self.state = np.abs(self._rng.standard_normal(self.state.shape, dtype=np.float32))
         self.base = ModelRecord(version, 1 if version else None, "")
         self.keep_base()
         if self.task.config.aggregation.weighting == "examples":
@@ -63,18 +64,21 @@ class ClosedRound:
                 self.weigh(bucket, 700 + bucket)
 
     def keep_base(self) -> None:
-        """Store model and velocity as they are now."""
+        """Store model and state as they are now."""
         data = write_tensors(self.model)
         digest = sha256(data).hexdigest()
         self.blobs.put(model_blob(self.task.id, digest), data)
         if self.base.version:
-            self.blobs.put(velocity_blob(self.task.id, digest), save({"velocity": self.velocity}))
+            self.blobs.put(
+                optimiser_blob(self.task.id, digest),
+                save(dict(zip(self.task.config.aggregation.optimiser.state, self.state, strict=True))),
+            )
         self.base = ModelRecord(self.base.version, self.base.round_id, digest)
 
     def forget(self) -> None:
         """Keep nothing of a model's size in memory."""
         self.model.clear()
-        self.velocity = np.zeros(0, dtype=np.float32)
+        self.state = np.zeros((1, 0), dtype=np.float32)
 
     def weigh(self, bucket: int, weight: int) -> None:
         """Make this the last integer that a bucket opens to (scheme `kahe`)."""
