@@ -39,6 +39,12 @@ import numpy as np
 def update(model):
     return {name: np.full(value.shape, 0.01, np.float32) for name, value in model.items()}
 """
+EXAMPLE = """
+import torch
+
+def example():
+    return torch.nn.Linear(4, 2), torch.nn.functional.mse_loss, torch.randn(8, 4), torch.randn(8, 2)
+"""
 
 
 def smaller(text: str) -> str:
@@ -78,6 +84,7 @@ async def test_the_how_to(tmp_path: Path, database: str) -> None:
     (tmp_path / "project.toml").write_text(marked(HOW_TO, "project", "toml"))
     (tmp_path / "mypackage").mkdir()
     (tmp_path / "mypackage" / "training.py").write_text(TRAINING)
+    (tmp_path / "mine.py").write_text(EXAMPLE)
     initial = f"import torch\nmodule = torch.nn.Linear(4, 2)\n{marked(HOW_TO, 'initial')}"
     subprocess.run([sys.executable, "-c", initial], check=True, cwd=tmp_path)
     shapes = {name: value.shape for name, value in load_file(tmp_path / "initial.safetensors").items()}
