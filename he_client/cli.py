@@ -335,6 +335,7 @@ async def _status(settings: ClientSettings) -> dict[str, object]:
             "epsilon_planned": round(client.privacy_planned(task), 4),
             "delta": task.config.privacy.delta,
             "neighbours": task.config.privacy.neighbours,
+            "reports": ", ".join(metric.name for metric in task.config.aggregation.metrics),
             "credential_until": client.credential_until,
         }
 

@@ -301,6 +301,9 @@ def _describe(config: TaskConfig, out: Path) -> None:
         )
     else:
         console.out.print("sums are opened without differential privacy")
+    if config.aggregation.metrics:
+        asked = ", ".join(metric.name for metric in config.aggregation.metrics)
+        console.out.print(f"clients report, in the same sums: {asked}", soft_wrap=True)
 
 
 def _tensors(model: Path) -> dict[str, npt.NDArray[Any]]:

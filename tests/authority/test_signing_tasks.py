@@ -95,6 +95,9 @@ def refused(result: Result, slug: str, *words: str) -> None:
         (NO_DP, '[privacy]\nunit = "none"\nepsilon_budget = inf\n\n', "bad-plan", "privacy.epsilon_budget"),
         ("value_range = 4.0", "value_range = inf", "bad-plan", "aggregation.value_range"),
         ("value_range = 4.0", "value_range = 4.0\nweight_cap = inf", "bad-plan", "aggregation.weight_cap"),
+        ("value_range = 4.0", "value_range = 4.0\nmetrics = [{name = 'a', high = inf}]", "bad-plan", "metric 'a'"),
+        ("value_range = 4.0", "value_range = 4.0\nmetrics = [{name = 'a', low = 2.0}]", "bad-plan", "low < high"),
+        ("value_range = 4.0", "value_range = 4.0\nmetrics = [{name = 'A b'}]", "bad-plan", "metrics"),
         (
             "value_range = 4.0",
             "value_range = 4.0\noptimiser = {learning_rate = inf}",
@@ -253,3 +256,18 @@ def test_a_plan_of_the_server_names_a_round_of_one() -> None:
     result = CliRunner().invoke(server, ["plan", *sizes, "--min-clients", "1"])
     assert (result.exit_code, "[bad-plan]" in result.stderr) == (2, True)
     assert json.loads(CliRunner().invoke(server, ["plan", *sizes, "--min-clients", "2"]).stdout)["recommended"]
+
+
+@pytest.mark.usefixtures("office")
+def test_whoever_signs_sees_what_clients_report() -> None:
+    save_file({"w": W}, "model.safetensors")
+    plan = Path("plan.toml").read_text()
+    Path("plan.toml").write_text(
+        plan.replace(
+            "value_range = 4.0", "value_range = 4.0\nmetrics = [{name = 'loss', high = 5.0}, {name = 'saturated'}]"
+        )
+    )
+    done = sign()
+    assert done.exit_code == 0, done.output
+    assert "clients report, in the same sums: loss, saturated" in done.output
+    assert signed().length == signed().parameters + 3
