@@ -378,6 +378,9 @@ EDITS = (
         "one == other",
     ),
     *_returns("he_protocol/envelope.py", "check_possession"),
+    *_returns("he_party/names.py", "check_display"),
+    Edit("he_protocol/aggregation/metrics.py: norm", "self.reach * sqrt(self._moved)", "0.0"),
+    Edit("he_protocol/privacy/plan.py: spent_together", "delta -= openings * ROUNDING_DELTA", "pass", "a delta below"),
     # Enrolling for somebody else.
     _never(_INVITED, "len(known) != ID_BYTES or not hmac.compare_digest(mac, request.invited)", "another key, or"),
     _never(_INVITED, "known[0] & ~NAMED != ROLES.index(request.role)", "an invitation used"),
