@@ -73,7 +73,7 @@ test-fast: $(VENV)/.warm ## what needs no database and no other process, in less
 
 test-long: $(VENV)/.warm coverage ## what `make test` leaves out, bounded, for CI
 	$(PYTEST) -m long tests $(COVERING:%=--ignore=%)
-	$(BIN)/python -m tests.simulation.soak 400 --seconds 30
+	$(BIN)/python -m tests.simulation.soak 250 --seconds 30
 	$(BIN)/python -m tests.simulation.mutants --sample 2
 	$(BIN)/python -m tests.security.defences --sample 10
 	$(BIN)/python -m tests.fuzz --seconds 60
