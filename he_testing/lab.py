@@ -89,7 +89,7 @@ def up(
         try:
             with _shown(folder), deployment:
                 _start(deployment, joined)
-                (folder / JOINED_FILE).write_text(deployment.url)
+                write_durably(folder / JOINED_FILE, deployment.url.encode())
                 write_durably(url_file, deployment.url.encode())
                 typer.echo(f"ready: he-client train FILE.py:FUNCTION --lab {folder} --all")
                 _watch(deployment)

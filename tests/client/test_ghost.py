@@ -18,7 +18,18 @@ from he_client.training import Arrays, Way, gradients, rows
 from he_client.training.ghost import known_layers, worthwhile
 from he_client.training.gradients import Method, fastest, sum_by
 from tests.client.per_record import norm_of
-from tests.client.test_layers import LSTM, RECORD_BY_RECORD, RECORDS, TOGETHER, WIDTH, Mean, images, sequences, words
+from tests.client.test_layers import (
+    LSTM,
+    RECORD_BY_RECORD,
+    RECORDS,
+    TOGETHER,
+    WIDTH,
+    Joined,
+    Mean,
+    images,
+    sequences,
+    words,
+)
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning"),
@@ -262,15 +273,6 @@ def test_small_pieces_give_the_same_sums(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_several_inputs_by_place_and_by_name() -> None:
-    class Joined(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.words, self.head = nn.Embedding(9, WIDTH), nn.Linear(2 * WIDTH, 1)
-
-        def forward(self, numbers: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
-            whole: torch.Tensor = self.head(torch.cat([numbers, self.words(words)], dim=-1).mean(dim=1))
-            return whole
-
     torch.manual_seed(14)
     module, numbers, ids, targets = Joined(), sequences(), words(), torch.randn(RECORDS)
     expected = summed("streamed", module, (numbers, ids), targets)

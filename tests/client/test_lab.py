@@ -17,6 +17,7 @@ from typer.testing import CliRunner, Result
 from he_client import cli, lab
 from he_client.importing import load_named
 from he_client.lab import MARK, InTurn, Lab, as_client, together
+from he_party.files import write_durably
 from he_party.threads import abandonable
 from he_protocol.errors import ProblemError
 from he_protocol.problems import BAD_SETTINGS
@@ -242,7 +243,7 @@ def test_whoever_comes_while_the_lab_starts_waits_for_the_server(made: Path) -> 
         url = asked.submit(Lab.open(made).url)
         with pytest.raises(TimeoutError):
             url.result(0.3)
-        (made / lab.URL_FILE).write_text("http://127.0.0.1:1")
+        write_durably(made / lab.URL_FILE, b"http://127.0.0.1:1")  # as labs do: at no moment is it there and empty
         assert url.result(10) == "http://127.0.0.1:1"
 
 

@@ -198,16 +198,17 @@ def test_parameters_of_any_float(kind: torch.dtype, digits: int) -> None:
     compared(Mean(nn.Linear(WIDTH, WIDTH)).to(kind), sequences().to(kind), rtol=2.0 ** (2 - digits), atol=2.0**-digits)
 
 
+class Joined(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.head = nn.Embedding(9, WIDTH), nn.Linear(2 * WIDTH, 1)
+
+    def forward(self, numbers: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
+        whole: torch.Tensor = self.head(torch.cat([numbers, self.words(words)], dim=-1).mean(dim=1))
+        return whole
+
+
 def test_a_module_of_several_inputs() -> None:
-    class Joined(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.words, self.head = nn.Embedding(9, WIDTH), nn.Linear(2 * WIDTH, 1)
-
-        def forward(self, numbers: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
-            whole: torch.Tensor = self.head(torch.cat([numbers, self.words(words)], dim=-1).mean(dim=1))
-            return whole
-
     torch.manual_seed(7)
     module, numbers, ids = Joined(), sequences(), words()
     compared(module, (numbers, ids))
