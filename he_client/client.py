@@ -145,10 +145,10 @@ class HushSumClient:
 
         update: tensors of the task's names and shapes, of any library: the change of the model (or, at record
         level, the sum of clipped gradients times -1). `metrics`: numbers by name, of which those that the task asks for
-        join its sums. `within` is as in `upload`. Under a DP plan values that cannot be
-        used become zero (see `he_client.quantise.UpdateQuantiser`). Raises the refusal that names what is wrong: then
-        nothing is left that could be sent later. Only when the service fails, so that nobody knows whether the update
-        arrived, the encrypted update stays in the state directory, and `resume` sends the same bytes again.
+        join its sums. `within` is as in `upload`. Under a DP plan values that cannot be used become zero (see
+        `he_client.quantise.UpdateQuantiser`). Raises the refusal that names what is wrong: then nothing is left that
+        could be sent later. Only when the service fails, so that nobody knows whether the update arrived, the encrypted
+        update stays in the state directory, and `resume` sends the same bytes again.
         """
         started = time.perf_counter()
         quantiser = UpdateQuantiser(task, flatten(task, update), examples, metrics=metrics)

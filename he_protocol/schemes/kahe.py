@@ -119,7 +119,7 @@ class Kahe:
         """Any number will do: every key is used once and no noise is reused."""
 
     def decryptor(self, released: Sequence[ReadBlock], length: int, count: int, epoch_id: bytes) -> DecryptBlock:
-        """See `Scheme.decryptor`. What it opens carries the summed error, std 6.4 * sqrt(count)."""
+        """See `Scheme.decryptor`. What it opens carries the summed error, std `error_std` * sqrt(count)."""
         degree, modulus = self.profile.degree, self.profile.modulus
         error = largest_error(self.profile, count)
         key = combined_key(self.profile, [read(0, 1) for read in released], count)
